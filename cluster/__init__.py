@@ -1,0 +1,1 @@
+"""What the machine is, and where a run keeps its things. Imports nothing of ours."""

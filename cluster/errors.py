@@ -1,0 +1,21 @@
+"""The ways a run ends early that are not bugs. The driver turns each into its exit code."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one sentence that names it and the mend."""
+
+    exit_code = 2
+
+
+class NoExamplesError(RuntimeError):
+    """Synthesis ended and nothing is left to train on; its paths are kept."""
+
+    exit_code = 3
+
+
+class InterruptedRunError(RuntimeError):
+    """Ctrl-C or SIGTERM: what was finished is on disk, the same command goes on from there."""
+
+    exit_code = 130

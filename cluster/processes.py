@@ -1,0 +1,65 @@
+"""Processes that must be gone before the next step takes their processors or GPUs.
+
+On the driver: `wait_until_gone`. On each node that had a worker: a task without CPUs that waits
+for the worker's processes, and ends those that outlive it. What crosses: process ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+GRACE_S = 30.0
+
+
+def child_processes() -> list[int]:
+    """The ids of all processes below this one."""
+    return [process.pid for process in psutil.Process().children(recursive=True)]
+
+
+def end_processes(pids: Sequence[int], grace_s: float) -> list[int]:
+    """Wait until the processes are gone; after `grace_s` seconds kill those that are left.
+
+    Returns the ids of the killed ones. Ray reuses an idle worker process for other work, so a
+    live process that is an idle Ray worker is not one of them.
+    """
+    processes = []
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            if not process.name().startswith("ray::IDLE"):
+                processes.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=grace_s)
+    return [process.pid for process in alive]
+
+
+def wait_until_gone(workers: Sequence[dict[str, Any]]) -> None:
+    """Wait, on every node, until the workers `{node_id, pids}` and their children are gone.
+
+    Prints which processes had to be killed.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    by_node: dict[str, list[int]] = {}
+    for worker in workers:
+        by_node.setdefault(worker["node_id"], []).extend(worker["pids"])
+    end = ray.remote(num_cpus=0)(end_processes)
+    alive_nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    waits = [
+        end.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
+            pids, GRACE_S
+        )
+        for node_id, pids in by_node.items()
+        if node_id in alive_nodes
+    ]
+    for killed in ray.get(waits):
+        if killed:
+            print(f"engine processes {killed} did not end by themselves and were killed")

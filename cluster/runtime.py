@@ -1,0 +1,159 @@
+"""The one `ray.init` of a run, and how the run is asked to stop.
+
+On the driver only. On a laptop it starts a Ray of its own without a dashboard (so no job API is
+open); on a cluster, or under `ray job submit`, it joins the one that is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cluster.errors import InputError
+from cluster.settings import OPERATIONAL, Settings
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ClusterSettings(Settings):
+    """The Ray cluster that a run works on."""
+
+    address: Annotated[str | None, OPERATIONAL] = None
+    """Of a running cluster (`auto` or host:port); null starts a local one unless RAY_ADDRESS or a
+    job names one."""
+    num_cpus: Annotated[int, OPERATIONAL, Field(gt=0)] | None = None
+    """Logical CPUs of a local cluster; null is all the machine has."""
+    object_store_gib: Annotated[float, OPERATIONAL, Field(gt=0)] = 1.0
+    """Object store of a local cluster. Only chunks of questions and receipts pass through it."""
+    progress_every_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 5.0
+    """Seconds between two progress lines when the output is not a terminal."""
+
+
+class StorageSettings(Settings):
+    """Where runs are kept."""
+
+    root: Annotated[str, OPERATIONAL] = "runs"
+    """A folder or URI (`s3://`, `gs://`) that every node can reach; a run is a folder in it."""
+    cache: Annotated[str, OPERATIONAL] = "~/.cache/regenesis"
+    """A local folder of each node for converted models."""
+
+
+class StopRequest:
+    """Set by the first Ctrl-C or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._interrupts = False
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal interrupts: what runs there keeps checkpoints of its own."""
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
+
+    def install(self) -> None:
+        """Take over both signals. Call after `ray.init`, which installs its own handlers."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        if self._event.is_set() or self._interrupts:
+            raise KeyboardInterrupt
+        self._event.set()
+        name = signal.Signals(number).name
+        print(f"{name}: keeping what is finished, then stopping", file=sys.stderr, flush=True)
+
+
+def in_submitted_job() -> bool:
+    """Whether this process is the entry point of a `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def check_storage_root(root: str) -> None:
+    """Refuse a relative root under a job. Raises `InputError`.
+
+    A job runs in a copy of its working directory that vanishes with it.
+    """
+    if in_submitted_job() and "://" not in root and not Path(root).expanduser().is_absolute():
+        raise InputError(
+            f"storage.root {root!r} is relative, and a submitted job's working directory vanishes "
+            "with the job; give an absolute folder that all nodes share, or a URI"
+        )
+
+
+@contextmanager
+def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
+    """Join or start Ray for the length of the block; yields the request to stop."""
+    import ray
+
+    stop = StopRequest()
+    ray.init(**_init_arguments(settings))
+    _quieten()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop.install()
+    try:
+        yield stop
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        ray.shutdown()
+
+
+def _init_arguments(settings: ClusterSettings) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "log_to_driver": False,
+        "configure_logging": True,
+        "logging_level": logging.WARNING,
+    }
+    if settings.address or os.environ.get("RAY_ADDRESS") or in_submitted_job():
+        return arguments | {"address": settings.address or "auto"}
+    return arguments | {
+        "address": "local",
+        "num_cpus": settings.num_cpus,
+        "include_dashboard": False,
+        "object_store_memory": int(settings.object_store_gib * 2**30),
+        "runtime_env": {"env_vars": {"PYTHONPATH": _python_path()}},
+    }
+
+
+def _python_path() -> str:
+    """Workers import our folders from the repository, wherever the driver was started."""
+    inherited = os.environ.get("PYTHONPATH", "")
+    return os.pathsep.join(filter(None, [str(_REPOSITORY), inherited]))
+
+
+def _quieten() -> None:
+    """Keep Ray Data's own progress and log lines off the terminal; its log files have them."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_folder() -> str:
+    """Where this session's Ray, vLLM and worker logs are on the head node."""
+    import ray
+
+    return str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")

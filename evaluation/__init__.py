@@ -1,0 +1,1 @@
+"""What correct means, and how good a model is. Imports `cluster` only."""

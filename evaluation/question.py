@@ -1,0 +1,84 @@
+"""The question: what the model must answer, and what counts as the right answer.
+
+A row of the `questions` step, for example::
+
+    {"question_id": "gsm8k/train/00042", "dataset": "gsm8k", "split": "train",
+     "domain": "in_domain", "question": "Natalia sold ...", "answer": "72",
+     "answer_type": "number", "choices": []}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+
+AnswerType = Literal["number", "choice", "boolean", "text"]
+Domain = Literal["in_domain", "out_of_domain"]
+Split = Literal["train", "dev", "test"]
+
+ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+QUESTION_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("domain", pa.string()),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("answer_type", pa.string()),
+        ("choices", pa.list_(pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with its ground truth.
+
+    `answer` is canonical for its type: a plain decimal string, a capital letter by position in
+    `choices`, `yes` or `no`, or free text. `choices` is empty unless the type is `choice`.
+    """
+
+    question_id: str
+    dataset: str
+    split: Split
+    domain: Domain
+    question: str
+    answer: str
+    answer_type: AnswerType
+    choices: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All the model may see: the question and, when there are any, its lettered options."""
+        if not self.choices:
+            return self.question
+        options = zip(string.ascii_uppercase, self.choices, strict=False)
+        return "\n".join([self.question, *(f"{letter}) {text}" for letter, text in options)])
+
+    @property
+    def normalized_text(self) -> str:
+        """The text by which two questions are the same one: no case, no runs of white space."""
+        return " ".join(self.text.casefold().split())
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over text and answer: a changed question with an old id is a new one."""
+        content = "\x1f".join([self.text, self.answer, self.answer_type])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def to_row(self) -> dict[str, Any]:
+        """The question as a row of `QUESTION_SCHEMA`."""
+        return asdict(self) | {"choices": list(self.choices)}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Question:
+        """The inverse of `to_row`; columns that are not the question's own are left aside."""
+        own = {name: row[name] for name in QUESTION_SCHEMA.names}
+        return cls(**(own | {"choices": tuple(row["choices"] or ())}))

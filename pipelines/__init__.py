@@ -1,0 +1,1 @@
+"""How reasoning paths are made and chosen. Imports `cluster` and `evaluation`."""

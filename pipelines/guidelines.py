@@ -1,0 +1,98 @@
+"""The general reasoning guidelines and the prompts of the three stages, ours or a user's own."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.errors import InputError
+
+GUIDELINES_FILE = Path(__file__).with_name("guidelines.yaml")
+PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
+
+_PROMPT_FIELDS = {
+    "adapt": {"question", "guideline"},
+    "structure": {"question", "adapted_guideline"},
+    "path": {"question", "structure"},
+}
+_KNOWN_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
+
+
+@dataclass(frozen=True, slots=True)
+class Guideline:
+    """One general piece of advice; its id is part of every path id made with it."""
+
+    guideline_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The user turns of the three stages, with fields in braces."""
+
+    adapt: str
+    structure: str
+    path: str
+
+
+def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
+    """The guidelines of a YAML file: a list of `{id, text}`. Raises `InputError`."""
+    rows = _read_yaml(path)
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: expected a list of guidelines, each with `id` and `text`")
+    guidelines = tuple(_read_guideline(path, number, row) for number, row in enumerate(rows, 1))
+    ids = [guideline.guideline_id for guideline in guidelines]
+    for guideline_id in ids:
+        if ids.count(guideline_id) > 1:
+            raise InputError(f"{path}: the guideline id {guideline_id!r} is given twice")
+    return guidelines
+
+
+def _read_guideline(path: Path, number: int, row: Any) -> Guideline:
+    if not isinstance(row, dict) or set(row) != {"id", "text"}:
+        raise InputError(f"{path}: guideline {number} needs exactly `id` and `text`")
+    guideline_id, text = row["id"], row["text"]
+    if not isinstance(guideline_id, str) or not guideline_id or "/" in guideline_id:
+        raise InputError(f"{path}: guideline {number}: the id is a word without a slash")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{path}: guideline {guideline_id!r} has no text")
+    return Guideline(guideline_id, text.strip())
+
+
+def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
+    """The prompts of a YAML file with the keys adapt, structure, path. Raises `InputError`."""
+    tree = _read_yaml(path)
+    if not isinstance(tree, dict) or set(tree) != set(_PROMPT_FIELDS):
+        raise InputError(f"{path}: expected the three prompts {', '.join(_PROMPT_FIELDS)}")
+    for stage, text in tree.items():
+        _check_prompt(path, stage, text)
+    return Prompts(**{stage: text.strip() for stage, text in tree.items()})
+
+
+def _check_prompt(path: Path, stage: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{path}: the prompt {stage} is not text")
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
+        ) from error
+    if unknown := fields - _KNOWN_FIELDS:
+        known = ", ".join(sorted(_KNOWN_FIELDS))
+        raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
+    if lacking := _PROMPT_FIELDS[stage] - fields:
+        raise InputError(f"{path}: the prompt {stage} lacks {{{min(lacking)}}}")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error

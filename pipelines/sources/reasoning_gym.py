@@ -1,0 +1,136 @@
+"""Questions made by `reasoning_gym`: procedural families, no download, any number of them.
+
+A family is one stream. Item i is drawn from `Random(seed + i)`, so two seeds are one stream moved
+by their difference: different families should get seeds further apart than their streams are
+long, or they ask for the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pydantic
+
+from cluster.errors import InputError
+from cluster.settings import Settings
+from evaluation.grader import canonical_answer
+from evaluation.question import SPLITS, Domain, Question, Split
+
+Value = bool | int | float | str | tuple[bool | int | float | str, ...]
+
+
+class ReasoningGymSource(Settings):
+    """Questions of one `reasoning_gym` family."""
+
+    kind: Literal["reasoning_gym"]
+
+    family: str
+    """The family's name, such as `chain_sum`."""
+
+    settings: dict[str, Value] = pydantic.Field(default_factory=dict)
+    """The family's own settings; what is not given keeps the family's default."""
+
+    seed: pydantic.NonNegativeInt = 0
+    """Where the family's stream starts."""
+
+    answer_type: Literal["number", "boolean", "text"] = "number"
+    """What the family's answers are."""
+
+    @pydantic.field_validator("settings", mode="before")
+    @classmethod
+    def _are_plain(cls, settings: Any) -> Any:
+        # Said here in one sentence; pydantic would complain once for each member of the union.
+        if not isinstance(settings, dict):
+            return settings
+        lists = {name: value for name, value in settings.items() if isinstance(value, list)}
+        plain = settings | {name: tuple(value) for name, value in lists.items()}
+        for name, value in plain.items():
+            items = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(item, bool | int | float | str) for item in items):
+                raise ValueError(f"{name} must be a number, text, true, false or a list of these")
+        return plain
+
+
+def draw_questions(
+    source: ReasoningGymSource,
+    dataset: str,
+    domain: Domain,
+    wanted: Mapping[Split, int],
+    split_of: Callable[[str], Split],
+) -> dict[Split, list[Question]]:
+    """Draw from the stream until each split holds `wanted` different questions.
+
+    `split_of` assigns a normalized text to a split, so a text never stands in two. Questions are
+    in the order of the stream, repeats included, so asking for more only appends. Raises
+    `InputError` for an unknown family, settings it refuses, answers of another type, or when the
+    stream does not hold enough different questions.
+    """
+    num_draws = 1_000 + 20 * sum(wanted.values())
+    family = _open_family(source, dataset, num_draws)
+    drawn: dict[Split, list[Question]] = {split: [] for split in SPLITS}
+    texts: dict[Split, set[str]] = {split: set() for split in SPLITS}
+    for index in range(num_draws):
+        if all(len(texts[split]) >= wanted[split] for split in SPLITS):
+            break
+        question = _to_question(source, dataset, domain, index, family[index], split_of)
+        if len(texts[question.split]) < wanted[question.split]:
+            texts[question.split].add(question.normalized_text)
+            drawn[question.split].append(question)
+    for split in SPLITS:
+        if len(texts[split]) < wanted[split]:
+            raise InputError(
+                f"questions.datasets.{dataset}: {source.family} gave {len(texts[split])} different "
+                f"{split} questions in {num_draws} draws, {wanted[split]} are wanted; lower "
+                f"num_{split} or make source.settings wider"
+            )
+    return drawn
+
+
+def _open_family(source: ReasoningGymSource, dataset: str, num_draws: int) -> Any:
+    """The family's dataset, after one item was drawn to try its settings."""
+    from reasoning_gym.factory import DATASETS, create_dataset  # two seconds; only where used
+
+    field = f"questions.datasets.{dataset}.source"
+    if source.family not in DATASETS:
+        nearest = difflib.get_close_matches(source.family, DATASETS, n=3, cutoff=0.4)
+        hint = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(DATASETS)}"
+        raise InputError(f"{field}.family: no reasoning_gym family {source.family!r}; {hint}")
+    known = {setting.name for setting in dataclasses.fields(DATASETS[source.family][1])}
+    for name in source.settings:
+        if name in ("seed", "size"):
+            raise InputError(f"{field}.settings.{name}: give source.seed and num_* instead")
+        if name not in known:
+            raise InputError(
+                f"{field}.settings.{name}: {source.family} has no such setting; it has "
+                f"{', '.join(sorted(known - {'seed', 'size'}))}"
+            )
+    try:
+        family = create_dataset(source.family, **source.settings, seed=source.seed, size=num_draws)
+        family[0]
+    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{field}.settings: {source.family} refuses them: {error}") from error
+    return family
+
+
+def _to_question(
+    source: ReasoningGymSource,
+    dataset: str,
+    domain: Domain,
+    index: int,
+    item: Mapping[str, Any],
+    split_of: Callable[[str], Split],
+) -> Question:
+    """Item `index` of the stream, in the split that its text belongs to."""
+    try:
+        answer = canonical_answer(str(item["answer"]), source.answer_type)
+    except ValueError as error:
+        raise InputError(
+            f"questions.datasets.{dataset}.source.answer_type: item {index} of {source.family} "
+            f"does not fit: {error}"
+        ) from error
+    question = Question("", dataset, "train", domain, item["question"], answer, source.answer_type)
+    split = split_of(question.normalized_text)
+    return dataclasses.replace(question, question_id=f"{dataset}/{split}/{index:06d}", split=split)

@@ -1,0 +1,107 @@
+"""The `paths` step: all reasoning paths of every training question, each with its verdict.
+
+What a worker of the pool does with one question is `SynthesizePaths`; the row it returns::
+
+    {"question_id": "gsm8k/train/00042", "question_fingerprint": "9f...", "attempt": 0,
+     "dataset": "gsm8k", "round": 0, "strategy": "regenesis", "paths": [{...}, ...]}
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.engine import Engine, EngineSettings
+from cluster.ledger import LEDGER_FIELDS
+from cluster.settings import content_of
+from evaluation.grader import GRADER_VERSION, Verdict, grade
+from evaluation.question import AnswerType, Question
+from pipelines.chain import PATH_TYPE, STRATEGY, Recipe, run_chains
+
+PATHS_SCHEMA = pa.schema(
+    [
+        *LEDGER_FIELDS,
+        ("dataset", pa.string()),
+        ("round", pa.int32()),
+        ("strategy", pa.string()),
+        ("grader_version", pa.string()),
+        ("paths", pa.list_(PATH_TYPE)),
+    ]
+)
+
+
+def paths_content(recipe: Recipe, engine: EngineSettings, model_identity: str) -> dict[str, Any]:
+    """All that decides what the paths of a question are; a change of it is a new step folder."""
+    return {
+        "round": recipe.round,
+        "model": model_identity,
+        "engine": content_of(engine),
+        "synthesis": content_of(recipe.settings),
+        "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
+        "prompts": asdict(recipe.prompts),
+    }
+
+
+@dataclass(frozen=True)
+class SynthesizePaths:
+    """The pool's handler for the `paths` step."""
+
+    recipe: Recipe
+    read_last: tuple[AnswerType, ...]
+    """Answer types whose last number or letter counts when nothing clearer was written."""
+
+    async def __call__(
+        self, engine: Engine, question: dict[str, Any], slots: asyncio.Semaphore
+    ) -> dict[str, Any]:
+        asked = Question.from_row(question)
+        paths = await run_chains(engine, self.recipe, asked, slots)
+        # A grade takes processor time; the event loop has an engine to feed.
+        graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
+        return {
+            "question_id": asked.question_id,
+            "question_fingerprint": asked.fingerprint,
+            "attempt": 0,
+            "dataset": asked.dataset,
+            "round": self.recipe.round,
+            "strategy": STRATEGY,
+            "grader_version": GRADER_VERSION,
+            "paths": graded,
+        }
+
+    def accepted(self, row: dict[str, Any]) -> int:
+        return sum(path["verdict"] == Verdict.CORRECT for path in row["paths"])
+
+
+def grade_paths(
+    paths: list[dict[str, Any]], question: Question, read_last: tuple[AnswerType, ...]
+) -> list[dict[str, Any]]:
+    """The paths with `predicted`, `verdict` and `read_as` by today's grader."""
+    return [path | grade_path(path, question, read_last) for path in paths]
+
+
+def grade_path(
+    path: dict[str, Any], question: Question, read_last: tuple[AnswerType, ...]
+) -> dict[str, Any]:
+    """The three grading columns of one path; one that failed has no answer to read."""
+    if path["error"]:
+        return {"predicted": None, "verdict": Verdict.ERROR.value, "read_as": None}
+    result = grade(
+        path["reasoning"],
+        question,
+        read_last=question.answer_type in read_last,
+        finished=path_finished(path),
+    )
+    return {
+        "predicted": result.predicted,
+        "verdict": result.verdict.value,
+        "read_as": result.read_as.value,
+    }
+
+
+def path_finished(path: dict[str, Any]) -> bool:
+    """Whether the model ended its solution by itself."""
+    last = path["generations"][-1] if path["generations"] else {}
+    return bool(last.get("finish_reason") == "stop")

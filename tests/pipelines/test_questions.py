@@ -1,0 +1,274 @@
+"""Splits, limits and overlaps of the questions of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from cluster.errors import InputError
+from evaluation.question import SPLITS, Question
+from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
+    tree = {"folder": str(folder), "datasets": datasets}
+    return QuestionSettings.model_validate_json(json.dumps(tree))
+
+
+def load(folder: Path, **datasets: Any) -> QuestionSet:
+    return load_questions(settings_of(folder, **datasets))
+
+
+def write(folder: Path, name: str, texts: Mapping[str, str] | Iterable[str]) -> str:
+    """A file of number questions; ids are the texts themselves unless a mapping gives them."""
+    named = texts if isinstance(texts, Mapping) else {text: text for text in texts}
+    lines = [
+        json.dumps({"id": key, "question": text, "answer": 7, "answer_type": "number"})
+        for key, text in named.items()
+    ]
+    (folder / name).write_text("\n".join(lines))
+    return name
+
+
+def numbered(num: int, word: str = "question") -> list[str]:
+    return [f"{word} {number}" for number in range(num)]
+
+
+def texts_of(questions: Iterable[Question], split: str, dataset: str = "") -> list[str]:
+    return [q.question for q in questions if q.split == split and dataset in ("", q.dataset)]
+
+
+def ids_of(questions: Iterable[Question], split: str) -> list[str]:
+    return [q.question_id for q in questions if q.split == split]
+
+
+def files(**paths: Any) -> dict[str, Any]:
+    return {"source": {"kind": "files"} | paths}
+
+
+def family(name: str, num: int = 30, **more: Any) -> dict[str, Any]:
+    source = {"kind": "reasoning_gym", "family": name} | more.pop("source", {})
+    return {"source": source, "num_train": num, "num_dev": num, "num_test": num} | more
+
+
+def counts_of(loaded: QuestionSet, dataset: str, split: str) -> Mapping[str, Any]:
+    return next(c for c in loaded.counts if (c["dataset"], c["split"]) == (dataset, split))
+
+
+def test_dev_is_carved_from_train_by_id(tmp_path: Path) -> None:
+    train, test = write(tmp_path, "a.jsonl", numbered(1000)), write(tmp_path, "b.jsonl", ["t"])
+    loaded = load(tmp_path, mine=files(train=train, test=test)).questions
+    assert 70 <= len(texts_of(loaded, "dev")) <= 130
+    assert len(loaded) == 1001
+    (tmp_path / "a.jsonl").unlink()
+    write(tmp_path, "a.jsonl", numbered(1500)[::-1])
+    longer = load(tmp_path, mine=files(train=train, test=test)).questions
+    assert set(texts_of(loaded, "dev")) <= set(texts_of(longer, "dev"))
+    assert set(texts_of(loaded, "train")) <= set(texts_of(longer, "train"))
+
+
+def test_test_share_is_carved_only_without_a_test_file(tmp_path: Path) -> None:
+    train = write(tmp_path, "a.jsonl", numbered(500))
+    carved = load(tmp_path, mine=files(train=train) | {"test_share": 0.5}).questions
+    assert 200 <= len(texts_of(carved, "test")) <= 300
+    test = write(tmp_path, "b.jsonl", ["t"])
+    given = load(tmp_path, mine=files(train=train, test=test) | {"test_share": 0.5}).questions
+    assert texts_of(given, "test") == ["t"]
+
+
+def test_limit_takes_a_prefix_whatever_the_order_of_the_file(tmp_path: Path) -> None:
+    train, test = write(tmp_path, "a.jsonl", numbered(90)), write(tmp_path, "b.jsonl", ["t"])
+    small = load(tmp_path, mine=files(train=train, test=test) | {"num_train": 10}).questions
+    write(tmp_path, "a.jsonl", numbered(90)[::-1])
+    large = load(tmp_path, mine=files(train=train, test=test) | {"num_train": 40}).questions
+    assert len(ids_of(small, "train")) == 10
+    assert ids_of(small, "train") == ids_of(large, "train")[:10]
+    assert ids_of(small, "train") != sorted(ids_of(small, "train"))
+
+
+def test_repeated_text_keeps_one_whatever_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = {"1": "Same  text", "2": "same TEXT", "3": "another"}
+    test = write(tmp_path, "a.jsonl", rows)
+    loaded = load(tmp_path, mine=files(test=test) | {"domain": "out_of_domain"})
+    write(tmp_path, "a.jsonl", dict(reversed(rows.items())))
+    again = load(tmp_path, mine=files(test=test) | {"domain": "out_of_domain"})
+    assert loaded == again
+    assert counts_of(loaded, "mine", "test")["num_dropped_duplicate"] == 1
+    assert counts_of(loaded, "mine", "test")["num_kept"] == 2
+
+
+def test_train_loses_what_any_dataset_holds_out(tmp_path: Path) -> None:
+    train = write(tmp_path, "train.jsonl", ["one", "two", "three", "four"])
+    dev, test = write(tmp_path, "dev.jsonl", ["TWO"]), write(tmp_path, "test.jsonl", ["five"])
+    other = write(tmp_path, "other.jsonl", ["three", "six"])
+    loaded = load(
+        tmp_path,
+        mine=files(train=train, dev=dev, test=test),
+        theirs=files(test=other) | {"domain": "out_of_domain"},
+    )
+    assert sorted(texts_of(loaded.questions, "train")) == ["four", "one"]
+    assert counts_of(loaded, "mine", "train")["num_dropped_overlap"] == 2
+
+
+def test_test_keeps_a_text_before_dev(tmp_path: Path) -> None:
+    dev, test = write(tmp_path, "dev.jsonl", ["one", "two"]), write(tmp_path, "t.jsonl", ["two"])
+    loaded = load(tmp_path, mine=files(dev=dev, test=test) | {"domain": "out_of_domain"})
+    assert texts_of(loaded.questions, "dev") == ["one"]
+    assert texts_of(loaded.questions, "test") == ["two"]
+
+
+def test_tests_of_two_datasets_may_share_a_question(tmp_path: Path) -> None:
+    test = write(tmp_path, "t.jsonl", ["one", "two"])
+    outside = files(test=test) | {"domain": "out_of_domain"}
+    loaded = load(tmp_path, whole=outside, part=outside)
+    assert [counts["num_kept"] for counts in loaded.counts] == [2, 2]
+
+
+def test_raising_a_test_limit_leaves_train_alone(tmp_path: Path) -> None:
+    train = write(tmp_path, "train.jsonl", numbered(50))
+    test = write(tmp_path, "test.jsonl", numbered(20))
+    few, all_of_it = (
+        load(tmp_path, mine=files(train=train, test=test) | {"num_test": limit}).questions
+        for limit in (1, None)
+    )
+    assert ids_of(few, "train") == ids_of(all_of_it, "train")
+    assert not set(texts_of(all_of_it, "train")) & set(numbered(20))
+
+
+def test_train_wholly_held_out_is_refused(tmp_path: Path) -> None:
+    same = write(tmp_path, "a.jsonl", ["one", "two"])
+    other = write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})
+    with pytest.raises(InputError, match=r"questions\.datasets\.mine.*also stand in"):
+        load(tmp_path, mine=files(train=same, test=other))
+
+
+def test_reordered_options_are_the_same_question(tmp_path: Path) -> None:
+    for name, choices in (("a.jsonl", ["x", "y"]), ("b.jsonl", ["y", "x"])):
+        rows = [{"id": "1", "question": "Pick", "choices": choices, "answer": "A"}]
+        rows += [{"id": "2", "question": f"Pick from {name}", "choices": ["x"], "answer": "A"}]
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
+    mine = files(train="a.jsonl", test="b.jsonl", answer_type="choice") | {"dev_share": 0.0}
+    loaded = load(tmp_path, mine=mine).questions
+    assert texts_of(loaded, "train") == ["Pick from a.jsonl"]
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data beside the repository")
+def test_known_overlaps_of_the_shared_benchmarks_are_dropped() -> None:
+    datasets: dict[str, Any] = {}
+    for path in sorted(SHARED_DATA.glob("*.jsonl")):
+        name, split, _ = path.name.split(".")
+        dataset = datasets.setdefault(name, files() | {"domain": "out_of_domain"})
+        dataset["source"][split] = path.name
+        if split == "train":
+            dataset["domain"] = "in_domain"
+    questions = load(SHARED_DATA, **datasets).questions
+    train = set(ids_of(questions, "train"))
+    overlaps = json.loads((SHARED_DATA / "train_heldout_overlaps.json").read_text())
+    assert len(train) > 15_000
+    assert not train & {overlap["train"] for overlap in overlaps}
+
+
+def test_counts_add_up_and_name_the_commonest_answer(tmp_path: Path) -> None:
+    test = write(tmp_path, "a.jsonl", numbered(12))
+    mine = files(test=test) | {"domain": "out_of_domain", "num_test": 5}
+    assert load(tmp_path, mine=mine).counts == [
+        {
+            "dataset": "mine",
+            "split": "test",
+            "domain": "out_of_domain",
+            "num_read": 12,
+            "num_dropped_duplicate": 0,
+            "num_dropped_overlap": 0,
+            "num_kept": 5,
+            "commonest_answer_share": 1.0,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("products", {"max_digits": 2}),
+        ("basic_arithmetic", {"max_terms": 2, "max_digits": 2, "operators": ["+", "-"]}),
+        ("chain_sum", {"max_terms": 2, "max_digits": 2}),
+        ("simple_equations", {"max_terms": 2}),
+    ],
+)
+def test_generated_splits_share_no_text(tmp_path: Path, name: str, values: dict[str, Any]) -> None:
+    source = {"settings": values}
+    one = family(name, num=100, source=source | {"seed": 1})
+    two = family(name, num=100, source=source | {"seed": 2})
+    outside = family(name, num=100, source=source | {"seed": 3}, domain="out_of_domain")
+    outside |= {"num_train": 0}
+    questions = load(tmp_path, one=one, two=two, outside=outside).questions
+    train, dev, test = (
+        {q.normalized_text for q in questions if q.split == split} for split in SPLITS
+    )
+    assert not train & dev
+    assert not train & test
+    assert not dev & test
+    assert len(questions) == 800
+    assert len({q.question_id for q in questions}) == 800
+
+
+def test_generated_limit_takes_a_prefix(tmp_path: Path) -> None:
+    small = load(tmp_path, mine=family("chain_sum", 20)).questions
+    large = load(tmp_path, mine=family("chain_sum", 20) | {"num_train": 60}).questions
+    for split in SPLITS:
+        num_small = len(ids_of(small, split))
+        assert ids_of(small, split) == ids_of(large, split)[:num_small]
+    assert len(ids_of(large, "train")) == 60
+    assert ids_of(large, "train") == sorted(ids_of(large, "train"))
+
+
+def test_generated_out_of_domain_has_no_train(tmp_path: Path) -> None:
+    mine = family("chain_sum", 10) | {"domain": "out_of_domain", "num_train": None}
+    loaded = load(tmp_path, mine=mine)
+    assert [counts["split"] for counts in loaded.counts] == ["dev", "test"]
+    assert {q.domain for q in loaded.questions} == {"out_of_domain"}
+
+
+def test_narrow_family_says_how_many_it_has(tmp_path: Path) -> None:
+    mine = family("products", 90, source={"settings": {"max_digits": 1}})
+    with pytest.raises(InputError, match=r"products gave \d+ different train .*lower num_train"):
+        load(tmp_path, mine=mine)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (files(test="t.jsonl"), "in_domain needs source.train"),
+        (files() | {"domain": "out_of_domain"}, "no files"),
+        (files(train="t.jsonl") | {"domain": "out_of_domain"}, "remove source.train"),
+        (family("chain_sum") | {"domain": "out_of_domain"}, "remove num_train"),
+        (family("chain_sum") | {"num_dev": None}, "num_dev is missing"),
+        (family("chain_sum") | {"dev_share": 0.3}, "dev_share is for files"),
+        (family("chain_sum") | {"num_dev": -1}, "greater than or equal to 0"),
+        (files(train="t.jsonl") | {"dev_share": 0.6, "test_share": 0.5}, "nothing to train on"),
+        (files(train="t.jsonl") | {"source": {"kind": "csv"}}, "'files', 'reasoning_gym'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    tmp_path: Path, dataset: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(pydantic.ValidationError, match=expected):
+        settings_of(tmp_path, mine=dataset)
+
+
+def test_dataset_names_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(pydantic.ValidationError, match="name at least one"):
+        settings_of(tmp_path)
+    with pytest.raises(pydantic.ValidationError, match=r"'GSM 8K' may only hold"):
+        settings_of(tmp_path, **{"GSM 8K": files(train="t.jsonl")})
+
+
+def test_resolved_settings_load_again(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, a=files(train=["a.jsonl"]), b=family("chain_sum"))
+    assert QuestionSettings.model_validate_json(settings.model_dump_json()) == settings

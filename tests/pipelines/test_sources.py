@@ -1,0 +1,297 @@
+"""Question files: what is read, and the sentence each kind of bad input gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+import pytest
+
+from cluster.errors import InputError
+from evaluation.question import Question
+from pipelines.sources.files import Columns, FileSource, read_questions
+from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
+
+GOOD = {"id": "a", "question": "What is 1 + 1?", "answer": "2", "answer_type": "number"}
+SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def read(folder: Path, **source: Any) -> list[Question]:
+    split = read_questions(FileSource(kind="files", **source), str(folder), "mine", "out_of_domain")
+    return split["test"]
+
+
+def read_rows(folder: Path, *rows: dict[str, Any], **source: Any) -> list[Question]:
+    lines = [json.dumps(row) for row in rows]
+    (folder / "q.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return read(folder, test="q.jsonl", **source)
+
+
+def complaint_about(folder: Path, data: bytes, name: str = "q.jsonl", **source: Any) -> str:
+    (folder / name).write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        read(folder, test=name, **source)
+    return str(caught.value)
+
+
+def complaint_about_row(folder: Path, row: dict[str, Any], **source: Any) -> str:
+    """The complaint about a bad second line."""
+    lines = [json.dumps(GOOD), json.dumps(row)]
+    return complaint_about(folder, "\n".join(lines).encode(), **source)
+
+
+def test_jsonl_row_becomes_question(tmp_path: Path) -> None:
+    assert read_rows(tmp_path, GOOD) == [
+        Question("mine/test/a", "mine", "test", "out_of_domain", "What is 1 + 1?", "2", "number")
+    ]
+
+
+def test_id_with_dataset_name_is_kept(tmp_path: Path) -> None:
+    assert read_rows(tmp_path, GOOD | {"id": "mine/test/7"})[0].question_id == "mine/test/7"
+
+
+def test_id_column_null_numbers_the_rows(tmp_path: Path) -> None:
+    rows = [GOOD, GOOD | {"id": "b"}]
+    questions = read_rows(tmp_path, *rows, columns=Columns(question_id=None))
+    assert [q.question_id for q in questions] == ["mine/test/00000", "mine/test/00001"]
+
+
+def test_columns_are_mapped_and_type_is_constant(tmp_path: Path) -> None:
+    columns = Columns(question_id="key", question="q", answer="truth")
+    row = {"key": 3, "q": "How many?", "truth": "5", "rest": None}
+    question = read_rows(tmp_path, row, columns=columns, answer_type="number")[0]
+    assert (question.question_id, question.text, question.answer) == (
+        "mine/test/3",
+        "How many?",
+        "5",
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "answer_type", "expected"),
+    [
+        (72, "number", "72"),
+        (0.5, "number", "0.5"),
+        (1e-07, "number", "0.0000001"),
+        (True, "boolean", "yes"),
+        (False, "boolean", "no"),
+        (1912, "text", "1912"),
+        (True, "text", "true"),
+    ],
+)
+def test_json_value_as_answer_is_written_out(
+    tmp_path: Path, answer: Any, answer_type: str, expected: str
+) -> None:
+    row = GOOD | {"answer": answer, "answer_type": answer_type}
+    assert read_rows(tmp_path, row)[0].answer == expected
+
+
+@pytest.mark.parametrize("choices", [["apple", "pear"], ["", "pear"], ["pear"], [1, 2.5]])
+def test_choices_may_be_empty_single_or_numbers(tmp_path: Path, choices: list[Any]) -> None:
+    row = GOOD | {"answer": "A", "answer_type": "choice", "choices": choices}
+    assert read_rows(tmp_path, row)[0].choices == tuple(str(choice) for choice in choices)
+
+
+def test_byte_order_mark_crlf_blank_lines_and_line_separators_are_read(tmp_path: Path) -> None:
+    row = GOOD | {"question": "one\u2028two"}
+    line = json.dumps(row, ensure_ascii=False).encode()
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n\r\n")
+    assert [q.question for q in read(tmp_path, test="q.jsonl")] == ["one\u2028two"]
+
+
+def test_several_files_make_one_split(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(GOOD))
+    pq.write_table(pa.Table.from_pylist([GOOD | {"id": "b"}]), tmp_path / "b.parquet")
+    both = read(tmp_path, test=("a.jsonl", str(tmp_path / "b.parquet")))
+    assert [q.question_id for q in both] == ["mine/test/a", "mine/test/b"]
+
+
+def test_parquet_and_jsonl_give_the_same_questions(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{n}", "question": f"Pick {n}", "answer": "B", "choices": ["x", "y"]}
+        for n in range(3)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    from_parquet = read(tmp_path, test="q.parquet", answer_type="choice")
+    assert from_parquet == read_rows(tmp_path, *rows, answer_type="choice")
+
+
+def test_uri_is_read(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD))
+    assert len(read(Path("/nowhere"), test=f"file://{tmp_path}/q.jsonl")) == 1
+
+
+def test_missing_file_names_path_nearest_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text(json.dumps(GOOD))
+    with pytest.raises(InputError, match=r"no question file .*question\.jsonl .*questions.jsonl"):
+        read(tmp_path, test="question.jsonl")
+
+
+def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    assert ".jsonl or .parquet" in complaint_about(tmp_path, b"id,question", name="q.csv")
+
+
+def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        read(tmp_path, test="q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        pytest.param(b"", "q.jsonl holds no questions", id="empty"),
+        pytest.param(b"\n \n", "q.jsonl holds no questions", id="blank"),
+        pytest.param(b'{"id": "a",\n', "q.jsonl:1 is not JSON", id="torn"),
+        pytest.param(b'{"id": 1}\n\n{oops}\n', "q.jsonl:3 is not JSON", id="third line"),
+        pytest.param(b"[1, 2]\n", "q.jsonl:1: every line is one JSON object", id="list"),
+        pytest.param(b"null\n", "q.jsonl:1: every line is one JSON object", id="null"),
+        pytest.param(b'{"id": "caf\xe9"}\n', "q.jsonl:1 is not UTF-8", id="latin-1"),
+        pytest.param(b"\xff\xfe{\x00", "q.jsonl:1 is not UTF-8", id="utf-16"),
+        pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
+        pytest.param(b"[" * 200_000, "q.jsonl:1 is not JSON", id="deep"),
+    ],
+)
+def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
+    assert expected in complaint_about(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"question": ""}, "column 'question' is empty"),
+        ({"question": " \n"}, "column 'question' is empty"),
+        ({"question": 7}, "column 'question': expected a text, found a number"),
+        ({"question": ["What?"]}, "column 'question': expected a text, found a list"),
+        ({"question": "half \ud83d"}, "column 'question': a broken character at 5"),
+        ({"question": None}, "column 'question' is null"),
+        ({"id": None}, "column 'id' is null"),
+        ({"id": ""}, "column 'id' is empty"),
+        ({"id": True}, "column 'id': expected a text, found a true/false"),
+        ({"answer": None}, "column 'answer' is null"),
+        ({"answer": ""}, "column 'answer' is empty"),
+        ({"answer": {"a": 1}}, "column 'answer': expected a text, found a mapping"),
+        ({"answer": "many"}, "column 'answer'"),
+        ({"answer": float("nan")}, "column 'answer'"),
+        ({"answer": "maybe", "answer_type": "boolean"}, "column 'answer'"),
+        ({"answer": "C", "answer_type": "choice", "choices": ["x", "y"]}, "column 'answer'"),
+        ({"answer_type": "numbers"}, "unknown answer type 'numbers'; known are number, choice"),
+        ({"answer_type": 3}, "unknown answer type 3"),
+        ({"answer_type": ["number"]}, "unknown answer type ['number']"),
+        ({"answer_type": None}, "set source.answer_type"),
+        ({"answer_type": "choice", "answer": "A"}, "source.columns.choices"),
+        ({"answer_type": "choice", "answer": "A", "choices": []}, "without options"),
+        ({"answer_type": "choice", "answer": "A", "choices": "x, y"}, "must be a list of texts"),
+        ({"answer_type": "choice", "answer": "A", "choices": [None]}, "one is a null"),
+        ({"answer_type": "choice", "answer": "A", "choices": ["x"] * 27}, "only 26 letters"),
+        ({"choices": ["x", "y"]}, "a number question has no options"),
+        ({"id": "a"}, "stands already at"),
+    ],
+)
+def test_bad_row_names_line_and_mend(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    complaint = complaint_about_row(tmp_path, GOOD | {"id": "b"} | change)
+    assert "q.jsonl:2" in complaint
+    assert expected in complaint
+
+
+def test_duplicate_id_names_both_lines(tmp_path: Path) -> None:
+    complaint = complaint_about_row(tmp_path, GOOD)
+    assert "q.jsonl:2" in complaint
+    assert "q.jsonl:1" in complaint
+
+
+def test_duplicate_id_across_the_files_of_a_dataset_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps(GOOD | {"id": "mine/1"}))
+    (tmp_path / "test.jsonl").write_text(json.dumps(GOOD | {"id": "mine/1"}))
+    source = FileSource(kind="files", train="train.jsonl", test="test.jsonl")
+    with pytest.raises(InputError, match=r"test\.jsonl:1.*train\.jsonl:1"):
+        read_questions(source, str(tmp_path), "mine", "in_domain")
+
+
+@pytest.mark.parametrize("missing", ["id", "question", "answer"])
+def test_missing_column_names_those_there_and_the_setting(tmp_path: Path, missing: str) -> None:
+    row = {name: value for name, value in GOOD.items() if name != missing}
+    complaint = complaint_about(tmp_path, json.dumps(row | {f"{missing}s": "x"}).encode())
+    field = {"id": "question_id"}.get(missing, missing)
+    assert f"q.jsonl:1: no column '{missing}'" in complaint
+    assert all(name in complaint for name in row)
+    assert f"source.columns.{field}" in complaint
+    assert "nearest" in complaint or missing == "id"
+
+
+def test_broken_parquet_names_file(tmp_path: Path) -> None:
+    complaint = complaint_about(tmp_path, b"PAR1 not really", name="q.parquet")
+    assert "q.parquet cannot be read as Parquet" in complaint
+
+
+def test_bad_parquet_row_is_named_by_row(tmp_path: Path) -> None:
+    rows = [GOOD, GOOD | {"id": "b", "answer": "many"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match=r"q\.parquet row 2"):
+        read(tmp_path, test="q.parquet")
+
+
+def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([GOOD]).slice(0, 0), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match="holds no questions"):
+        read(tmp_path, test="q.parquet")
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data beside the repository")
+def test_shared_benchmarks_all_load() -> None:
+    for path in sorted(SHARED_DATA.glob("*.jsonl")):
+        dataset = path.name.split(".")[0]
+        source = FileSource(kind="files", test=path.name)
+        questions = read_questions(source, str(SHARED_DATA), dataset, "out_of_domain")["test"]
+        num_lines = path.read_bytes().count(b"\n")
+        assert len(questions) == num_lines, path.name
+        assert all(q.question_id.startswith(f"{dataset}/") for q in questions)
+
+
+def all_to_test(text: str) -> Any:
+    return "test"
+
+
+def draw(**source: Any) -> list[Question]:
+    gym = ReasoningGymSource(kind="reasoning_gym", **source)
+    wanted: Any = {"train": 0, "dev": 0, "test": 20}
+    return draw_questions(gym, "mine", "out_of_domain", wanted, all_to_test)["test"]
+
+
+def test_family_asks_plain_questions_with_ids_of_the_stream() -> None:
+    first = draw(family="chain_sum", settings={"max_terms": 2}, seed=5)[0]
+    assert first.question_id == "mine/test/000000"
+    assert first.question.startswith("State the final answer")
+    assert int(first.answer) == eval(first.question.split(":")[1].strip(" ="))
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, [None]])
+def test_family_setting_must_be_plain(value: Any) -> None:
+    with pytest.raises(pydantic.ValidationError, match="max_terms must be a number, text"):
+        ReasoningGymSource(kind="reasoning_gym", family="x", settings={"max_terms": value})
+
+
+def test_family_stream_keeps_repeats_beyond_what_is_wanted() -> None:
+    texts = [q.text for q in draw(family="products", settings={"max_digits": 1})]
+    assert len(texts) > len(set(texts)) == 20
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"family": "chain_sums"}, r"source\.family: .*'chain_sums'; nearest: chain_sum"),
+        ({"family": "chain_sum", "settings": {"min_term": 2}}, r"settings\.min_term: .*min_terms"),
+        ({"family": "chain_sum", "settings": {"seed": 2}}, r"settings\.seed: give source\.seed"),
+        ({"family": "chain_sum", "settings": {"min_terms": 9}}, "chain_sum refuses them"),
+        ({"family": "chain_sum", "settings": {"min_terms": "two"}}, "chain_sum refuses them"),
+        ({"family": "spell_backward"}, r"source\.answer_type: item 0 of spell_backward"),
+        ({"family": "coin_flip", "settings": {"max_trials": 3}}, r"gave \d+ different test"),
+    ],
+)
+def test_family_that_cannot_serve_is_refused(source: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InputError, match=r"questions\.datasets\.mine.*" + expected):
+        draw(**source)

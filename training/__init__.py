@@ -1,0 +1,1 @@
+"""How the model is tuned. Imports `cluster` only."""

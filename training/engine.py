@@ -1,0 +1,170 @@
+"""DeepSpeed: its config, its engine and the process it needs. No other file configures it.
+
+Runs on the training workers only; importing this module imports neither torch nor deepspeed.
+
+DeepSpeed's engine is driven directly. transformers' Trainer divides the loss by counts that it
+takes per worker and hides the accumulation boundary; here the loss of a global batch is one sum
+over its answer tokens, whatever the number of workers and micro-batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+from training.settings import TrainingSettings
+
+
+def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
+    """The config that `deepspeed.initialize` takes, for a number of workers.
+
+    Gradients are added up and exchanged in float32, except at stage 0 in bfloat16, where
+    DeepSpeed (0.19) adds them up in the weights' type only.
+    """
+    half = settings.dtype == "bfloat16"
+    config: dict[str, Any] = {
+        "train_batch_size": settings.global_batch_size,
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.global_batch_size
+        // (settings.micro_batch_size * world_size),
+        "bf16": {"enabled": half},
+        "zero_optimization": _zero_config(settings),
+        "gradient_clipping": settings.max_grad_norm,
+        "communication_data_type": "fp32",
+        # AdamW is torch's own, which DeepSpeed calls untested; ours is tested against a plain loop.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    if settings.zero_stage > 0 or not half:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
+    on_gpu = settings.gpus_per_worker > 0
+    zero: dict[str, Any] = {
+        "stage": settings.zero_stage,
+        "contiguous_gradients": True,
+        # Overlap needs streams, which a CPU has not.
+        "overlap_comm": on_gpu,
+    }
+    if settings.offload_optimizer and on_gpu:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return zero
+
+
+def prepare_process(settings: TrainingSettings) -> None:
+    """Set what DeepSpeed and torch read once: call it before anything imports deepspeed."""
+    if settings.gpus_per_worker == 0:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import torch
+    import transformers
+
+    torch.set_num_threads(settings.cpus_per_worker)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    # DeepSpeed calls collectives by names that torch 2.13 is about to retire.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    if settings.gpus_per_worker == 0:
+        # Else DeepSpeed compiles a shared-memory collective, which only its inference uses.
+        deepspeed.ops.__compatible_ops__ = {}
+
+
+def build_engine(source: str, settings: TrainingSettings, world_size: int) -> Any:
+    """The model of a local folder or hub name, with its optimizer, ready to train.
+
+    Raises what transformers and peft raise on a model or a LoRA target that is not there.
+    """
+    import deepspeed
+    import torch
+
+    config = deepspeed_config(settings, world_size)
+    torch.manual_seed(settings.seed)  # the adapters' first weights, the same on every worker
+    model = _load_model(source, settings, config)
+    if settings.method == "lora":
+        model = _add_adapters(model, settings)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        model_parameters=trained,
+        optimizer=_optimizer(trained, settings),
+        config=config,
+        dist_init_required=False,
+    )
+    if settings.zero_stage == 0 and settings.dtype == "bfloat16":
+        # DeepSpeed has tried the optimizer on zero gradients, which Adam counts as its first step:
+        # the real first one would move the weights by 0.74 of what it should.
+        engine.optimizer.optimizer.state.clear()
+    engine.train()
+    return engine
+
+
+def _load_model(source: str, settings: TrainingSettings, config: dict[str, Any]) -> Any:
+    import deepspeed
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import HfDeepSpeedConfig
+
+    deepspeed.init_distributed(dist_init_required=False)
+    # While this object lives, transformers splits the weights over the workers as it reads them.
+    split = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, settings.dtype), trust_remote_code=False
+    )
+    del split
+    return model
+
+
+def _add_adapters(model: Any, settings: TrainingSettings) -> Any:
+    import peft
+
+    targets = settings.lora.target_modules
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    # The adapters take the model's type; the optimizer's float32 copy is what is updated.
+    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _optimizer(trained: list[Any], settings: TrainingSettings) -> Any:
+    """AdamW; torch's, or DeepSpeed's for a state that lies in host memory beside a GPU."""
+    import torch
+
+    # The schedule sets the rate before each step; DeepSpeed's own trial steps shall change nothing.
+    options = {"lr": 0.0, "weight_decay": settings.weight_decay}
+    if settings.offload_optimizer and settings.gpus_per_worker > 0:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(trained, adamw_mode=True, **options)
+    return torch.optim.AdamW(trained, **options)
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step_engine(engine: Any) -> float:
+    """Clip, update the weights and forget the gradients. Returns the norm before clipping."""
+    norm = _norm_without_zero(engine) if engine.zero_optimization_stage() == 0 else None
+    engine.step()
+    norm = engine.get_global_grad_norm() if norm is None else norm
+    return float(norm)
+
+
+def _norm_without_zero(engine: Any) -> float:
+    """The gradient norm at stage 0, where every worker holds the whole reduced gradient."""
+    import torch
+
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm([grad.float() for grad in grads]))

@@ -1,0 +1,137 @@
+"""The `training` branch of the config: what is trained, and on which machine it runs.
+
+Example, the paper's set-up on eight GPUs::
+
+    training:
+      method: full
+      zero_stage: 3
+      learning_rate: 1e-6
+      global_batch_size: 16
+      micro_batch_size: 2
+      num_workers: 8
+      gpus_per_worker: 1
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from cluster.settings import OPERATIONAL, Settings
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (arXiv 2106.09685); read only when `method: lora`."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    """Columns of the two low-rank factors."""
+
+    alpha: Annotated[int, Field(ge=1)] = 32
+    """The update is scaled by alpha / rank."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs dropped while training."""
+
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get an adapter, or every one but the output head."""
+
+
+class TrainingSettings(Settings):
+    """How the model is tuned on the chosen reasoning paths."""
+
+    method: Literal["full", "lora"] = "full"
+    """All weights, or low-rank adapters merged into the weights afterwards."""
+
+    lora: LoraSettings = LoraSettings()
+    """The adapters' shape; no effect on full fine-tuning."""
+
+    start_from: Literal["base", "previous"] = "base"
+    """Tune the base model in each round (the paper), or the model of the round before."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    """Peak of the schedule: linear warm-up, then a cosine to zero."""
+
+    num_epochs: Annotated[int, Field(ge=1)] = 3
+    """Passes over the examples, each in an order of its own."""
+
+    global_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples a step, over all workers and accumulated micro-batches."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+    """Share of the steps on which the learning rate still rises."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled decay, on every trained weight."""
+
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 never does."""
+
+    max_length: Annotated[int, Field(ge=2)] = 2048
+    """Tokens of prompt and target together. A longer example is dropped and counted, never cut."""
+
+    seed: int = 0
+    """Decides the order of the examples, the adapters' first weights and the dropout."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the forward pass and of the saved weights; the optimizer keeps its own in float32."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3), OPERATIONAL] = 2
+    """DeepSpeed ZeRO: what is split over the workers. 0 nothing, 1 the optimizer's state,
+    2 the gradients too, 3 the weights too. Stage 0 in bfloat16 also adds up gradients in it."""
+
+    micro_batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 4
+    """Examples that go through the model at once on one worker; lower it when memory is short."""
+
+    gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    offload_optimizer: Annotated[bool, OPERATIONAL] = False
+    """Keep the optimizer's state in host memory. No effect without a GPU: it is there already."""
+
+    checkpoint_every_n_steps: Annotated[int, Field(ge=0), OPERATIONAL] = 0
+    """Steps between two checkpoints from which a killed run goes on; 0 makes none."""
+
+    keep_checkpoints: Annotated[int, Field(ge=1), OPERATIONAL] = 1
+    """How many of the last checkpoints stay on storage."""
+
+    num_workers: Annotated[int, Field(ge=1), OPERATIONAL] = 2
+    """Processes that share one training, one for each GPU."""
+
+    cpus_per_worker: Annotated[int, Field(ge=1), OPERATIONAL] = 1
+    """CPU cores of a worker, and its torch threads."""
+
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1), OPERATIONAL] = 0
+    """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL."""
+
+    max_failures: Annotated[int, Field(ge=0), OPERATIONAL] = 1
+    """How often a failed worker group is started again before the run gives up."""
+
+    @pydantic.model_validator(mode="after")
+    def _batch_fills_the_workers(self) -> TrainingSettings:
+        unit = self.num_workers * self.micro_batch_size
+        if self.global_batch_size % unit:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
+                f"micro_batch_size = {self.num_workers} x {self.micro_batch_size} = {unit}; "
+                f"set it to {-(-self.global_batch_size // unit) * unit} or change one of the others"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _offload_has_something_to_move(self) -> TrainingSettings:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; set one or turn it off")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _lora_has_targets(self) -> TrainingSettings:
+        if self.method == "lora" and not self.lora.target_modules:
+            raise ValueError("lora.target_modules is empty; name layers or write all-linear")
+        return self
+
+
+def accumulation_steps(settings: TrainingSettings) -> int:
+    """Micro-batches that each worker adds up before one optimizer step."""
+    return settings.global_batch_size // (settings.num_workers * settings.micro_batch_size)
