@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import time
@@ -103,13 +104,13 @@ def run_jobs(
     num_known = sum(job.questions.num_rows for job in jobs) - num_total
     board = ray.remote(num_cpus=0)(ProgressBoard).remote()
     meter = RateMeter("+".join(job.name for job in jobs), num_total + num_known, "questions")
-    groups = _PlacementGroups(settings)
+    placement = _WorkerPlacement(settings)
     describe = _describer(board, meter, num_known, stop)
     try:
         with ProgressPrinter(describe, every_s=progress_every_s):
-            _consume(_pool_dataset(model, jobs, remaining, settings, board, groups))
+            _consume(_pool_dataset(model, jobs, remaining, settings, board, placement))
     finally:
-        groups.remove()
+        placement.remove()
         wait_until_gone(ray.get(board.processes.remote()))
         ray.kill(board)
     if stop.is_set():
@@ -143,7 +144,7 @@ def _pool_dataset(
     remaining: Mapping[str, pa.Table],
     settings: EngineSettings,
     board: Any,
-    groups: _PlacementGroups,
+    placement: _WorkerPlacement,
 ) -> Any:
     """The Ray dataset whose execution does the work. One ready-made block is one chunk: Ray Data
     keeps only a few slots busy when it has to cut the chunks itself."""
@@ -162,50 +163,57 @@ def _pool_dataset(
             max_tasks_in_flight_per_actor=settings.chunks_in_flight,
             max_concurrent_calls_per_actor=settings.chunks_in_flight,
         ),
-        **_worker_arguments(settings, groups),
+        ray_remote_args_fn=placement.make,
+        **_resources(settings),
     )
 
 
-def _worker_arguments(settings: EngineSettings, groups: _PlacementGroups) -> dict[str, Any]:
-    """Ray's arguments for one worker: its resources, environment and finite number of restarts."""
+def _resources(settings: EngineSettings) -> dict[str, Any]:
+    """The processors of one worker, and its environment."""
     num_gpus = settings.tensor_parallel_size * settings.pipeline_parallel_size
-    arguments: dict[str, Any] = {
+    # With a placement group vLLM's own Ray workers take the GPUs, inside the same group.
+    takes_gpus = settings.use_gpu and not settings.placement_group
+    return {
         "num_cpus": settings.cpus_per_worker,
-        "num_gpus": num_gpus if settings.use_gpu else 0,
-        "max_restarts": settings.max_restarts,
-        "max_task_retries": settings.max_restarts,
+        "num_gpus": num_gpus if takes_gpus else 0,
         "runtime_env": {"env_vars": engine_environment(settings)},
     }
-    if settings.placement_group:
-        # vLLM's Ray executor then starts its workers inside the group that holds this actor.
-        arguments["num_gpus"] = 0
-        arguments["ray_remote_args_fn"] = groups.make
-    return arguments
 
 
-class _PlacementGroups:
-    """Makes one placement group for each worker: the actor's CPUs and one bundle for each rank.
+class _WorkerPlacement:
+    """Ray's further arguments for each worker: finite restarts and, if asked for, a placement
+    group of the actor's CPUs and one bundle for each rank of its engine.
 
-    Ray Data does not remove what its actors were placed in, so `remove` does at the end.
+    Ray Data does not remove the groups its actors were placed in, so `remove` does at the end.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        ranks = settings.tensor_parallel_size * settings.pipeline_parallel_size
-        rank: dict[str, float] = {"GPU": 1, "CPU": 0.1} if settings.use_gpu else {"CPU": 0.1}
-        self._bundles = [{"CPU": settings.cpus_per_worker}, *[rank] * ranks]
+        self._settings = settings
         self._groups: list[Any] = []
 
     def make(self) -> dict[str, Any]:
-        """Ray's scheduling argument for the next worker."""
+        """The arguments of the next worker. By default Ray restarts and retries for ever."""
+        arguments: dict[str, Any] = {
+            "max_restarts": self._settings.max_restarts,
+            "max_task_retries": self._settings.max_restarts,
+        }
+        if self._settings.placement_group:
+            arguments["scheduling_strategy"] = self._reserve()
+        return arguments
+
+    def _reserve(self) -> Any:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = ray.util.placement_group(self._bundles, strategy="PACK")
-        self._groups.append(group)
-        strategy = PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+        ranks = self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size
+        rank: dict[str, float] = {"GPU": 1, "CPU": 0.1} if self._settings.use_gpu else {"CPU": 0.1}
+        bundles = [{"CPU": self._settings.cpus_per_worker}, *[rank] * ranks]
+        self._groups.append(ray.util.placement_group(bundles, strategy="PACK"))
+        return PlacementGroupSchedulingStrategy(
+            self._groups[-1],
+            placement_group_bundle_index=0,
+            placement_group_capture_child_tasks=True,
         )
-        return {"scheduling_strategy": strategy}
 
     def remove(self) -> None:
         import ray
@@ -219,21 +227,14 @@ def _chunks(
 ) -> Iterator[pa.Table]:
     """Chunks of at most `chunk_size` questions; the jobs take turns so that all advance."""
     execution = f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(2)}"
-    queues: list[Iterator[pa.Table]] = []
-    for job in jobs:
-        table = remaining[job.name]
-        starts = range(0, table.num_rows, chunk_size)
-        queues.append(
-            _label(table.slice(start, chunk_size), job.name, f"{execution}-{start // chunk_size}")
-            for start in starts
-        )
-    while queues:
-        for queue in list(queues):
-            chunk = next(queue, None)
-            if chunk is None:
-                queues.remove(queue)
-            else:
-                yield chunk
+    queues = [_job_chunks(job.name, remaining[job.name], chunk_size, execution) for job in jobs]
+    for turn in itertools.zip_longest(*queues):
+        yield from (chunk for chunk in turn if chunk is not None)
+
+
+def _job_chunks(job: str, table: pa.Table, chunk_size: int, execution: str) -> Iterator[pa.Table]:
+    for number, start in enumerate(range(0, table.num_rows, chunk_size)):
+        yield _label(table.slice(start, chunk_size), job, f"{execution}-{number:06d}")
 
 
 def _label(chunk: pa.Table, job: str, chunk_id: str) -> pa.Table:

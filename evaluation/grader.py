@@ -143,7 +143,7 @@ _STANDALONE_LETTER = re.compile(
     r"|\b(?i:option|choice|answer(?: is)?):? \(?([A-Za-z])\b(?!')|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
 )
 _FILLER = re.compile(
-    r"(?i:(?:therefore|thus|then|hence|likely|most|probably|clearly|simply|that)\b[ ,:]*)+"
+    r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|that)\b[ ,:]*)+"
 )
 
 _TRUTH_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
@@ -214,7 +214,7 @@ _LATEX_NOTHING = re.compile(
     r"\\!|\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:boxed|fbox)(?![A-Za-z])\s*+\{?"
     r"|\^? ?\{? ?\\(?:circ|degree)(?![A-Za-z]) ?\}?"
 )
-_LATEX_SPACE = re.compile(r"\\(?:[,;: ()\[\]]|q?quad(?![A-Za-z]))|~")
+_LATEX_SPACE = re.compile(r"\\(?:[,;: ()\[\]]|q?quad(?![A-Za-z]))")
 _ESCAPED = re.compile(r"\\([$%&#_{}])")
 _FRACTION_NAME = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _BOLD = re.compile(
@@ -426,7 +426,7 @@ def _read_last(text: str, kind: AnswerType, choices: tuple[str, ...]) -> _Readin
 
 def _plain(text: str) -> str:
     """The text without markdown and without the LaTeX that only changes how it looks."""
-    text = text[:MAX_LINE_LENGTH].replace("`", "")
+    text = text[:MAX_LINE_LENGTH].replace("`", "").replace("~", " ")
     if not text.isascii():
         text = text.translate(_SIGNS)
     if "\\" in text:

@@ -30,7 +30,7 @@ FULL = TrainingSettings(
     weight_decay=0.01,
     dtype="float32",
     zero_stage=2,
-    max_length=16,
+    max_length=15,
 )
 
 
