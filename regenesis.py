@@ -12,7 +12,9 @@ folder whose manifest is written last; the same command goes on from the first o
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -166,11 +168,11 @@ def tune_model(run: Run, this: Round, stop: StopRequest) -> None:
         return
     with stop.at_once():
         facts = fine_tune(
-            this.start,
+            this.start.fetch(),
             this.examples.folder,
             this.model.folder,
             run.config.training,
-            on_step=training_line,
+            on_step=TrainingPrinter(run.config.cluster.progress_every_s),
         )
     this.model.commit(**facts)
 
@@ -353,13 +355,25 @@ def format_counts(questions: QuestionSet) -> str:
     )
 
 
-def training_line(facts: dict[str, float]) -> None:
-    """The progress line of one training step."""
-    left = format_seconds(facts["seconds_left"]) if "seconds_left" in facts else "?"
-    say(
-        f"model: step {facts['step']:.0f}/{facts['num_steps']:.0f} | loss {facts['loss']:.4f} | "
-        f"lr {facts['learning_rate']:.2e} | {facts['tokens_per_s']:.0f} tok/s | {left} left"
-    )
+class TrainingPrinter:
+    """Prints the progress line of a training, at most every so many seconds, and its last step."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._last_s = -math.inf
+
+    def __call__(self, facts: dict[str, float]) -> None:
+        steps_left = facts["num_steps"] - facts["step"]
+        now = time.monotonic()
+        if now - self._last_s < self._every_s and steps_left:
+            return
+        self._last_s = now
+        left = format_seconds(steps_left * facts["tokens"] / facts["tokens_per_s"])
+        say(
+            f"model: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
+            f"loss {facts['loss']:.4f} | lr {facts['learning_rate']:.2e} | "
+            f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {left} left"
+        )
 
 
 def describe_plan(run: Run) -> str:

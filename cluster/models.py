@@ -20,7 +20,7 @@ from pydantic import Field
 
 from cluster.errors import InputError
 from cluster.settings import Settings
-from cluster.storage import MANIFEST, Folder, hash_file
+from cluster.storage import MANIFEST, Folder, hash_file, put_in_place
 
 
 class ModelSettings(Settings):
@@ -165,12 +165,7 @@ def _convert(source: Path, target: Path) -> None:
     if result.returncode:
         raise RuntimeError(f"converting {source.name} failed:\n{result.stderr[-2000:]}")
     shutil.rmtree(target, ignore_errors=True)
-    try:
-        work.rename(target)
-    except OSError:
-        shutil.rmtree(work)
-        if not _is_intact(target):
-            raise
+    put_in_place(work, target)
 
 
 def convert_gguf(source: Path, target: Path) -> None:

@@ -128,6 +128,8 @@ def _describer(board: Any, meter: RateMeter, num_known: int, stop: StopRequest) 
         if stop.is_set():
             board.stop.remote()
         total = ray.get(board.total.remote())
+        if not total["num_workers"]:
+            return f"{meter.step}: starting the engines"
         extras = {
             "generating": total.get("num_in_flight", 0),
             "accepted": total.get("num_accepted", 0),
@@ -290,7 +292,7 @@ class EngineWorker:
     async def _do_rows(self, job: Job, rows: list[dict[str, Any]], writer: PartWriter) -> int:
         """Do all rows at once and write them as they finish; on a stop, only the finished ones."""
         running = {asyncio.create_task(job.handler(self._engine, row, self._slots)) for row in rows}
-        stopping = asyncio.create_task(self._stopping.wait())
+        stopping: asyncio.Task[Any] = asyncio.create_task(self._stopping.wait())
         num_rows = 0
         last_flush = time.monotonic()
         try:

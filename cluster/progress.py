@@ -40,7 +40,7 @@ class ProgressBoard:
         total: Counter[str] = Counter()
         for counts in self._counts.values():
             total.update(counts)
-        return dict(total)
+        return {**total, "num_workers": len(self._counts)}
 
     def processes(self) -> list[dict[str, Any]]:
         """Node and process ids of every worker that ever reported."""
@@ -54,11 +54,12 @@ class ProgressPrinter:
     """
 
     def __init__(
-        self, describe: Callable[[], str | None], *, every_s: float, stream: TextIO | None = None
+        self, describe: Callable[[], str], *, every_s: float, stream: TextIO | None = None
     ) -> None:
         self._describe = describe
         self._stream = stream or sys.stderr
         self._every_s = 1.0 if self._stream.isatty() else every_s
+        self._last_line: str | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -79,7 +80,8 @@ class ProgressPrinter:
 
     def _print(self) -> None:
         line = self._describe()
-        if line is not None:
+        if line != self._last_line:
+            self._last_line = line
             tty = self._stream.isatty()
             self._stream.write(f"\r\x1b[2K{line}" if tty else f"{line}\n")
             self._stream.flush()
@@ -89,7 +91,7 @@ class RateMeter:
     """Turns totals into a line: done, rate over the last minute, time left."""
 
     def __init__(self, step: str, num_total: int, unit: str) -> None:
-        self._step, self._num_total, self._unit = step, num_total, unit
+        self.step, self._num_total, self._unit = step, num_total, unit
         self._history: list[tuple[float, float]] = []
         self._started: tuple[float, float] | None = None
 
@@ -98,7 +100,7 @@ class RateMeter:
         now = time.monotonic()
         self._started = self._started or (now, done)
         self._history = [(t, n) for t, n in self._history if now - t <= 60] + [(now, tokens)]
-        parts = [f"{self._step}: {done:.0f}/{self._num_total} {self._unit}"]
+        parts = [f"{self.step}: {done:.0f}/{self._num_total} {self._unit}"]
         first_time, first_tokens = self._history[0]
         if now > first_time:
             parts.append(f"{(tokens - first_tokens) / (now - first_time):.0f} tok/s")

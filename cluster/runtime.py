@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
     import ray
 
     stop = StopRequest()
+    # Before `init`, which says at length that the local cluster has a token.
+    logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(**_init_arguments(settings))
     _quieten()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -121,7 +124,7 @@ def _init_arguments(settings: ClusterSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "log_to_driver": False,
         "configure_logging": True,
-        "logging_level": logging.WARNING,
+        "logging_level": logging.ERROR,
     }
     if settings.address or os.environ.get("RAY_ADDRESS") or in_submitted_job():
         return arguments | {"address": settings.address or "auto"}
@@ -149,7 +152,9 @@ def _quieten() -> None:
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray Data has no other way yet to bound restarts and to place its actors.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", append=False)
 
 
 def log_folder() -> str:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ class Folder:
     def read_bytes(self, name: str) -> bytes:
         """The whole file. Raises `FileNotFoundError`."""
         with self.filesystem.open_input_stream(posixpath.join(self.path, name)) as stream:
-            return stream.read()
+            return bytes(stream.read())
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
@@ -137,15 +139,31 @@ class Folder:
         )
 
     def local_copy(self, cache: Path) -> Path:
-        """The folder as a local path: itself when it is local, else copied once into `cache`."""
+        """The folder as a local path: itself when it is local, else copied once into `cache`.
+
+        Processes of one node may ask at once: each copies, and the first to finish puts its copy
+        in place.
+        """
         if self.is_local:
             return Path(self.path)
         target = cache / hashlib.sha256(self.path.encode()).hexdigest()[:16] / self.name
-        if not (target / MANIFEST).exists():
-            target.mkdir(parents=True, exist_ok=True)
-            for name in [*(n for n in self.file_names() if n != MANIFEST), MANIFEST]:
-                (target / name).write_bytes(self.read_bytes(name))
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix="copying-", dir=target.parent))
+            for name in self.file_names():
+                (work / name).write_bytes(self.read_bytes(name))
+            put_in_place(work, target)
         return target
+
+
+def put_in_place(work: Path, target: Path) -> None:
+    """Give a finished local folder its name, unless another process was faster."""
+    try:
+        work.rename(target)
+    except OSError:
+        shutil.rmtree(work)
+        if not target.is_dir():
+            raise
 
 
 def hash_file(path: Path) -> str:

@@ -5,17 +5,11 @@ Neither guideline nor structure is in it. The tuned model has to reason well by 
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from evaluation.question import AnswerType, Question
 
 
-class Message(TypedDict):
-    """One turn of a chat, as chat templates take it."""
-
-    role: str
-    content: str
-
+Message = dict[str, str]
+"""One turn of a chat, as chat templates take it: `role` and `content`."""
 
 _ANSWER_FORMATS: dict[AnswerType, str] = {
     "number": "End with the final answer as a number in \\boxed{}.",

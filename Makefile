@@ -1,0 +1,55 @@
+# The words that people and CI use. Everything works in .venv, made on first use.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.lock
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+MAKEFLAGS += --no-print-directory
+
+.PHONY: quickstart test test-slow check format setup lock clean
+
+quickstart: setup ## one self-improvement round on this machine, from nothing to the table of scores
+	$(BIN)/python regenesis.py run configs/quickstart.yaml
+
+test: setup check ## lint, types and all tests that two cores finish in half an hour
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup ## the longer tests
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: $(VENV)/installed
+
+# The lock is complete, so pip resolves nothing. PyTorch's CPU wheel comes from pip's configured
+# find-links where there is one, otherwise from PyTorch's own index.
+$(VENV)/installed: $(LOCK)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if $(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch-wheel "$(TORCH)" 2>/dev/null; \
+	then index=""; else index="--extra-index-url $(TORCH_INDEX)"; fi; \
+	$(BIN)/pip install --quiet --no-deps $$index --find-links $(VENV)/torch-wheel -r $(LOCK)
+	rm -rf $(VENV)/torch-wheel
+	touch $@
+
+# Both locks from pyproject.toml. uv does not read pip's configuration: on a machine that has
+# PyTorch's CPU wheel in a folder, give it as WHEELS=folder.
+lock:
+	test -x .make/uv/bin/uv || { python3 -m venv .make/uv && .make/uv/bin/pip install --quiet uv; }
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .make/uv/bin/uv pip compile --quiet pyproject.toml \
+	  --extra cpu --extra dev --override requirements/cpu-overrides.txt \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-find-links \
+	  $(if $(WHEELS),--find-links $(WHEELS),--find-links $(TORCH_INDEX)/torch/) -o requirements/cpu.lock
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .make/uv/bin/uv pip compile --quiet pyproject.toml \
+	  --extra gpu --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  -o requirements/gpu.lock
+
+clean:
+	rm -rf runs .mypy_cache .pytest_cache .ruff_cache
