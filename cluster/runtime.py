@@ -113,7 +113,8 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop.install()
     try:
-        yield stop
+        with _native_chatter_to(Path(log_folder()) / "regenesis-driver.err"):
+            yield stop
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -155,6 +156,23 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Data has no other way yet to bound restarts and to place its actors.
     warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", append=False)
+
+
+@contextmanager
+def _native_chatter_to(path: Path) -> Iterator[None]:
+    """Send what Ray's C++ core and loggers write to the driver's stderr to a log file.
+
+    Python's own `sys.stderr` keeps the terminal, so progress and tracebacks stay in sight.
+    """
+    terminal, python_stderr = os.dup(2), sys.stderr
+    with path.open("ab") as log, os.fdopen(terminal, "w", buffering=1) as stream:
+        os.dup2(log.fileno(), 2)
+        sys.stderr = stream
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(terminal, 2)
 
 
 def log_folder() -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from evaluation.question import AnswerType, Question
 
-
 Message = dict[str, str]
 """One turn of a chat, as chat templates take it: `role` and `content`."""
 

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from cluster.settings import content_of, fingerprint, load_settings
+from regenesis import Config
+from tests.conftest import REPOSITORY
+
+WriteConfig = Callable[[dict[str, Any]], Path]
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_every_file_in_the_repository_loads(path: Path) -> None:
+    assert load_settings(Config, path).run
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.learning_rat=1", "unknown setting training.learning_rat; did you mean"),
+        ("trainin.seed=1", "did you mean training?"),
+        ("rounds=two", "rounds: input should be a valid integer (given: 'two')"),
+        ("rounds=0", "rounds: input should be greater than 0 (given: 0)"),
+        ("training.learning_rate=fast", "training.learning_rate: input should be a valid number"),
+        ("training.learning_rate=.nan", "training.learning_rate"),
+        ("run=a/b", "run: "),
+        ("engine.use_gpu=maybe", "engine.use_gpu: input should be a valid boolean"),
+        ("questions.datasets.sums.sorce=1", "did you mean questions.datasets.sums.source?"),
+        ("questions.datasets.sums.source.famly=x", "questions.datasets.sums.source.family?"),
+        ("examples.read_last=[numbr]", "examples.read_last.0"),
+        ("model=x", "model: "),
+        ("synthesis.stages.path.temperature=-1", "synthesis.stages.path.temperature"),
+    ],
+)
+def test_config_wrong_value_names_field_and_mend(
+    scripted_config: dict[str, Any], write_config: WriteConfig, override: str, expected: str
+) -> None:
+    path = write_config(scripted_config)
+    with pytest.raises(InputError) as caught:
+        load_settings(Config, path, [override])
+    message = str(caught.value)
+    assert expected in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("override", ["rounds", "=1", "a..b=1", "rounds=[1", "run.name=x"])
+def test_config_malformed_override_is_refused(
+    scripted_config: dict[str, Any], write_config: WriteConfig, override: str
+) -> None:
+    with pytest.raises(InputError, match="--set"):
+        load_settings(Config, write_config(scripted_config), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1", "expected settings"),
+        ("", "found nothing"),
+        ("run: a\nrun: b", "given twice"),
+        ("run: 2024-01-01", "quote it"),
+    ],
+)
+def test_config_broken_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        load_settings(Config, path)
+
+
+def test_config_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "there.yaml").write_text("run: a")
+    with pytest.raises(InputError, match=r"no config file .*gone\.yaml; there are .*there\.yaml"):
+        load_settings(Config, tmp_path / "gone.yaml")
+
+
+def test_override_scientific_notation_is_a_number(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    config = load_settings(
+        Config, write_config(scripted_config), ["training.learning_rate=1e-6", "rounds=2"]
+    )
+    assert config.training.learning_rate == 1e-6
+    assert config.rounds == 2
+
+
+def test_content_leaves_out_extent_and_operational_settings(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    path = write_config(scripted_config)
+    before = load_settings(Config, path)
+    operational = load_settings(Config, path, ["engine.chunk_size=99", "engine.max_num_seqs=99"])
+    content = load_settings(Config, path, ["engine.dtype=float32"])
+    assert content_of(operational.engine) == content_of(before.engine)
+    assert content_of(content.engine) != content_of(before.engine)
+    assert fingerprint(content_of(before.engine)) == fingerprint(content_of(operational.engine))
+
+
+def test_config_import_and_dry_run_load_no_heavy_library(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    path = write_config(scripted_config)
+    program = (
+        "import sys, regenesis\n"
+        f"code = regenesis.main(['run', {str(path)!r}, '--dry-run'])\n"
+        "heavy = {'torch', 'vllm', 'deepspeed', 'transformers', 'ray'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    # 24 questions x 3 guidelines x 3 stages, and 16 held-out questions for either model.
+    assert "216 generations" in result.stdout
+    assert result.stdout.count("16 generations") == 3

@@ -1,0 +1,125 @@
+"""Shared pieces of the orchestration tests: a small config, a model folder, the driver itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+Driver = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def arithmetic(name: str, seed: int, domain: str = "in_domain", **limits: int) -> dict[str, Any]:
+    """A dataset of sums that the scripted engine can solve."""
+    settings = {"max_terms": 2, "max_digits": 3, "operators": ["+"], "allow_parentheses": False}
+    source = {
+        "kind": "reasoning_gym",
+        "family": "basic_arithmetic",
+        "seed": seed,
+        "settings": settings,
+    }
+    return {name: {"source": source, "domain": domain, **limits}}
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights, and a tokenizer of bytes with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", additional_special_tokens=["<|turn|>"]
+    )
+    fast.chat_template = (
+        "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        eos_token_id=fast.eos_token_id,
+        bos_token_id=None,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def scripted_config(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
+    """A whole run with the scripted engine: 24 training and 16 held-out questions."""
+    return {
+        "run": "scripted",
+        "model": {"path": str(model_folder)},
+        "questions": {
+            "datasets": arithmetic("sums", 0, num_train=24, num_dev=4, num_test=8)
+            | arithmetic("far_sums", 10**6, "out_of_domain", num_dev=0, num_test=4)
+        },
+        "synthesis": {"guidelines_per_question": 3},
+        "training": {
+            "learning_rate": 1e-3,
+            "num_epochs": 1,
+            "global_batch_size": 8,
+            "dtype": "float32",
+        },
+        "engine": {
+            "implementation": "tests.scripted.ScriptedEngine",
+            "use_gpu": False,
+            "chunk_size": 4,
+            "chunks_in_flight": 2,
+            "max_num_seqs": 8,
+            "flush_s": 0.2,
+        },
+        "cluster": {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.2},
+        "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
+    }
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    """Writes a config tree to a file and gives its path."""
+
+    def write(tree: dict[str, Any]) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+def driver_command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "regenesis.py"), *map(str, arguments)]
+
+
+def run_driver(*arguments: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    """The driver as a user starts it, in a process of its own."""
+    return subprocess.run(
+        driver_command(*arguments),
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evaluation.question import Question
+from evaluation.scores import (
+    commonest_share,
+    compare_scores,
+    format_scores,
+    paired_difference,
+    wilson_interval,
+)
+
+
+def question(
+    number: int, task: str = "a", domain: Any = "in_domain", answer: str = "1"
+) -> Question:
+    return Question(f"{task}/test/{number}", task, "test", domain, f"q{number}", answer, "number")
+
+
+def row(verdict: str, read_as: str) -> dict[str, str]:
+    return {"verdict": verdict, "read_as": read_as}
+
+
+@pytest.mark.parametrize(
+    ("num_correct", "num", "low", "high"),
+    [
+        # Brown, Cai and DasGupta (2001) give the formula; values by hand with z = 1.959964.
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (81, 263, 0.2553, 0.3662),
+    ],
+)
+def test_interval_matches_values_by_hand(
+    num_correct: int, num: int, low: float, high: float
+) -> None:
+    assert wilson_interval(num_correct, num) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_difference_is_paired_and_its_interval_holds_it() -> None:
+    base = [True] * 10 + [False] * 90
+    better = [True] * 40 + [False] * 60
+    difference, low, high = paired_difference(base, better)
+    assert difference == pytest.approx(0.3)
+    assert 0.15 < low < 0.3 < high < 0.45
+    assert paired_difference(base, base)[0] == 0.0
+    assert paired_difference(base, base)[1] < 0.0 < paired_difference(base, base)[2]
+
+
+def test_difference_swapped_models_swap_the_interval() -> None:
+    base = [True, False, True, False, False, True]
+    tuned = [True, True, False, True, True, True]
+    difference, low, high = paired_difference(base, tuned)
+    assert paired_difference(tuned, base) == pytest.approx((-difference, -high, -low))
+
+
+def test_scores_format_gain_is_told_apart_from_right_answers() -> None:
+    questions = [question(n) for n in range(4)]
+    base = {q.question_id: row("correct", "last") for q in questions}
+    tuned = {q.question_id: row("correct", "boxed") for q in questions}
+    score = compare_scores(questions, base, tuned)[0]
+    assert (score.base_strict, score.tuned_strict) == (0.0, 1.0)
+    assert (score.base_read, score.tuned_read) == (0.0, 1.0)
+    assert score.tolerant_difference == 0.0
+
+
+def test_scores_domains_are_kept_apart_and_summed() -> None:
+    questions = [question(0), question(1, "b"), question(2, "c", "out_of_domain")]
+    rows = {q.question_id: row("wrong", "boxed") for q in questions}
+    rows[questions[1].question_id] = row("correct", "boxed")
+    scores = compare_scores(questions, rows, rows)
+    assert [(s.domain, s.task, s.num_questions) for s in scores] == [
+        ("in_domain", "a", 1),
+        ("in_domain", "b", 1),
+        ("in_domain", "all", 2),
+        ("out_of_domain", "c", 1),
+    ]
+    assert scores[2].base_strict == 0.5
+    table = format_scores(scores).split("\n")
+    assert len({len(line) for line in table}) == 1
+    assert "in_domain/all" in table[4]
+
+
+def test_commonest_answer_is_taken_task_by_task() -> None:
+    questions = [question(0), question(1, answer="2"), question(2, answer="2")]
+    assert commonest_share(questions) == pytest.approx(2 / 3)
+    assert commonest_share([*questions, question(3, "b", answer="9")]) == pytest.approx(3 / 4)

