@@ -200,10 +200,13 @@ _COLUMNS: tuple[tuple[str, Callable[[Score], str]], ...] = (
 )
 
 
-def format_scores(scores: Sequence[Score]) -> str:
-    """The table as Markdown, in percent with 95 % intervals."""
+def format_scores(scores: Sequence[Score], split: str = "test") -> str:
+    """One split's table as Markdown, in percent with 95 % intervals.
+
+    Test by default: dev is there to choose by, and stays in the Parquet file.
+    """
     rows = [[title for title, _ in _COLUMNS]]
-    rows += [[cell(score) for _, cell in _COLUMNS] for score in scores]
+    rows += [[cell(score) for _, cell in _COLUMNS] for score in scores if score.split == split]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -1,4 +1,4 @@
-"""`ray job submit` for real: a Ray head on this machine, closed by a token, and the driver in it."""
+"""`ray job submit` for real: the driver on a Ray head of this machine that a token closes."""
 
 from __future__ import annotations
 
@@ -40,15 +40,12 @@ class Head:
         self, working_dir: Path, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Submit the driver and follow it to its end, output and all."""
-        return subprocess.run(
-            [RAY, "job", "submit", "--address", self.address, "--working-dir", str(working_dir)]
-            + ["--", sys.executable, "regenesis.py", "run", CONFIG, "--until", "paths", *arguments],
-            env=self.environment if environment is None else environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=DEADLINE_S,
-            check=False,
+        submit = [RAY, "job", "submit", "--address", self.address]
+        submit += ["--working-dir", str(working_dir), "--"]
+        return run_to_end(
+            submit + driver(CONFIG, *arguments),
+            REPOSITORY,
+            self.environment if environment is None else environment,
         )
 
     def jobs(self, token: str | None) -> list[dict[str, Any]]:
@@ -61,10 +58,31 @@ class Head:
         return listed
 
 
+def driver(*arguments: str) -> list[str]:
+    return [sys.executable, "regenesis.py", "run", *arguments, "--until", "paths"]
+
+
+def run_to_end(
+    command: list[str], folder: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, both outputs in one."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """A head of two CPUs in a session of its own, so that no other cluster here is touched."""
-    # Ray's sockets lie below this folder, and their paths may have 107 characters.
+    # Ray's own RPC ports listen on all interfaces whatever it is told; the token guards them too.
+    # Its sockets lie below this folder, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="rg", dir="/tmp"))
     environment = {
         **without_ray(os.environ),
@@ -72,13 +90,13 @@ def head() -> Iterator[Head]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     dashboard, agent, client = free_ports(3)
-    command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2"]
+    command = [RAY, "start", "--head", "--port=0", "--num-cpus=2", "--disable-usage-stats"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
     command += [f"--object-store-memory={128 * 2**20}", f"--temp-dir={folder}"]
     with (folder / "start.log").open("w") as log:
         starter = subprocess.Popen(
-            [*command, "--disable-usage-stats"],
+            command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -185,17 +203,12 @@ def test_submitted_job_rows_equal_a_local_run(
     job = head.submit(working_dir, "--set", f"storage.root={submitted}")
     assert job.returncode == 0, job.stdout
     assert "run folder:" in job.stdout, "the job's output was not followed to its end"
-    alone = subprocess.run(
-        [sys.executable, "regenesis.py", "run", str(working_dir / CONFIG), "--until", "paths"]
-        + ["--set", f"storage.root={local}"],
-        cwd=REPOSITORY,
-        env=without_ray(os.environ),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
+    alone = run_to_end(
+        driver(str(working_dir / CONFIG), "--set", f"storage.root={local}"),
+        REPOSITORY,
+        without_ray(os.environ),
     )
-    assert alone.returncode == 0, alone.stderr
+    assert alone.returncode == 0, alone.stdout
     paths = read_rows(submitted, "round_0/paths")
     assert len(paths) == 6
     assert {path["verdict"] for row in paths.values() for path in row["paths"]} == {

@@ -11,6 +11,7 @@ A row (Parquet; token ids only)::
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -97,8 +98,8 @@ def _refuse_useless(
 ) -> None:
     if not ids:
         raise InputError(f"no training examples in {folder.uri}")
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in sorted(ids) if ids.count(name) > 1)
+    twice, count = Counter(ids).most_common(1)[0]
+    if count > 1:
         raise InputError(f"example {twice!r} stands twice in {folder.uri}; ids must be distinct")
     if not kept:
         raise InputError(

@@ -49,7 +49,8 @@ def fine_tune(
     Needs an initialised Ray, with the resources of all workers free at once. `on_step` is called
     in the caller's thread with step (1-based), num_steps, loss (mean over the global batch's
     answer tokens, nats), learning_rate, grad_norm (before clipping), tokens (prompts and targets)
-    and tokens_per_s. An exception it raises, as Ctrl-C, ends the call; the workers end with the
+    and tokens_per_s; after a failure, steps since the last checkpoint come again. An exception it
+    raises, as Ctrl-C, ends the call; the workers end with the
     process.
 
     Returns num_examples, num_dropped_too_long, num_steps, num_tokens (prompts and targets seen),
@@ -126,12 +127,12 @@ def _run(
     board = ray.remote(num_cpus=0)(StepBoard).remote()
     trainer = _trainer(Job(source, examples, output, settings, board), output, settings)
     future = _in_thread(trainer.fit)
-    finished = False
-    while not finished:
-        finished = bool(wait([future], timeout=0.5).done)
-        for metrics in ray.get(board.take.remote()):
-            on_step(metrics)
     try:
+        finished = False
+        while not finished:
+            finished = bool(wait([future], timeout=0.5).done)
+            for metrics in ray.get(board.take.remote()):
+                on_step(metrics)
         return dict(future.result().return_value)
     except ray.train.TrainingFailedError as error:
         raise _user_error(error) or error from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.errors import InputError
@@ -226,6 +227,30 @@ def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
         _run(tiny_model, examples, output, more_workers)
 
 
+@pytest.mark.slow
+def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
+    undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_one_worker(metrics: dict[str, float]) -> None:
+        # Ours only: the cluster was started by this process.
+        if metrics["step"] >= 5 and not killed:
+            ours = psutil.Process().children(recursive=True)
+            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers[-1].kill()
+            killed.append(workers[-1].pid)
+
+    output = Folder.open(str(tmp_path))
+    settings = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
+    metrics = fine_tune(str(tiny_model), examples, output, settings, on_step=kill_one_worker)
+    assert killed
+    assert metrics["num_trained_tokens"] == undisturbed.metrics["num_trained_tokens"]
+    theirs = _weights(Path(undisturbed.output.path))
+    assert _largest_difference(_weights(tmp_path), theirs) == 0
+
+
+@pytest.mark.slow
 def test_fine_tune_tokens_of_another_model_are_refused(
     tiny_model: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
