@@ -253,6 +253,8 @@ def plan_run(config: Config) -> Run:
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
     questions = load_questions(config.questions)
+    if not any(question.split == "train" for question in questions.questions):
+        raise InputError("questions.datasets: no question to train on; one has to be in_domain")
     everything = [(q.question_id, q.fingerprint) for q in questions.questions]
     content = {"questions": fingerprint(everything)}
     run = Run(
@@ -414,6 +416,7 @@ def num_missing(run: Run, step: Step) -> int:
 
 def run_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py run CONFIG`."""
+    check_until(arguments.until)
     config = load_settings(Config, arguments.config, arguments.set)
     run = plan_run(config)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -427,6 +430,16 @@ def run_command(arguments: argparse.Namespace) -> int:
         improve(run, stop, arguments.until)
     say(f"run folder: {run.folder.uri}")
     return 0
+
+
+def check_until(until: str | None) -> None:
+    """Raises `InputError` for what is not a step."""
+    number, _, step = (until or "").rpartition("/")
+    if until is not None and (step not in STEPS or not (number.isdigit() or until == step)):
+        raise InputError(
+            f"--until {until}: expected a step, or a round and a step as in 1/paths; "
+            f"the steps are {', '.join(STEPS)}"
+        )
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

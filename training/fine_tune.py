@@ -46,12 +46,12 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Tune `model` (a local folder or a hub name) and save it, with its tokenizer, in `output`.
 
-    Needs an initialised Ray, with the resources of all workers free at once. `on_step` is called
-    in the caller's thread with step (1-based), num_steps, loss (mean over the global batch's
-    answer tokens, nats), learning_rate, grad_norm (before clipping), tokens (prompts and targets)
-    and tokens_per_s; after a failure, steps since the last checkpoint come again. An exception it
-    raises, as Ctrl-C, ends the call; the workers end with the
-    process.
+    Needs an initialised Ray, with the resources of all workers free at once; a local folder must
+    be there on every worker's node. `on_step` is called in the caller's thread with step
+    (1-based), num_steps, loss (mean over the global batch's answer tokens, nats), learning_rate,
+    grad_norm (before clipping), tokens (prompts and targets) and tokens_per_s; after a failure,
+    steps since the last checkpoint come again. An exception it raises, as Ctrl-C, ends the call;
+    the workers end with the process or with `ray.shutdown`.
 
     Returns num_examples, num_dropped_too_long, num_steps, num_tokens (prompts and targets seen),
     num_trained_tokens (targets only), first_loss, last_loss and seconds (in steps), all of them
