@@ -168,7 +168,7 @@ def tune_model(run: Run, this: Round, stop: StopRequest) -> None:
         return
     with stop.at_once():
         facts = fine_tune(
-            this.start.fetch(),
+            this.start,
             this.examples.folder,
             this.model.folder,
             run.config.training,

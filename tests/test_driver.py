@@ -47,7 +47,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> str:
 
 
 def run_folder(config: dict[str, Any]) -> Path:
-    return Path(config["storage"]["root"]) / config["run"]
+    return Path(config["storage"]["root"]) / str(config["run"])
 
 
 def step_folder(config: dict[str, Any], step: str) -> Path:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.models import Model
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
 from training.examples import Survey, survey
@@ -37,14 +37,14 @@ OnStep = Callable[[dict[str, float]], None]
 
 
 def fine_tune(
-    model: str,
+    model: Model,
     examples: Folder,
     output: Folder,
     settings: TrainingSettings,
     *,
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
-    """Tune `model` (a local folder or a hub name) and save it, with its tokenizer, in `output`.
+    """Tune `model` and save it, with its tokenizer, in `output`.
 
     Needs an initialised Ray, with the resources of all workers free at once; a local folder must
     be there on every worker's node. `on_step` is called in the caller's thread with step
@@ -62,9 +62,8 @@ def fine_tune(
     when workers failed more than `settings.max_failures` times.
     """
     found = survey(examples, settings.max_length)
-    source = _model_source(model)
-    _refuse_other_checkpoints(output.child(CHECKPOINTS), _plan(source, found, settings))
-    progress = _run(source, examples, output, settings, on_step or (lambda metrics: None))
+    _refuse_other_checkpoints(output.child(CHECKPOINTS), _plan(model, found, settings))
+    progress = _run(model, examples, output, settings, on_step or (lambda metrics: None))
     del progress["next_step"]
     return {
         "num_examples": found.num_examples,
@@ -73,23 +72,10 @@ def fine_tune(
     }
 
 
-def _model_source(model: str) -> str:
-    """An absolute path for a local folder (workers run elsewhere), else the hub's name.
-
-    Raises `InputError` for what looks like a path and is not a model's folder.
-    """
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return str(folder.resolve())
-    if folder.is_dir() or folder.is_absolute() or model.startswith((".", "~")):
-        raise InputError(f"no model in {model}: a folder with a config.json is expected")
-    return model
-
-
-def _plan(source: str, found: Survey, settings: TrainingSettings) -> dict[str, Any]:
+def _plan(model: Model, found: Survey, settings: TrainingSettings) -> dict[str, Any]:
     """What must be the same for a checkpoint to be of use."""
     return {
-        "model": source,
+        "model": model.identity,
         "examples": found.digest,
         "settings": fingerprint(content_of(settings)),
         # A checkpoint holds one shard for each worker, cut as the ZeRO stage says.
@@ -119,13 +105,13 @@ def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None
 
 
 def _run(
-    source: str, examples: Folder, output: Folder, settings: TrainingSettings, on_step: OnStep
+    model: Model, examples: Folder, output: Folder, settings: TrainingSettings, on_step: OnStep
 ) -> dict[str, Any]:
     """Train on the workers and give each step to `on_step`. Returns the final progress."""
     import ray
 
     board = ray.remote(num_cpus=0)(StepBoard).remote()
-    trainer = _trainer(Job(source, examples, output, settings, board), output, settings)
+    trainer = _trainer(Job(model, examples, output, settings, board), output, settings)
     future = _in_thread(trainer.fit)
     try:
         finished = False

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import InputError
+from cluster.models import Model
 from cluster.storage import Folder
 from training.batches import (
     IGNORED,
@@ -54,7 +55,7 @@ TAG = "state"
 class Job:
     """All that a worker is told."""
 
-    model: str
+    model: Model
     examples: Folder
     output: Folder
     settings: TrainingSettings
@@ -147,12 +148,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     prepare_process(job.settings)
     table = read_examples(job.examples, job.settings.max_length)
-    _refuse_foreign_tokens(table, job.model)
+    model = job.model.fetch()
+    _refuse_foreign_tokens(table, model)
     data = StepData(table, job.settings, rank, num_ranks)
-    engine = build_engine(job.model, job.settings, num_ranks)
+    engine = build_engine(model, job.settings, num_ranks)
     progress = _load_checkpoint(engine, job.settings)
     progress = _train(engine, data, progress, job, rank)
-    save_trained(engine, job.model, job.output, job.settings, rank)
+    save_trained(engine, model, job.output, job.settings, rank)
     return asdict(progress)
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from cluster.errors import InputError
+from cluster.models import Model
 from cluster.storage import Folder
 from tests.training.conftest import write_rows
 from training.batches import batch_of_step, epoch_order, learning_rate
@@ -44,9 +45,13 @@ class Run:
     steps: list[dict[str, float]]
 
 
+def _model(folder: Path) -> Model:
+    return Model(identity=str(folder), path=str(folder), cache="unused")
+
+
 def _run(model: Path, examples: Folder, output: Folder, settings: TrainingSettings) -> Run:
     steps: list[dict[str, float]] = []
-    metrics = fine_tune(str(model), examples, output, settings, on_step=steps.append)
+    metrics = fine_tune(_model(model), examples, output, settings, on_step=steps.append)
     return Run(output, metrics, steps)
 
 
@@ -175,12 +180,13 @@ def test_fine_tune_lora_zero3_saves_a_full_adapter_and_merges_it(
 
 DRIVER = """
 import json, sys, ray
+from cluster.models import Model
 from cluster.storage import Folder
 from training.fine_tune import fine_tune
 from training.settings import TrainingSettings
 address, model, examples, output, settings = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)
-fine_tune(model, Folder.open(examples), Folder.open(output),
+fine_tune(Model(model, model, "unused"), Folder.open(examples), Folder.open(output),
           TrainingSettings.model_validate_json(settings))
 """
 
@@ -243,7 +249,7 @@ def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
 
     output = Folder.open(str(tmp_path))
     settings = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
-    metrics = fine_tune(str(tiny_model), examples, output, settings, on_step=kill_one_worker)
+    metrics = fine_tune(_model(tiny_model), examples, output, settings, on_step=kill_one_worker)
     assert killed
     assert metrics["num_trained_tokens"] == undisturbed.metrics["num_trained_tokens"]
     theirs = _weights(Path(undisturbed.output.path))
@@ -265,8 +271,3 @@ def test_fine_tune_tokens_of_another_model_are_refused(
     settings = FULL.model_copy(update={"max_failures": 0})
     with pytest.raises(InputError, match=r"token 256, but .* vocabulary of 256"):
         _run(tiny_model, examples, Folder.open(str(tmp_path / "output")), settings)
-
-
-def test_fine_tune_folder_without_a_model_is_refused(examples: Folder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json is expected"):
-        _run(tmp_path, examples, Folder.open(str(tmp_path / "output")), FULL)
