@@ -53,9 +53,9 @@ class ScriptedEngine:
         return Completion(text, ids, "stop", num_prompt_tokens=len(messages[-1]["content"]))
 
     def _answer(self, prompt: str, seed: int) -> str:
-        if "Rewrite this guideline" in prompt:
+        if "\nGuideline: " in prompt:
             return "Look at the signs first."
-        if "numbered plan" in prompt:
+        if "\nAdvice: " in prompt:
             return "1. Read it. 2. Work it out."
         wrong = seed % 100 < self._wrong_share
         return f"I work it out: {solve(prompt)}. \\boxed{{{'-1' if wrong else solve(prompt)}}}"

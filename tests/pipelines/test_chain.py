@@ -101,7 +101,7 @@ def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
     assert "1. count" in solve
     assert "\\boxed{}" in solve
     # One prefix for all stages and chains of a question; braces of the question are left alone.
-    assert all(p.startswith("Question:\nWhat is {2} + 2?\n\n") for p in (adapt, structure, solve))
+    assert all(p.startswith("What is {2} + 2?\n\n") for p in (adapt, structure, solve))
     assert [sampling.max_tokens for _, sampling, _ in engine.asked] == [11, 512, 99]
     assert path["reasoning"] == "2 + 2 is 4. \\boxed{4}"
     assert path["token_ids"] == [7, 8, 2]
@@ -141,7 +141,7 @@ def test_tasks_drawn_guidelines_cover_all_over_many_questions() -> None:
 def test_chain_prompt_too_long_keeps_the_path_with_its_reason() -> None:
     plan = recipe(guidelines_per_question=1)
     paths = asyncio.run(
-        run_chains(Recorder(fail_at="numbered plan"), plan, QUESTION, asyncio.Semaphore(1))
+        run_chains(Recorder(fail_at="Advice:"), plan, QUESTION, asyncio.Semaphore(1))
     )
     assert paths[0]["error"] == "structure: the prompt has 9 tokens, the model's context 8"
     assert len(paths[0]["generations"]) == 1

@@ -1,9 +1,7 @@
-"""A small random model, examples for it, and one Ray cluster for all of these tests."""
+"""A small random model and examples for it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +76,3 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     write_rows(folder, "part-000.parquet", rows[:11])
     write_rows(folder, "part-001.parquet", rows[11:])
     return folder
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[str]:
-    """The address of a local cluster with two CPUs."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    import ray
-
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
