@@ -287,6 +287,8 @@ class EngineWorker:
         durable = await asyncio.to_thread(writer.written_ids)
         rows = [row for row in rows if row["question_id"] not in durable]
         num_rows = await self._do_rows(job, rows, writer)
+        # The last chunk's counts must arrive before Ray Data ends this worker.
+        await self._report()
         return pa.table({"chunk_id": [chunk_id], "num_rows": [num_rows]})
 
     async def _do_rows(self, job: Job, rows: list[dict[str, Any]], writer: PartWriter) -> int:
@@ -324,15 +326,18 @@ class EngineWorker:
         return writer.add(row)
 
     async def _report_forever(self) -> None:
+        while True:
+            if await self._report():
+                self._stopping.set()
+            await asyncio.sleep(REPORT_EVERY_S)
+
+    def _report(self) -> Any:
+        """Send the counters; the reply is whether to stop."""
         import ray
 
         node_id = ray.get_runtime_context().get_node_id()
-        while True:
-            processes = {"node_id": node_id, "pids": [os.getpid(), *child_processes()]}
-            reply = self._board.report.remote(self._worker_id, dict(self._counts), processes)
-            if await reply:
-                self._stopping.set()
-            await asyncio.sleep(REPORT_EVERY_S)
+        processes = {"node_id": node_id, "pids": [os.getpid(), *child_processes()]}
+        return self._board.report.remote(self._worker_id, dict(self._counts), processes)
 
     def __del__(self) -> None:
         # A worker whose engine never started has nothing to shut down.
