@@ -57,3 +57,15 @@ def test_model_identity_changes_with_its_files(tmp_path: Path) -> None:
 
 def test_packaged_models_are_known_by_their_hash() -> None:
     assert all(len(model.sha256) == 64 for model in PACKAGED_MODELS.values())
+
+
+def test_model_identity_changes_with_weights_of_the_same_size(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = bytearray(5_000_000)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    before = model_identity(str(tmp_path))
+    assert model_identity(str(tmp_path)) == before
+    # Fine-tuning moves every tensor: here a hundredth of one.
+    weights[2_000_000:2_050_000] = b"x" * 50_000
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert model_identity(str(tmp_path)) != before
