@@ -47,6 +47,7 @@ from evaluation.predictions import (
     EvaluationSettings,
     PredictAnswer,
     predictions_content,
+    regrade,
 )
 from evaluation.question import QUESTION_SCHEMA, Question
 from evaluation.scores import compare_scores, format_scores, scores_table
@@ -187,13 +188,16 @@ def predict_answers(run: Run, this: Round, stop: StopRequest) -> None:
 
 def score_models(run: Run, this: Round, stop: StopRequest) -> None:
     """Base and tuned side by side, in domain and out of domain."""
-    held_out = [question for question in run.questions.questions if question.split != "train"]
-    wanted = {question.question_id: question.fingerprint for question in held_out}
+    held_out = {q.question_id: q for q in run.questions.questions if q.split != "train"}
+    wanted = {question_id: question.fingerprint for question_id, question in held_out.items()}
     base, tuned = (
-        {row["question_id"]: row for row in Ledger.read(step.folder).rows(wanted)}
+        {
+            row["question_id"]: regrade(row, held_out[row["question_id"]])
+            for row in Ledger.read(step.folder).rows(wanted)
+        }
         for step in (run.base_predictions, this.predictions)
     )
-    scores = compare_scores(held_out, base, tuned)
+    scores = compare_scores(list(held_out.values()), base, tuned)
     table = format_scores(scores)
     if not this.scores.is_done:
         this.scores.folder.write_table("scores.parquet", scores_table(scores))

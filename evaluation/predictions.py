@@ -109,13 +109,28 @@ def grade_response(completion: Completion | None, question: Question) -> Mapping
     so that both the strict and the tolerant accuracy can be taken from one row."""
     if completion is None:
         return {"verdict": Verdict.ERROR.value}
-    finished = completion.finish_reason == "stop"
-    result = grade(completion.text, question, read_last=True, finished=finished)
     return {
         "prompt_token_count": completion.num_prompt_tokens,
         "response": completion.text,
         "num_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
+        **_grade_columns(completion.text, completion.finish_reason, question),
+    }
+
+
+def regrade(row: dict[str, Any], question: Question) -> dict[str, Any]:
+    """A stored row with the verdict of today's grader; a written row itself never changes.
+
+    So a grader that changed judges predictions as it judges training paths.
+    """
+    if row["error"]:
+        return row
+    return row | _grade_columns(row["response"], row["finish_reason"], question)
+
+
+def _grade_columns(text: str, finish_reason: str, question: Question) -> dict[str, Any]:
+    result = grade(text, question, read_last=True, finished=finish_reason == "stop")
+    return {
         "predicted": result.predicted,
         "verdict": result.verdict.value,
         "read_as": result.read_as.value,
