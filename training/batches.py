@@ -15,7 +15,6 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -132,8 +131,3 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_ratio: float) -
         return peak * (step + 1) / warmup
     progress = (step - warmup) / (num_steps - warmup)
     return peak / 2 * (1 + math.cos(math.pi * progress))
-
-
-def to_example(row: dict[str, Any]) -> Example:
-    """A row of the examples table."""
-    return Example(row["example_id"], row["prompt_token_ids"], row["target_token_ids"])

@@ -33,10 +33,6 @@ class Survey:
     digest: str
     """Of the kept ids, whatever their order: 16 hex digits."""
 
-    @property
-    def num_kept(self) -> int:
-        return self.num_examples - self.num_dropped_too_long
-
 
 def survey(folder: Folder, max_length: int) -> Survey:
     """Count the examples and check them, one row group in memory at a time.

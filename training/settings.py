@@ -130,8 +130,3 @@ class TrainingSettings(Settings):
         if self.method == "lora" and not self.lora.target_modules:
             raise ValueError("lora.target_modules is empty; name layers or write all-linear")
         return self
-
-
-def accumulation_steps(settings: TrainingSettings) -> int:
-    """Micro-batches that each worker adds up before one optimizer step."""
-    return settings.global_batch_size // (settings.num_workers * settings.micro_batch_size)
