@@ -19,16 +19,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import pyarrow as pa
 import yaml
 from pydantic import Field
 
-from cluster.chat import load_tokenizer
-from cluster.engine import EngineSettings
-from cluster.errors import InputError, InterruptedRunError, NoExamplesError
+from cluster.engine import EngineSettings, slow_top_p
+from cluster.errors import (
+    GenerationStoppedError,
+    InputError,
+    InterruptedRunError,
+    NoExamplesError,
+)
+from cluster.fitting import fit_engines
+from cluster.jobs import Job
 from cluster.ledger import Ledger
+from cluster.leftovers import find_leftovers, format_leftovers, remove_leftovers
 from cluster.models import Model, ModelSettings, base_model, tuned_model
-from cluster.pool import Job, run_jobs
+from cluster.pool import PoolSummary, finish_job, num_workers, run_jobs
 from cluster.progress import format_seconds
 from cluster.runtime import (
     ClusterSettings,
@@ -38,21 +44,38 @@ from cluster.runtime import (
     log_folder,
     ray_session,
 )
+from cluster.schedule import Questions, Share
 from cluster.settings import EXTENT, OPERATIONAL, Settings, content_of, fingerprint, load_settings
-from cluster.steps import Step, check_run_folder, claim_run_folder
+from cluster.steps import STEPS_FILE, Step, check_run_folder, claim_run_folder
 from cluster.storage import Folder
+from cluster.tasks import run_task
 from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
     EvaluationSettings,
     PredictAnswer,
     predictions_content,
-    regrade,
 )
-from evaluation.question import QUESTION_SCHEMA, Question
-from evaluation.scores import compare_scores, format_scores, scores_table
+from evaluation.question import SPLITS, Split
+from evaluation.scores import format_scores, score_predictions, scores_table
 from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.examples import ExampleSelector, ExampleSettings, select_examples, write_selection
+from pipelines.estimate import (
+    Budget,
+    CostSettings,
+    Estimate,
+    Speed,
+    Workload,
+    check_budget,
+    estimate_run,
+    format_estimate,
+)
+from pipelines.examples import ExampleSettings, select_step_examples
+from pipelines.probe import (
+    NUM_PROBED,
+    PROBE_FILE,
+    read_probed_paths,
+    read_probed_predictions,
+)
 from pipelines.questions import QuestionSet, QuestionSettings, load_questions
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from training.fine_tune import fine_tune
@@ -77,6 +100,8 @@ class Config(Settings):
     engine: EngineSettings = EngineSettings()
     cluster: ClusterSettings = ClusterSettings()
     storage: StorageSettings = StorageSettings()
+    cost: CostSettings = CostSettings()
+    budget: Budget = Budget()
 
 
 # --- the method --------------------------------------------------------------------------------
@@ -106,11 +131,11 @@ def save_questions(run: Run) -> None:
     """Train, dev and test, disjoint by text; loading them was the check that they can be asked."""
     say(format_counts(run.questions))
     if not run.questions_step.is_done:
-        run.questions_step.folder.write_table(
-            "questions.parquet", run.table("train", "dev", "test")
-        )
+        run.questions_step.folder.write_table("questions.parquet", run.questions.table)
         run.questions_step.commit(
-            num_questions=len(run.questions.questions), counts=run.questions.counts
+            num_questions=run.questions.table.num_rows,
+            counts=run.questions.counts,
+            broken=run.questions.broken,
         )
 
 
@@ -119,46 +144,36 @@ def synthesize_paths(run: Run, this: Round, stop: StopRequest) -> None:
 
     The base model's predictions are made on the same warm engines.
     """
-    jobs = []
-    if not this.paths.is_done:
-        handler = SynthesizePaths(this.recipe, run.config.examples.read_last)
-        jobs.append(Job("paths", this.paths.folder, PATHS_SCHEMA, handler, run.table("train")))
-        if this.number == 0 and not run.base_predictions.is_done:
-            jobs.append(run.prediction_job(run.base_predictions))
+    if this.paths.is_done:
+        return
+    jobs = [(this.paths, run.paths_job(this))]
+    if this.number == 0 and not run.base_predictions.is_done:
+        jobs.append((run.base_predictions, run.prediction_job(run.base_predictions)))
     generate(run, this.generator, jobs, stop)
-    if not this.paths.is_done:
-        this.paths.commit(num_questions=run.table("train").num_rows)
-    if jobs[1:]:
-        run.base_predictions.commit()
 
 
 def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
     """Correct paths only, at most k a question. Raises `NoExamplesError` when none is left."""
     if this.examples.is_done:
         return
-    train = {q.question_id: q for q in run.questions.questions if q.split == "train"}
-    wanted = {question_id: question.fingerprint for question_id, question in train.items()}
-    tokenizer = load_tokenizer(this.start.fetch())
-    selector = ExampleSelector(run.config.examples, tokenizer, run.config.evaluation.template_args)
-    rows = Ledger.read(this.paths.folder).rows(wanted)
-    selection = select_examples(rows, train.__getitem__, selector)
-    facts = {
-        "num_paths": selection.num_paths,
-        "num_examples": len(selection.examples),
-        "num_answers_added": selection.num_answers_added,
-        "dropped": selection.reasons(),
-    }
-    say(
-        f"examples: kept {len(selection.examples)} of {selection.num_paths} paths "
-        f"({selection.num_answers_added} with the boxed answer added); dropped: "
-        + (", ".join(f"{n} {reason}" for reason, n in selection.reasons().items()) or "none")
+    facts = run_task(
+        select_step_examples,
+        this.paths.folder,
+        run.stored_questions("train"),
+        this.examples.folder,
+        run.config.examples,
+        this.start,
+        run.config.evaluation.template_args,
     )
-    write_selection(selection, this.examples.folder)
-    if not selection.examples:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in facts["dropped"].items()) or "none"
+    say(
+        f"examples: kept {facts['num_examples']} of {facts['num_paths']} paths "
+        f"({facts['num_answers_added']} with the boxed answer added); dropped: {reasons}"
+    )
+    if not facts["num_examples"]:
         raise NoExamplesError(
-            f"no example is left to train on; of {selection.num_paths} paths "
-            + ", ".join(f"{n} were {reason}" for reason, n in selection.reasons().items())
-            + f"; they are kept in {this.paths.folder.uri}"
+            f"no example is left to train on; of {facts['num_paths']} paths were dropped: "
+            f"{reasons}; they are kept in {this.paths.folder.uri}"
         )
     this.examples.commit(**facts)
 
@@ -182,28 +197,25 @@ def predict_answers(run: Run, this: Round, stop: StopRequest) -> None:
     """The tuned model's greedy answers, and the base model's where they are still missing."""
     for model, step in ((run.base, run.base_predictions), (this.tuned, this.predictions)):
         if not step.is_done:
-            generate(run, model, [run.prediction_job(step)], stop)
-            step.commit()
+            generate(run, model, [(step, run.prediction_job(step))], stop)
 
 
 def score_models(run: Run, this: Round, stop: StopRequest) -> None:
     """Base and tuned side by side, in domain and out of domain."""
-    held_out = {q.question_id: q for q in run.questions.questions if q.split != "train"}
-    wanted = {question_id: question.fingerprint for question_id, question in held_out.items()}
-    base, tuned = (
-        {
-            row["question_id"]: regrade(row, held_out[row["question_id"]])
-            for row in Ledger.read(step.folder).rows(wanted)
-        }
-        for step in (run.base_predictions, this.predictions)
+    scores = run_task(
+        score_predictions,
+        run.stored_questions("dev", "test"),
+        run.base_predictions.folder,
+        this.predictions.folder,
     )
-    scores = compare_scores(list(held_out.values()), base, tuned)
     table = format_scores(scores)
     if not this.scores.is_done:
         this.scores.folder.write_table("scores.parquet", scores_table(scores))
         this.scores.folder.write_bytes("scores.md", f"{table}\n".encode())
         this.scores.commit()
     say(f"\nround {this.number}, base > tuned, in percent with 95 % intervals\n\n{table}\n")
+    for name, reason in run.questions.broken.items():
+        say(f"the dataset {name} was set aside: {reason}")
 
 
 # --- the plan ----------------------------------------------------------------------------------
@@ -239,15 +251,32 @@ class Run:
     base_predictions: Step
     rounds: tuple[Round, ...]
 
-    def table(self, *splits: str) -> pa.Table:
-        """The questions of some splits, with their fingerprints."""
-        return question_table([q for q in self.questions.questions if q.split in splits])
+    def steps(self) -> list[Step]:
+        """All steps, in the order in which they are made."""
+        of_rounds = [getattr(this, name) for this in self.rounds for name in STEPS[1:]]
+        return [self.questions_step, self.base_predictions, *of_rounds]
+
+    def step_names(self) -> list[str]:
+        """Their folders, relative to the run's."""
+        return [step.folder.path.removeprefix(f"{self.folder.path}/") for step in self.steps()]
+
+    def stored_questions(self, *splits: str) -> Questions:
+        """The questions of some splits, as workers read them."""
+        return Questions(self.questions_step.folder, splits)
+
+    def paths_job(self, this: Round) -> Job:
+        handler = SynthesizePaths(this.recipe, self.config.examples.read_last)
+        shares = {
+            name: Share(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
+            for name, dataset in self.config.questions.datasets.items()
+        }
+        questions = self.stored_questions("train")
+        return Job("paths", this.paths.folder, PATHS_SCHEMA, handler, questions, shares)
 
     def prediction_job(self, step: Step) -> Job:
         handler = PredictAnswer(self.config.evaluation)
-        return Job(
-            "predictions", step.folder, PREDICTIONS_SCHEMA, handler, self.table("dev", "test")
-        )
+        questions = self.stored_questions("dev", "test")
+        return Job("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
 
 
 def plan_run(config: Config) -> Run:
@@ -257,10 +286,9 @@ def plan_run(config: Config) -> Run:
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
     questions = load_questions(config.questions)
-    if not any(question.split == "train" for question in questions.questions):
+    if not questions.split("train").num_rows:
         raise InputError("questions.datasets: no question to train on; one has to be in_domain")
-    everything = [(q.question_id, q.fingerprint) for q in questions.questions]
-    content = {"questions": fingerprint(everything)}
+    content = {"questions": questions.extent(*SPLITS)}
     run = Run(
         config=config,
         folder=folder,
@@ -280,7 +308,12 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
     """The steps of one round; every step's folder follows from what it is made of."""
     config, folder = run.config, run.folder.child(f"round_{number}")
     recipe = Recipe.load(number, config.synthesis)
-    train = extent_of(run.questions, "train")
+    limits = [
+        (name, dataset.max_generated_tokens, dataset.max_accepted_paths)
+        for name, dataset in sorted(config.questions.datasets.items())
+        if dataset.max_generated_tokens or dataset.max_accepted_paths
+    ]
+    train = fingerprint(run.questions.extent("train"), limits)
     content = paths_content(recipe, config.engine, generator.identity)
     paths = Step.below(folder, "paths", content, train)
     start = run.base if config.training.start_from == "base" else generator
@@ -319,29 +352,81 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
 def plan_predictions(config: Config, parent: Folder, model: Model, questions: QuestionSet) -> Step:
     """The predictions of one model on all held-out questions."""
     content = predictions_content(config.evaluation, config.engine, model.identity)
-    return Step.below(parent, "predictions", content, extent_of(questions, "dev", "test"))
+    return Step.below(parent, "predictions", content, questions.extent("dev", "test"))
 
 
-def extent_of(questions: QuestionSet, *splits: str) -> str:
-    """What a step over these splits has to cover."""
-    return fingerprint(
-        sorted((q.question_id, q.fingerprint) for q in questions.questions if q.split in splits)
+def generate(run: Run, model: Model, jobs: Sequence[tuple[Step, Job]], stop: StopRequest) -> None:
+    """Run jobs on one pool of engines that serve `model`, then finish their steps."""
+    summary = run_pool(run, model, [job for _, job in jobs], stop)
+    for step, job in jobs:
+        step.commit(rows=finish_job(job), last_execution=summary.facts())
+
+
+def run_pool(
+    run: Run, model: Model, jobs: Sequence[Job], stop: StopRequest, limit: int | None = None
+) -> PoolSummary:
+    """Run jobs, or so many questions of each, on one pool of engines that serve `model`."""
+    every_s = run.config.cluster.progress_every_s
+    engine, planned = fit_engines(run.config.engine, model)
+    if planned:
+        say(planned)
+    return run_jobs(model, jobs, engine, stop=stop, progress_every_s=every_s, limit=limit)
+
+
+# --- known before the run ----------------------------------------------------------------------
+
+
+def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
+    """What the whole run will take, from its first questions; they are made now and kept."""
+    this, config = run.rounds[0], run.config
+    held_out = run.stored_questions("dev", "test")
+    speed = probe_speed(run, stop)
+    train = run.questions.split("train").column("dataset").value_counts().to_pylist()
+    return estimate_run(
+        run_task(read_probed_paths, this.paths.folder, run.stored_questions("train")),
+        run_task(read_probed_predictions, run.base_predictions.folder, held_out),
+        Workload(
+            num_questions={row["values"]: row["counts"] for row in train},
+            paths_per_question=run.paths_job(this).handler.width,
+            max_per_question=config.examples.max_per_question,
+            num_predictions=run.questions.split("dev", "test").num_rows,
+            rounds=config.rounds,
+            num_models_predicted=config.rounds + 1,
+        ),
+        speed,
+        config.cost,
     )
 
 
-def question_table(questions: Sequence[Question]) -> pa.Table:
-    """Questions as Arrow rows, with the fingerprint that ties results to their text."""
-    table = pa.Table.from_pylist([q.to_row() for q in questions], schema=QUESTION_SCHEMA)
-    fingerprints = pa.array([q.fingerprint for q in questions], pa.string())
-    return table.append_column("question_fingerprint", fingerprints)
-
-
-def generate(run: Run, model: Model, jobs: Sequence[Job], stop: StopRequest) -> None:
-    """Run jobs on one pool of engines that serve `model`."""
-    config = run.config
-    run_jobs(
-        model, jobs, config.engine, stop=stop, progress_every_s=config.cluster.progress_every_s
+def probe_speed(run: Run, stop: StopRequest) -> Speed:
+    """Generate the first questions of the run, unless that was done, and say how fast it went."""
+    this = run.rounds[0]
+    known = this.paths.folder.read_json(PROBE_FILE)
+    if not isinstance(known, dict):
+        jobs = [run.paths_job(this), run.prediction_job(run.base_predictions)]
+        summary = run_pool(run, this.generator, jobs, stop, limit=NUM_PROBED)
+        if not summary.counts:
+            raise InputError("nothing is left to generate in round 0, so nothing to estimate from")
+        known = summary.facts()
+        this.paths.folder.write_json(PROBE_FILE, known)
+    engine, _ = fit_engines(run.config.engine, this.generator)
+    return Speed(
+        tokens_per_s=known["tokens_per_s"],
+        num_workers_probed=int(known["num_workers"]),
+        num_workers=num_workers(engine)[1],
+        gpus_per_worker=engine.gpus_per_worker,
+        start_s=known["wall_s"] - known["generating_s"],
     )
+
+
+def keep_to_budget(run: Run, stop: StopRequest) -> None:
+    """Raises `InputError` when the config has a budget and the run would exceed it."""
+    budget = run.config.budget
+    if budget == Budget() or run.rounds[0].paths.is_done:
+        return
+    estimate = estimate_run_from_probe(run, stop)
+    for warning in check_budget(estimate, budget):
+        say(f"budget: {warning}")
 
 
 # --- what a person sees ------------------------------------------------------------------------
@@ -351,14 +436,23 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def say_warnings(config: Config) -> None:
+    """What is allowed and slow."""
+    stages = config.synthesis.stages
+    if slow := slow_top_p((stages.adapt, stages.structure, stages.path), config.engine.use_gpu):
+        say(f"warning: {slow}")
+
+
 def format_counts(questions: QuestionSet) -> str:
-    """One line a dataset and split."""
-    return "\n".join(
+    """One line a dataset and split, and one for each dataset that was set aside."""
+    lines = [
         f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
         f"{c['num_read']} read, {c['num_dropped_duplicate']} duplicates and "
         f"{c['num_dropped_overlap']} overlaps dropped"
         for c in questions.counts
-    )
+    ]
+    broken = questions.broken.items()
+    return "\n".join([*lines, *(f"questions: {name} is SET ASIDE: {why}" for name, why in broken)])
 
 
 class TrainingPrinter:
@@ -386,10 +480,12 @@ def describe_plan(run: Run) -> str:
     """The steps that would run, and how many generations that is."""
     lines = [f"run folder: {run.folder.uri}"]
     lines.append(step_line("", run.questions_step, 0))
-    lines.append(step_line("base", run.base_predictions, num_missing(run, run.base_predictions)))
+    lines.append(
+        step_line("base", run.base_predictions, num_predictions(run, run.base_predictions))
+    )
     for this in run.rounds:
-        chains = sum(len(this.recipe.tasks(q)) for q in missing_questions(run, this.paths, "train"))
-        generations = {"paths": 3 * chains, "predictions": num_missing(run, this.predictions)}
+        chains = num_missing(run, this.paths, "train") * run.paths_job(this).handler.width
+        generations = {"paths": 3 * chains, "predictions": num_predictions(run, this.predictions)}
         for name in STEPS[1:]:
             lines.append(
                 step_line(f"round_{this.number}", getattr(this, name), generations.get(name, 0))
@@ -404,15 +500,13 @@ def step_line(parent: str, step: Step, num_generations: int) -> str:
     return f"  {where}: {state}{generations}"
 
 
-def missing_questions(run: Run, step: Step, *splits: str) -> list[Question]:
-    """The questions of some splits without a row in a step's ledger."""
-    asked = {q.question_id: q for q in run.questions.questions if q.split in splits}
-    wanted = {question_id: q.fingerprint for question_id, q in asked.items()}
-    return [asked[question_id] for question_id in Ledger.read(step.folder).missing(wanted)]
+def num_missing(run: Run, step: Step, *splits: Split) -> int:
+    """How many questions of some splits have no row in a step's ledger."""
+    return int(Ledger.read(step.folder).missing(run.questions.split(*splits)).num_rows)
 
 
-def num_missing(run: Run, step: Step) -> int:
-    return len(missing_questions(run, step, "dev", "test"))
+def num_predictions(run: Run, step: Step) -> int:
+    return num_missing(run, step, "dev", "test")
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -427,12 +521,39 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         say(f"{resolved}\n{describe_plan(run)}")
         return 0
+    say_warnings(config)
     claim_run_folder(run.folder, config.run)
     run.folder.write_bytes(f"config-{fingerprint(resolved)}.yaml", resolved.encode())
+    run.folder.write_json(STEPS_FILE, run.step_names())
     with ray_session(config.cluster) as stop:
         say(f"logs: {log_folder()}")
+        save_questions(run)
+        keep_to_budget(run, stop)
         improve(run, stop, arguments.until)
     say(f"run folder: {run.folder.uri}")
+    return 0
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py plan CONFIG`."""
+    config = load_settings(Config, arguments.config, arguments.set)
+    run = plan_run(config)
+    claim_run_folder(run.folder, config.run)
+    with ray_session(config.cluster) as stop:
+        save_questions(run)
+        estimate = estimate_run_from_probe(run, stop)
+    say(format_estimate(estimate))
+    for warning in check_budget(estimate, config.budget):
+        say(f"budget: {warning}")
+    return 0
+
+
+def clean_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py clean RUN`."""
+    leftovers = find_leftovers(Folder.open(arguments.run), superseded=arguments.superseded)
+    say(format_leftovers(leftovers))
+    if not arguments.dry_run:
+        remove_leftovers(leftovers)
     return 0
 
 
@@ -450,16 +571,30 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="regenesis.py", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run_parser = commands.add_parser("run", help="run, or go on with, a self-improvement run")
-    run_parser.add_argument("config", help="a YAML file, see configs/")
-    run_parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
+    plan_parser = commands.add_parser(
+        "plan", help="generate the first 20 questions and say what the whole run will take"
     )
+    for with_config in (run_parser, plan_parser):
+        with_config.add_argument("config", help="a YAML file, see configs/")
+        with_config.add_argument(
+            "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
+        )
     run_parser.add_argument(
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"
     )
     run_parser.add_argument(
         "--dry-run", action="store_true", help="print the config and the steps, start nothing"
     )
+    clean_parser = commands.add_parser("clean", help="remove what a run no longer needs")
+    clean_parser.add_argument("run", help="the folder of the run, or its URI")
+    clean_parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    clean_parser.add_argument(
+        "--superseded",
+        action="store_true",
+        help="also remove the steps that the config which was run last does not use",
+    )
+    plan_parser.set_defaults(do=plan_command)
+    clean_parser.set_defaults(do=clean_command)
     run_parser.set_defaults(do=run_command)
     return parser.parse_args(argv)
 
@@ -468,7 +603,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     try:
         return int(arguments.do(arguments))
-    except (InputError, NoExamplesError, InterruptedRunError) as error:
+    except (InputError, NoExamplesError, GenerationStoppedError, InterruptedRunError) as error:
         print(f"regenesis: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

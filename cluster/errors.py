@@ -19,3 +19,9 @@ class InterruptedRunError(RuntimeError):
     """Ctrl-C or SIGTERM: what was finished is on disk, the same command goes on from there."""
 
     exit_code = 130
+
+
+class GenerationStoppedError(RuntimeError):
+    """The engines cannot go on, with their own last error; what was finished is kept."""
+
+    exit_code = 4

@@ -1,10 +1,10 @@
 """The engine pool: Ray Data maps a pool of engines over chunks of questions.
 
-On the driver: which questions still lack a row, the chunks, the progress line, and the check that
-every question has its row at the end. On a worker (a Ray Data actor): one engine, many chunks at
-once, all of whose questions share the engine's one continuous batch; finished rows go from the
-worker straight to part files. What crosses: chunks of question rows out, a receipt of a few
-numbers back, and counters once a second.
+On the driver: the numbers of the chunks, the progress line, and the check at the end. In a task:
+which questions are open, and the plan file that says which chunk holds which. On a worker (a Ray
+Data actor): one engine, several chunks at once, all of whose questions share the engine's one
+continuous batch; finished rows go from the worker straight to part files. What crosses: chunk
+numbers out, receipts of a few numbers back, and counters once a second.
 
 Jobs of different kinds for the same weights (reasoning paths, predictions of the base model) run
 side by side on the same warm engines.
@@ -12,73 +12,61 @@ side by side on the same warm engines.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
-import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
-from cluster.engine import (
-    Completion,
-    Engine,
-    EngineSettings,
-    SamplingSettings,
-    engine_environment,
-    make_engine,
-)
-from cluster.errors import InterruptedRunError
-from cluster.ledger import Ledger, PartWriter
+from cluster.engine import EngineSettings, engine_environment
+from cluster.errors import GenerationStoppedError, InterruptedRunError
+from cluster.jobs import Job
+from cluster.ledger import Ledger, compact
 from cluster.models import Model
-from cluster.processes import child_processes, wait_until_gone
+from cluster.processes import wait_until_gone
 from cluster.progress import ProgressBoard, ProgressPrinter, RateMeter
 from cluster.runtime import StopRequest
-from cluster.storage import Folder
-
-REPORT_EVERY_S = 1.0
-
-
-class Handler(Protocol):
-    """What is done with one question. Sent to the workers, so it must pickle."""
-
-    async def __call__(
-        self, engine: Engine, question: dict[str, Any], slots: asyncio.Semaphore
-    ) -> dict[str, Any]:
-        """The finished ledger row of a question; takes a slot for each generation in flight."""
-
-    def accepted(self, row: dict[str, Any]) -> int:
-        """How many right answers a finished row holds, for the progress line."""
+from cluster.schedule import Plan, Share, open_questions, plan_job, summarize
+from cluster.tasks import run_task
+from cluster.worker import EngineWorker
 
 
 @dataclass(frozen=True)
-class Job:
-    """One kind of work: the questions, what is done with each, and the ledger for the rows."""
+class PoolSummary:
+    """What one execution of the pool did, for the manifest."""
 
-    name: str
-    folder: Folder
-    schema: pa.Schema
-    handler: Handler
-    questions: pa.Table
-    """Columns of `QUESTION_SCHEMA` and `question_fingerprint`."""
+    wall_s: float
+    """From the call to the last row, engine starts included."""
+    generating_s: float
+    """From the first chunk begun on a ready engine to the last row durable."""
+    counts: dict[str, float]
+    """Sums over all workers, see `EngineWorker`."""
 
-    def wanted(self) -> dict[str, str]:
-        """`{question_id: question_fingerprint}` of all questions, done or not."""
-        ids = self.questions.column("question_id").to_pylist()
-        return dict(
-            zip(ids, self.questions.column("question_fingerprint").to_pylist(), strict=True)
-        )
+    def facts(self) -> dict[str, float]:
+        """What a step's manifest says of it; shares between 0 and 1."""
+        counts = Counter(self.counts)
+        engine_s = counts["busy_s"] + counts["idle_s"]
+        return {
+            "wall_s": round(self.wall_s, 1),
+            "generating_s": round(self.generating_s, 1),
+            "num_workers": counts["num_workers"],
+            "num_generations": counts["num_generations"],
+            "num_tokens": counts["num_tokens"],
+            "tokens_per_s": _share(counts["num_tokens"], self.generating_s),
+            "engine_busy_share": _share(counts["busy_s"], engine_s),
+            "mean_generations_in_flight": _share(counts["generation_s"], engine_s),
+            "peak_generations_in_flight": counts["peak_in_flight"],
+            "prefix_hit_share": _share(counts["num_cached_tokens"], counts["num_prompt_tokens"]),
+            "truncated_share": _share(counts["num_cut_off"], counts["num_generations"]),
+        }
 
-    def remaining(self) -> pa.Table:
-        """The questions that have no valid row yet."""
-        missing = pa.array(Ledger.read(self.folder).missing(self.wanted()), pa.string())
-        return self.questions.filter(
-            pa.compute.is_in(self.questions.column("question_id"), missing)
-        )
+
+def _share(part: float, whole: float) -> float:
+    return round(part / whole, 4) if whole else 0.0
 
 
 def run_jobs(
@@ -88,54 +76,129 @@ def run_jobs(
     *,
     stop: StopRequest,
     progress_every_s: float,
-) -> None:
-    """Do every job's missing questions on one pool of engines that all serve `model`.
+    limit: int | None = None,
+) -> PoolSummary:
+    """Do every job's open questions, or `limit` of each, on one pool of engines serving `model`.
 
-    Returns when each question of each job has its row and the engines' processes are gone. Raises
-    `InterruptedRunError` when asked to stop (what was finished is durable), and the engine's own
-    error when its restarts are used up.
+    Returns when each question of each job has its row (or its dataset's share is used up) and the
+    engines' processes are gone. Raises `InterruptedRunError` when asked to stop (what was finished
+    is durable), and `GenerationStoppedError` with the engine's own error when its restarts are
+    used up.
     """
-    import ray
-
-    remaining = {job.name: job.remaining() for job in jobs}
-    num_total = sum(table.num_rows for table in remaining.values())
-    if not num_total:
-        return
-    num_known = sum(job.questions.num_rows for job in jobs) - num_total
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-    meter = RateMeter("+".join(job.name for job in jobs), num_total + num_known, "questions")
-    placement = _WorkerPlacement(settings)
-    describe = _describer(board, meter, num_known, stop)
-    try:
-        with ProgressPrinter(describe, every_s=progress_every_s):
-            _consume(_pool_dataset(model, jobs, remaining, settings, board, placement))
-    finally:
-        placement.remove()
-        wait_until_gone(ray.get(board.processes.remote()))
-        ray.kill(board)
+    started = time.monotonic()
+    plans = {job.name: _plan(job, settings, limit) for job in jobs}
+    if not any(plan.num_open for plan in plans.values()):
+        return PoolSummary(0.0, 0.0, {})
+    counts = _execute(model, jobs, plans, settings, stop, progress_every_s)
     if stop.is_set():
         raise InterruptedRunError("stopped; finished questions are kept")
-    for job in jobs:
-        if missing := Ledger.read(job.folder).missing(job.wanted()):
-            raise RuntimeError(f"{job.name}: {len(missing)} questions have no row: {missing[:3]}")
+    if limit is None:
+        for job in jobs:
+            run_task(_check_complete, job, settings.max_attempts)
+    span = counts.pop("last_row_at", 0.0) - counts.pop("first_chunk_at", 0.0)
+    return PoolSummary(time.monotonic() - started, max(0.0, span), counts)
 
 
-def _describer(board: Any, meter: RateMeter, num_known: int, stop: StopRequest) -> Any:
+def finish_job(job: Job) -> dict[str, Any]:
+    """Compact the rows of a finished job; returns its totals for the manifest."""
+    return dict(run_task(_compact_and_summarize, job))
+
+
+def _compact_and_summarize(job: Job) -> dict[str, Any]:
+    return summarize(compact(job.folder, job.schema), job.questions.keys())
+
+
+def num_workers(settings: EngineSettings) -> tuple[int, int]:
+    """Engines to start with, and engines to grow to."""
+    largest = settings.max_workers or settings.min_workers or 1
+    smallest = settings.min_workers or largest
+    return smallest, max(smallest, largest)
+
+
+def _plan(job: Job, settings: EngineSettings, limit: int | None) -> Plan:
+    num_slots = num_workers(settings)[1] * settings.chunks_in_flight
+    in_flight = -(-settings.generations_in_flight // job.handler.width)
+    smallest = max(settings.chunk_size, -(-in_flight // max(1, settings.chunks_in_flight - 1)))
+    execution = f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(2)}"
+    plan: Plan = run_task(
+        plan_job,
+        job.folder,
+        job.schema,
+        job.questions,
+        job.shares,
+        execution=execution,
+        num_slots=num_slots,
+        smallest=smallest,
+        max_attempts=settings.max_attempts,
+        limit=limit,
+    )
+    return plan
+
+
+def _check_complete(job: Job, max_attempts: int) -> None:
+    """Every question has its row, none is left to try again, unless its dataset is used up."""
+    questions = job.questions.keys()
+    ledger = Ledger.read(job.folder)
+    totals = ledger.totals(questions)
+    left = open_questions(questions, ledger, max_attempts)
+    for row in left.to_pylist():
+        total = totals[row["dataset"]]
+        share = job.shares.get(row["dataset"], Share())
+        if not share.is_used_up(total["num_tokens"], total["num_accepted"]):
+            raise RuntimeError(
+                f"{job.name}: {left.num_rows} questions have no row, {row['question_id']} is one"
+            )
+
+
+def _execute(
+    model: Model,
+    jobs: Sequence[Job],
+    plans: Mapping[str, Plan],
+    settings: EngineSettings,
+    stop: StopRequest,
+    progress_every_s: float,
+) -> dict[str, float]:
+    """Run the pool to its end, or until asked to stop; the counters of all workers."""
+    import ray
+
+    totals = {job.name: plans[job.name].totals for job in jobs}
+    shares = {job.name: dict(job.shares) for job in jobs}
+    board = _board(totals, shares)
+    placement = _WorkerPlacement(settings)
+    meter = RateMeter("+".join(job.name for job in jobs))
+    try:
+        with ProgressPrinter(_describer(board, meter, stop), every_s=progress_every_s):
+            _consume(_pool_dataset(model, jobs, plans, settings, board, placement), stop)
+    except ray.exceptions.RayError as error:
+        if died := ray.get(board.last_error.remote()):
+            raise GenerationStoppedError(died) from error
+        raise
+    finally:
+        placement.remove()
+        wait_until_gone(ray.get(board.processes.remote()), grace_s=3.0 if stop.is_set() else 30.0)
+        counts: dict[str, float] = ray.get(board.counts.remote())
+        ray.kill(board)
+    return counts
+
+
+def _board(*args: Any) -> Any:
+    """The board, beside the driver. Killed and restarted, it fills again with the next reports."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options = {"num_cpus": 0, "max_restarts": 8, "max_task_retries": 8, "scheduling_strategy": here}
+    return ray.remote(**options)(ProgressBoard).remote(*args)
+
+
+def _describer(board: Any, meter: RateMeter, stop: StopRequest) -> Any:
     """The function that reads the board and makes the progress line; passes a stop request on."""
     import ray
 
-    def describe() -> str:
+    def describe() -> list[str]:
         if stop.is_set():
             board.stop.remote()
-        total = ray.get(board.total.remote())
-        if not total["num_workers"]:
-            return f"{meter.step}: starting the engines"
-        extras = {
-            "generating": total.get("num_in_flight", 0),
-            "accepted": total.get("num_accepted", 0),
-        }
-        done = num_known + total.get("num_done", 0)
-        return meter.line(done, total.get("num_tokens", 0), extras)
+        return meter.lines(ray.get(board.view.remote()))
 
     return describe
 
@@ -143,7 +206,7 @@ def _describer(board: Any, meter: RateMeter, num_known: int, stop: StopRequest) 
 def _pool_dataset(
     model: Model,
     jobs: Sequence[Job],
-    remaining: Mapping[str, pa.Table],
+    plans: Mapping[str, Plan],
     settings: EngineSettings,
     board: Any,
     placement: _WorkerPlacement,
@@ -152,16 +215,16 @@ def _pool_dataset(
     keeps only a few slots busy when it has to cut the chunks itself."""
     import ray
 
-    chunks = list(_chunks(jobs, remaining, settings.chunk_size))
-    return ray.data.from_arrow(chunks).map_batches(
+    smallest, largest = num_workers(settings)
+    return ray.data.from_arrow(list(_chunks(jobs, plans))).map_batches(
         EngineWorker,
-        fn_constructor_args=(model, {job.name: job for job in _without_questions(jobs)}),
+        fn_constructor_args=(model, {job.name: job for job in jobs}),
         fn_constructor_kwargs={"settings": settings, "board": board},
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            min_size=settings.min_workers,
-            max_size=max(settings.min_workers, settings.max_workers),
+            min_size=smallest,
+            max_size=largest,
             max_tasks_in_flight_per_actor=settings.chunks_in_flight,
             max_concurrent_calls_per_actor=settings.chunks_in_flight,
         ),
@@ -170,14 +233,31 @@ def _pool_dataset(
     )
 
 
+def _chunks(jobs: Sequence[Job], plans: Mapping[str, Plan]) -> Iterator[pa.Table]:
+    """The chunk numbers of all jobs; the jobs take turns so that all advance."""
+    queues = [
+        [(job.name, plans[job.name].execution, n) for n in range(plans[job.name].num_chunks)]
+        for job in jobs
+    ]
+    for turn in itertools.zip_longest(*queues):
+        for job, execution, chunk in filter(None, turn):
+            yield pa.table({"job": [job], "execution": [execution], "chunk": [chunk]})
+
+
+def _consume(dataset: Any, stop: StopRequest) -> None:
+    """Run the dataset to its end, or to the first receipt after a stop request."""
+    for _receipt in dataset.iter_rows():
+        if stop.is_set():
+            return
+
+
 def _resources(settings: EngineSettings) -> dict[str, Any]:
     """The processors of one worker, and its environment."""
-    num_gpus = settings.tensor_parallel_size * settings.pipeline_parallel_size
     # With a placement group vLLM's own Ray workers take the GPUs, inside the same group.
     takes_gpus = settings.use_gpu and not settings.placement_group
     return {
         "num_cpus": settings.cpus_per_worker,
-        "num_gpus": num_gpus if takes_gpus else 0,
+        "num_gpus": settings.gpus_per_worker if takes_gpus else 0,
         "runtime_env": {"env_vars": engine_environment(settings)},
     }
 
@@ -207,7 +287,7 @@ class _WorkerPlacement:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        ranks = self._settings.tensor_parallel_size * self._settings.pipeline_parallel_size
+        ranks = (self._settings.tensor_parallel_size or 1) * self._settings.pipeline_parallel_size
         rank: dict[str, float] = {"GPU": 1, "CPU": 0.1} if self._settings.use_gpu else {"CPU": 0.1}
         bundles = [{"CPU": self._settings.cpus_per_worker}, *[rank] * ranks]
         self._groups.append(ray.util.placement_group(bundles, strategy="PACK"))
@@ -222,146 +302,3 @@ class _WorkerPlacement:
 
         for group in self._groups:
             ray.util.remove_placement_group(group)
-
-
-def _chunks(
-    jobs: Sequence[Job], remaining: Mapping[str, pa.Table], chunk_size: int
-) -> Iterator[pa.Table]:
-    """Chunks of at most `chunk_size` questions; the jobs take turns so that all advance."""
-    execution = f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(2)}"
-    queues = [_job_chunks(job.name, remaining[job.name], chunk_size, execution) for job in jobs]
-    for turn in itertools.zip_longest(*queues):
-        yield from (chunk for chunk in turn if chunk is not None)
-
-
-def _job_chunks(job: str, table: pa.Table, chunk_size: int, execution: str) -> Iterator[pa.Table]:
-    for number, start in enumerate(range(0, table.num_rows, chunk_size)):
-        yield _label(table.slice(start, chunk_size), job, f"{execution}-{number:06d}")
-
-
-def _label(chunk: pa.Table, job: str, chunk_id: str) -> pa.Table:
-    size = chunk.num_rows
-    labelled = chunk.append_column("job", pa.array([job] * size, pa.string()))
-    return labelled.append_column("chunk_id", pa.array([chunk_id] * size, pa.string()))
-
-
-def _without_questions(jobs: Iterable[Job]) -> list[Job]:
-    """The jobs as workers need them: their questions come with the chunks."""
-    return [
-        Job(job.name, job.folder, job.schema, job.handler, job.questions.slice(0, 0))
-        for job in jobs
-    ]
-
-
-def _consume(dataset: Any) -> int:
-    """Run the dataset to its end; the number of rows its receipts speak of."""
-    return sum(int(receipt["num_rows"]) for receipt in dataset.iter_rows())
-
-
-class EngineWorker:
-    """One engine and the chunks it works on. A plain class: a test may call it directly."""
-
-    def __init__(
-        self, model: Model, jobs: Mapping[str, Job], *, settings: EngineSettings, board: Any
-    ) -> None:
-        self._worker_id = secrets.token_hex(8)
-        self._jobs = jobs
-        self._settings = settings
-        self._board = board
-        self._counts: dict[str, float] = dict.fromkeys(
-            ("num_done", "num_accepted", "num_tokens", "num_in_flight"), 0
-        )
-        self._slots = asyncio.Semaphore(settings.generations_in_flight)
-        self._stopping = asyncio.Event()
-        self._reporter: asyncio.Task[None] | None = None
-        self._engine = _CountedEngine(make_engine(model.fetch(), settings), self._counts)
-
-    async def __call__(self, chunk: pa.Table) -> pa.Table:
-        """Do one chunk; returns its receipt once every finished row is durable."""
-        if self._reporter is None:
-            self._reporter = asyncio.create_task(self._report_forever())
-        rows = chunk.to_pylist()
-        job, chunk_id = self._jobs[rows[0]["job"]], rows[0]["chunk_id"]
-        writer = PartWriter(job.folder.child(chunk_id), job.schema)
-        # Ray runs a chunk again when its worker died; what that worker made durable stands.
-        durable = await asyncio.to_thread(writer.written_ids)
-        rows = [row for row in rows if row["question_id"] not in durable]
-        num_rows = await self._do_rows(job, rows, writer)
-        # The last chunk's counts must arrive before Ray Data ends this worker.
-        await self._report()
-        return pa.table({"chunk_id": [chunk_id], "num_rows": [num_rows]})
-
-    async def _do_rows(self, job: Job, rows: list[dict[str, Any]], writer: PartWriter) -> int:
-        """Do all rows at once and write them as they finish; on a stop, only the finished ones."""
-        running = {asyncio.create_task(job.handler(self._engine, row, self._slots)) for row in rows}
-        stopping: asyncio.Task[Any] = asyncio.create_task(self._stopping.wait())
-        num_rows = 0
-        last_flush = time.monotonic()
-        try:
-            while running and not self._stopping.is_set():
-                left = self._settings.flush_s - (time.monotonic() - last_flush)
-                done, _ = await asyncio.wait(
-                    {*running, stopping},
-                    timeout=max(0.05, left),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                running -= done
-                waiting = [self._keep(job, writer, task.result()) for task in done - {stopping}]
-                num_rows += len(waiting)
-                age = time.monotonic() - last_flush
-                if age >= self._settings.flush_s or max(waiting, default=0) >= (
-                    self._settings.flush_rows
-                ):
-                    await asyncio.to_thread(writer.flush)
-                    last_flush = time.monotonic()
-        finally:
-            for task in {*running, stopping}:
-                task.cancel()
-            await asyncio.to_thread(writer.flush)
-        return num_rows
-
-    def _keep(self, job: Job, writer: PartWriter, row: dict[str, Any]) -> int:
-        self._counts["num_done"] += 1
-        self._counts["num_accepted"] += job.handler.accepted(row)
-        return writer.add(row)
-
-    async def _report_forever(self) -> None:
-        while True:
-            if await self._report():
-                self._stopping.set()
-            await asyncio.sleep(REPORT_EVERY_S)
-
-    def _report(self) -> Any:
-        """Send the counters; the reply is whether to stop."""
-        import ray
-
-        node_id = ray.get_runtime_context().get_node_id()
-        processes = {"node_id": node_id, "pids": [os.getpid(), *child_processes()]}
-        return self._board.report.remote(self._worker_id, dict(self._counts), processes)
-
-    def __del__(self) -> None:
-        # A worker whose engine never started has nothing to shut down.
-        with contextlib.suppress(AttributeError):
-            self._engine.shutdown()
-
-
-class _CountedEngine:
-    """An engine that counts tokens and generations in flight into its worker's counters."""
-
-    def __init__(self, engine: Engine, counts: dict[str, float]) -> None:
-        self._engine = engine
-        self._counts = counts
-
-    async def chat(
-        self, messages: Sequence[Mapping[str, str]], sampling: SamplingSettings, seed: int
-    ) -> Completion:
-        self._counts["num_in_flight"] += 1
-        try:
-            completion = await self._engine.chat(messages, sampling, seed)
-        finally:
-            self._counts["num_in_flight"] -= 1
-        self._counts["num_tokens"] += len(completion.token_ids)
-        return completion
-
-    def shutdown(self) -> None:
-        self._engine.shutdown()

@@ -2,16 +2,26 @@
 
 On the driver: `wait_until_gone`. On each node that had a worker: a task without CPUs that waits
 for the worker's processes, and ends those that outlive it. What crosses: process ids.
+
+Beside each engine: a reaper, this file run as a program, for the processes of an engine whose
+worker was killed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import psutil
 
 GRACE_S = 30.0
+WATCH_EVERY_S = 1.0
+REAPER_GRACE_S = 5.0
 
 
 def child_processes() -> list[int]:
@@ -40,10 +50,10 @@ def end_processes(pids: Sequence[int], grace_s: float) -> list[int]:
     return [process.pid for process in alive]
 
 
-def wait_until_gone(workers: Sequence[dict[str, Any]]) -> None:
+def wait_until_gone(workers: Sequence[dict[str, Any]], grace_s: float = GRACE_S) -> None:
     """Wait, on every node, until the workers `{node_id, pids}` and their children are gone.
 
-    Prints which processes had to be killed.
+    Prints which processes had to be killed, after `grace_s` seconds.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -55,7 +65,7 @@ def wait_until_gone(workers: Sequence[dict[str, Any]]) -> None:
     alive_nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     waits = [
         end.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            pids, GRACE_S
+            pids, grace_s
         )
         for node_id, pids in by_node.items()
         if node_id in alive_nodes
@@ -63,3 +73,43 @@ def wait_until_gone(workers: Sequence[dict[str, Any]]) -> None:
     for killed in ray.get(waits):
         if killed:
             print(f"engine processes {killed} did not end by themselves and were killed")
+
+
+def start_reaper() -> subprocess.Popen[bytes]:
+    """Start a process that ends all others below this one soon after this one is gone.
+
+    For a process that may be killed (by its user, for want of memory) while its children would
+    run on and keep their GPU. To be terminated when there are no more such children.
+    """
+    return subprocess.Popen(
+        # A file and not a module: it needs nothing of the package, wherever that is.
+        [sys.executable, "-P", __file__, str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def reap(parent_pid: int) -> None:
+    """Wait until `parent_pid`, the parent of this process, is gone; then end its other children.
+
+    A child started in the parent's last second may be missed.
+    """
+    children: list[psutil.Process] = []
+    while os.getppid() == parent_pid:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(parent_pid).children(recursive=True)
+        time.sleep(WATCH_EVERY_S)
+    orphans = [process for process in children if process.pid != os.getpid()]
+    for process in orphans:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(orphans, timeout=REAPER_GRACE_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+if __name__ == "__main__":
+    reap(int(sys.argv[1]))

@@ -1,8 +1,9 @@
-"""Progress of long work: what the workers count, and the line a person reads.
+"""Progress of long work: what the workers count, and the lines a person reads.
 
 On the driver: `ProgressPrinter`, a thread that reads the board and prints. On the board, a Ray
-actor without CPUs: the counters of each worker. What crosses: small dictionaries of numbers, once
-a second, and back to the worker whether it has to stop.
+actor without CPUs: the counters of each worker, by dataset, which it also hands to Ray as metrics
+for Prometheus; which questions were being answered when an engine died; which datasets have
+enough. What crosses: small dictionaries, once a second, and back to the worker whether to stop.
 """
 
 from __future__ import annotations
@@ -14,47 +15,199 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from cluster.schedule import Share
+
 DESCRIBE_EVERY_S = 1.0
+TABLE_EVERY_S = 60.0
+ALIVE_S = 10.0
+"""A worker that has not reported for so long does not count as alive."""
+
+Key = tuple[str, str]
+"""A job's name and a dataset's."""
+
+METRICS = {
+    "num_questions": "Questions of the dataset",
+    "num_done": "Questions that have their row",
+    "num_paths": "Reasoning paths made",
+    "num_accepted": "Paths whose answer is right",
+    "num_failed": "Paths that failed",
+    "num_truncated": "Paths cut off by a limit",
+    "num_tokens": "Tokens generated",
+}
 
 
 class ProgressBoard:
     """Collects the counters of all workers; plain class, made a Ray actor by `cluster.pool`."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        totals: Mapping[str, Mapping[str, Mapping[str, int]]],
+        shares: Mapping[str, Mapping[str, Share]],
+    ) -> None:
+        self._base: dict[Key, Counter[str]] = {
+            (job, dataset): Counter(counts)
+            for job, datasets in totals.items()
+            for dataset, counts in datasets.items()
+        }
+        self._shares = {
+            (job, dataset): share
+            for job, datasets in shares.items()
+            for dataset, share in datasets.items()
+        }
         self._counts: dict[str, dict[str, float]] = {}
+        self._datasets: dict[str, dict[Key, dict[str, int]]] = {}
+        self._reported_at: dict[str, float] = {}
         self._processes: dict[str, dict[str, Any]] = {}
+        self._open: dict[str, set[str]] = {}
+        self._chunks: dict[str, str] = {}
+        self._deaths: Counter[str] = Counter()
+        self._last_error: str | None = None
         self._stopping = False
+        self._places: dict[str, list[str]] = {}
+        self._gauges: dict[str, Any] | None = None
 
-    def report(self, worker: str, counts: dict[str, float], processes: dict[str, Any]) -> bool:
-        """Replace a worker's counters; returns whether it has to flush and stop."""
-        self._counts[worker] = counts
-        self._processes[worker] = processes
-        return self._stopping
+    # What workers call.
+
+    def enter_node(self, node_id: str, actor_id: str) -> int:
+        """Which worker of its node this is, from 0; the same again after a restart."""
+        places = self._places.setdefault(node_id, [])
+        if actor_id not in places:
+            places.append(actor_id)
+        return places.index(actor_id)
+
+    def report(
+        self,
+        worker_id: str,
+        counts: dict[str, float],
+        datasets: dict[Key, dict[str, int]],
+        open_questions: list[str],
+        processes: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Replace a worker's counters; returns whether it has to flush and stop, and which
+        datasets have enough."""
+        self._counts[worker_id] = counts
+        self._datasets[worker_id] = datasets
+        self._open[worker_id] = set(open_questions)
+        self._processes[worker_id] = processes
+        self._reported_at[worker_id] = time.monotonic()
+        return {"stop": self._stopping, "closed": self._used_up()}
+
+    def begin_chunk(self, worker_id: str, chunk: str) -> dict[str, int] | None:
+        """None for a new chunk. For one that another worker had begun, so that it must have died:
+        how often each question was being answered when a worker died."""
+        before = self._chunks.get(chunk)
+        self._chunks[chunk] = worker_id
+        if before is None:
+            return None
+        if before != worker_id:
+            self._deaths.update(self._open.pop(before, ()))
+            self._reported_at.pop(before, None)
+        return dict(self._deaths)
+
+    def end_chunk(self, chunk: str) -> None:
+        """The chunk is done."""
+        self._chunks.pop(chunk, None)
+
+    def begin_question(self, worker_id: str, question_id: str) -> None:
+        """Note a question before anything of it is generated: it may be the one that kills."""
+        self._open.setdefault(worker_id, set()).add(question_id)
+
+    def note_error(self, error: str) -> None:
+        """Keep the last words of a worker or an engine."""
+        self._last_error = error
+
+    # What the driver calls.
 
     def stop(self) -> None:
         """Tell every worker, at its next report, to flush and stop."""
         self._stopping = True
 
-    def total(self) -> dict[str, float]:
-        """The sum over all workers that ever reported."""
-        total: Counter[str] = Counter()
-        for counts in self._counts.values():
-            total.update(counts)
-        return {**total, "num_workers": len(self._counts)}
+    def last_error(self) -> str | None:
+        return self._last_error
 
     def processes(self) -> list[dict[str, Any]]:
         """Node and process ids of every worker that ever reported."""
         return list(self._processes.values())
 
+    def counts(self) -> dict[str, float]:
+        """Sums over all workers that ever reported; of times the first and the last."""
+        total: Counter[str] = Counter()
+        for counts in self._counts.values():
+            total.update({name: n for name, n in counts.items() if not name.endswith("_at")})
+        combine = {"first_chunk_at": min, "last_row_at": max}
+        for name, which in combine.items():
+            times = [counts[name] for counts in self._counts.values() if name in counts]
+            if times:
+                total[name] = which(times)  # type: ignore[assignment]
+        return {**total, "num_workers": len(self._counts)}
+
+    def view(self) -> dict[str, Any]:
+        """All that a progress line says."""
+        alive = [w for w, at in self._reported_at.items() if time.monotonic() - at < ALIVE_S]
+        datasets = self._totals()
+        in_flight = sum(self._counts[worker].get("num_in_flight", 0) for worker in alive)
+        self._export(datasets, len(alive), in_flight)
+        return {
+            "num_alive": len(alive),
+            "num_started": len(self._counts),
+            "num_in_flight": in_flight,
+            "num_tokens": sum(c.get("num_tokens", 0) for c in self._counts.values()),
+            "datasets": {key: dict(counts) for key, counts in datasets.items()},
+            "closed": self._used_up(),
+        }
+
+    def _totals(self) -> dict[Key, Counter[str]]:
+        totals = {key: Counter(counts) for key, counts in self._base.items()}
+        for datasets in self._datasets.values():
+            for key, counts in datasets.items():
+                totals.setdefault(key, Counter()).update(counts)
+        return totals
+
+    def _used_up(self) -> set[Key]:
+        if not any(
+            s.max_tokens is not None or s.max_accepted is not None for s in self._shares.values()
+        ):
+            return set()
+        totals = self._totals()
+        return {
+            key
+            for key, share in self._shares.items()
+            if key in totals  # a dataset may have no question in this job
+            and share.is_used_up(totals[key]["num_tokens"], totals[key]["num_accepted"])
+        }
+
+    def _export(
+        self, datasets: Mapping[Key, Mapping[str, int]], num_alive: int, num_in_flight: float
+    ) -> None:
+        """The same numbers as Ray metrics, which every node offers to Prometheus."""
+        from ray.util.metrics import Gauge
+
+        if self._gauges is None:
+            tags = ("job", "dataset")
+            self._gauges = {
+                name: Gauge(f"regenesis_{name}", text, tag_keys=tags)
+                for name, text in METRICS.items()
+            }
+            self._gauges["num_alive"] = Gauge("regenesis_num_engines", "Engines alive")
+            self._gauges["num_in_flight"] = Gauge(
+                "regenesis_num_generations_in_flight", "Generations that the engines work on"
+            )
+        for (job, dataset), counts in datasets.items():
+            for name in METRICS:
+                self._gauges[name].set(counts.get(name, 0), {"job": job, "dataset": dataset})
+        self._gauges["num_alive"].set(num_alive)
+        self._gauges["num_in_flight"].set(num_in_flight)
+
 
 class ProgressPrinter:
     """Prints a line every few seconds while a `with` block runs.
 
-    On a terminal the line is rewritten in place, elsewhere a plain line is printed each time.
+    `describe` gives the line of now, and after it lines to be printed once. On a terminal the line
+    of now is rewritten in place, elsewhere it is printed again each time.
     """
 
     def __init__(
-        self, describe: Callable[[], str], *, every_s: float, stream: TextIO | None = None
+        self, describe: Callable[[], list[str]], *, every_s: float, stream: TextIO | None = None
     ) -> None:
         self._describe = describe
         self._stream = stream or sys.stderr
@@ -78,42 +231,95 @@ class ProgressPrinter:
         # Described more often than printed: describing is also how a stop reaches the workers.
         printed = time.monotonic()
         while not self._done.wait(DESCRIBE_EVERY_S):
-            line = self._describe()
-            if time.monotonic() - printed >= self._every_s:
+            lines = self._describe()
+            if lines[1:] or time.monotonic() - printed >= self._every_s:
                 printed = time.monotonic()
-                self._print(line)
+                self._print(lines)
 
-    def _print(self, line: str) -> None:
-        if line == self._last_line:
-            return
-        self._last_line = line
-        self._stream.write(f"\r\x1b[2K{line}" if self._stream.isatty() else f"{line}\n")
+    def _print(self, lines: list[str]) -> None:
+        in_place = self._stream.isatty()
+        for line in lines[1:]:
+            self._stream.write(f"\r\x1b[2K{line}\n" if in_place else f"{line}\n")
+        if lines[0] != self._last_line:
+            self._last_line = lines[0]
+            self._stream.write(f"\r\x1b[2K{lines[0]}" if in_place else f"{lines[0]}\n")
         self._stream.flush()
 
 
 class RateMeter:
-    """Turns totals into a line: done, rate over the last minute, time left."""
+    """Turns views of the board into lines: done, rate over the last minute, time left."""
 
-    def __init__(self, step: str, num_total: int, unit: str) -> None:
-        self.step, self._num_total, self._unit = step, num_total, unit
+    def __init__(self, step: str) -> None:
+        self._step = step
         self._history: list[tuple[float, float]] = []
-        self._started: tuple[float, float] | None = None
+        self._started: tuple[float, int] | None = None
+        self._complete: set[Key] | None = None
+        self._table_at = time.monotonic()
 
-    def line(self, done: float, tokens: float, extras: Mapping[str, float]) -> str:
-        """One line; the time left follows from the share done since the start."""
+    def lines(self, view: Mapping[str, Any]) -> list[str]:
+        """The line of now; after it each dataset that was just completed and, once a minute, where
+        the others stand."""
+        if not view["num_started"]:
+            return [f"{self._step}: starting the engines"]
+        return [self._line(view), *self._completed(view), *self._table(view)]
+
+    def _line(self, view: Mapping[str, Any]) -> str:
         now = time.monotonic()
+        wanted = sum(c["num_questions"] for c in view["datasets"].values())
+        done = sum(c["num_done"] for c in view["datasets"].values())
         self._started = self._started or (now, done)
+        tokens = view["num_tokens"]
         self._history = [(t, n) for t, n in self._history if now - t <= 60] + [(now, tokens)]
-        parts = [f"{self.step}: {done:.0f}/{self._num_total} {self._unit}"]
+        parts = [f"{self._step}: {done}/{wanted} questions"]
         first_time, first_tokens = self._history[0]
         if now > first_time:
             parts.append(f"{(tokens - first_tokens) / (now - first_time):.0f} tok/s")
-        parts += [f"{value:.0f} {name}" for name, value in extras.items()]
+        parts.append(f"{view['num_in_flight']:.0f} generating")
+        parts.append(f"{view['num_alive']} engines")
+        parts.append(_accepted(view["datasets"].values()))
         start_time, start_done = self._started
-        if done > start_done and done < self._num_total:
-            left = (self._num_total - done) * (now - start_time) / (done - start_done)
+        if start_done < done < wanted:
+            left = (wanted - done) * (now - start_time) / (done - start_done)
             parts.append(f"{format_seconds(left)} left")
-        return " | ".join(parts)
+        return " | ".join(filter(None, parts))
+
+    def _completed(self, view: Mapping[str, Any]) -> list[str]:
+        complete = {
+            key
+            for key, counts in view["datasets"].items()
+            if counts["num_done"] >= counts["num_questions"] or key in view["closed"]
+        }
+        before = complete if self._complete is None else self._complete
+        self._complete = complete
+        return [f"  {_describe(key, view)}, complete" for key in sorted(complete - before)]
+
+    def _table(self, view: Mapping[str, Any]) -> list[str]:
+        now = time.monotonic()
+        if len(view["datasets"]) < 2 or now - self._table_at < TABLE_EVERY_S:
+            return []
+        self._table_at = now
+        unfinished = sorted(set(view["datasets"]) - (self._complete or set()))
+        return [f"  {_describe(key, view)}" for key in unfinished]
+
+
+def _describe(key: Key, view: Mapping[str, Any]) -> str:
+    counts = view["datasets"][key]
+    parts = [
+        f"{key[0]} {key[1]}: {counts['num_done']}/{counts['num_questions']} questions",
+        f"{counts['num_tokens']} tokens",
+        _accepted([counts]),
+    ]
+    if counts["num_failed"]:
+        parts.append(f"{counts['num_failed']} failed")
+    if key in view["closed"]:
+        parts.append("has enough")
+    return ", ".join(filter(None, parts))
+
+
+def _accepted(all_counts: Any) -> str:
+    answers = sum(counts["num_paths"] for counts in all_counts)
+    accepted = sum(counts["num_accepted"] for counts in all_counts)
+    return f"{100 * accepted / answers:.1f} % of {answers} accepted" if answers else ""
 
 
 def format_seconds(seconds: float) -> str:

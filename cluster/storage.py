@@ -1,7 +1,7 @@
 """Where a run keeps its things: folders on any pyarrow file system.
 
-Only three things are ever done to a file: it is written whole under a new name, read, and listed.
-No rename, no append, no lock: an object store can hold a run. A step is finished when its
+A file is written whole under a new name, read, listed, and removed when nothing needs it: no
+rename, no append, no lock, so an object store can hold a run. A step is finished when its
 `manifest.json` stands, which is written last; a manifest that a crash tore does not parse and
 counts as not written.
 
@@ -14,11 +14,13 @@ Example::
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import posixpath
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,48 @@ class Folder:
             for info in self.filesystem.get_file_info(selector)
             if info.type == pyarrow.fs.FileType.File and info.base_name.endswith(suffix)
         )
+
+    def walk(self, below: str = "") -> list[str]:
+        """All files in it at any depth, or below one of its folders, as paths relative to it."""
+        start = posixpath.join(self.path, below).rstrip("/")
+        selector = pyarrow.fs.FileSelector(start, allow_not_found=True, recursive=True)
+        prefix = self.path.rstrip("/") + "/"
+        return sorted(
+            info.path.removeprefix(prefix)
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == pyarrow.fs.FileType.File
+        )
+
+    def folder_names(self) -> list[str]:
+        """The names of the folders directly in it, sorted; empty when it does not exist."""
+        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(
+            info.base_name
+            for info in self.filesystem.get_file_info(selector)
+            if info.type == pyarrow.fs.FileType.Directory
+        )
+
+    def written_at(self, names: Iterable[str]) -> float:
+        """When the newest of some of its files was written, in seconds since 1970; 0 for none."""
+        paths = [posixpath.join(self.path, name) for name in names]
+        stamps = [info.mtime_ns or 0 for info in self.filesystem.get_file_info(paths)]
+        return max(stamps, default=0) / 1e9
+
+    def num_bytes(self, names: Iterable[str]) -> int:
+        """The size of some of its files together."""
+        paths = [posixpath.join(self.path, name) for name in names]
+        return sum(info.size or 0 for info in self.filesystem.get_file_info(paths))
+
+    def delete_files(self, names: Iterable[str]) -> None:
+        """Remove files by their paths relative to the folder; one that is gone is no error."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_file(posixpath.join(self.path, name))
+
+    def delete(self) -> None:
+        """Remove the folder and all in it; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.path)
 
     def is_empty(self) -> bool:
         """Whether nothing at all stands there."""

@@ -3,7 +3,8 @@
 A row, for example::
 
     {"question_id": "gsm8k/test/00007", "question_fingerprint": "5c...", "attempt": 0,
-     "dataset": "gsm8k", "domain": "in_domain", "split": "test", "response": "She has ...",
+     "dataset": "gsm8k", "domain": "in_domain", "split": "test", "question": "...",
+     "answer": "12", ..., "response": "She has ...",
      "num_tokens": 117, "finish_reason": "stop", "predicted": "12", "verdict": "correct",
      "read_as": "boxed", "grader_version": "1", "error": None}
 """
@@ -11,35 +12,35 @@ A row, for example::
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.engine import Completion, Engine, EngineSettings, PromptTooLongError, SamplingSettings
-from cluster.ledger import LEDGER_FIELDS
+from cluster.engine import (
+    Completion,
+    Engine,
+    EngineSettings,
+    GenerationError,
+    SamplingSettings,
+)
+from cluster.jobs import Slots
+from cluster.ledger import ledger_schema
 from cluster.settings import Settings, content_of
 from evaluation.grader import GRADER_VERSION, Verdict, grade
 from evaluation.prompt import answer_messages
-from evaluation.question import Question
+from evaluation.question import QUESTION_SCHEMA, Question
 
-PREDICTIONS_SCHEMA = pa.schema(
+PREDICTIONS_SCHEMA = ledger_schema(
     [
-        *LEDGER_FIELDS,
-        ("dataset", pa.string()),
-        ("domain", pa.string()),
-        ("split", pa.string()),
-        ("prompt_token_count", pa.int32()),
-        ("response", pa.string()),
-        ("num_tokens", pa.int32()),
-        ("finish_reason", pa.string()),
-        ("predicted", pa.string()),
-        ("verdict", pa.string()),
-        ("read_as", pa.string()),
-        ("grader_version", pa.string()),
-        ("error", pa.string()),
+        *QUESTION_SCHEMA,
+        pa.field("response", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("predicted", pa.string()),
+        pa.field("verdict", pa.string()),
+        pa.field("read_as", pa.string()),
+        pa.field("grader_version", pa.string()),
     ]
 )
 
@@ -75,60 +76,67 @@ class PredictAnswer:
 
     settings: EvaluationSettings
 
+    @property
+    def width(self) -> int:
+        return 1
+
     async def __call__(
-        self, engine: Engine, question: dict[str, Any], slots: asyncio.Semaphore
+        self,
+        engine: Engine,
+        question: dict[str, Any],
+        slots: Slots,
+        previous: dict[str, Any] | None,
     ) -> dict[str, Any]:
+        """The row of the one answer."""
         asked = Question.from_row(question)
-        completion, error = None, None
         async with slots:
             try:
                 messages = answer_messages(asked)
-                completion = await engine.chat(messages, self.settings.sampling, seed=0)
-            except PromptTooLongError as too_long:
-                error = str(too_long)
-        graded = await asyncio.to_thread(grade_response, completion, asked)
-        return {
-            "question_id": asked.question_id,
-            "question_fingerprint": asked.fingerprint,
-            "attempt": 0,
-            "dataset": asked.dataset,
-            "domain": asked.domain,
-            "split": asked.split,
+                [completion] = await engine.chat(messages, self.settings.sampling, seed=0)
+            except GenerationError as error:
+                return self.set_aside(question, str(error))
+        grades = await asyncio.to_thread(
+            _grade_columns, completion.text, completion.finish_reason, asked
+        )
+        return self._row(asked) | _response_columns(completion) | grades
+
+    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+        """The row of a question without an answer, and why."""
+        failed = {"error": reason, "num_failed": 1, "verdict": Verdict.ERROR.value}
+        return self._row(Question.from_row(question)) | failed
+
+    def _row(self, question: Question) -> dict[str, Any]:
+        return question.to_row() | {
+            "question_fingerprint": question.fingerprint,
             "grader_version": GRADER_VERSION,
-            "error": error,
-            **graded,
+            "error": None,
+            "num_failed": 0,
         }
 
-    def accepted(self, row: dict[str, Any]) -> int:
-        """Predictions are examined, not accepted: the progress line counts training paths."""
-        return 0
 
-
-def grade_response(completion: Completion | None, question: Question) -> Mapping[str, Any]:
-    """The response with its grade; the last number or letter counts too, and `read_as` says so,
-    so that both the strict and the tolerant accuracy can be taken from one row."""
-    if completion is None:
-        return {"verdict": Verdict.ERROR.value}
+def _response_columns(completion: Completion) -> dict[str, Any]:
     return {
-        "prompt_token_count": completion.num_prompt_tokens,
         "response": completion.text,
-        "num_tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
-        **_grade_columns(completion.text, completion.finish_reason, question),
+        "num_truncated": int(completion.finish_reason != "stop"),
+        "num_tokens": len(completion.token_ids),
+        "num_prompt_tokens": completion.num_prompt_tokens,
     }
 
 
-def regrade(row: dict[str, Any], question: Question) -> dict[str, Any]:
+def regrade(row: dict[str, Any]) -> dict[str, Any]:
     """A stored row with the verdict of today's grader; a written row itself never changes.
 
     So a grader that changed judges predictions as it judges training paths.
     """
     if row["error"]:
         return row
-    return row | _grade_columns(row["response"], row["finish_reason"], question)
+    return row | _grade_columns(row["response"], row["finish_reason"], Question.from_row(row))
 
 
 def _grade_columns(text: str, finish_reason: str, question: Question) -> dict[str, Any]:
+    """The last number or letter counts too, and `read_as` says so, so that both the strict and the
+    tolerant accuracy can be taken from one row."""
     result = grade(text, question, read_last=True, finished=finish_reason == "stop")
     return {
         "predicted": result.predicted,

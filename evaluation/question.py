@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import string
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,9 @@ QUESTION_SCHEMA = pa.schema(
         ("choices", pa.list_(pa.string())),
     ]
 )
+
+QUESTION_TABLE_SCHEMA = QUESTION_SCHEMA.append(pa.field("question_fingerprint", pa.string()))
+"""A question's row and the fingerprint that ties results to its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +86,12 @@ class Question:
         """The inverse of `to_row`; columns that are not the question's own are left aside."""
         own = {name: row[name] for name in QUESTION_SCHEMA.names}
         return cls(**(own | {"choices": tuple(row["choices"] or ())}))
+
+
+def question_table(questions: Sequence[Question]) -> pa.Table:
+    """Questions as rows of `QUESTION_TABLE_SCHEMA`, in their order."""
+    columns: dict[str, list[Any]] = {
+        name: [getattr(question, name) for question in questions] for name in QUESTION_SCHEMA.names
+    }
+    columns["question_fingerprint"] = [question.fingerprint for question in questions]
+    return pa.table(columns, schema=QUESTION_TABLE_SCHEMA)

@@ -15,7 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.ledger import Ledger
+from cluster.schedule import Questions
+from cluster.storage import Folder
 from evaluation.grader import ReadAs, Verdict
+from evaluation.predictions import regrade
 from evaluation.question import Question
 
 Z_95 = 1.959964
@@ -161,6 +165,16 @@ def compare_scores(
             if len(tasks) > 1:
                 scores.append(score_task(split, domain, "all", group, base, tuned))
     return scores
+
+
+def score_predictions(questions: Questions, base: Folder, tuned: Folder) -> list[Score]:
+    """The scores of two models' predictions, judged by today's grader. Runs as a task."""
+    asked = questions.read()
+    answers = [
+        {row["question_id"]: regrade(row) for row in Ledger.read(folder).of(asked).rows()}
+        for folder in (base, tuned)
+    ]
+    return compare_scores([Question.from_row(row) for row in asked.to_pylist()], *answers)
 
 
 def scores_table(scores: Sequence[Score]) -> pa.Table:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,8 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.engine import Completion, Engine, PromptTooLongError, SamplingSettings
+from cluster.engine import Completion, Engine, GenerationError, SamplingSettings
+from cluster.jobs import Slots
 from cluster.settings import OPERATIONAL, Settings
 from evaluation.prompt import Message, answer_format
 from evaluation.question import Question
@@ -42,6 +44,7 @@ GENERATION_TYPE = pa.struct(
         ("seed", pa.int64()),
         ("finish_reason", pa.string()),
         ("num_prompt_tokens", pa.int32()),
+        ("num_cached_tokens", pa.int32()),  # of the prompt, in the engine's prefix cache
         ("num_tokens", pa.int32()),
     ]
 )
@@ -172,12 +175,12 @@ _STAGE_COLUMNS = {"adapt": "adapted_guideline", "structure": "structure", "path"
 
 
 async def run_chain(
-    engine: Engine, recipe: Recipe, question: Question, task: PathTask
+    engine: Engine, recipe: Recipe, question: Question, task: PathTask, attempt: int = 0
 ) -> dict[str, Any]:
     """Run one path through its three generations; ungraded.
 
-    A prompt that does not fit the model's context ends the path with `error` filled; an engine
-    that died raises, since no other path would fare better.
+    A generation that failed (its prompt too long, its time up, refused by the engine) ends the path
+    with `error` filled; an engine that died raises, since no other path would fare better.
     """
     columns: dict[str, Any] = {
         "path_id": task.path_id,
@@ -194,11 +197,12 @@ async def run_chain(
     }
     for stage, column in _STAGE_COLUMNS.items():
         sampling: SamplingSettings = getattr(recipe.settings.stages, stage)
-        seed = stable_seed(recipe.settings.seed, task.path_id, stage)
+        # A retry draws anew: what rambled past the context once would do so again.
+        seed = stable_seed(recipe.settings.seed, task.path_id, stage, *[attempt] * bool(attempt))
         messages = stage_messages(stage, recipe, question, task.guideline, columns)
         try:
-            completion = await engine.chat(messages, sampling, seed)
-        except PromptTooLongError as error:
+            [completion] = await engine.chat(messages, sampling, seed)
+        except GenerationError as error:
             columns["error"] = f"{stage}: {error}"
             break
         thinking, text, closed = split_thinking(completion.text)
@@ -216,17 +220,32 @@ def _describe(stage: str, seed: int, completion: Completion, closed: bool) -> di
         "seed": seed,
         "finish_reason": completion.finish_reason if closed else "length",
         "num_prompt_tokens": completion.num_prompt_tokens,
+        "num_cached_tokens": completion.num_cached_tokens,
         "num_tokens": len(completion.token_ids),
     }
 
 
 async def run_chains(
-    engine: Engine, recipe: Recipe, question: Question, slots: asyncio.Semaphore
+    engine: Engine,
+    recipe: Recipe,
+    question: Question,
+    slots: Slots,
+    previous: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """All paths of a question, each by itself: no stage waits for another path's stage."""
+    """All paths of a question, each by itself: no stage waits for another path's stage.
+
+    Of the `previous` attempt's row, only the paths that failed are run again.
+    """
+    attempt = previous["attempt"] + 1 if previous else 0
+    whole: dict[str, dict[str, Any]] = (
+        {path["path_id"]: path for path in previous["paths"] or ()} if previous else {}
+    )
 
     async def run(task: PathTask) -> dict[str, Any]:
+        path = whole.get(task.path_id)
+        if path is not None and not path["error"]:
+            return path
         async with slots:
-            return await run_chain(engine, recipe, question, task)
+            return await run_chain(engine, recipe, question, task, attempt)
 
     return await asyncio.gather(*(run(task) for task in recipe.tasks(question)))

@@ -11,16 +11,21 @@ A row, for example::
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from cluster.chat import end_turn, prompt_ids, target_ids
+from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.ledger import Ledger
+from cluster.models import Model
+from cluster.schedule import Questions
 from cluster.settings import Settings
 from cluster.storage import Folder
+from cluster.tasks import map_tasks, num_cpus
 from evaluation.grader import ReadAs, Verdict, boxed_answer
 from evaluation.prompt import answer_messages
 from evaluation.question import AnswerType, Question
@@ -64,12 +69,6 @@ class Selection:
 
     examples: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
-    num_paths: int = 0
-    num_answers_added: int = 0
-
-    def reasons(self) -> dict[str, int]:
-        """Dropped paths by reason, the commonest first."""
-        return dict(Counter(row["reason"] for row in self.dropped).most_common())
 
 
 @dataclass(frozen=True)
@@ -80,11 +79,12 @@ class ExampleSelector:
     tokenizer: Any
     template_args: Mapping[str, Any]
 
-    def add_question(self, row: dict[str, Any], question: Question, selection: Selection) -> None:
+    def add_question(self, row: dict[str, Any], selection: Selection) -> None:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
+        question = Question.from_row(row)
         candidates: list[dict[str, Any]] = []
         seen: set[str] = set()
-        for path in row["paths"]:
+        for path in row["paths"] or ():
             path = path | grade_path(path, question, self.settings.read_last)
             reason = self._why_dropped(path, seen)
             if reason:
@@ -99,7 +99,6 @@ class ExampleSelector:
             self._drop(selection, path, question, "over_max_per_question")
         for path in drawn[: self.settings.max_per_question]:
             self._keep(selection, path, question)
-        selection.num_paths += len(row["paths"])
 
     def _why_dropped(self, path: dict[str, Any], seen: set[str]) -> str | None:
         if path["verdict"] != Verdict.CORRECT:
@@ -125,7 +124,6 @@ class ExampleSelector:
         # or when a thinking part was taken off its front.
         edited = added or bool(path["thinking"])
         ids = target_ids(self.tokenizer, solution) if edited else path["token_ids"]
-        selection.num_answers_added += added
         selection.examples.append(
             {
                 "example_id": path["path_id"],
@@ -145,28 +143,60 @@ def with_boxed_answer(solution: str, question: Question) -> str:
     return f"{solution}\n\nThe final answer is {boxed_answer(question)}."
 
 
-def select_examples(
-    rows: Iterable[dict[str, Any]],
-    question_of: Callable[[str], Question],
-    selector: ExampleSelector,
-) -> Selection:
-    """Select from all ledger rows. The result does not depend on the order of the rows."""
+def select_examples(rows: Iterable[dict[str, Any]], selector: ExampleSelector) -> Selection:
+    """Select from ledger rows. The result does not depend on the order of the rows."""
     selection = Selection()
     for row in rows:
-        selector.add_question(row, question_of(row["question_id"]), selection)
-    selection.examples.sort(key=lambda example: str(example["example_id"]))
-    selection.dropped.sort(key=lambda dropped: dropped["path_id"])
+        selector.add_question(row, selection)
     return selection
 
 
-def write_selection(selection: Selection, folder: Folder) -> None:
-    """Write the examples, and beside them in `dropped/` every path left out, with its reason."""
-    for number, table in enumerate(_tables(selection.examples, EXAMPLES_SCHEMA)):
-        folder.write_table(f"train-{number:05d}.parquet", table)
-    for number, table in enumerate(_tables(selection.dropped, DROPPED_SCHEMA)):
-        folder.child("dropped").write_table(f"dropped-{number:05d}.parquet", table)
+def select_step_examples(
+    paths: Folder,
+    questions: Questions,
+    output: Folder,
+    settings: ExampleSettings,
+    start: Model,
+    template_args: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Select the examples of a step's questions and write them; returns the manifest's facts.
+
+    Beside the examples, `dropped/` has every path left out, with its reason. Runs as a task that
+    starts others: the ledger's files are shared out over the cluster.
+    """
+    shares = Ledger.read(paths).of(questions.keys()).split(num_cpus())
+    selected = map_tasks(
+        _select_share, [(share, settings, start, template_args) for share in shares]
+    )
+    kept = _merge(EXAMPLES_SCHEMA, [share[0] for share in selected])
+    dropped = _merge(DROPPED_SCHEMA, [share[1] for share in selected])
+    _write(kept, output, "train")
+    _write(dropped, output.child("dropped"), "dropped")
+    return {
+        "num_paths": kept.num_rows + dropped.num_rows,
+        "num_examples": kept.num_rows,
+        "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
+        "dropped": dict(Counter(dropped.column("reason").to_pylist()).most_common()),
+    }
 
 
-def _tables(rows: list[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    for start in range(0, len(rows), ROWS_PER_FILE):
-        yield pa.Table.from_pylist(rows[start : start + ROWS_PER_FILE], schema=schema)
+def _select_share(
+    ledger: Ledger, settings: ExampleSettings, start: Model, template_args: Mapping[str, Any]
+) -> tuple[pa.Table, pa.Table]:
+    """The kept and the dropped of some of the ledger's files."""
+    selector = ExampleSelector(settings, load_tokenizer(start.fetch()), template_args)
+    selection = select_examples(ledger.rows(), selector)
+    return (
+        pa.Table.from_pylist(selection.examples, schema=EXAMPLES_SCHEMA),
+        pa.Table.from_pylist(selection.dropped, schema=DROPPED_SCHEMA),
+    )
+
+
+def _merge(schema: pa.Schema, tables: list[pa.Table]) -> pa.Table:
+    """One table in the order of the ids, whichever share they came from."""
+    return pa.concat_tables([schema.empty_table(), *tables]).sort_by(schema.names[0])
+
+
+def _write(table: pa.Table, folder: Folder, name: str) -> None:
+    for number, start in enumerate(range(0, table.num_rows, ROWS_PER_FILE)):
+        folder.write_table(f"{name}-{number:05d}.parquet", table.slice(start, ROWS_PER_FILE))

@@ -2,7 +2,8 @@
 
 What `load_questions` gives back for one dataset, in short::
 
-    questions = [Question("gsm8k/train/00042", "gsm8k", "train", ...), ...]
+    table: question_id          dataset  split  ... question_fingerprint
+           gsm8k/train/00042    gsm8k    train  ... 5b0c6f1d2a9e7c34
     counts = [{"dataset": "gsm8k", "split": "train", "domain": "in_domain", "num_read": 7473,
                "num_dropped_duplicate": 1, "num_dropped_overlap": 2, "num_kept": 800,
                "commonest_answer_share": 0.02}, ...]
@@ -12,30 +13,53 @@ dev, dev before train. Two questions are the same when their normalized texts ar
 in the order of their options (21 of OpenBookQA's held-out questions stand in its train that way).
 That is settled on whole files, before any limit, so raising a limit can neither leak a test
 question nor change what was chosen before: limits take a prefix of a fixed order.
+
+A question is a Python object only until the ten thousand of its batch are read; then it is a row
+of an Arrow table and two numbers of 8 bytes, one to order it by and one to compare it by. Two of
+a million questions share such a number by accident once in 37 million runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Annotated, TypedDict
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, TypedDict
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
+from numpy.typing import NDArray
 
 from cluster.errors import InputError
 from cluster.settings import EXTENT, OPERATIONAL, Settings
-from evaluation.question import SPLITS, Domain, Question, Split
+from evaluation.question import (
+    QUESTION_TABLE_SCHEMA,
+    SPLITS,
+    Domain,
+    Question,
+    Split,
+    question_table,
+)
 from pipelines.sources.files import FileSource, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Limit = Annotated[pydantic.NonNegativeInt | None, EXTENT]
+Budget = Annotated[pydantic.PositiveInt | None, EXTENT]
 
 GENERATED_SHARE = 0.2
 """The share of a generated stream that is dev, and the share that is test."""
+
+ROWS_PER_BATCH = 10_000
+MAX_PIECES = 64
+ROWS_AS_OBJECTS = 1_000
 
 
 class DatasetSettings(Settings):
@@ -62,10 +86,24 @@ class DatasetSettings(Settings):
     test_share: Share = 0.0
     """Files only: the share of train that becomes test where there is no test file."""
 
+    weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
+    """How often its questions come up, relative to the other datasets: with 2.0 twice as often as
+    with 1.0. Every dataset advances from the start, whatever its weight."""
+
+    max_generated_tokens: Budget = None
+    """About so many tokens are generated for its training questions at most, in each round: once
+    reached, no further question of it is begun. Null: no bound."""
+
+    max_accepted_paths: Budget = None
+    """The same for right paths: with so many, no further training question of it is begun."""
+
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> DatasetSettings:
         if self.domain == "out_of_domain" and self.num_train:
             raise ValueError("out_of_domain has no train; remove num_train")
+        for name in ("max_generated_tokens", "max_accepted_paths"):
+            if self.domain == "out_of_domain" and getattr(self, name):
+                raise ValueError(f"out_of_domain has no train; remove {name}")
         if isinstance(self.source, FileSource):
             self._check_files(self.source)
         else:
@@ -107,6 +145,10 @@ class QuestionSettings(Settings):
     datasets: Annotated[dict[str, DatasetSettings], EXTENT]
     """Name to dataset; the name is part of every question's id."""
 
+    broken: Annotated[Literal["set_aside", "refuse"], OPERATIONAL] = "set_aside"
+    """What becomes of a dataset that cannot be loaded: the run goes on with the others (a mended
+    one joins when the command is given again), or is refused."""
+
     @pydantic.field_validator("datasets")
     @classmethod
     def _are_named(cls, datasets: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
@@ -135,8 +177,48 @@ class SplitCounts(TypedDict):
 class QuestionSet:
     """The questions by dataset, split and order of choice, and where the others went."""
 
-    questions: list[Question]
+    table: pa.Table
+    """Rows of `QUESTION_TABLE_SCHEMA`."""
+
     counts: list[SplitCounts]
+    """One entry for each split that has questions of each dataset that was loaded."""
+
+    broken: dict[str, str] = field(default_factory=dict)
+    """The datasets that were set aside, and the sentence that says what is wrong with each."""
+
+    def split(self, *splits: Split) -> pa.Table:
+        """The rows of some splits, in their order. Batches of one split are shared, not copied."""
+        wanted = pa.array(splits, pa.string())
+        batches = [
+            _filter(batch, pc.is_in(batch.column("split"), wanted))
+            for batch in self.table.to_batches()
+        ]
+        filled = [batch for batch in batches if batch.num_rows]
+        return pa.Table.from_batches(filled, QUESTION_TABLE_SCHEMA)
+
+    def questions(self, *splits: Split) -> Iterator[Question]:
+        """The questions of some splits, made into objects as they are asked for."""
+        for batch in self.split(*splits).to_batches(max_chunksize=ROWS_AS_OBJECTS):
+            yield from map(Question.from_row, batch.to_pylist())
+
+    def extent(self, *splits: Split) -> str:
+        """What a step over these splits has to cover: 12 hex digits over ids and fingerprints.
+
+        The order of the questions does not count, nor do the settings that led to them.
+        """
+        names = ["question_id", "question_fingerprint"]
+        pairs = self.split(*splits).select(names).sort_by([(name, "ascending") for name in names])
+        digest = hashlib.sha256()
+        for batch in pairs.to_batches(max_chunksize=ROWS_PER_BATCH):
+            columns = (column.to_pylist() for column in batch.columns)
+            # One JSON list a line, because ids are the user's and may hold any separator.
+            lines = [json.dumps(pair) + "\n" for pair in zip(*columns, strict=True)]
+            digest.update("".join(lines).encode())
+        return digest.hexdigest()[:12]
+
+
+def _filter(batch: pa.RecordBatch, mask: pa.BooleanArray) -> pa.RecordBatch:
+    return batch if pc.all(mask).as_py() else batch.filter(mask)
 
 
 @dataclass(frozen=True)
@@ -147,118 +229,213 @@ class _Loaded:
     split: Split
     limit: int | None
     num_read: int
-    questions: list[Question]
+    rows: pa.Table
+    """All rows of the dataset as they were read, shared by its splits."""
+    chosen: NDArray[np.int64]
+    """Where in `rows` the questions stand."""
+    identities: NDArray[np.uint64]
+    """The same length: what each question is compared by."""
 
 
 def load_questions(settings: QuestionSettings) -> QuestionSet:
-    """Read, make, split and choose the questions of a run; the same settings give the same list.
+    """Read, make, split and choose the questions of a run; the same settings give the same table.
 
     Cheap enough to run before any model is loaded, which is where bad input should be found.
-    Raises `InputError`.
+    Raises `InputError` when nothing is left to train on because of broken datasets, for the only
+    dataset of a run, and for any broken one where `settings.broken` is `refuse`.
     """
-    loaded = [
-        part
-        for name, dataset in settings.datasets.items()
-        for part in _load_dataset(name, dataset, settings.folder)
-    ]
-    test = _identities(part for part in loaded if part.split == "test")
-    held_out = test | _identities(part for part in loaded if part.split == "dev")
-    taken: dict[Split, set[str]] = {"train": held_out, "dev": test, "test": set()}
-    questions: list[Question] = []
+    broken: dict[str, str] = {}
+    loaded: dict[str, list[_Loaded]] = {}
+    for name, dataset in settings.datasets.items():
+        with _setting_aside(name, settings, broken):
+            loaded[name] = _load_dataset(name, dataset, settings.folder)
+    taken = _taken(loaded)
+    tables: list[pa.Table] = [QUESTION_TABLE_SCHEMA.empty_table()]
     counts: list[SplitCounts] = []
-    for part in loaded:
-        free = [q for q in part.questions if _identity(q) not in taken[part.split]]
-        kept = free[: part.limit]
-        if part.split == "train" and not free and part.limit != 0:
-            raise InputError(
-                f"questions.datasets.{part.dataset}: all of its {len(part.questions)} training "
-                "questions also stand in a dev or test split; give train other questions"
-            )
-        questions += kept
-        counts.append(_count(part, settings.datasets[part.dataset].domain, len(free), kept))
-    return QuestionSet(questions, counts)
+    for name in list(loaded):
+        with _setting_aside(name, settings, broken):
+            # Popped, so that what was not chosen is let go before the next dataset's turn.
+            chosen = _choose(loaded.pop(name), settings.datasets[name].domain, taken)
+            tables += [table for table, _ in chosen]
+            counts += [count for _, count in chosen]
+    _check_what_is_left(settings, counts, broken)
+    return QuestionSet(pa.concat_tables(tables), counts, broken)
+
+
+@contextmanager
+def _setting_aside(name: str, settings: QuestionSettings, broken: dict[str, str]) -> Iterator[None]:
+    """Put an `InputError` about a dataset into `broken`, unless it is refused or the only one."""
+    try:
+        yield
+    except InputError as error:
+        if settings.broken == "refuse" or len(settings.datasets) == 1:
+            raise
+        # A name in a file may hold half a surrogate pair, which could not be written anywhere.
+        broken[name] = str(error).encode(errors="backslashreplace").decode()
+
+
+def _check_what_is_left(
+    settings: QuestionSettings, counts: Iterable[SplitCounts], broken: Mapping[str, str]
+) -> None:
+    """Raise `InputError` when the broken datasets leave none, or none to train on."""
+    has_train = any(c["split"] == "train" and c["num_kept"] for c in counts)
+    no_dataset = len(broken) == len(settings.datasets)
+    lost_train = any(settings.datasets[name].domain == "in_domain" for name in broken)
+    if no_dataset or (lost_train and not has_train):
+        what = "no dataset is left" if no_dataset else "no dataset to train on is left"
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in broken.items())
+        raise InputError(f"questions.datasets: {what}; mend or remove the broken ones:{reasons}")
 
 
 def _load_dataset(name: str, settings: DatasetSettings, folder: str) -> list[_Loaded]:
     """The splits of one dataset that have questions, train first."""
+    ordered = _ordered_questions(name, settings, folder)
+    orders, identities = array("Q"), array("Q")
+    tables = [QUESTION_TABLE_SCHEMA.empty_table()]
+    while batch := list(itertools.islice(ordered, ROWS_PER_BATCH)):
+        tables.append(question_table([question for _, question in batch]))
+        orders.extend(order for order, _ in batch)
+        identities.extend(_identity(question) for _, question in batch)
+    rows = pa.concat_tables(tables)
+    parts = []
+    for split in SPLITS:
+        of_split = np.flatnonzero(pc.equal(rows.column("split"), split).to_numpy())
+        chosen = of_split[np.argsort(np.frombuffer(orders, np.uint64)[of_split], kind="stable")]
+        part = _Loaded(
+            dataset=name,
+            split=split,
+            limit=settings.limit(split),
+            num_read=len(of_split),
+            rows=rows,
+            chosen=chosen,
+            identities=np.frombuffer(identities, np.uint64)[chosen],
+        )
+        if part.num_read:
+            parts.append(_distinct(part))
+    return parts
+
+
+def _ordered_questions(
+    name: str, settings: DatasetSettings, folder: str
+) -> Iterator[tuple[int, Question]]:
+    """The questions of a dataset in their final splits, with the number that a limit goes by."""
     source = settings.source
     if isinstance(source, FileSource):
-        splits = _carve(read_questions(source, folder, name, settings.domain), settings)
+        yield from _carve(read_questions(source, folder, name, settings.domain), settings, source)
     else:
         wanted = {split: settings.limit(split) or 0 for split in SPLITS}
-        splits = draw_questions(source, name, settings.domain, wanted, _generated_split)
-    return [
-        _Loaded(name, split, settings.limit(split), len(splits[split]), _distinct(splits[split]))
-        for split in SPLITS
-        if splits.get(split)
-    ]
+        yield from enumerate(
+            draw_questions(source, name, settings.domain, wanted, _generated_split)
+        )
 
 
 def _carve(
-    read: dict[Split, list[Question]], settings: DatasetSettings
-) -> dict[Split, list[Question]]:
-    """Give splits without a file their share of train; each split in the order of its ids' hashes.
+    questions: Iterable[Question], settings: DatasetSettings, source: FileSource
+) -> Iterator[tuple[int, Question]]:
+    """Give splits without a file their share of train; each question's order is its id's hash.
 
     Hash order makes the choice independent of the file's order and of how many are asked for.
     """
-    dev_share = 0.0 if "dev" in read else settings.dev_share
-    test_share = 0.0 if "test" in read else settings.test_share
-    splits: dict[Split, list[Question]] = {split: [] for split in SPLITS}
-    for question in (question for split in SPLITS for question in read.get(split, ())):
+    dev_share = 0.0 if source.paths("dev") else settings.dev_share
+    test_share = 0.0 if source.paths("test") else settings.test_share
+    for question in questions:
+        order = _hash(question.question_id)
         split = question.split
         if split == "train":
-            split = _split_of(question.question_id, dev_share, test_share)
-        splits[split].append(replace(question, split=split))
-    return {split: sorted(splits[split], key=_hash_order) for split in SPLITS}
-
-
-def _hash_order(question: Question) -> str:
-    return _hash(question.question_id)
+            split = _split_of(order, dev_share, test_share)
+        yield order, question if split == question.split else replace(question, split=split)
 
 
 def _generated_split(text: str) -> Split:
     # By text and not by index: a text falls on the same side in every family, seed and dataset.
-    return _split_of(text, GENERATED_SHARE, GENERATED_SHARE)
+    return _split_of(_hash(text), GENERATED_SHARE, GENERATED_SHARE)
 
 
-def _split_of(key: str, dev_share: float, test_share: float) -> Split:
+def _split_of(hashed: int, dev_share: float, test_share: float) -> Split:
     """A split by the key's hash alone, so that it never changes as questions are added."""
-    position = int(_hash(key)[:12], 16) / 16**12
+    position = (hashed >> 16) / 2**48
     if position < test_share:
         return "test"
     return "dev" if position < test_share + dev_share else "train"
 
 
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+def _hash(key: str) -> int:
+    """The first 8 bytes of the SHA-256, as a number."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
-def _distinct(questions: Iterable[Question]) -> list[Question]:
+def _identity(question: Question) -> int:
+    """What is the same for the same question: a hash of its text with the options sorted."""
+    if question.choices:
+        question = replace(question, choices=tuple(sorted(question.choices)))
+    return _hash(question.normalized_text)
+
+
+def _distinct(part: _Loaded) -> _Loaded:
     """The first of each set of questions that are the same one."""
-    first: dict[str, Question] = {}
-    for question in questions:
-        first.setdefault(_identity(question), question)
-    return list(first.values())
+    _, first = np.unique(part.identities, return_index=True)
+    first.sort()
+    return replace(part, chosen=part.chosen[first], identities=part.identities[first])
 
 
-def _identities(parts: Iterable[_Loaded]) -> set[str]:
-    return {_identity(question) for part in parts for question in part.questions}
+def _taken(loaded: Mapping[str, list[_Loaded]]) -> dict[Split, NDArray[np.uint64]]:
+    """What the questions of each split must not be: those of the splits that come before it.
+
+    A dataset that is set aside later, for its train, still keeps what it holds out from the
+    others' train: whether it is mended or not, they train on the same questions.
+    """
+    parts = list(itertools.chain.from_iterable(loaded.values()))
+    nothing = np.empty(0, np.uint64)
+    dev, test = (
+        np.concatenate([nothing, *(part.identities for part in parts if part.split == split)])
+        for split in ("dev", "test")
+    )
+    return {"train": np.concatenate([dev, test]), "dev": test, "test": nothing}
 
 
-def _identity(question: Question) -> str:
-    """The normalized text with the options in a fixed order."""
-    return replace(question, choices=tuple(sorted(question.choices))).normalized_text
+def _choose(
+    parts: list[_Loaded], domain: Domain, taken: Mapping[Split, NDArray[np.uint64]]
+) -> list[tuple[pa.Table, SplitCounts]]:
+    """The rows that are used of each split of a dataset, and what became of the others."""
+    chosen = []
+    for part in parts:
+        free = part.chosen[~np.isin(part.identities, taken[part.split])]
+        if part.split == "train" and not len(free) and part.limit != 0:
+            raise InputError(
+                f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training "
+                "questions also stand in a dev or test split; give train other questions"
+            )
+        table = _take(part.rows, free[: part.limit])
+        chosen.append((table, _count(part, domain, len(free), table)))
+    return chosen
 
 
-def _count(part: _Loaded, domain: Domain, num_free: int, kept: list[Question]) -> SplitCounts:
-    answers = Counter(question.answer for question in kept)
+def _take(rows: pa.Table, chosen: NDArray[np.int64]) -> pa.Table:
+    """The chosen rows, in the order of `chosen`.
+
+    Piece by piece, because `Table.take` copies every chunk it takes from into one, which doubles
+    the table and ends at 2 GiB of text; `filter` goes chunk by chunk.
+    """
+    size = max(ROWS_PER_BATCH, -(-len(chosen) // MAX_PIECES))
+    pieces = [QUESTION_TABLE_SCHEMA.empty_table()]
+    for start in range(0, len(chosen), size):
+        wanted = chosen[start : start + size]
+        mask = np.zeros(rows.num_rows, bool)
+        mask[wanted] = True
+        piece = rows.filter(pa.array(mask))  # in the order of `rows`
+        pieces.append(piece.take(np.searchsorted(np.sort(wanted), wanted)))
+    return pa.concat_tables(pieces)
+
+
+def _count(part: _Loaded, domain: Domain, num_free: int, kept: pa.Table) -> SplitCounts:
+    num_commonest = pc.max(kept.column("answer").value_counts().field("counts")).as_py() or 0
     return {
         "dataset": part.dataset,
         "split": part.split,
         "domain": domain,
         "num_read": part.num_read,
-        "num_dropped_duplicate": part.num_read - len(part.questions),
-        "num_dropped_overlap": len(part.questions) - num_free,
-        "num_kept": len(kept),
-        "commonest_answer_share": max(answers.values(), default=0) / max(len(kept), 1),
+        "num_dropped_duplicate": part.num_read - len(part.chosen),
+        "num_dropped_overlap": len(part.chosen) - num_free,
+        "num_kept": kept.num_rows,
+        "commonest_answer_share": num_commonest / max(kept.num_rows, 1),
     }

@@ -3,7 +3,9 @@
 What a worker of the pool does with one question is `SynthesizePaths`; the row it returns::
 
     {"question_id": "gsm8k/train/00042", "question_fingerprint": "9f...", "attempt": 0,
-     "dataset": "gsm8k", "round": 0, "strategy": "regenesis", "paths": [{...}, ...]}
+     "dataset": "gsm8k", "num_paths": 25, "num_accepted": 11, "num_failed": 0, ...,
+     "question": "Natalia sold ...", "answer": "72", ...,
+     "round": 0, "strategy": "regenesis", "paths": [{...}, ...]}
 """
 
 from __future__ import annotations
@@ -15,20 +17,20 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.engine import Engine, EngineSettings
-from cluster.ledger import LEDGER_FIELDS
+from cluster.jobs import Slots
+from cluster.ledger import ledger_schema
 from cluster.settings import content_of
 from evaluation.grader import GRADER_VERSION, Verdict, grade
-from evaluation.question import AnswerType, Question
+from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
 from pipelines.chain import PATH_TYPE, STRATEGY, Recipe, run_chains
 
-PATHS_SCHEMA = pa.schema(
+PATHS_SCHEMA = ledger_schema(
     [
-        *LEDGER_FIELDS,
-        ("dataset", pa.string()),
-        ("round", pa.int32()),
-        ("strategy", pa.string()),
-        ("grader_version", pa.string()),
-        ("paths", pa.list_(PATH_TYPE)),
+        *QUESTION_SCHEMA,
+        pa.field("round", pa.int32()),
+        pa.field("strategy", pa.string()),
+        pa.field("grader_version", pa.string()),
+        pa.field("paths", pa.list_(PATH_TYPE)),
     ]
 )
 
@@ -53,26 +55,53 @@ class SynthesizePaths:
     read_last: tuple[AnswerType, ...]
     """Answer types whose last number or letter counts when nothing clearer was written."""
 
+    @property
+    def width(self) -> int:
+        """A question's chains run side by side, one generation each."""
+        drawn = self.recipe.guidelines[: self.recipe.settings.guidelines_per_question]
+        return len(drawn) * self.recipe.settings.samples_per_guideline
+
     async def __call__(
-        self, engine: Engine, question: dict[str, Any], slots: asyncio.Semaphore
+        self,
+        engine: Engine,
+        question: dict[str, Any],
+        slots: Slots,
+        previous: dict[str, Any] | None,
     ) -> dict[str, Any]:
+        """The question's row, with all its paths."""
         asked = Question.from_row(question)
-        paths = await run_chains(engine, self.recipe, asked, slots)
+        paths = await run_chains(engine, self.recipe, asked, slots, previous)
         # A grade takes processor time; the event loop has an engine to feed.
         graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
-        return {
-            "question_id": asked.question_id,
-            "question_fingerprint": asked.fingerprint,
-            "attempt": 0,
-            "dataset": asked.dataset,
+        return self._row(asked, graded) | count_paths(graded)
+
+    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+        """The row of a question that has no paths, and why."""
+        asked = Question.from_row(question)
+        num_failed = len(self.recipe.tasks(asked))
+        return self._row(asked, []) | {"error": reason, "num_failed": num_failed}
+
+    def _row(self, question: Question, paths: list[dict[str, Any]]) -> dict[str, Any]:
+        return question.to_row() | {
+            "question_fingerprint": question.fingerprint,
             "round": self.recipe.round,
             "strategy": STRATEGY,
             "grader_version": GRADER_VERSION,
-            "paths": graded,
+            "paths": paths,
         }
 
-    def accepted(self, row: dict[str, Any]) -> int:
-        return sum(path["verdict"] == Verdict.CORRECT for path in row["paths"])
+
+def count_paths(paths: list[dict[str, Any]]) -> dict[str, int]:
+    """The ledger's counts over the graded paths of a question."""
+    generations = [generation for path in paths for generation in path["generations"]]
+    return {
+        "num_paths": len(paths),
+        "num_accepted": sum(path["verdict"] == Verdict.CORRECT for path in paths),
+        "num_failed": sum(bool(path["error"]) for path in paths),
+        "num_truncated": sum(not path["error"] and not path_finished(path) for path in paths),
+        "num_tokens": sum(generation["num_tokens"] for generation in generations),
+        "num_prompt_tokens": sum(generation["num_prompt_tokens"] for generation in generations),
+    }
 
 
 def grade_paths(

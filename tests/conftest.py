@@ -18,7 +18,7 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 Driver = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def arithmetic(name: str, seed: int, domain: str = "in_domain", **limits: int) -> dict[str, Any]:
+def arithmetic(name: str, seed: int, domain: str = "in_domain", **limits: Any) -> dict[str, Any]:
     """A dataset of sums that the scripted engine can solve."""
     settings = {"max_terms": 2, "max_digits": 3, "operators": ["+"], "allow_parentheses": False}
     source = {

@@ -1,19 +1,31 @@
 """An engine that answers from a table: for tests of orchestration, never of quality.
 
-`engine.options` sets what it does: `latency_s`, `crash_file` (the first worker that sees the file
-removes it and dies), and `wrong_share` in percent of seeds.
+`engine.options` sets what it does: `latency_s`; `wrong_share`, in percent of seeds; `num_tokens`,
+how long each answer is; `crash_file` (the first worker that sees the file removes it and dies);
+`poison`, a text whose question kills its engine, and `poison_exit`, one that ends the whole
+process; `fail_share` and `slow_share`, in percent of seeds whose generation fails or never ends;
+`log_file`, which gets a line for each answer: a hash of its sum, the seed and the stage;
+`start_log`, which gets one for each engine that starts.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from cluster.engine import Completion, EngineSettings, SamplingSettings
+from cluster.engine import (
+    Completion,
+    EngineDiedError,
+    EngineSettings,
+    GenerationError,
+    SamplingSettings,
+)
 
 _SUM = re.compile(r"-?\d+(?: [+*-] -?\d+)+")
 
@@ -33,37 +45,71 @@ def _value(node: ast.expr) -> int:
     return int(ast.literal_eval(node))
 
 
+def _append(path: str, line: str) -> None:
+    """One write of a whole line: workers share the file."""
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(log, line.encode())
+    os.close(log)
+
+
 class ScriptedEngine:
     """Adapts, structures and solves sums; right or wrong by its seed."""
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
-        self._latency_s = float(settings.options.get("latency_s", 0.0))
-        self._wrong_share = int(settings.options.get("wrong_share", 50))
-        self._crash_file = settings.options.get("crash_file")
+        self._options: dict[str, Any] = settings.options
         self._num_answers = 0
+        if start_log := self._options.get("start_log"):
+            _append(start_log, f"{os.getpid()}\n")
 
     async def chat(
-        self, messages: Sequence[Mapping[str, str]], sampling: SamplingSettings, seed: int
-    ) -> Completion:
-        await asyncio.sleep(self._latency_s)
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        if latency_s := self._options.get("latency_s", 0.0):
+            await asyncio.sleep(latency_s)
         self._num_answers += 1
         self._maybe_crash()
-        text = self._answer(messages[-1]["content"], seed)
+        prompt = messages[-1]["content"]
+        await self._misbehave(prompt, seed)
+        text = self._answer(prompt, seed)
+        self._log(prompt, seed)
         ids = list(text.encode())
-        return Completion(text, ids, "stop", num_prompt_tokens=len(messages[-1]["content"]))
+        ids += [32] * (self._options.get("num_tokens", 0) - len(ids))
+        return [Completion(text, ids, "stop", num_prompt_tokens=len(prompt))] * n
 
     def _answer(self, prompt: str, seed: int) -> str:
         if "\nGuideline: " in prompt:
             return "Look at the signs first."
         if "\nAdvice: " in prompt:
             return "1. Read it. 2. Work it out."
-        wrong = seed % 100 < self._wrong_share
+        wrong = seed % 100 < self._options.get("wrong_share", 50)
         return f"I work it out: {solve(prompt)}. \\boxed{{{'-1' if wrong else solve(prompt)}}}"
 
+    async def _misbehave(self, prompt: str, seed: int) -> None:
+        if (poison := self._options.get("poison")) and poison in prompt:
+            raise EngineDiedError("CUDA error: an illegal memory access was encountered")
+        if (poison := self._options.get("poison_exit")) and poison in prompt:
+            os._exit(1)
+        if seed // 100 % 100 < self._options.get("fail_share", 0):
+            raise GenerationError("the request was refused")
+        if seed // 10_000 % 100 < self._options.get("slow_share", 0):
+            await asyncio.sleep(3600)
+
+    def _log(self, prompt: str, seed: int) -> None:
+        if log_file := self._options.get("log_file"):
+            asked = hashlib.sha256(_SUM.findall(prompt)[0].encode()).hexdigest()[:16]
+            stage = "adapt" if "\nGuideline: " in prompt else "path"
+            stage = "structure" if "\nAdvice: " in prompt else stage
+            _append(log_file, f"{asked} {seed} {stage}\n")
+
     def _maybe_crash(self) -> None:
-        if self._crash_file and self._num_answers > 40:
+        crash_file = self._options.get("crash_file")
+        if crash_file and self._num_answers > 40:
             try:
-                Path(self._crash_file).unlink()
+                Path(crash_file).unlink()
             except FileNotFoundError:
                 return
             os._exit(1)

@@ -12,16 +12,20 @@ is wrong there and the mend. Lines and rows are counted from 1.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import io
 import json
 import posixpath
 import string
-from collections.abc import Iterator, Mapping
+import unicodedata
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -34,6 +38,17 @@ from evaluation.question import ANSWER_TYPES, SPLITS, AnswerType, Domain, Questi
 
 Paths = str | tuple[str, ...] | None
 SUFFIXES = (".jsonl", ".parquet")
+BLOCK_BYTES = 8 << 20  # an object store answers each block with a request of its own
+PARQUET_ROWS = 1_000
+Item = TypeVar("Item")
+
+_OTHER_FORMATS = {
+    b"\x1f\x8b": ("gzip", "unpack it with gunzip"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it with unzstd"),
+    b"PK\x03\x04": ("zip", "unpack it with unzip"),
+    b"PAR1": ("Parquet", "let its name end in .parquet"),
+}
+"""The first bytes of a file, what they say it is, and the mend."""
 
 
 class Columns(Settings):
@@ -53,6 +68,10 @@ class Columns(Settings):
 
     choices: str | None = "choices"
     """The options' texts as a list; only a choice question needs them. Null: there are none."""
+
+    def names(self) -> list[str]:
+        """The columns that are read."""
+        return [name for name in self.model_dump().values() if name is not None]
 
 
 class FileSource(Settings):
@@ -83,7 +102,7 @@ class FileSource(Settings):
         return (given,) if isinstance(given, str) else given
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Row:
     """A row as it stands in its file, and where: `train.jsonl:12` or `train.parquet row 12`."""
 
@@ -93,51 +112,79 @@ class _Row:
 
 def read_questions(
     source: FileSource, folder: str, dataset: str, domain: Domain
-) -> dict[Split, list[Question]]:
-    """The questions of each split that has files, in the order of the files.
+) -> Iterator[Question]:
+    """The questions of each split that has files, split by split, in the order of the files.
 
-    An id that does not begin with the dataset's name gets `<dataset>/<split>/` put before it, so
-    that ids differ over all datasets. Raises `InputError`.
+    They are read as they are asked for: no file is ever held whole. An id that does not begin with
+    the dataset's name gets `<dataset>/<split>/` put before it, so that ids differ over all
+    datasets. Raises `InputError`; for an id that stands twice only after the last row, because
+    until then no more than 8 bytes of each id are kept.
     """
-    questions: dict[Split, list[Question]] = {}
-    places: dict[str, str] = {}
+    digests = array("Q")
+    for split, row, question_id in _identified_rows(source, folder, dataset):
+        digests.append(_digest(question_id))
+        yield _to_question(row, source, question_id, dataset, split, domain)
+    values, counts = np.unique(np.frombuffer(digests, np.uint64), return_counts=True)
+    if (counts > 1).any():
+        _refuse_repeated_id(source, folder, dataset, set(values[counts > 1].tolist()))
+
+
+def _identified_rows(
+    source: FileSource, folder: str, dataset: str
+) -> Iterator[tuple[Split, _Row, str]]:
+    """Every row of every file with its split and its id."""
+    columns = source.columns
     for split in SPLITS:
-        rows = [row for path in source.paths(split) for row in _read_rows(path, folder)]
-        for number, row in enumerate(rows):
-            question_id = _question_id(row, source.columns.question_id, dataset, split, number)
-            if question_id in places:
-                raise InputError(
-                    f"{row.place}: the id {question_id!r} stands already at "
-                    f"{places[question_id]}; every row of a dataset needs an id of its own"
-                )
+        number = 0
+        for path in source.paths(split):
+            for row in _read_rows(path, folder, columns):
+                yield split, row, _question_id(row, columns.question_id, dataset, split, number)
+                number += 1
+
+
+def _refuse_repeated_id(source: FileSource, folder: str, dataset: str, digests: set[int]) -> None:
+    """Read the files again to name both places of the first id among `digests` seen twice."""
+    places: dict[str, str] = {}
+    for _, row, question_id in _identified_rows(source, folder, dataset):
+        if question_id in places:
+            raise InputError(
+                f"{row.place}: the id {question_id!r} stands already at "
+                f"{places[question_id]}; every row of a dataset needs an id of its own"
+            )
+        if _digest(question_id) in digests:
             places[question_id] = row.place
-            question = _to_question(row, source, question_id, dataset, split, domain)
-            questions.setdefault(split, []).append(question)
-    return questions
 
 
-def _read_rows(path: str, folder: str) -> Iterator[_Row]:
+def _digest(question_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=8).digest(), "big")
+
+
+def _read_rows(path: str, folder: str, columns: Columns) -> Iterator[_Row]:
     """The rows of one file; at least one, or `InputError`."""
-    location, data = _read_file(path, folder)
-    read = _read_parquet if location.endswith(".parquet") else _read_jsonl
-    place = None
-    for place, values in read(location, data):
-        yield _Row(place, values)
-    if place is None:
+    location, stream = _open_file(path, folder)
+    row = None
+    with stream:
+        if location.endswith(".parquet"):
+            rows = _read_parquet(location, stream, columns)
+        else:
+            rows = _read_jsonl(location, stream)
+        for row in rows:
+            yield row
+    if row is None:
         raise InputError(f"{location} holds no questions; give another file or leave it out")
 
 
-def _read_file(path: str, folder: str) -> tuple[str, bytes]:
-    """The file's full location and its bytes."""
+def _open_file(path: str, folder: str) -> tuple[str, Any]:
+    """The file's full location, and the file opened for reading."""
     location = _resolve(path, folder)
     if not location.endswith(SUFFIXES):
         raise InputError(f"question file {location}: its name must end in {' or '.join(SUFFIXES)}")
     try:
         filesystem, inner = pyarrow.fs.FileSystem.from_uri(location)
-        parent, name = posixpath.split(inner)
         found = filesystem.get_file_info(inner).type
         if found == pyarrow.fs.FileType.File:
-            return location, Folder(filesystem, parent).read_bytes(name)
+            return location, filesystem.open_input_file(inner)
+        parent, name = posixpath.split(inner)
         there = Folder(filesystem, parent).file_names()
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot read the question file {location}: {error}") from error
@@ -159,12 +206,31 @@ def _resolve(path: str, folder: str) -> str:
     return str(Path(folder).expanduser().resolve() / local)
 
 
-def _read_jsonl(location: str, data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_jsonl(location: str, stream: Any) -> Iterator[_Row]:
     # Cut at line feeds alone: JSON texts may hold U+2028, at which `str.splitlines` would cut.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    lines = io.BufferedReader(stream, BLOCK_BYTES)
+    for number, line in enumerate(_reading(location, lines), start=1):
+        if number == 1:
+            _refuse_other_format(location, line)
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
             place = f"{location}:{number}"
-            yield place, _parse_line(place, line)
+            yield _Row(place, _parse_line(place, line))
+
+
+def _reading(location: str, items: Iterable[Item]) -> Iterator[Item]:
+    """The items; what the file system says against the next one becomes an `InputError`."""
+    try:
+        yield from items
+    except OSError as error:
+        raise InputError(f"cannot read the question file {location}: {error}") from error
+
+
+def _refuse_other_format(location: str, start: bytes) -> None:
+    """Raise `InputError` for what is JSONL by name only, by the first bytes of the file."""
+    for magic, (name, mend) in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise InputError(f"{location} is not JSONL but {name}; {mend}")
 
 
 def _parse_line(place: str, line: bytes) -> Mapping[str, Any]:
@@ -182,14 +248,24 @@ def _parse_line(place: str, line: bytes) -> Mapping[str, Any]:
     return value
 
 
-def _read_parquet(location: str, data: bytes) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_parquet(location: str, stream: Any, columns: Columns) -> Iterator[_Row]:
+    """The rows; columns that nobody asked for are not read and stand as None."""
+    number = 0
     try:
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        file = pq.ParquetFile(stream)
+        empty = dict.fromkeys(file.schema_arrow.names)
+        for batch in file.iter_batches(PARQUET_ROWS, columns=columns.names()):
+            for values in batch.to_pylist():
+                number += 1
+                yield _Row(f"{location} row {number}", empty | values)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{location}, after row {number}: a text is not UTF-8 ({error.reason}); "
+            "write the file anew with UTF-8 texts"
+        ) from error
+    except (pa.ArrowException, OSError, OverflowError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{location} cannot be read as Parquet: {reason}") from error
-    for number, values in enumerate(rows, start=1):
-        yield f"{location} row {number}", values
 
 
 def _to_question(
@@ -261,7 +337,10 @@ def _listed_choices(row: _Row, column: str | None, value: Any) -> tuple[str, ...
     for option in value:
         if not isinstance(option, str | int | float) or isinstance(option, bool):
             raise InputError(f"{place}: every option must be a text, one is a {_kind(option)}")
-    return tuple(option.strip() if isinstance(option, str) else str(option) for option in value)
+    options = [option.strip() if isinstance(option, str) else str(option) for option in value]
+    for option in options:
+        _check_characters(place, option)
+    return tuple(options)
 
 
 def _answer(row: _Row, column: str, answer_type: AnswerType) -> str:
@@ -282,16 +361,38 @@ def _text(row: _Row, column: str, role: str) -> str:
 
 
 def _checked_text(row: _Row, column: str, value: Any) -> str:
+    """The text without the white space around it; else every character stays as it stands."""
     place = f"{row.place}, column {column!r}"
     if not isinstance(value, str):
         raise InputError(f"{place}: expected a text, found a {_kind(value)}")
-    if not value.strip():
+    if _is_blank(value):
         raise InputError(f"{place} is empty; fill it in or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, as in "\ud83d"
-        raise InputError(f"{place}: a broken character at {error.start}; mend the text") from error
+    _check_characters(place, value)
     return value.strip()
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nothing in it can be seen: white space, control and zero-width characters."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)
+
+
+def _check_characters(place: str, text: str) -> None:
+    """Refuse what no text holds on purpose.
+
+    Half of a surrogate pair, as in "\\ud83d", has no UTF-8. NUL has, and Arrow, Parquet and
+    tokenizers carry it through, but it only ever comes from a file that was converted wrongly
+    (UTF-16 taken for Latin-1, a C buffer with its tail), and the model would be asked the damaged
+    text without anybody noticing. Emoji, combining and other control characters are left alone.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: a broken character at {error.start}; mend the text") from error
+    if "\0" in text:
+        raise InputError(
+            f"{place}: a NUL character at {text.index(chr(0))}, as a wrong conversion leaves it; "
+            "mend the text"
+        )
 
 
 def _value(row: _Row, column: str, role: str) -> Any:
@@ -313,5 +414,13 @@ def _nearest(name: str, known: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "mapping", list: "list", bool: "true/false", str: "text", type(None): "null"}
-    return names.get(type(value), "number" if isinstance(value, int | float) else "other value")
+    names = {
+        dict: "mapping",
+        list: "list",
+        bool: "true/false",
+        str: "text",
+        bytes: "binary value",
+        type(None): "null",
+    }
+    other = "number" if isinstance(value, int | float | Decimal) else type(value).__name__
+    return names.get(type(value), other)

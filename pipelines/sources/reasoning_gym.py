@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import pydantic
@@ -60,25 +61,24 @@ def draw_questions(
     domain: Domain,
     wanted: Mapping[Split, int],
     split_of: Callable[[str], Split],
-) -> dict[Split, list[Question]]:
+) -> Iterator[Question]:
     """Draw from the stream until each split holds `wanted` different questions.
 
     `split_of` assigns a normalized text to a split, so a text never stands in two. Questions are
-    in the order of the stream, repeats included, so asking for more only appends. Raises
-    `InputError` for an unknown family, settings it refuses, answers of another type, or when the
-    stream does not hold enough different questions.
+    in the order of the stream, repeats included, so asking for more only appends to each split.
+    Raises `InputError` for an unknown family, settings it refuses, answers of another type, or
+    when the stream does not hold enough different questions.
     """
     num_draws = 1_000 + 20 * sum(wanted.values())
     family = _open_family(source, dataset, num_draws)
-    drawn: dict[Split, list[Question]] = {split: [] for split in SPLITS}
-    texts: dict[Split, set[str]] = {split: set() for split in SPLITS}
+    texts: dict[Split, set[bytes]] = {split: set() for split in SPLITS}
     for index in range(num_draws):
         if all(len(texts[split]) >= wanted[split] for split in SPLITS):
             break
         question = _to_question(source, dataset, domain, index, family[index], split_of)
         if len(texts[question.split]) < wanted[question.split]:
-            texts[question.split].add(question.normalized_text)
-            drawn[question.split].append(question)
+            texts[question.split].add(_digest(question.normalized_text))
+            yield question
     for split in SPLITS:
         if len(texts[split]) < wanted[split]:
             raise InputError(
@@ -86,7 +86,10 @@ def draw_questions(
                 f"{split} questions in {num_draws} draws, {wanted[split]} are wanted; lower "
                 f"num_{split} or make source.settings wider"
             )
-    return drawn
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _open_family(source: ReasoningGymSource, dataset: str, num_draws: int) -> Any:

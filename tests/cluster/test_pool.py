@@ -9,16 +9,17 @@ import pytest
 
 from cluster.engine import EngineSettings
 from cluster.errors import InterruptedRunError
+from cluster.jobs import Job
 from cluster.ledger import Ledger
 from cluster.models import Model
-from cluster.pool import Job, run_jobs
+from cluster.pool import run_jobs
 from cluster.runtime import StopRequest
+from cluster.schedule import Questions
 from cluster.storage import Folder
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
-from evaluation.question import Question
+from evaluation.question import Question, question_table
 from pipelines.chain import Recipe, SynthesisSettings
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
-from regenesis import question_table
 
 MODEL = Model(identity="scripted", path="scripted/model", cache="unused")
 QUESTIONS = [
@@ -38,21 +39,26 @@ def settings(**changes: Any) -> EngineSettings:
     )
 
 
+def stored(folder: Folder, questions: list[Question]) -> Questions:
+    questions_folder = folder.child("questions")
+    questions_folder.write_table("questions.parquet", question_table(questions))
+    return Questions(questions_folder, ("train",))
+
+
 def paths_job(folder: Folder) -> Job:
     recipe = Recipe.load(0, SynthesisSettings(guidelines_per_question=2))
     handler = SynthesizePaths(recipe, ("number",))
-    return Job("paths", folder, PATHS_SCHEMA, handler, question_table(QUESTIONS))
+    return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, QUESTIONS))
 
 
 def predictions_job(folder: Folder) -> Job:
     handler = PredictAnswer(EvaluationSettings())
-    return Job("predictions", folder, PREDICTIONS_SCHEMA, handler, question_table(QUESTIONS))
+    return Job("predictions", folder, PREDICTIONS_SCHEMA, handler, stored(folder, QUESTIONS))
 
 
 def rows(job: Job) -> list[dict[str, Any]]:
-    return sorted(
-        Ledger.read(job.folder).rows(job.wanted()), key=lambda row: str(row["question_id"])
-    )
+    ledger = Ledger.read(job.folder).of(job.questions.keys())
+    return sorted(ledger.rows(), key=lambda row: str(row["question_id"]))
 
 
 @pytest.mark.parametrize("changes", [{"placement_group": True}, {"min_workers": 2}])

@@ -40,6 +40,35 @@ def test_folder_works_on_an_object_store_like_file_system(tmp_path: Path) -> Non
     assert folder.child("model").local_copy(tmp_path / "cache") == local
 
 
+@pytest.mark.parametrize("is_local", [True, False])
+def test_folder_walk_names_the_files_at_any_depth(tmp_path: Path, is_local: bool) -> None:
+    store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    folder = Folder.open(str(tmp_path)) if is_local else Folder(store, "bucket/run")
+    names = ["a/b/2", "a/1", "ab/3", "4"]
+    for name in names:
+        folder.write_bytes(name, b"")
+    assert folder.walk() == sorted(names)
+    assert folder.walk("a") == ["a/1", "a/b/2"]
+    assert folder.child("a").walk() == ["1", "b/2"]
+    assert folder.walk("nowhere") == []
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_folder_what_is_removed_is_gone_and_removing_it_again_is_no_error(
+    tmp_path: Path, is_local: bool
+) -> None:
+    store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    folder = Folder.open(str(tmp_path)) if is_local else Folder(store, "bucket/run")
+    for name in ("a/b/2", "a/1", "ab/3"):
+        folder.write_bytes(name, b"")
+    for _ in range(2):
+        folder.delete_files(["a/1", "nowhere"])
+        assert folder.walk() == ["a/b/2", "ab/3"]
+    for _ in range(2):
+        folder.child("a").delete()
+        assert folder.walk() == ["ab/3"]
+
+
 def test_folder_unknown_scheme_is_refused() -> None:
     with pytest.raises(InputError, match=r"storage\.root 'nowhere://x'"):
         Folder.open("nowhere://x")

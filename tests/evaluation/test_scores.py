@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.question import Question
+from cluster.ledger import PartWriter, compact
+from cluster.schedule import Questions
+from cluster.storage import Folder
+from evaluation.predictions import PREDICTIONS_SCHEMA
+from evaluation.question import Question, question_table
 from evaluation.scores import (
     commonest_share,
     compare_scores,
     format_scores,
     paired_difference,
+    score_predictions,
+    scores_table,
     wilson_interval,
 )
 
@@ -88,3 +95,51 @@ def test_commonest_answer_is_taken_task_by_task() -> None:
     questions = [question(0), question(1, answer="2"), question(2, answer="2")]
     assert commonest_share(questions) == pytest.approx(2 / 3)
     assert commonest_share([*questions, question(3, "b", answer="9")]) == pytest.approx(3 / 4)
+
+
+def write_predictions(folder: Folder, questions: list[Question], response: str) -> None:
+    rows = [
+        question.to_row()
+        | {
+            "question_fingerprint": question.fingerprint,
+            "attempt": 0,
+            "response": response,
+            "finish_reason": "stop",
+            # By a grader of before; the score takes today's.
+            "verdict": "no_answer",
+            "read_as": "none",
+        }
+        for question in questions
+    ]
+    PartWriter(folder, PREDICTIONS_SCHEMA).write(rows)
+
+
+def test_scores_are_of_the_questions_asked_and_by_todays_grader(tmp_path: Path) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = [question(n, answer=str(n)) for n in range(4)]
+    root.child("questions").write_table("questions.parquet", question_table(questions))
+    asked = Questions(root.child("questions"), ("dev", "test"))
+    changed = [question(n, answer="7") for n in range(4)]
+    for name in ("base", "tuned"):
+        # Questions that were asked before, and an old text of one that is.
+        write_predictions(root.child(name), [question(9), *changed], "\\boxed{7}")
+    write_predictions(root.child("base"), questions, "It may be 1")
+    write_predictions(root.child("tuned"), questions[:1], "The answer is \\boxed{0}")
+    write_predictions(root.child("tuned"), questions[1:], "The answer is \\boxed{1}")
+    [score] = score_predictions(asked, root.child("base"), root.child("tuned"))
+    assert score.num_questions == 4
+    assert (score.base_strict, score.base_tolerant) == (0.0, 0.25)
+    assert (score.tuned_strict, score.tuned_tolerant) == (0.5, 0.5)
+    compact(root.child("tuned"), PREDICTIONS_SCHEMA)
+    assert score_predictions(asked, root.child("base"), root.child("tuned")) == [score]
+    assert scores_table([score]).to_pylist()[0]["tuned_strict"] == 0.5
+
+
+def test_scores_question_without_a_prediction_is_an_error(tmp_path: Path) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = [question(n) for n in range(2)]
+    root.child("questions").write_table("questions.parquet", question_table(questions))
+    asked = Questions(root.child("questions"), ("test",))
+    write_predictions(root.child("base"), questions[:1], "1")
+    with pytest.raises(KeyError, match="a/test/1"):
+        score_predictions(asked, root.child("base"), root.child("base"))

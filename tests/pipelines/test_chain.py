@@ -3,14 +3,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
-from cluster.engine import Completion, PromptTooLongError, SamplingSettings
+from cluster.engine import (
+    Completion,
+    Engine,
+    EngineDiedError,
+    EngineSettings,
+    GenerationError,
+    GenerationTimeoutError,
+    PromptTooLongError,
+    SamplingSettings,
+)
 from cluster.errors import InputError
+from cluster.jobs import Slots
 from evaluation.question import Question
 from pipelines.chain import (
+    PATH_TYPE,
     Recipe,
     SynthesisSettings,
     run_chain,
@@ -19,6 +32,7 @@ from pipelines.chain import (
     stable_seed,
 )
 from pipelines.guidelines import load_guidelines, load_prompts
+from tests.scripted import ScriptedEngine
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is {2} + 2?", "4", "number")
 
@@ -31,20 +45,72 @@ class Recorder:
         self._last, self._fail_at = last, fail_at
 
     async def chat(
-        self, messages: Sequence[Mapping[str, str]], sampling: SamplingSettings, seed: int
-    ) -> Completion:
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
         prompt = messages[-1]["content"]
         self.asked.append((prompt, sampling, seed))
         if self._fail_at and self._fail_at in prompt:
             raise PromptTooLongError("the prompt has 9 tokens, the model's context 8")
         text = ["use fingers", "1. count", self._last][(len(self.asked) - 1) % 3]
-        return Completion(text, [7, 8, 2], "stop", len(prompt))
+        return [Completion(text, [7, 8, 2], "stop", len(prompt))]
 
     def shutdown(self) -> None: ...
 
 
+class Stages:
+    """Each stage by its own function, whatever runs beside it."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.asked: list[tuple[str, SamplingSettings, int]] = []
+        self._answers = {"adapt": "look", "structure": "1. go", "path": "\\boxed{4}"} | answers
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        stage = stage_of(messages[-1]["content"])
+        self.asked.append((stage, sampling, seed))
+        await asyncio.sleep(0)
+        answer = self._answers[stage]
+        text = answer(seed) if callable(answer) else answer
+        return [Completion(text, list(text.encode()), "stop", 9)]
+
+    def shutdown(self) -> None: ...
+
+
+def stage_of(prompt: str) -> str:
+    if "\nGuideline: " in prompt:
+        return "adapt"
+    return "structure" if "\nAdvice: " in prompt else "path"
+
+
 def recipe(**settings: object) -> Recipe:
     return Recipe.load(0, SynthesisSettings.model_validate(settings))
+
+
+def chains(
+    engine: Engine, plan: Recipe, previous: dict[str, Any] | None = None, num_slots: int = 2
+) -> list[dict[str, Any]]:
+    return asyncio.run(run_chains(engine, plan, QUESTION, Slots(num_slots), previous))
+
+
+def seeds(plan: Recipe, attempt: int = 0) -> dict[str, set[int]]:
+    """The seeds of each path's three stages."""
+    tries = [attempt] if attempt else []
+    return {
+        task.path_id: {
+            stable_seed(plan.settings.seed, task.path_id, stage, *tries)
+            for stage in ("adapt", "structure", "path")
+        }
+        for task in plan.tasks(QUESTION)
+    }
 
 
 def test_guidelines_ours_are_25_with_their_own_ids_and_texts() -> None:
@@ -140,9 +206,7 @@ def test_tasks_drawn_guidelines_cover_all_over_many_questions() -> None:
 
 def test_chain_prompt_too_long_keeps_the_path_with_its_reason() -> None:
     plan = recipe(guidelines_per_question=1)
-    paths = asyncio.run(
-        run_chains(Recorder(fail_at="Advice:"), plan, QUESTION, asyncio.Semaphore(1))
-    )
+    paths = chains(Recorder(fail_at="Advice:"), plan)
     assert paths[0]["error"] == "structure: the prompt has 9 tokens, the model's context 8"
     assert len(paths[0]["generations"]) == 1
 
@@ -167,3 +231,146 @@ def test_chain_unclosed_thinking_counts_as_cut_off() -> None:
     assert path["reasoning"] == ""
     assert path["thinking"] == "it may be \\boxed{4}"
     assert path["generations"][-1]["finish_reason"] == "length"
+
+
+# --- failures and further attempts -------------------------------------------------------------
+
+
+def fails_for(bad: set[int], error: Exception) -> Any:
+    def answer(seed: int) -> str:
+        if seed in bad:
+            raise error
+        return f"It is \\boxed{{4}} by {seed}."
+
+    return answer
+
+
+@pytest.mark.parametrize("stage", ["adapt", "structure", "path"])
+@pytest.mark.parametrize(
+    "error", [GenerationError("refused"), GenerationTimeoutError("no answer within 5 s")]
+)
+def test_chains_failed_generation_ends_only_its_own_path(
+    stage: str, error: GenerationError
+) -> None:
+    plan = recipe(guidelines_per_question=4)
+    bad = list(seeds(plan))[2]
+    engine = Stages(**{stage: fails_for(seeds(plan)[bad], error)})
+    paths = chains(engine, plan)
+    whole = chains(Stages(**{stage: fails_for(set(), error)}), plan)
+    assert [path["path_id"] for path in paths] == list(seeds(plan))
+    assert [path["error"] for path in paths] == [None, None, f"{stage}: {error}", None]
+    assert [a == b for a, b in zip(paths, whole, strict=True)] == [True, True, False, True]
+    # What it had generated before stays told.
+    stages = ["adapt", "structure", "path"]
+    assert [g["stage"] for g in paths[2]["generations"]] == stages[: stages.index(stage)]
+    assert paths[2]["reasoning"] == ""
+
+
+@pytest.mark.parametrize("error", [EngineDiedError("CUDA error"), ValueError("a fault of ours")])
+def test_chains_other_errors_are_no_matter_of_one_path(error: Exception) -> None:
+    plan = recipe(guidelines_per_question=2)
+    engine = Stages(path=fails_for(set().union(*seeds(plan).values()), error))
+    with pytest.raises(type(error), match=str(error)):
+        chains(engine, plan)
+
+
+def test_chains_next_attempt_runs_only_the_failed_paths_again() -> None:
+    plan = recipe(guidelines_per_question=5)
+    failed = list(seeds(plan))[1:3]
+    bad = seeds(plan)[failed[0]] | seeds(plan)[failed[1]]
+    first = chains(Stages(path=fails_for(bad, GenerationError("refused"))), plan)
+    # As it comes back from the ledger: graded, and through Arrow.
+    stored = pa.array([path | {"verdict": "correct"} for path in first], PATH_TYPE).to_pylist()
+    engine = Stages(path=fails_for(bad, GenerationError("refused")))
+    second = chains(engine, plan, {"attempt": 0, "paths": stored})
+    assert len(engine.asked) == 2 * 3
+    assert {seed for _, _, seed in engine.asked} == set().union(
+        *(seeds(plan, attempt=1)[path_id] for path_id in failed)
+    )
+    assert [path["path_id"] for path in second] == [path["path_id"] for path in first]
+    assert not any(path["error"] for path in second)
+    for before, after in zip(stored, second, strict=True):
+        assert (after == before) == (before["path_id"] not in failed)
+
+
+def test_chains_every_attempt_draws_anew() -> None:
+    plan = recipe(guidelines_per_question=3, samples_per_guideline=2)
+    asked: list[set[int]] = []
+    for attempt in range(4):
+        engine = Stages()
+        previous = {"attempt": attempt - 1, "paths": []} if attempt else None
+        chains(engine, plan, previous)
+        asked.append({seed for _, _, seed in engine.asked})
+        assert asked[-1] == set().union(*seeds(plan, attempt).values())
+    assert len(set().union(*asked)) == 4 * 3 * 2 * 3
+
+
+@pytest.mark.parametrize("paths", [[], None])
+def test_chains_question_that_was_set_aside_is_run_whole(paths: list[Any] | None) -> None:
+    plan = recipe(guidelines_per_question=3)
+    engine = Stages()
+    result = chains(engine, plan, {"attempt": 1, "paths": paths, "error": "a fault"})
+    assert [path["path_id"] for path in result] == list(seeds(plan))
+    assert {seed for _, _, seed in engine.asked} == set().union(*seeds(plan, 2).values())
+
+
+def test_chains_previous_attempt_without_failures_asks_nothing() -> None:
+    plan = recipe(guidelines_per_question=3)
+    paths = chains(Stages(), plan)
+    engine = Stages()
+    assert chains(engine, plan, {"attempt": 0, "paths": paths}) == paths
+    assert engine.asked == []
+
+
+def test_chains_results_do_not_hang_on_how_many_run_at_once() -> None:
+    plan = recipe(guidelines_per_question=6)
+    by_seed = fails_for(set(), GenerationError(""))
+    one, many = (chains(Stages(path=by_seed), plan, num_slots=num) for num in (1, 50))
+    assert one == many
+
+
+# --- long thinking -----------------------------------------------------------------------------
+
+
+def test_chain_of_long_stages_keeps_every_token() -> None:
+    options = {"num_tokens": 16_384, "wrong_share": 0}
+    engine = ScriptedEngine("scripted", EngineSettings(options=options))
+    plan = recipe(guidelines_per_question=2, stages={"path": {"max_tokens": None}})
+    for path in chains(engine, plan):
+        text = path["reasoning"].encode()
+        assert path["token_ids"] == [*text, *[32] * (16_384 - len(text))]
+        assert [g["num_tokens"] for g in path["generations"]] == [16_384] * 3
+        assert pa.array([path], PATH_TYPE).to_pylist()[0]["token_ids"] == path["token_ids"]
+
+
+def test_chain_long_thinking_is_told_apart_in_every_stage() -> None:
+    thought = "Hm, or 5? " * 4000
+    engine = Stages(
+        adapt="<think>short</think>\n\nlook twice",
+        structure="no thoughts: 1. go",
+        path=f"<think>\n{thought}</think>\n\nIt is \\boxed{{4}}",
+    )
+    plan = recipe(guidelines_per_question=1)
+    [path] = chains(engine, plan)
+    assert path["adapted_guideline"] == "look twice"
+    assert path["structure"] == "no thoughts: 1. go"
+    assert path["thinking"] == thought.strip()
+    assert path["reasoning"] == "It is \\boxed{4}"
+    # The ids are those of the whole answer, as it was sampled.
+    assert bytes(path["token_ids"]).decode().endswith("</think>\n\nIt is \\boxed{4}")
+    assert len(path["token_ids"]) == path["generations"][-1]["num_tokens"] > len(thought)
+    assert [g["finish_reason"] for g in path["generations"]] == ["stop"] * 3
+
+
+def test_chain_template_arguments_of_each_stage_reach_the_engine() -> None:
+    thinking = {"adapt": False, "structure": False, "path": True}
+    engine = Stages()
+    stages = {
+        name: {"template_args": {"enable_thinking": on}, "max_tokens": None}
+        for name, on in thinking.items()
+    }
+    chains(engine, recipe(guidelines_per_question=3, stages=stages))
+    assert len(engine.asked) == 9
+    for stage, sampling, _ in engine.asked:
+        assert sampling.template_args == {"enable_thinking": thinking[stage]}
+        assert sampling.max_tokens is None

@@ -1,25 +1,37 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from datasets import load_dataset
 
 from cluster.chat import load_tokenizer, prompt_ids
+from cluster.ledger import PartWriter, compact
+from cluster.models import Model
+from cluster.schedule import Questions, chunk_folder
 from cluster.storage import Folder
+from cluster.tasks import run_task
 from evaluation.prompt import answer_messages
-from evaluation.question import Question
+from evaluation.question import Question, question_table
 from pipelines.examples import (
+    DROPPED_SCHEMA,
+    EXAMPLES_SCHEMA,
+    ROWS_PER_FILE,
     ExampleSelector,
     ExampleSettings,
     Selection,
+    _merge,
+    _write,
     select_examples,
+    select_step_examples,
     with_boxed_answer,
-    write_selection,
 )
+from pipelines.synthesis import PATHS_SCHEMA
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 
@@ -40,8 +52,11 @@ def select(
     model: Path, *paths: dict[str, Any], question: Question = QUESTION, **settings: Any
 ) -> Selection:
     selector = ExampleSelector(ExampleSettings(**settings), load_tokenizer(str(model)), {})
-    rows = [{"question_id": question.question_id, "paths": list(paths)}]
-    return select_examples(rows, lambda _: question, selector)
+    return select_examples([question.to_row() | {"paths": list(paths)}], selector)
+
+
+def reasons(selection: Selection) -> dict[str, int]:
+    return dict(Counter(row["reason"] for row in selection.dropped))
 
 
 def test_selection_counts_every_path_once_with_its_reason(model_folder: Path) -> None:
@@ -57,7 +72,7 @@ def test_selection_counts_every_path_once_with_its_reason(model_folder: Path) ->
         path("g", "Yes, \\boxed{4}", token_ids=list(range(801))),
     )
     assert [example["guideline_id"] for example in selection.examples] == ["a"]
-    assert selection.reasons() == {
+    assert reasons(selection) == {
         "wrong": 1,
         "no_answer": 1,
         "duplicate": 1,
@@ -65,7 +80,8 @@ def test_selection_counts_every_path_once_with_its_reason(model_folder: Path) ->
         "error": 1,
         "too_long": 1,
     }
-    assert selection.num_paths == 7
+    assert len(selection.examples) + len(selection.dropped) == 7
+    assert {row["dataset"] for row in selection.dropped} == {"d"}
 
 
 def test_selection_draws_at_most_k_whatever_the_order(model_folder: Path) -> None:
@@ -76,7 +92,7 @@ def test_selection_draws_at_most_k_whatever_the_order(model_folder: Path) -> Non
     other_seed = select(model_folder, *paths, max_per_question=3, seed=1)
     assert first.examples == second.examples
     assert len(first.examples) == 3
-    assert first.reasons() == {"over_max_per_question": 6}
+    assert reasons(first) == {"over_max_per_question": 6}
     assert [e["example_id"] for e in other_seed.examples] != [
         e["example_id"] for e in first.examples
     ]
@@ -98,7 +114,7 @@ def test_example_unboxed_answer_is_written_in_the_format_asked_for(model_folder:
     text = tokenizer.decode(example["target_token_ids"])
     assert text == "So the answer is 4.\n\nThe final answer is \\boxed{4}.<|end|>"
     assert example["messages"][-1]["content"] + "<|end|>" == text
-    assert selection.num_answers_added == 1
+    assert example["answer_added"]
 
 
 def test_example_prompt_ids_are_those_of_the_evaluation(model_folder: Path) -> None:
@@ -123,19 +139,138 @@ def test_selection_last_number_counts_only_when_the_config_says(
     assert len(selection.examples) == num
 
 
-def test_selection_loads_in_datasets_and_arrow(model_folder: Path, tmp_path: Path) -> None:
-    folder = Folder.open(str(tmp_path / "examples"))
-    selection = select(model_folder, path("a", "\\boxed{4}"), path("b", "\\boxed{5}"))
-    write_selection(selection, folder)
+def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder: Path) -> None:
+    selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
+    aside = QUESTION.to_row() | {"error": "a fault"}
+    rows = [aside | {"paths": []}, aside | {"paths": None}]
+    assert select_examples(rows, selector) == Selection()
+
+
+def test_selection_judges_by_todays_grader(model_folder: Path) -> None:
+    old = path("a", "It is \\boxed{4}", verdict="wrong", predicted="7", read_as="last")
+    assert len(select(model_folder, old).examples) == 1
+
+
+def test_selected_shares_are_one_table_in_the_order_of_ids(tmp_path: Path) -> None:
+    ids = [f"{number:06d}" for number in range(2 * ROWS_PER_FILE + 1)]
+    random.Random(0).shuffle(ids)
+    shares = [
+        pa.Table.from_pylist([{"path_id": id_} for id_ in ids[start::3]], schema=DROPPED_SCHEMA)
+        for start in range(3)
+    ]
+    merged = _merge(DROPPED_SCHEMA, shares)
+    assert merged.column("path_id").to_pylist() == sorted(ids)
+    folder = Folder.open(str(tmp_path))
+    _write(merged, folder, "dropped")
+    assert folder.file_names() == [f"dropped-0000{number}.parquet" for number in range(3)]
+    assert folder.read_table().equals(merged)
+    assert _merge(EXAMPLES_SCHEMA, []).num_rows == 0
+
+
+def training_questions(number: int) -> list[Question]:
+    return [
+        Question(f"d/train/{n}", "d", "train", "in_domain", f"{n} + 2?", str(n + 2), "number")
+        for n in range(number)
+    ]
+
+
+def write_paths(folder: Folder, questions: list[Question], rows_per_part: int = 2) -> None:
+    """For each question a right path, one without a box, and a wrong one."""
+    rows = [
+        question.to_row()
+        | {
+            "question_fingerprint": question.fingerprint,
+            "attempt": 0,
+            "paths": [
+                path("a", f"It is \\boxed{{{question.answer}}}"),
+                path("b", f"The answer is {question.answer}."),
+                path("c", "It is \\boxed{-1}"),
+            ],
+        }
+        for question in questions
+    ]
+    for row in rows:
+        for one in row["paths"]:
+            one["path_id"] = f"0/regenesis/{row['question_id']}/{one['guideline_id']}/0/0"
+    for number, start in enumerate(range(0, len(rows), rows_per_part)):
+        writer = PartWriter(folder.child(chunk_folder("1", number)), PATHS_SCHEMA)
+        writer.write(rows[start : start + rows_per_part])
+
+
+def stored(folder: Folder, questions: list[Question]) -> Questions:
+    folder.write_table("questions.parquet", question_table(questions))
+    return Questions(folder, ("train",))
+
+
+def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = training_questions(7)
+    write_paths(root.child("paths"), questions)
+    asked = stored(root.child("questions"), questions[:6])  # the last is not asked for any more
+    settings, model = ExampleSettings(), Model("tiny", str(model_folder), str(tmp_path / "cache"))
+    outputs = [root.child("examples"), root.child("examples of compact files")]
+    facts = []
+    for output in outputs:
+        facts.append(
+            run_task(select_step_examples, root.child("paths"), asked, output, settings, model, {})
+        )
+        compact(root.child("paths"), PATHS_SCHEMA)
+    assert (
+        facts
+        == [{"num_paths": 18, "num_examples": 12, "num_answers_added": 6, "dropped": {"wrong": 6}}]
+        * 2
+    )
+    for folder in (outputs[0], outputs[0].child("dropped")):
+        twin = outputs[1] if folder == outputs[0] else outputs[1].child("dropped")
+        table = folder.read_table()
+        ids = table.column(0).to_pylist()
+        assert ids == sorted(ids)
+        assert len(set(ids)) == len(ids)
+        assert table.equals(twin.read_table())
+    assert outputs[0].walk() == ["dropped/dropped-00000.parquet", "train-00000.parquet"]
+
+
+def test_step_examples_load_in_datasets_and_arrow(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = training_questions(1)
+    write_paths(root.child("paths"), questions)
+    folder = root.child("examples")
+    select_step_examples(
+        root.child("paths"),
+        stored(root.child("questions"), questions),
+        folder,
+        ExampleSettings(),
+        Model("tiny", str(model_folder), str(tmp_path / "cache")),
+        {},
+    )
     folder.commit({"step": "examples"})
     loaded = load_dataset(
         "parquet", data_files=f"{folder.path}/*.parquet", split="train", cache_dir=str(tmp_path)
     )
     assert loaded[0]["messages"][0]["role"] == "user"
     arrow = pyarrow.dataset.dataset(f"{folder.path}/train-00000.parquet").to_table()
-    assert arrow.num_rows == loaded.num_rows == 1
+    assert arrow.num_rows == loaded.num_rows == 2
     dropped = folder.child("dropped").read_table().to_pylist()
     assert [row["reason"] for row in dropped] == ["wrong"]
+
+
+def test_step_examples_of_no_rows_are_none(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    facts = select_step_examples(
+        root.child("paths"),
+        stored(root.child("questions"), training_questions(2)),
+        root.child("examples"),
+        ExampleSettings(),
+        Model("tiny", str(model_folder), str(tmp_path / "cache")),
+        {},
+    )
+    assert facts == {"num_paths": 0, "num_examples": 0, "num_answers_added": 0, "dropped": {}}
 
 
 def test_boxed_answer_is_added_after_the_solution() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydantic
 import pytest
 
 from cluster.errors import InputError
-from evaluation.question import SPLITS, Question
-from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from cluster.settings import content_of
+from evaluation.question import QUESTION_TABLE_SCHEMA, SPLITS, Question
+from pipelines.questions import ROWS_PER_BATCH, QuestionSet, QuestionSettings, load_questions
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -24,6 +28,10 @@ def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
 
 def load(folder: Path, **datasets: Any) -> QuestionSet:
     return load_questions(settings_of(folder, **datasets))
+
+
+def asked(loaded: QuestionSet) -> list[Question]:
+    return list(loaded.questions(*SPLITS))
 
 
 def write(folder: Path, name: str, texts: Mapping[str, str] | Iterable[str]) -> str:
@@ -64,30 +72,30 @@ def counts_of(loaded: QuestionSet, dataset: str, split: str) -> Mapping[str, Any
 
 def test_dev_is_carved_from_train_by_id(tmp_path: Path) -> None:
     train, test = write(tmp_path, "a.jsonl", numbered(1000)), write(tmp_path, "b.jsonl", ["t"])
-    loaded = load(tmp_path, mine=files(train=train, test=test)).questions
+    loaded = asked(load(tmp_path, mine=files(train=train, test=test)))
     assert 70 <= len(texts_of(loaded, "dev")) <= 130
     assert len(loaded) == 1001
     (tmp_path / "a.jsonl").unlink()
     write(tmp_path, "a.jsonl", numbered(1500)[::-1])
-    longer = load(tmp_path, mine=files(train=train, test=test)).questions
+    longer = asked(load(tmp_path, mine=files(train=train, test=test)))
     assert set(texts_of(loaded, "dev")) <= set(texts_of(longer, "dev"))
     assert set(texts_of(loaded, "train")) <= set(texts_of(longer, "train"))
 
 
 def test_test_share_is_carved_only_without_a_test_file(tmp_path: Path) -> None:
     train = write(tmp_path, "a.jsonl", numbered(500))
-    carved = load(tmp_path, mine=files(train=train) | {"test_share": 0.5}).questions
+    carved = asked(load(tmp_path, mine=files(train=train) | {"test_share": 0.5}))
     assert 200 <= len(texts_of(carved, "test")) <= 300
     test = write(tmp_path, "b.jsonl", ["t"])
-    given = load(tmp_path, mine=files(train=train, test=test) | {"test_share": 0.5}).questions
+    given = asked(load(tmp_path, mine=files(train=train, test=test) | {"test_share": 0.5}))
     assert texts_of(given, "test") == ["t"]
 
 
 def test_limit_takes_a_prefix_whatever_the_order_of_the_file(tmp_path: Path) -> None:
     train, test = write(tmp_path, "a.jsonl", numbered(90)), write(tmp_path, "b.jsonl", ["t"])
-    small = load(tmp_path, mine=files(train=train, test=test) | {"num_train": 10}).questions
+    small = asked(load(tmp_path, mine=files(train=train, test=test) | {"num_train": 10}))
     write(tmp_path, "a.jsonl", numbered(90)[::-1])
-    large = load(tmp_path, mine=files(train=train, test=test) | {"num_train": 40}).questions
+    large = asked(load(tmp_path, mine=files(train=train, test=test) | {"num_train": 40}))
     assert len(ids_of(small, "train")) == 10
     assert ids_of(small, "train") == ids_of(large, "train")[:10]
     assert ids_of(small, "train") != sorted(ids_of(small, "train"))
@@ -113,15 +121,15 @@ def test_train_loses_what_any_dataset_holds_out(tmp_path: Path) -> None:
         mine=files(train=train, dev=dev, test=test),
         theirs=files(test=other) | {"domain": "out_of_domain"},
     )
-    assert sorted(texts_of(loaded.questions, "train")) == ["four", "one"]
+    assert sorted(texts_of(asked(loaded), "train")) == ["four", "one"]
     assert counts_of(loaded, "mine", "train")["num_dropped_overlap"] == 2
 
 
 def test_test_keeps_a_text_before_dev(tmp_path: Path) -> None:
     dev, test = write(tmp_path, "dev.jsonl", ["one", "two"]), write(tmp_path, "t.jsonl", ["two"])
     loaded = load(tmp_path, mine=files(dev=dev, test=test) | {"domain": "out_of_domain"})
-    assert texts_of(loaded.questions, "dev") == ["one"]
-    assert texts_of(loaded.questions, "test") == ["two"]
+    assert texts_of(asked(loaded), "dev") == ["one"]
+    assert texts_of(asked(loaded), "test") == ["two"]
 
 
 def test_tests_of_two_datasets_may_share_a_question(tmp_path: Path) -> None:
@@ -135,7 +143,7 @@ def test_raising_a_test_limit_leaves_train_alone(tmp_path: Path) -> None:
     train = write(tmp_path, "train.jsonl", numbered(50))
     test = write(tmp_path, "test.jsonl", numbered(20))
     few, all_of_it = (
-        load(tmp_path, mine=files(train=train, test=test) | {"num_test": limit}).questions
+        asked(load(tmp_path, mine=files(train=train, test=test) | {"num_test": limit}))
         for limit in (1, None)
     )
     assert ids_of(few, "train") == ids_of(all_of_it, "train")
@@ -155,7 +163,7 @@ def test_reordered_options_are_the_same_question(tmp_path: Path) -> None:
         rows += [{"id": "2", "question": f"Pick from {name}", "choices": ["x"], "answer": "A"}]
         (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows))
     mine = files(train="a.jsonl", test="b.jsonl", answer_type="choice") | {"dev_share": 0.0}
-    loaded = load(tmp_path, mine=mine).questions
+    loaded = asked(load(tmp_path, mine=mine))
     assert texts_of(loaded, "train") == ["Pick from a.jsonl"]
 
 
@@ -168,7 +176,7 @@ def test_known_overlaps_of_the_shared_benchmarks_are_dropped() -> None:
         dataset["source"][split] = path.name
         if split == "train":
             dataset["domain"] = "in_domain"
-    questions = load(SHARED_DATA, **datasets).questions
+    questions = asked(load(SHARED_DATA, **datasets))
     train = set(ids_of(questions, "train"))
     overlaps = json.loads((SHARED_DATA / "train_heldout_overlaps.json").read_text())
     assert len(train) > 15_000
@@ -207,7 +215,7 @@ def test_generated_splits_share_no_text(tmp_path: Path, name: str, values: dict[
     two = family(name, num=100, source=source | {"seed": 2})
     outside = family(name, num=100, source=source | {"seed": 3}, domain="out_of_domain")
     outside |= {"num_train": 0}
-    questions = load(tmp_path, one=one, two=two, outside=outside).questions
+    questions = asked(load(tmp_path, one=one, two=two, outside=outside))
     train, dev, test = (
         {q.normalized_text for q in questions if q.split == split} for split in SPLITS
     )
@@ -219,8 +227,8 @@ def test_generated_splits_share_no_text(tmp_path: Path, name: str, values: dict[
 
 
 def test_generated_limit_takes_a_prefix(tmp_path: Path) -> None:
-    small = load(tmp_path, mine=family("chain_sum", 20)).questions
-    large = load(tmp_path, mine=family("chain_sum", 20) | {"num_train": 60}).questions
+    small = asked(load(tmp_path, mine=family("chain_sum", 20)))
+    large = asked(load(tmp_path, mine=family("chain_sum", 20) | {"num_train": 60}))
     for split in SPLITS:
         num_small = len(ids_of(small, split))
         assert ids_of(small, split) == ids_of(large, split)[:num_small]
@@ -232,7 +240,13 @@ def test_generated_out_of_domain_has_no_train(tmp_path: Path) -> None:
     mine = family("chain_sum", 10) | {"domain": "out_of_domain", "num_train": None}
     loaded = load(tmp_path, mine=mine)
     assert [counts["split"] for counts in loaded.counts] == ["dev", "test"]
-    assert {q.domain for q in loaded.questions} == {"out_of_domain"}
+    assert {q.domain for q in asked(loaded)} == {"out_of_domain"}
+
+
+def test_family_of_which_nothing_is_wanted_gives_nothing(tmp_path: Path) -> None:
+    loaded = load(tmp_path, mine=family("chain_sum", 0))
+    assert (loaded.table.num_rows, loaded.counts) == (0, [])
+    assert loaded.table.schema == QUESTION_TABLE_SCHEMA
 
 
 def test_narrow_family_says_how_many_it_has(tmp_path: Path) -> None:
@@ -250,6 +264,12 @@ def test_narrow_family_says_how_many_it_has(tmp_path: Path) -> None:
         (family("chain_sum") | {"domain": "out_of_domain"}, "remove num_train"),
         (family("chain_sum") | {"num_dev": None}, "num_dev is missing"),
         (family("chain_sum") | {"dev_share": 0.3}, "dev_share is for files"),
+        (
+            files(test="t") | {"domain": "out_of_domain", "max_accepted_paths": 3},
+            "no train; remove",
+        ),
+        (family("chain_sum") | {"max_generated_tokens": 0}, "greater than 0"),
+        (family("chain_sum") | {"weight": 0.0}, "greater than 0"),
         (family("chain_sum") | {"num_dev": -1}, "greater than or equal to 0"),
         (files(train="t.jsonl") | {"dev_share": 0.6, "test_share": 0.5}, "nothing to train on"),
         (files(train="t.jsonl") | {"source": {"kind": "csv"}}, "'files', 'reasoning_gym'"),
@@ -272,3 +292,152 @@ def test_dataset_names_are_checked(tmp_path: Path) -> None:
 def test_resolved_settings_load_again(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, a=files(train=["a.jsonl"]), b=family("chain_sum"))
     assert QuestionSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_weights_and_bounds_are_no_content(tmp_path: Path) -> None:
+    more = {"weight": 2, "max_generated_tokens": 10_000, "max_accepted_paths": 5}
+    settings = settings_of(tmp_path, mine=family("chain_sum") | more)
+    assert settings.datasets["mine"].weight == 2.0
+    assert set(content_of(settings.datasets["mine"])).isdisjoint(more)
+    assert "broken" not in content_of(settings)
+
+
+def test_table_holds_the_questions_with_their_fingerprints(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(n), "question": f"Pick {n}", "choices": ["x", "y", ""][: n % 3 + 1]}
+        for n in range(20)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r | {"answer": "A"}) for r in rows))
+    loaded = load(tmp_path, mine=files(train="a.jsonl", answer_type="choice"))
+    assert loaded.table.schema == QUESTION_TABLE_SCHEMA
+    assert loaded.table.num_rows == len(asked(loaded)) == 20
+    assert loaded.table.column("question_fingerprint").to_pylist() == [
+        question.fingerprint for question in asked(loaded)
+    ]
+    assert {len(question.choices) for question in asked(loaded)} == {1, 2, 3}
+
+
+def test_split_and_questions_keep_to_the_splits_asked_for(tmp_path: Path) -> None:
+    loaded = load(tmp_path, a=family("chain_sum", 5), b=family("products", 4))
+    held_out = loaded.split("dev", "test")
+    assert held_out.column("split").to_pylist() == 5 * ["dev"] + 5 * ["test"] + 4 * ["dev"] + (
+        4 * ["test"]
+    )
+    ids = [q.question_id for q in loaded.questions("dev", "test")]
+    assert held_out.column("question_id").to_pylist() == ids
+    assert loaded.split().num_rows == 0
+    assert QuestionSet(loaded.table.combine_chunks(), []).split("dev", "test") == held_out
+
+
+def test_extent_follows_from_the_questions_and_not_from_their_order(tmp_path: Path) -> None:
+    loaded = load(tmp_path, a=family("chain_sum", 5), b=family("products", 4))
+    turned = load(tmp_path, b=family("products", 4), a=family("chain_sum", 5))
+    assert loaded.extent("train") == turned.extent("train")
+    one_chunk = QuestionSet(loaded.table.combine_chunks(), [])
+    assert loaded.extent(*SPLITS) == one_chunk.extent(*reversed(SPLITS))
+    fewer = load(tmp_path, a=family("chain_sum", 5), b=family("products", 3))
+    extents = [loaded.extent("train"), loaded.extent("dev"), fewer.extent("train"), fewer.extent()]
+    assert len(set(extents)) == 4
+
+
+def test_extent_follows_a_changed_answer(tmp_path: Path) -> None:
+    test = write(tmp_path, "a.jsonl", {"1": "one"})
+    outside = files(test=test) | {"domain": "out_of_domain"}
+    before = load(tmp_path, mine=outside).extent("test")
+    (tmp_path / test).write_text((tmp_path / test).read_text().replace("7", "8"))
+    assert load(tmp_path, mine=outside).extent("test") != before
+
+
+def test_many_batches_keep_order_and_counts(tmp_path: Path) -> None:
+    num = 2 * ROWS_PER_BATCH + 7
+    train = write(tmp_path, "a.jsonl", [*numbered(num), "QUESTION 5 "])
+    test = write(tmp_path, "b.jsonl", numbered(3))
+    settings = files(train=train, test=test) | {"dev_share": 0.0}
+    loaded = load(tmp_path, mine=settings)
+    counts = counts_of(loaded, "mine", "train")
+    assert (counts["num_dropped_duplicate"], counts["num_dropped_overlap"]) == (1, 3)
+    assert counts["num_kept"] == loaded.split("train").num_rows == num - 3
+    by_hash = sorted(
+        loaded.split("train").column("question_id").to_pylist(),
+        key=lambda key: hashlib.sha256(key.encode()).hexdigest(),
+    )
+    assert ids_of(asked(loaded), "train") == by_hash
+    assert all(q.question_id.lower().endswith(q.question.lower()) for q in asked(loaded))
+
+
+def test_broken_dataset_is_set_aside_and_the_others_load(tmp_path: Path) -> None:
+    good = files(train=write(tmp_path, "good.jsonl", numbered(9)))
+    (tmp_path / "bad.jsonl").write_text('{"id": 1}\n{oops}\n')
+    alone = load(tmp_path, good=good)
+    loaded = load(tmp_path, bad=files(train="bad.jsonl"), good=good, gone=files(train="x.jsonl"))
+    assert loaded.table == alone.table
+    assert loaded.counts == alone.counts
+    assert list(loaded.broken) == ["bad", "gone"]
+    assert "bad.jsonl:1: no column 'question'" in loaded.broken["bad"]
+    assert "no question file" in loaded.broken["gone"]
+
+
+def test_broken_dataset_can_be_refused(tmp_path: Path) -> None:
+    datasets = {"good": family("chain_sum", 5), "gone": files(train="x.jsonl")}
+    tree = {"folder": str(tmp_path), "datasets": datasets, "broken": "refuse"}
+    with pytest.raises(InputError, match=r"^no question file .*x\.jsonl"):
+        load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))
+
+
+def test_the_only_dataset_is_refused_with_its_own_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^no question file .*x\.jsonl"):
+        load(tmp_path, gone=files(train="x.jsonl"))
+
+
+def test_nothing_left_but_broken_datasets_is_refused_with_all_sentences(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    broken = {"gone": files(train="x.jsonl"), "empty": files(train="empty.jsonl")}
+    with pytest.raises(
+        InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*holds"
+    ):
+        load(tmp_path, **broken)
+    outside = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
+    with pytest.raises(InputError, match=r"to train on is left; (?s:.*)gone: no q.*\n  empty: "):
+        load(tmp_path, outside=outside, **broken)
+
+
+def test_broken_dataset_out_of_domain_never_stops_a_run(tmp_path: Path) -> None:
+    outside = files(test="x.jsonl") | {"domain": "out_of_domain"}
+    assert list(load(tmp_path, mine=family("chain_sum", 5), outside=outside).broken) == ["outside"]
+    other = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
+    assert load(tmp_path, outside=outside, other=other).table.num_rows == 1
+
+
+def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) -> None:
+    same = write(tmp_path, "a.jsonl", ["one", "two"])
+    good = write(tmp_path, "good.jsonl", ["two", "three"])
+    loaded = load(
+        tmp_path,
+        mine=files(train=same, test=write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})),
+        good=files(train=good) | {"dev_share": 0.0},
+    )
+    assert "also stand in a dev or test split" in loaded.broken["mine"]
+    assert [q.question for q in asked(loaded)] == ["three"]
+
+
+def test_what_is_wrong_with_a_broken_dataset_can_always_be_written(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"half \\ud83d": 1}')
+    loaded = load(tmp_path, mine=family("chain_sum", 5), bad=files(train="bad.jsonl"))
+    assert b"half \\ud83d" in loaded.broken["bad"].encode()
+
+
+def test_emoji_combining_characters_and_long_texts_come_through_byte_for_byte(
+    tmp_path: Path,
+) -> None:
+    texts = [
+        "1 👩‍🔬 + 1 👩🏽‍🚀?",
+        "cafe\u0301 and caf\u00e9",
+        "ع ١٢٣ \u200b",
+        "long " * 40_000 + "?",
+    ]
+    test = write(tmp_path, "a.jsonl", {str(n): text for n, text in enumerate(texts)})
+    loaded = load(tmp_path, mine=files(test=test) | {"domain": "out_of_domain"})
+    assert {q.question for q in loaded.questions("test")} == set(texts)
+    sink = pa.BufferOutputStream()
+    pq.write_table(loaded.table, sink)
+    assert pq.read_table(pa.BufferReader(sink.getvalue())) == loaded.table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def read(folder: Path, **source: Any) -> list[Question]:
-    split = read_questions(FileSource(kind="files", **source), str(folder), "mine", "out_of_domain")
-    return split["test"]
+    files = FileSource(kind="files", **source)
+    return list(read_questions(files, str(folder), "mine", "out_of_domain"))
 
 
 def read_rows(folder: Path, *rows: dict[str, Any], **source: Any) -> list[Question]:
@@ -103,6 +105,27 @@ def test_byte_order_mark_crlf_blank_lines_and_line_separators_are_read(tmp_path:
     assert [q.question for q in read(tmp_path, test="q.jsonl")] == ["one\u2028two"]
 
 
+def test_crlf_line_ends_count_lines_as_an_editor_does(tmp_path: Path) -> None:
+    lines = [json.dumps(GOOD), "", json.dumps(GOOD | {"id": "b", "answer": "many"})]
+    assert "q.jsonl:3, column 'answer'" in complaint_about(tmp_path, "\r\n".join(lines).encode())
+
+
+def test_text_is_kept_byte_for_byte(tmp_path: Path) -> None:
+    text = "1 👩‍🔬, cafe\u0301 not caf\u00e9\t\x1b[0m\r\n\u200bهل?"
+    assert read_rows(tmp_path, GOOD | {"question": text})[0].question == text
+
+
+def test_very_long_question_is_read(tmp_path: Path) -> None:
+    text = "word " * 40_000 + "?"
+    assert read_rows(tmp_path, GOOD | {"question": text})[0].question == text
+
+
+def test_line_across_blocks_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.sources.files.BLOCK_BYTES", 7)
+    rows = [GOOD | {"id": str(n), "question": "word " * n + "?"} for n in range(30)]
+    assert [q.question for q in read_rows(tmp_path, *rows)] == [row["question"] for row in rows]
+
+
 def test_several_files_make_one_split(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(GOOD))
     pq.write_table(pa.Table.from_pylist([GOOD | {"id": "b"}]), tmp_path / "b.parquet")
@@ -147,13 +170,17 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(b"", "q.jsonl holds no questions", id="empty"),
         pytest.param(b"\n \n", "q.jsonl holds no questions", id="blank"),
         pytest.param(b'{"id": "a",\n', "q.jsonl:1 is not JSON", id="torn"),
-        pytest.param(b'{"id": 1}\n\n{oops}\n', "q.jsonl:3 is not JSON", id="third line"),
+        pytest.param(f"{json.dumps(GOOD)}\n\n{{}}".encode(), "q.jsonl:3: no column", id="row"),
+        pytest.param(b"\n\n{oops}\n", "q.jsonl:3 is not JSON", id="third line"),
         pytest.param(b"[1, 2]\n", "q.jsonl:1: every line is one JSON object", id="list"),
         pytest.param(b"null\n", "q.jsonl:1: every line is one JSON object", id="null"),
         pytest.param(b'{"id": "caf\xe9"}\n', "q.jsonl:1 is not UTF-8", id="latin-1"),
         pytest.param(b"\xff\xfe{\x00", "q.jsonl:1 is not UTF-8", id="utf-16"),
         pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
         pytest.param(b"[" * 200_000, "q.jsonl:1 is not JSON", id="deep"),
+        pytest.param(gzip.compress(b"{}"), "q.jsonl is not JSONL but gzip; unpack", id="gzip"),
+        pytest.param(b"PAR1\x15\x04", "q.jsonl is not JSONL but Parquet; let", id="parquet"),
+        pytest.param(b"{}\r{}\r", "q.jsonl:1 is not JSON: extra data", id="carriage returns"),
     ],
 )
 def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
@@ -165,6 +192,11 @@ def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected:
     [
         ({"question": ""}, "column 'question' is empty"),
         ({"question": " \n"}, "column 'question' is empty"),
+        ({"question": " \t\r\n\u00a0\u3000"}, "column 'question' is empty"),
+        ({"question": "\u200b\ufeff \u200d"}, "column 'question' is empty"),
+        ({"question": "What is\0 1 + 1?"}, "column 'question': a NUL character at 7"),
+        ({"answer": "2\0"}, "column 'answer': a NUL character at 1"),
+        ({"id": "\0b"}, "column 'id': a NUL character at 0"),
         ({"question": 7}, "column 'question': expected a text, found a number"),
         ({"question": ["What?"]}, "column 'question': expected a text, found a list"),
         ({"question": "half \ud83d"}, "column 'question': a broken character at 5"),
@@ -188,6 +220,12 @@ def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected:
         ({"answer_type": "choice", "answer": "A", "choices": "x, y"}, "must be a list of texts"),
         ({"answer_type": "choice", "answer": "A", "choices": [None]}, "one is a null"),
         ({"answer_type": "choice", "answer": "A", "choices": ["x"] * 27}, "only 26 letters"),
+        ({"answer_type": "choice", "answer": "A", "choices": ["x"] * 1000}, "1000 options, but"),
+        (
+            {"answer_type": "choice", "answer": "A", "choices": ["\ud83d"]},
+            "a broken character at 0",
+        ),
+        ({"answer_type": "choice", "answer": "A", "choices": ["x\0"]}, "a NUL character at 1"),
         ({"choices": ["x", "y"]}, "a number question has no options"),
         ({"id": "a"}, "stands already at"),
     ],
@@ -209,7 +247,7 @@ def test_duplicate_id_across_the_files_of_a_dataset_is_refused(tmp_path: Path) -
     (tmp_path / "test.jsonl").write_text(json.dumps(GOOD | {"id": "mine/1"}))
     source = FileSource(kind="files", train="train.jsonl", test="test.jsonl")
     with pytest.raises(InputError, match=r"test\.jsonl:1.*train\.jsonl:1"):
-        read_questions(source, str(tmp_path), "mine", "in_domain")
+        list(read_questions(source, str(tmp_path), "mine", "in_domain"))
 
 
 @pytest.mark.parametrize("missing", ["id", "question", "answer"])
@@ -235,6 +273,47 @@ def test_bad_parquet_row_is_named_by_row(tmp_path: Path) -> None:
         read(tmp_path, test="q.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("question", 7, "column 'question': expected a text, found a number"),
+        ("question", b"What?", "column 'question': expected a text, found a binary value"),
+        ("question", ["What?"], "column 'question': expected a text, found a list"),
+        ("question", {"text": "What?"}, "column 'question': expected a text, found a mapping"),
+        ("id", 1.5, "column 'id': expected a text, found a number"),
+        ("answer", date(2024, 1, 1), "column 'answer': expected a text, found a date"),
+        ("answer_type", 3, "column 'answer_type': unknown answer type 3"),
+        ("choices", "x, y", "column 'choices': a number question has no options"),
+    ],
+)
+def test_parquet_column_of_a_wrong_type_is_refused(
+    tmp_path: Path, column: str, value: Any, expected: str
+) -> None:
+    pq.write_table(pa.Table.from_pylist([GOOD | {column: value}]), tmp_path / "q.parquet")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, test="q.parquet")
+    assert f"q.parquet row 1, {expected}" in str(caught.value)
+
+
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    raw = pa.array([b"caf\xe9"]).view(pa.string())
+    columns = {name: [value] for name, value in GOOD.items()}
+    pq.write_table(pa.table(columns | {"question": raw}), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match=r"q\.parquet, after row 0: a text is not UTF-8"):
+        read(tmp_path, test="q.parquet")
+
+
+def test_parquet_columns_nobody_asked_for_are_named_and_not_read(tmp_path: Path) -> None:
+    dates = pa.array([10**8], pa.int32()).cast(pa.date32())  # past the years that Python knows
+    columns = {name: [value] for name, value in GOOD.items()} | {"made": dates}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    assert len(read(tmp_path, test="q.parquet")) == 1
+    with pytest.raises(InputError, match=r"row 1: no column 'q'; there are id, .*, made"):
+        read(tmp_path, test="q.parquet", columns=Columns(question="q"))
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        read(tmp_path, test="q.parquet", columns=Columns(answer="made"))
+
+
 def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([GOOD]).slice(0, 0), tmp_path / "q.parquet")
     with pytest.raises(InputError, match="holds no questions"):
@@ -246,7 +325,7 @@ def test_shared_benchmarks_all_load() -> None:
     for path in sorted(SHARED_DATA.glob("*.jsonl")):
         dataset = path.name.split(".")[0]
         source = FileSource(kind="files", test=path.name)
-        questions = read_questions(source, str(SHARED_DATA), dataset, "out_of_domain")["test"]
+        questions = list(read_questions(source, str(SHARED_DATA), dataset, "out_of_domain"))
         num_lines = path.read_bytes().count(b"\n")
         assert len(questions) == num_lines, path.name
         assert all(q.question_id.startswith(f"{dataset}/") for q in questions)
@@ -259,7 +338,7 @@ def all_to_test(text: str) -> Any:
 def draw(**source: Any) -> list[Question]:
     gym = ReasoningGymSource(kind="reasoning_gym", **source)
     wanted: Any = {"train": 0, "dev": 0, "test": 20}
-    return draw_questions(gym, "mine", "out_of_domain", wanted, all_to_test)["test"]
+    return list(draw_questions(gym, "mine", "out_of_domain", wanted, all_to_test))
 
 
 def test_family_asks_plain_questions_with_ids_of_the_stream() -> None:

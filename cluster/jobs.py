@@ -1,0 +1,114 @@
+"""What the pool is given to do: questions, a handler for each, and a ledger for the rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cluster.engine import Engine
+from cluster.schedule import Questions, Share
+from cluster.storage import Folder
+
+_TURNS_TO_ASK = 3
+"""Turns of the event loop after which the chains of a new question have asked for their slots: one
+for its own task, one for theirs, and one to spare."""
+
+
+class Slots:
+    """How many chains of generations may run at once; chains come in turn.
+
+    A question is begun when no chain waits any more, so that an engine always has its number in
+    flight while only few questions are open, and those of one question run together and share
+    their prefix.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._free = num_slots
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._nobody_waits = asyncio.Event()
+        self._nobody_waits.set()
+        self._door = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._nobody_waits.clear()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release()  # it was given the slot in the same moment
+            self._forget_cancelled()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._forget_cancelled()
+        if self._waiting:
+            self._waiting.popleft().set_result(None)
+            self._forget_cancelled()
+        else:
+            self._free += 1
+
+    def _forget_cancelled(self) -> None:
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft()
+        if not self._waiting:
+            self._nobody_waits.set()
+
+    async def room(self) -> None:
+        """Wait until no chain waits for a slot, those of questions begun just now included.
+
+        One caller passes at a time: all who wait here would begin a question at once.
+        """
+        async with self._door:
+            for _ in range(_TURNS_TO_ASK):
+                await asyncio.sleep(0)
+            while not self._nobody_waits.is_set():
+                await self._nobody_waits.wait()
+
+
+class Handler(Protocol):
+    """What is done with one question. Sent to the workers, so it must pickle."""
+
+    @property
+    def width(self) -> int:
+        """How many generations of one question run at once."""
+
+    async def __call__(
+        self,
+        engine: Engine,
+        question: dict[str, Any],
+        slots: Slots,
+        previous: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """The finished ledger row of a question; takes a slot for each chain of generations.
+
+        `previous` is the row of the attempt before: only what failed in it is done again.
+        """
+
+    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+        """The ledger row of a question that is given up, without its attempt."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kind of work: the questions, what is done with each, and the ledger for the rows."""
+
+    name: str
+    folder: Folder
+    schema: pa.Schema
+    handler: Handler
+    questions: Questions
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    """By dataset, where it is not the default."""

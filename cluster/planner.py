@@ -1,0 +1,655 @@
+"""How large an engine must be and how many of them the GPUs hold: arithmetic, nothing is started.
+
+It reads a model's `config.json` and the size of the nodes, and says what to put into `engine.*`
+before anything is loaded or paid for. Sizes are bytes, GiB are 2**30 bytes. A card's name is no
+size: of an "80 GB" H100 or A100 CUDA sees about 79.1 GiB, of "48 GB" (L40S, A40) 44.4, of "40 GB"
+(A100) 39.4, of "24 GB" (L4, A10G) 22.0. `gpu_memory_gib` is that number, as in
+`torch.cuda.get_device_properties(0).total_memory / 2**30`.
+
+Example::
+
+    model = ModelShape.from_config(json.loads(Path("config.json").read_text()), name="Llama-3-8B")
+    plan = plan_pool(model, GpuNodes(num_nodes=1, gpus_per_node=8, gpu_memory_gib=79.1))
+    print(plan.describe())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import InputError
+
+GIB = 2**30
+
+# What a GPU holds besides weights and cache: activations of a batch of 2048 tokens, the sampler's
+# float32 logits, CUDA graphs and NCCL's buffers. The first part hardly depends on the model, the
+# second is for layers that are wider, for key-value heads that are copied, and for uneven stages.
+# Both are allowances, not measurements.
+OVERHEAD_GIB = 1.5
+OVERHEAD_OF_WEIGHTS = 0.05
+
+SEQUENCE_TOKENS = 2048
+"""Cache that one running sequence takes on average. A prompt and an answer of ours end below 4096
+tokens, and the sequences of a batch are at all stages of their growth: on average half grown."""
+
+USEFUL_SEQUENCES = 16
+"""Fewest sequences that are worth an engine. Each step reads all weights once, however many
+sequences it serves, so a smaller batch leaves most of the GPU's arithmetic idle."""
+
+BLOCK_TOKENS = 16
+"""vLLM hands out its cache in blocks of so many tokens."""
+
+# Of 32 bits on disk vLLM keeps 16 in memory: that is its dtype `auto`, and ours.
+DTYPE_BYTES = {"float32": 2.0, "bfloat16": 2.0, "float16": 2.0}
+
+COUNTED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The sparse part of a mixture-of-experts model."""
+
+    count: int
+    """Experts in one layer, the shared ones not among them."""
+    per_token: int
+    """Experts that one token goes through."""
+    size: int
+    """Intermediate size of one expert."""
+    shared_size: int
+    """Intermediate size of what every token goes through besides; 0 is nothing."""
+    num_layers: int
+    """Layers that have experts; the others are dense."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """DeepSeek's attention, which caches one compressed vector a token for all heads."""
+
+    query_rank: int
+    """0 is a query that is not compressed."""
+    kv_rank: int
+    plain_dim: int
+    """Dimension of a head's query and key without the rotated part."""
+    rope_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What decides a model's memory: its shapes and the bytes of its numbers.
+
+    Counted are the matrices of a text model with gated feed-forward layers (Llama, Mistral, Qwen,
+    Gemma, Mixtral, DeepSeek and their like). Left out are biases and the norms inside attention
+    (below 0.1 %), a vision tower, and layers for predicting several tokens.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    """Of the dense layers; 0 when there are none."""
+    vocab_size: int
+    max_context: int
+    """Tokens that the model was made for, without any stretching of its positions."""
+    tied_embeddings: bool = False
+    experts: Experts | None = None
+    latent: LatentAttention | None = None
+    layer_parameter_bytes: float = 2.0
+    """Bytes a parameter of the layers, scales of a quantisation included."""
+    table_parameter_bytes: float = 2.0
+    """Bytes a parameter of the embeddings and the output layer; quantisers leave these alone."""
+    cache_value_bytes: float = 2.0
+    """Bytes a number of the key-value cache; 1 with `engine.options.kv_cache_dtype: fp8`."""
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        name: str = "the model",
+        bytes_per_parameter: float | None = None,
+    ) -> ModelShape:
+        """The shape in a Hugging Face `config.json`.
+
+        `bytes_per_parameter` is for weights that are not what the file says, for example 1 for
+        `engine.options.quantization: fp8`. Raises `InputError` that names the field which is
+        missing, senseless or not understood.
+        """
+        fields = _Fields(name, _text_config(config))
+        heads = fields.integer("num_attention_heads")
+        hidden = fields.integer("hidden_size")
+        dtype_bytes = _dtype_bytes(fields)
+        layer_bytes = bytes_per_parameter or _layer_bytes(fields, dtype_bytes)
+        num_layers = fields.integer("num_hidden_layers")
+        _check_layer_types(fields)
+        experts = _experts(fields, num_layers)
+        is_sparse = experts is not None and experts.num_layers == num_layers
+        return cls(
+            name=name,
+            num_layers=num_layers,
+            hidden_size=hidden,
+            num_heads=heads,
+            num_kv_heads=fields.integer("num_key_value_heads", default=heads),
+            head_dim=fields.integer("head_dim", default=hidden // heads),
+            intermediate_size=0 if is_sparse else fields.integer("intermediate_size"),
+            vocab_size=fields.integer("vocab_size"),
+            max_context=fields.integer("max_position_embeddings"),
+            tied_embeddings=fields.flag("tie_word_embeddings", default=fields.is_gemma),
+            experts=experts,
+            latent=_latent_attention(fields),
+            layer_parameter_bytes=layer_bytes,
+            table_parameter_bytes=max(dtype_bytes, bytes_per_parameter or 0.0),
+            cache_value_bytes=dtype_bytes,
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        return self._layer_parameters(self.experts.count if self.experts else 0) + self._tables
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token goes through; the embeddings count, as model cards do it."""
+        return self._layer_parameters(self.experts.per_token if self.experts else 0) + self._tables
+
+    @property
+    def weight_bytes(self) -> float:
+        return self.layer_bytes + self._tables * self.table_parameter_bytes
+
+    @property
+    def layer_bytes(self) -> float:
+        """Bytes of all layers, without the embeddings and the output layer."""
+        count = self.experts.count if self.experts else 0
+        return self._layer_parameters(count) * self.layer_parameter_bytes
+
+    @property
+    def kv_cache_bytes_per_token(self) -> float:
+        """Bytes of cache a token takes in all layers together, on one GPU.
+
+        Every layer is taken to keep the whole context: where windows are sliding, it is less.
+        """
+        return self.num_layers * self.kv_cache_bytes_per_layer(1)
+
+    def kv_cache_bytes_per_layer(self, tensor_parallel_size: int) -> float:
+        """Bytes that a token takes in one layer on each GPU.
+
+        A GPU holds at least one key-value head, so more GPUs than heads hold copies. The
+        compressed vector of latent attention belongs to all heads: every GPU holds it whole.
+        """
+        if self.latent is not None:
+            return (self.latent.kv_rank + self.latent.rope_dim) * self.cache_value_bytes
+        heads = max(1, self.num_kv_heads // tensor_parallel_size)
+        return 2 * heads * self.head_dim * self.cache_value_bytes
+
+    def table_bytes(self, num_stages: int) -> float:
+        """Bytes of embeddings and output layer on the fullest of the pipeline's stages.
+
+        The first stage needs the one and the last the other, tied or not.
+        """
+        num_tables = 1 if self.tied_embeddings or num_stages > 1 else 2
+        return num_tables * self.vocab_size * self.hidden_size * self.table_parameter_bytes
+
+    def splits_over(self, tensor_parallel_size: int) -> bool:
+        """Whether vLLM can split every layer so: heads and matrices evenly, key-value heads
+        evenly or in whole copies. Whole experts need not come out even, vocabularies are padded.
+        """
+        evenly = [self.num_heads, self.intermediate_size]
+        if self.experts is not None:
+            evenly.append(self.experts.shared_size)
+        larger = max(self.num_kv_heads, tensor_parallel_size)
+        smaller = min(self.num_kv_heads, tensor_parallel_size)
+        return larger % smaller == 0 and all(size % tensor_parallel_size == 0 for size in evenly)
+
+    @property
+    def _tables(self) -> int:
+        return (1 if self.tied_embeddings else 2) * self.vocab_size * self.hidden_size
+
+    def _layer_parameters(self, num_experts: int) -> int:
+        """Parameters of all layers when a sparse one counts so many of its experts."""
+        num_dense = self.num_layers - (self.experts.num_layers if self.experts else 0)
+        total = self.num_layers * (self._attention_parameters + 2 * self.hidden_size)
+        total += num_dense * 3 * self.hidden_size * self.intermediate_size
+        if self.experts is not None:
+            sizes = num_experts * self.experts.size + self.experts.shared_size
+            router = self.hidden_size * self.experts.count
+            total += self.experts.num_layers * (3 * self.hidden_size * sizes + router)
+        return total + self.hidden_size
+
+    @property
+    def _attention_parameters(self) -> int:
+        """Parameters of the attention of one layer."""
+        if (latent := self.latent) is None:
+            return 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        query_size = self.num_heads * (latent.plain_dim + latent.rope_dim)
+        if latent.query_rank:
+            query = latent.query_rank * (self.hidden_size + query_size)
+        else:
+            query = self.hidden_size * query_size
+        down = self.hidden_size * (latent.kv_rank + latent.rope_dim)
+        up = latent.kv_rank * self.num_heads * (latent.plain_dim + latent.value_dim)
+        return query + down + up + self.num_heads * latent.value_dim * self.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNodes:
+    """Equal nodes with equal GPUs, all free for engines."""
+
+    num_nodes: int
+    gpus_per_node: int
+    gpu_memory_gib: float
+    """Of one GPU, as CUDA reports it; see the head of this module."""
+
+    def __post_init__(self) -> None:
+        for field in ("num_nodes", "gpus_per_node", "gpu_memory_gib"):
+            if not getattr(self, field) > 0:
+                raise InputError(f"{field} must be greater than 0, not {getattr(self, field)}")
+
+    @property
+    def num_gpus(self) -> int:
+        return self.num_nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """What to put into `engine.*`, and the numbers behind it."""
+
+    model: ModelShape
+    nodes: GpuNodes
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    replicas: int
+    """Engines that run at once on all nodes together: `engine.max_workers`."""
+    max_num_seqs: int
+    max_model_len: int
+    needs_placement_group: bool
+    """Whether an engine spans nodes: `engine.placement_group`."""
+    weights_gib_per_gpu: float
+    """On the fullest GPU of an engine."""
+    overhead_gib_per_gpu: float
+    kv_cache_gib: float
+    """Of one engine, on all its GPUs together."""
+    kv_cache_tokens: int
+    """What the cache of one engine holds."""
+
+    @property
+    def gpus_per_engine(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def expert_parallel(self) -> bool:
+        """Whether each GPU holds whole experts (`engine.options.enable_expert_parallel`).
+
+        Small experts cut into slices make slow products and may not suit a quantisation's blocks.
+        """
+        return self.model.experts is not None and self.tensor_parallel_size > 1
+
+    def describe(self) -> str:
+        """The plan as one paragraph, with its numbers."""
+        return (
+            f"{_describe_model(self.model)} {_describe_engines(self)} "
+            f"Each GPU holds {self.weights_gib_per_gpu:.1f} GiB of weights beside "
+            f"{self.overhead_gib_per_gpu:.1f} GiB of overhead; the key-value cache of an engine "
+            f"is {self.kv_cache_gib:.1f} GiB or {self.kv_cache_tokens} tokens, for at most "
+            f"{self.max_num_seqs} sequences at once, the longest of {self.max_model_len} tokens "
+            f"(the model's own limit is {self.model.max_context})."
+        )
+
+
+def plan_pool(
+    model: ModelShape,
+    nodes: GpuNodes,
+    *,
+    context: int | None = None,
+    min_context: int = 2048,
+    gpu_memory_utilization: float = 0.9,
+    max_num_seqs: int = 256,
+) -> PoolPlan:
+    """The engines for a model on these nodes.
+
+    * An engine fits when the fullest of its GPUs holds, within `gpu_memory_utilization`, its share
+      of the weights, the overhead, and a cache for one sequence of `context` tokens. Without a
+      `context` it must hold `min_context` tokens, and the context is what the cache holds, at most
+      what the model was made for: questions are short, so a longer context is not worth a GPU.
+    * Of the engines that fit, those count that hold `USEFUL_SEQUENCES` sequences as well. If there
+      is none, the one with the largest cache does: a slow engine is better than none.
+    * Of these the one is taken of which most run at once. Engines that share nothing lose no time
+      to each other, while the GPUs of one engine wait for each other twice in every layer. So a
+      larger engine has to be needed. At equal numbers the larger batch wins, since the GPUs saved
+      would stand idle, then the shorter pipeline, then the fewer GPUs.
+    * Tensor parallelism is a power of two within a node, where the links are fast, and splits all
+      heads. A pipeline goes on from there: over nodes (they exchange little), or over the GPUs of
+      a node when the heads or the number of GPUs are odd. An engine over several nodes is given
+      these nodes whole.
+    * `max_num_seqs` is how many sequences of `SEQUENCE_TOKENS` the cache holds, rounded down to a
+      size for which vLLM has a CUDA graph. When a batch turns out longer, vLLM makes one sequence
+      wait and computes it again; that costs little, a batch too small costs all the time. It is
+      at most `max_num_seqs`: beyond 256 the sampler's logits outgrow the overhead allowed for.
+
+    Once an engine holds `USEFUL_SEQUENCES`, more memory or nodes or twice the GPUs in each never
+    give fewer engines, and no fewer sequences to as many engines. Raises `InputError` with the
+    numbers when no engine fits, or the `context` asked for does not.
+    """
+    _check_limits(model, context, min_context, gpu_memory_utilization, max_num_seqs)
+    usable = nodes.gpu_memory_gib * GIB * gpu_memory_utilization
+    layouts = [_Layout(model, nodes, tp, pp, usable) for tp, pp in _sizes(model, nodes)]
+    needed = context or min(min_context, model.max_context)
+    fitting = [layout for layout in layouts if layout.cache_tokens >= needed]
+    if not fitting:
+        raise _nothing_fits(model, nodes, layouts, context, needed, usable)
+    sequence = min(context or model.max_context, SEQUENCE_TOKENS)
+    best = _best(fitting, sequence, max_num_seqs)
+    return _plan(best, context, best.batch(sequence, max_num_seqs))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """One way to lay an engine over GPUs, whether or not it fits."""
+
+    model: ModelShape
+    nodes: GpuNodes
+    num_ranks: int
+    """Tensor-parallel size."""
+    num_stages: int
+    """Pipeline-parallel size."""
+    usable: float
+    """Bytes of one GPU that vLLM may take."""
+
+    @property
+    def num_gpus(self) -> int:
+        return self.num_ranks * self.num_stages
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that one engine spans; each has place for some whole stages."""
+        return -(-self.num_stages // (self.nodes.gpus_per_node // self.num_ranks))
+
+    @property
+    def replicas(self) -> int:
+        if self.num_nodes > 1:
+            return self.nodes.num_nodes // self.num_nodes
+        return self.nodes.gpus_per_node // self.num_gpus * self.nodes.num_nodes
+
+    @property
+    def stage_layers(self) -> int:
+        """Layers of the longest stage."""
+        return -(-self.model.num_layers // self.num_stages)
+
+    @property
+    def weights(self) -> float:
+        """Bytes of weights on the fullest GPU."""
+        layers = self.model.layer_bytes * self.stage_layers / self.model.num_layers
+        return (layers + self.model.table_bytes(self.num_stages)) / self.num_ranks
+
+    @property
+    def overhead(self) -> float:
+        return OVERHEAD_GIB * GIB + OVERHEAD_OF_WEIGHTS * self.weights
+
+    @property
+    def cache(self) -> float:
+        """Bytes left for the cache on the fullest GPU; vLLM takes no more on the others."""
+        return max(0.0, self.usable - self.weights - self.overhead)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the cache holds, in whole blocks."""
+        token = self.stage_layers * self.model.kv_cache_bytes_per_layer(self.num_ranks)
+        return int(self.cache / token) // BLOCK_TOKENS * BLOCK_TOKENS
+
+    def batch(self, sequence: int, limit: int) -> int:
+        """Sequences of so many tokens at once: at least 1, at most `limit`, with a CUDA graph."""
+        return _graph_size(max(1, min(limit, self.cache_tokens // sequence)))
+
+
+def _best(fitting: list[_Layout], sequence: int, max_num_seqs: int) -> _Layout:
+    """The layout to take, as `plan_pool` says; the keys are in the order of what counts most."""
+    useful = [one for one in fitting if one.cache_tokens >= USEFUL_SEQUENCES * sequence]
+    if not useful:
+        return max(fitting, key=lambda one: (one.cache_tokens, one.replicas, -one.num_stages))
+
+    def merit(one: _Layout) -> tuple[int, ...]:
+        batch = one.batch(sequence, max_num_seqs)
+        return one.replicas, batch, -one.num_stages, -one.num_gpus
+
+    return max(useful, key=merit)
+
+
+def _graph_size(size: int) -> int:
+    """The largest batch not above `size` that vLLM captures by default: 1, 2, 4 and each 8th."""
+    return size // 8 * 8 if size >= 8 else 1 << (size.bit_length() - 1)
+
+
+def _sizes(model: ModelShape, nodes: GpuNodes) -> Iterator[tuple[int, int]]:
+    """The tensor- and pipeline-parallel sizes that vLLM accepts for the model on the nodes."""
+    num_ranks = 1
+    while num_ranks <= nodes.gpus_per_node:
+        stages_per_node = nodes.gpus_per_node // num_ranks
+        # With GPUs left over in each node, Ray would tear a stage apart over two of them.
+        is_aligned = nodes.gpus_per_node % num_ranks == 0
+        num_stages = stages_per_node * (nodes.num_nodes if is_aligned else 1)
+        if model.splits_over(num_ranks):
+            yield from ((num_ranks, pp) for pp in range(1, min(num_stages, model.num_layers) + 1))
+        num_ranks *= 2
+
+
+def _plan(layout: _Layout, context: int | None, max_num_seqs: int) -> PoolPlan:
+    return PoolPlan(
+        model=layout.model,
+        nodes=layout.nodes,
+        tensor_parallel_size=layout.num_ranks,
+        pipeline_parallel_size=layout.num_stages,
+        replicas=layout.replicas,
+        max_num_seqs=max_num_seqs,
+        max_model_len=context or min(layout.model.max_context, layout.cache_tokens),
+        needs_placement_group=layout.num_nodes > 1,
+        weights_gib_per_gpu=layout.weights / GIB,
+        overhead_gib_per_gpu=layout.overhead / GIB,
+        kv_cache_gib=layout.cache * layout.num_gpus / GIB,
+        kv_cache_tokens=layout.cache_tokens,
+    )
+
+
+def _check_limits(
+    model: ModelShape,
+    context: int | None,
+    min_context: int,
+    gpu_memory_utilization: float,
+    max_num_seqs: int,
+) -> None:
+    if context is not None and not 0 < context <= model.max_context:
+        raise InputError(
+            f"a context of {context} tokens was asked for, {model.name} was made for "
+            f"1 to {model.max_context}"
+        )
+    if min_context < 1:
+        raise InputError(f"min_context must be at least 1, not {min_context}")
+    if not 0 < gpu_memory_utilization <= 1:
+        raise InputError(f"gpu_memory_utilization is in (0, 1], not {gpu_memory_utilization}")
+    if not 1 <= max_num_seqs <= 1024:
+        raise InputError(f"max_num_seqs is 1 to 1024, not {max_num_seqs}")
+
+
+def _nothing_fits(
+    model: ModelShape,
+    nodes: GpuNodes,
+    layouts: list[_Layout],
+    context: int | None,
+    needed: int,
+    usable: float,
+) -> InputError:
+    """Why no engine fits, told by the roomiest: the context is too long or the model too large."""
+    best = max(layouts, key=lambda layout: (layout.cache_tokens, -layout.weights))
+    where = f"{nodes.num_nodes} x {nodes.gpus_per_node} GPUs of {nodes.gpu_memory_gib:g} GiB"
+    if context is not None and best.cache_tokens > 0:
+        gib = context * model.kv_cache_bytes_per_token / GIB
+        return InputError(
+            f"a context of {context} tokens ({gib:.1f} GiB of key-value cache) does not fit beside "
+            f"{model.name} on {where}: the most is {best.cache_tokens} tokens; ask for less, "
+            "quantise the model, or use more or larger GPUs"
+        )
+    weights, overhead = best.weights / GIB, best.overhead / GIB
+    return InputError(
+        f"{model.name} fits nowhere on {where}: its weights are {model.weight_bytes / GIB:.1f} GiB "
+        f"of {nodes.num_gpus * nodes.gpu_memory_gib:.1f} GiB in all; laid over {best.num_gpus} "
+        f"GPU(s), each needs {weights:.1f} GiB for weights, {overhead:.1f} for overhead and a "
+        f"cache for {needed} tokens, of the {usable / GIB:.1f} GiB that vLLM may take; "
+        "quantise the model, or use more or larger GPUs"
+    )
+
+
+def _describe_model(model: ModelShape) -> str:
+    active = f" ({model.num_active_parameters / 1e9:.1f} active)" if model.experts else ""
+    return (
+        f"{model.name}: {model.num_parameters / 1e9:.1f} billion parameters{active}, "
+        f"{model.weight_bytes / GIB:.1f} GiB of weights, "
+        f"{model.kv_cache_bytes_per_token / 2**10:.0f} KiB of cache a token."
+    )
+
+
+def _describe_engines(plan: PoolPlan) -> str:
+    experts = ", expert parallel" if plan.expert_parallel else ""
+    spans = ", each over several nodes" if plan.needs_placement_group else ""
+    return (
+        f"On {plan.nodes.num_nodes} x {plan.nodes.gpus_per_node} GPUs of "
+        f"{plan.nodes.gpu_memory_gib:g} GiB: engines at once {plan.replicas}{spans}, "
+        f"GPUs an engine {plan.gpus_per_engine} (tensor parallel {plan.tensor_parallel_size}, "
+        f"pipeline parallel {plan.pipeline_parallel_size}{experts})."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """A config whose fields are asked for by name; older models have other names for them."""
+
+    model: str
+    values: Mapping[str, Any]
+
+    def integer(self, *names: str, default: int | None = None) -> int:
+        """The first of the fields that is there, else the default; 0 is as good as not there.
+
+        Raises `InputError` when there is neither.
+        """
+        found = next((name for name in names if self.values.get(name)), None)
+        if found is None and default is not None:
+            return default
+        if found is None:
+            raise InputError(
+                f"the config of {self.model} has no {names[0]}; a config that relies on its "
+                "class's defaults is written out by transformers' AutoConfig"
+            )
+        value = self.values[found]
+        if not isinstance(value, int) or value < 0:
+            raise InputError(f"the config of {self.model}: {found} is no size: {value!r}")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self.values.get(name)
+        return default if value is None else bool(value)
+
+    @property
+    def is_gemma(self) -> bool:
+        """Gemma's class ties its embeddings, so its files do not say so."""
+        return str(self.values.get("model_type", "")).startswith("gemma")
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the text model, which one with images keeps inside its own."""
+    inner = config.get("text_config") or {}
+    return dict(config) | {key: value for key, value in inner.items() if value is not None}
+
+
+def _dtype_bytes(fields: _Fields) -> float:
+    """Bytes of a number that is not quantised; a config without a dtype is taken for 16 bits."""
+    value = fields.values.get("dtype") or fields.values.get("torch_dtype") or "bfloat16"
+    name = str(value).removeprefix("torch.")
+    if name not in DTYPE_BYTES:
+        raise InputError(
+            f"the config of {fields.model}: torch_dtype {name!r} is none of {sorted(DTYPE_BYTES)}"
+        )
+    return DTYPE_BYTES[name]
+
+
+def _layer_bytes(fields: _Fields, dtype_bytes: float) -> float:
+    """Bytes a parameter of the layers, from `quantization_config` where there is one.
+
+    A group of weights shares a scale of 16 bits and a zero point as wide as a weight.
+    """
+    quantization = fields.values.get("quantization_config")
+    if not quantization:
+        return dtype_bytes
+    bits, group = _bits_and_group(quantization)
+    if not isinstance(bits, int) or not 0 < bits <= 16:
+        raise InputError(
+            f"the config of {fields.model}: the bits of its quantization_config "
+            f"({quantization.get('quant_method')!r}) are not understood; give bytes_per_parameter"
+        )
+    is_grouped = isinstance(group, int) and group > 0
+    return (bits + ((16 + bits) / group if is_grouped else 0)) / 8
+
+
+def _bits_and_group(quantization: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Bits of a weight and weights that share a scale (None: so many that it does not count)."""
+    method = quantization.get("quant_method")
+    if method in {"fp8", "fbgemm_fp8"}:
+        return 8, None
+    if method == "mxfp4":
+        return 4, 32
+    if method == "bitsandbytes":
+        return (4, 64) if quantization.get("load_in_4bit") else (8, None)
+    if method == "compressed-tensors":
+        groups = quantization.get("config_groups") or {}
+        weights = next((group.get("weights") or {} for group in groups.values()), {})
+        return weights.get("num_bits"), weights.get("group_size")
+    return quantization.get("bits"), quantization.get("group_size")
+
+
+def _experts(fields: _Fields, num_layers: int) -> Experts | None:
+    """The experts, under whichever of the names in use; None for a dense model."""
+    count = fields.integer("num_experts", "num_local_experts", "n_routed_experts", default=0)
+    if count == 0:
+        return None
+    size = fields.integer("moe_intermediate_size", "intermediate_size")
+    num_shared = fields.integer("n_shared_experts", "num_shared_experts", default=0)
+    return Experts(
+        count=count,
+        per_token=fields.integer("num_experts_per_tok", "experts_per_token"),
+        size=size,
+        shared_size=fields.integer("shared_expert_intermediate_size", default=num_shared * size),
+        num_layers=_num_sparse_layers(fields, num_layers),
+    )
+
+
+def _num_sparse_layers(fields: _Fields, num_layers: int) -> int:
+    """Layers with experts: each `decoder_sparse_step`-th, but neither first nor named ones."""
+    step = fields.integer("decoder_sparse_step", default=1)
+    first = fields.integer("first_k_dense_replace", default=0)
+    dense = set(fields.values.get("mlp_only_layers") or [])
+    return sum(
+        (layer + 1) % step == 0 and layer >= first and layer not in dense
+        for layer in range(num_layers)
+    )
+
+
+def _latent_attention(fields: _Fields) -> LatentAttention | None:
+    if fields.values.get("kv_lora_rank") is None:
+        return None
+    return LatentAttention(
+        query_rank=fields.integer("q_lora_rank", default=0),
+        kv_rank=fields.integer("kv_lora_rank"),
+        plain_dim=fields.integer("qk_nope_head_dim"),
+        rope_dim=fields.integer("qk_rope_head_dim"),
+        value_dim=fields.integer("v_head_dim"),
+    )
+
+
+def _check_layer_types(fields: _Fields) -> None:
+    """Refuse a model with layers of another kind, whose numbers would be plain wrong."""
+    unknown = set(fields.values.get("layer_types") or []) - COUNTED_LAYERS
+    if unknown:
+        raise InputError(
+            f"the config of {fields.model}: layer_types has {sorted(unknown)}; only attention "
+            "layers can be planned for"
+        )

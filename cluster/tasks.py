@@ -1,0 +1,45 @@
+"""Work that grows with the data, kept off the driver: plain functions run as Ray tasks.
+
+What crosses: the arguments (folders, settings) and a result of a few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run one function on some node and wait for it. Raises what the function raised."""
+    import ray
+
+    try:
+        result: R = ray.get(_remote(function).remote(*args, **kwargs))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return result
+
+
+def map_tasks(function: Callable[..., R], calls: Iterable[tuple[Any, ...]]) -> list[R]:
+    """Run a function once for each tuple of arguments, as many at once as there are CPUs."""
+    import ray
+
+    remote = _remote(function).options(num_cpus=1)
+    return list(ray.get([remote.remote(*call) for call in calls]))
+
+
+def num_cpus() -> int:
+    """The logical CPUs of the whole cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _remote(function: Callable[..., Any]) -> Any:
+    import ray
+
+    # No CPU of its own: the pool may hold all but one. Not retried for errors of its own.
+    return ray.remote(num_cpus=0, max_retries=2, retry_exceptions=False)(function)

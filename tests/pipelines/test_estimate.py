@@ -1,0 +1,351 @@
+"""What a probe says about a whole run: by hand, by formula, and by how often it is right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.errors import InputError
+from cluster.settings import content_of
+from pipelines.estimate import (
+    Budget,
+    CostSettings,
+    Estimate,
+    ProbedPredictions,
+    ProbedQuestion,
+    Range,
+    Speed,
+    Workload,
+    check_budget,
+    estimate_run,
+    format_estimate,
+    student_t_95,
+)
+
+FEW = ProbedPredictions((10, 10))
+NO_ANSWERS = ProbedPredictions(())
+ONE_GPU = Speed(
+    tokens_per_s=1.0, num_workers_probed=1, num_workers=2, gpus_per_worker=0.5, start_s=30.0
+)
+THREE_DOLLARS = CostSettings(gpu_hour=3.0)
+
+
+def question(
+    num_tokens: int = 100, num_accepted: int = 1, dataset: str = "a", num_paths: int = 5
+) -> ProbedQuestion:
+    return ProbedQuestion(
+        dataset=dataset,
+        num_paths=num_paths,
+        num_generations=3 * num_paths,
+        num_tokens=num_tokens,
+        num_prompt_tokens=2 * num_tokens,
+        num_accepted=num_accepted,
+        num_bytes=2**20,
+        num_truncated=0,
+    )
+
+
+def workload(num_predictions: int = 2, **more: Any) -> Workload:
+    plan: dict[str, Any] = {"num_questions": {"a": 4}, "paths_per_question": 5}
+    return Workload(**plan | {"max_per_question": 2, "num_predictions": num_predictions, **more})
+
+
+def estimate(
+    *questions: ProbedQuestion,
+    predictions: ProbedPredictions = FEW,
+    speed: Speed = ONE_GPU,
+    cost: CostSettings = THREE_DOLLARS,
+    seed: int = 0,
+    **more: Any,
+) -> Estimate:
+    return estimate_run(questions, predictions, workload(**more), speed, cost, seed)
+
+
+def ends(range_: Range | None) -> tuple[float, float, float]:
+    """All three numbers, which have to be known."""
+    assert range_ is not None
+    assert range_.value is not None
+    assert range_.low is not None
+    assert range_.high is not None
+    return range_.value, range_.low, range_.high
+
+
+def test_central_values_match_values_by_hand() -> None:
+    got = estimate(question(100, 1), question(300, 3))
+
+    # 100 + 300 tokens are there, two more questions at 200; 2 answers of each of 2 models at 10.
+    assert got.tokens.value == pytest.approx(400 + 400 + 40)
+    assert got.prompt_tokens.value == pytest.approx(1600)
+    assert got.paths == 20
+    assert got.generations.value == pytest.approx(60 + 4)
+    assert got.accepted.value == pytest.approx(4 + 4)
+    assert got.kept.value == pytest.approx((1 + 2) + 2 * 1.5)
+    assert got.disk_gib.value == pytest.approx(4 / 1024)
+    # Two workers, so 420 s, and 30 s for the engines of the base and of the tuned model.
+    assert got.hours.value == pytest.approx(480 / 3600)
+    assert ends(got.gpu_hours)[0] == pytest.approx(480 / 3600)
+    assert ends(got.money)[0] == pytest.approx(0.4)
+    assert got.cost_unit == "USD"
+    assert got.cost_per_accepted.value == pytest.approx(0.05)
+    (dataset,) = got.datasets
+    assert (dataset.num_questions, dataset.num_probed) == (4, 2)
+    assert dataset.tokens_per_path.value == pytest.approx(800 / 20)
+    assert dataset.accepted_share.value == pytest.approx(8 / 20)
+
+
+def test_rounds_cost_what_the_first_does() -> None:
+    probed = [question(100, 1), question(300, 3), question(300, 2)]
+    one = estimate(*probed, predictions=NO_ANSWERS, num_predictions=0)
+    two = estimate(
+        *probed, predictions=NO_ANSWERS, num_predictions=0, rounds=2, num_models_predicted=3
+    )
+    assert ends(two.tokens) == pytest.approx([2 * end for end in ends(one.tokens)])
+    assert ends(two.kept) == pytest.approx([2 * end for end in ends(one.kept)])
+    # The paths of two rounds and two tuned models, 30 s each.
+    assert two.hours.value == pytest.approx((ends(two.tokens)[0] / 2 + 4 * 30) / 3600)
+
+
+def test_what_was_probed_is_certain() -> None:
+    got = estimate(question(100, 0), question(300, 5), num_questions={"a": 2}, num_predictions=1)
+    for range_ in (got.tokens, got.accepted, got.kept, got.hours, got.money):
+        value, low, high = ends(range_)
+        assert low == value == high
+    assert got.tokens.value == 420
+    # And what is there already is the least there can be.
+    assert estimate(question(100), question(300)).tokens.low == 420
+
+
+def test_interval_is_that_of_a_sample_without_replacement() -> None:
+    tokens = np.random.default_rng(5).normal(1000, 200, 40).round()
+    got = estimate(
+        *(question(int(num)) for num in tokens),
+        predictions=NO_ANSWERS,
+        num_questions={"a": 100},
+        num_predictions=0,
+    )
+    value, low, high = ends(got.tokens)
+    # Cochran (1977): sqrt(N (N - n) / n) s, and Student's t with 39 degrees of freedom.
+    half = 1.685 * math.sqrt(100 * 60 / 40) * tokens.std(ddof=1)
+    assert value - low == pytest.approx(half, rel=0.1)
+    assert high - value == pytest.approx(half, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile", "error"),
+    [(1, 6.314, 0.06), (2, 2.920, 0.004), (5, 2.015, 1e-3), (19, 1.729, 1e-3), (1e9, 1.645, 1e-3)],
+)
+def test_student_quantile_matches_the_tables(freedom: float, quantile: float, error: float) -> None:
+    assert student_t_95(freedom) == pytest.approx(quantile, rel=error)
+
+
+def test_intervals_are_the_same_for_the_same_seed() -> None:
+    probed = [question(100 * number, number % 4) for number in range(1, 9)]
+    first, again, other = (
+        estimate(*probed, num_questions={"a": 500}, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+    assert ends(other.tokens) == pytest.approx(ends(first.tokens), rel=0.1)
+
+
+@pytest.mark.parametrize("num_probed", [1, 10, 20])
+def test_no_accepted_path_gives_the_rule_of_three_over_questions(num_probed: int) -> None:
+    got = estimate(*[question(100, 0)] * num_probed, num_questions={"a": 1000})
+    value, low, high = ends(got.accepted)
+    assert value == low == 0
+    # At most 1 - 0.05^(1/n) of the other questions are of a kind with right paths, all 5 of them.
+    share = 1 - 0.05 ** (1 / num_probed)
+    assert high == pytest.approx(share * (1000 - num_probed) * 5, rel=0.01)
+    assert ends(got.kept)[2] == pytest.approx(share * (1000 - num_probed) * 2, rel=0.01)
+
+
+def test_no_accepted_path_costs_at_least_so_much() -> None:
+    got = estimate(*[question(100, 0)] * 10, num_questions={"a": 1000})
+    cost = got.cost_per_accepted
+    assert cost.value is None
+    assert cost.high is None
+    assert cost.low == pytest.approx(ends(got.money)[0] / ends(got.accepted)[2], rel=0.01)
+    assert f"unknown [{cost.low:.3g}, unknown]" in format_estimate(got)
+
+
+def test_all_paths_accepted_has_a_lower_limit_below_it() -> None:
+    got = estimate(*[question(100, 5)] * 10, num_questions={"a": 1000})
+    value, low, high = ends(got.accepted)
+    assert value == high == 5000
+    assert low == pytest.approx(5000 - (1 - 0.05 ** (1 / 10)) * 990 * 5, rel=0.01)
+
+
+def test_dataset_without_probed_questions_is_taken_to_be_like_all() -> None:
+    probed = [question(tokens, 1, "a") for tokens in (90, 100, 110)]
+    probed += [question(tokens, 4, "b") for tokens in (290, 300, 310)]
+    got = estimate(*probed, num_questions={"a": 100, "b": 100, "c": 100})
+    known = estimate(*probed, num_questions={"a": 100, "b": 200})
+    by_name = {dataset.dataset: dataset for dataset in got.datasets}
+    value, low, high = ends(by_name["c"].tokens_per_path)
+    assert value == pytest.approx(200 / 5)
+    # It may be like either of the two, and they differ far more than their own questions do.
+    assert low < 110 / 5
+    assert high > 290 / 5
+    assert ends(got.tokens)[2] - ends(got.tokens)[1] > 2 * (
+        ends(known.tokens)[2] - ends(known.tokens)[1]
+    )
+    assert by_name["c"].num_probed == 0
+    assert any("probed of c:" in sentence for sentence in got.assumptions)
+
+
+def test_datasets_with_one_probed_question_each_are_pooled() -> None:
+    names = [f"task{number}" for number in range(10)]
+    probed = [question(100 + 10 * number, 2, name) for number, name in enumerate(names)]
+    value, low, high = ends(estimate(*probed, num_questions=dict.fromkeys(names, 50)).tokens)
+    assert value == pytest.approx(sum(range(100, 200, 10)) + 10 * 49 * 145 + 40)
+    assert 0.7 * value < low < 0.95 * value
+    assert 1.05 * value < high < 1.3 * value
+
+
+def test_one_question_leaves_the_interval_of_tokens_unknown() -> None:
+    got = estimate(question(100, 2), num_questions={"a": 100})
+    assert got.tokens == Range(100 * 100 + 40, None, None)
+    assert got.hours.high is None
+    value, low, high = ends(got.accepted)
+    assert 2 <= low < value < high <= 2 + 99 * 5
+    assert "10,000 [unknown, unknown]" in format_estimate(got)
+
+
+def test_nothing_probed_is_unknown() -> None:
+    got = estimate(predictions=NO_ANSWERS)
+    nothing = Range(None, None, None)
+    assert got.tokens == got.hours == got.money == got.disk_gib == nothing
+    assert got.accepted.value is None
+    assert "| generated tokens            | unknown" in format_estimate(got)
+    (warning,) = check_budget(got, Budget(max_hours=1.0))
+    assert "cannot say" in warning
+
+
+def test_more_probed_than_there_is_gets_refused() -> None:
+    with pytest.raises(ValueError, match="5 questions were probed of 4"):
+        estimate(*[question()] * 5)
+
+
+# --- how often the intervals are right ---------------------------------------------------------
+
+PROBES = 200
+
+
+def population(rng: np.random.Generator, dataset: str, num: int) -> list[ProbedQuestion]:
+    """Questions each with an easiness of its own (U-shaped), which its 25 paths share."""
+    easiness = rng.beta(0.5, 1.0, num)
+    accepted = rng.binomial(25, easiness)
+    tokens = rng.lognormal(math.log(8000), 0.4, num) * (1.5 - easiness)
+    return [
+        question(int(length), int(right), dataset, num_paths=25)
+        for length, right in zip(tokens, accepted, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("per_dataset", [{"a": 20}, {"a": 7, "b": 7, "c": 6}])
+def test_intervals_of_90_percent_hold_the_truth_about_as_often(
+    per_dataset: dict[str, int],
+) -> None:
+    rng = np.random.default_rng(3)
+    everything = {name: population(rng, name, 700) for name in per_dataset}
+    asked = [q for of_dataset in everything.values() for q in of_dataset]
+    truths = {
+        "tokens": sum(q.num_tokens for q in asked),
+        "accepted": sum(q.num_accepted for q in asked),
+        "kept": sum(min(5, q.num_accepted) for q in asked),
+    }
+    held = dict.fromkeys(truths, 0)
+    for _ in range(PROBES):
+        probed = [
+            everything[name][number]
+            for name, num in per_dataset.items()
+            for number in rng.choice(700, num, replace=False)
+        ]
+        got = estimate(
+            *probed,
+            predictions=NO_ANSWERS,
+            num_questions=dict.fromkeys(per_dataset, 700),
+            paths_per_question=25,
+            max_per_question=5,
+            num_predictions=0,
+        )
+        for name, truth in truths.items():
+            _, low, high = ends(getattr(got, name))
+            held[name] += low <= truth <= high
+    assert all(0.8 <= num / PROBES <= 0.97 for num in held.values()), held
+
+
+# --- money and what a person sees --------------------------------------------------------------
+
+
+def test_without_a_price_cost_is_in_gpu_hours_and_without_gpus_in_seconds() -> None:
+    probed = [question(100, 1), question(300, 3)]
+    free = estimate(*probed, cost=CostSettings())
+    assert free.money is None
+    assert free.cost_unit == "GPU-hours"
+    assert free.cost_per_accepted.value == pytest.approx(480 / 3600 / 8)
+    assert "USD" not in format_estimate(free)
+    laptop = estimate(*probed, speed=replace(ONE_GPU, gpus_per_worker=0.0))
+    assert laptop.gpu_hours is None
+    assert laptop.money is None
+    assert laptop.cost_unit == "seconds"
+    assert laptop.cost_per_accepted.value == pytest.approx(60.0)
+
+
+def test_budget_is_checked_against_the_central_estimate() -> None:
+    got = estimate(*[question(num, 1) for num in (80, 90, 100, 110, 120)], num_questions={"a": 900})
+    value, _, high = ends(got.hours)
+    assert check_budget(got, Budget()) == []
+    assert check_budget(got, Budget(max_hours=high + 0.1)) == []
+    (warning,) = check_budget(got, Budget(max_hours=value))
+    assert "may not be enough" in warning
+    with pytest.raises(InputError, match=r"estimated to take 12\.5 \[.*\] hours, and") as error:
+        check_budget(got, Budget(max_hours=value - 0.1))
+    assert "budget.max_hours is 12.4" in str(error.value)
+    assert "synthesis.guidelines_per_question" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "named"),
+    [(Budget(max_gpu_hours=0.1), "GPU-hours"), (Budget(max_money=0.3), "USD")],
+)
+def test_gpu_hours_and_money_have_budgets_too(budget: Budget, named: str) -> None:
+    with pytest.raises(InputError, match=rf"{named}, and budget\.max_"):
+        check_budget(estimate(question(100), question(300)), budget)
+
+
+def test_budget_of_money_needs_a_price() -> None:
+    got = estimate(question(100), question(300), cost=CostSettings())
+    with pytest.raises(InputError, match=r"set cost\.gpu_hour"):
+        check_budget(got, Budget(max_money=1e6))
+
+
+def test_budget_with_an_unknown_upper_end_warns() -> None:
+    (warning,) = check_budget(estimate(question(100)), Budget(max_hours=1.0))
+    assert "cannot say whether" in warning
+
+
+def test_settings_change_nothing_that_was_made() -> None:
+    assert Budget.model_validate_json('{"max_hours": 8}').max_hours == 8
+    assert content_of(Budget(max_hours=1.0)) == content_of(CostSettings(gpu_hour=1.0)) == {}
+
+
+def test_format_holds_the_numbers_and_what_was_assumed() -> None:
+    probed = [question(100 * num, num % 5, "gsm8k") for num in range(1, 11)]
+    got = estimate(*probed, num_questions={"gsm8k": 7000})
+    text = format_estimate(got)
+    assert text.startswith("estimated from 10 of 7,000 questions, 90 % intervals")
+    for title, range_ in (("generated tokens", got.tokens), ("accepted paths", got.accepted)):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {title} "))
+        for end in ends(range_):
+            assert f"{float(f'{end:.3g}'):,.0f}" in line
+    assert "| paths                       | 35,000 " in text
+    assert "| gsm8k   | 7,000     | 10     | 110 [" in text
+    assert all(sentence in " ".join(text.split()) for sentence in got.assumptions)
+    assert "2 workers are taken to be 2 times as fast as the 1 of the probe (linear" in text
+    assert "not estimated" in text
+    assert max(map(len, text.splitlines())) <= 120

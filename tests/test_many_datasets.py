@@ -1,0 +1,91 @@
+"""Many datasets in one run: all on one pool, each with its own share, limits and fate."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.conftest import arithmetic, run_driver
+
+WriteConfig = Callable[[dict[str, Any]], Path]
+
+
+def sums(name: str, number: int, num_train: int, **settings: Any) -> dict[str, Any]:
+    """A dataset of sums with a stream of its own."""
+    settings |= {"num_train": num_train, "num_dev": 0, "num_test": 0}
+    return arithmetic(name, number * 100_000, "in_domain", **settings)
+
+
+def paths_folder(config: dict[str, Any]) -> Path:
+    [folder] = Path(config["storage"]["root"]).glob(f"{config['run']}/round_0/paths-*")
+    return folder
+
+
+def manifest(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads((paths_folder(config) / "manifest.json").read_text()))
+
+
+def rows_by_dataset(config: dict[str, Any]) -> Counter[str]:
+    files = paths_folder(config).glob("rows-*.parquet")
+    return Counter(name for file in files for name in pq.read_table(file)["dataset"].to_pylist())
+
+
+def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_added_later(
+    scripted_config: dict[str, Any], write_config: WriteConfig, tmp_path: Path
+) -> None:
+    datasets: dict[str, Any] = {}
+    for number in range(50):
+        datasets |= sums(f"sums_{number:02d}", number, 2 + number % 3, weight=1.0 + number % 2)
+    broken = {"source": {"kind": "files", "train": str(tmp_path / "missing.jsonl")}}
+    scripted_config["questions"]["datasets"] = datasets | {"broken": broken}
+    path = write_config(scripted_config)
+    result = run_driver("run", path, "--until", "paths")
+    assert result.returncode == 0, result.stderr
+    assert "questions: broken is SET ASIDE: no question file" in result.stdout
+    wanted = {f"sums_{number:02d}": 2 + number % 3 for number in range(50)}
+    assert rows_by_dataset(scripted_config) == wanted
+    totals = manifest(scripted_config)["rows"]["datasets"]
+    assert {name: total["num_done"] for name, total in totals.items()} == wanted
+    assert result.stderr.count(", complete") == 50
+
+    before = {file: file.read_bytes() for file in paths_folder(scripted_config).glob("rows-*")}
+    scripted_config["questions"]["datasets"] |= sums("added", 60, 3)
+    again = run_driver("run", write_config(scripted_config), "--until", "paths")
+    assert again.returncode == 0, again.stderr
+    assert rows_by_dataset(scripted_config) == wanted | {"added": 3}
+    assert {file: file.read_bytes() for file in before} == before
+    assert manifest(scripted_config)["last_execution"]["num_generations"] == 3 * 3 * 3
+
+
+def test_run_dataset_that_has_enough_begins_no_further_question_until_it_may_have_more(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    limited = sums("limited", 1, 60, max_accepted_paths=6)
+    scripted_config["questions"]["datasets"] = limited | sums("free", 2, 8)
+    scripted_config["engine"] |= {
+        "options": {"latency_s": 0.3, "wrong_share": 0},
+        "max_num_seqs": 2,
+        "flush_s": 0.1,
+    }
+    path = write_config(scripted_config)
+    first = run_driver("run", path, "--until", "paths")
+    assert first.returncode == 0, first.stderr
+    rows = rows_by_dataset(scripted_config)
+    assert rows["free"] == 8
+    assert 2 <= rows["limited"] < 40
+    assert "has enough" in first.stderr
+    assert manifest(scripted_config)["rows"]["datasets"]["limited"]["num_accepted"] >= 6
+    again = run_driver("run", path, "--until", "paths", "--dry-run")
+    assert re.search(r"round_0/paths-\w+: skip, finished", again.stdout)
+
+    more = ["--set", "questions.datasets.limited.max_accepted_paths=null"]
+    faster = ["--set", "engine.options={latency_s: 0.0, wrong_share: 0}"]
+    grown = run_driver("run", path, "--until", "paths", *more, *faster)
+    assert grown.returncode == 0, grown.stderr
+    assert rows_by_dataset(scripted_config) == {"limited": 60, "free": 8}
