@@ -1033,7 +1033,7 @@ def format_table(report: Mapping[str, Any]) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """The machine, the versions and the day."""
+    """The machine, the versions and the day; taken before the first side."""
     cpu_info = Path("/proc/cpuinfo")
     models = [
         line.partition(":")[2].strip()
@@ -1053,6 +1053,8 @@ def machine_facts() -> dict[str, Any]:
         "gpu": gpu_name(),
         "versions": versions,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        # Anything else at work beside three engines on few cores makes the ratios worthless.
+        "load_before": os.getloadavg()[0],
     }
 
 
@@ -1079,6 +1081,7 @@ def describe_work(options: Options, work: Work, num_chains: int) -> dict[str, An
 
 def main(argv: Sequence[str]) -> None:
     options = read_options(argv)
+    machine = machine_facts()
     repeats: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="regenesis-benchmark-") as folder:
         work = prepare(options, Path(folder))
@@ -1099,7 +1102,7 @@ def main(argv: Sequence[str]) -> None:
     report = {
         "benchmark": "synthesis",
         "work": describe_work(options, work, num_chains),
-        "machine": machine_facts(),
+        "machine": machine,
         **summarize(repeats),
         "repeats": [dataclasses.asdict(one) for one in repeats],
     }

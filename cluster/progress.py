@@ -63,6 +63,7 @@ class ProgressBoard:
         self._deaths: Counter[str] = Counter()
         self._last_error: str | None = None
         self._stopping = False
+        self._closed: set[Key] = set()
         self._places: dict[str, list[str]] = {}
         self._gauges: dict[str, Any] | None = None
 
@@ -169,12 +170,14 @@ class ProgressBoard:
         ):
             return set()
         totals = self._totals()
-        return {
+        # A retry may take back tokens; what was closed once stays closed.
+        self._closed |= {
             key
             for key, share in self._shares.items()
             if key in totals  # a dataset may have no question in this job
             and share.is_used_up(totals[key]["num_tokens"], totals[key]["num_accepted"])
         }
+        return set(self._closed)
 
     def _export(
         self, datasets: Mapping[Key, Mapping[str, int]], num_alive: int, num_in_flight: float

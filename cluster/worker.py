@@ -19,7 +19,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -43,6 +43,10 @@ from cluster.schedule import chunk_folder, read_chunk, read_chunk_again
 REPORT_EVERY_S = 1.0
 LIST_PROCESSES_EVERY_S = 20.0
 """Looking through all processes of a machine takes as long as a step of a small model."""
+LAST_FLUSH_S = 10.0
+"""How long a worker whose engine died waits for its rows to be written."""
+DEATHS_OF_ITS_OWN = 2
+"""Engine deaths from which on a question may be to blame: the first was shared with others."""
 MAX_FAILURES_IN_A_ROW = 100
 """Questions set aside one after the other, with none answered between: the fault is not theirs."""
 
@@ -93,6 +97,7 @@ class EngineWorker:
         if self._reporter is None:
             self._reporter = asyncio.create_task(self._report_forever())
         row = chunk.to_pylist()[0]
+        self._state.num_chunks += 1
         try:
             await self._do_chunk(self._jobs[row["job"]], row["execution"], row["chunk"])
         except* EngineDiedError as group:
@@ -100,6 +105,8 @@ class EngineWorker:
         except* Exception as group:
             self._board.note_error.remote(_one_line(group.exceptions[0]))
             raise
+        finally:
+            self._state.num_chunks -= 1
         if self._state.died:
             await asyncio.Event().wait()  # a receipt would say that the chunk is done
         return chunk
@@ -149,22 +156,19 @@ class EngineWorker:
     ) -> None:
         """One question to its last attempt; carefully when an engine died with its chunk."""
         question_id = question["question_id"]
-        self._state.open.add(question_id)
-        try:
-            if deaths is None:
+        num_deaths = deaths.get(question_id, 0) if deaths else 0
+        if num_deaths >= max(DEATHS_OF_ITS_OWN, self._settings.max_attempts):
+            reason = f"its engine died {num_deaths} times while answering it"
+            row = job.handler.set_aside(question, reason) | {"attempt": num_deaths - 1}
+            keeper.keep(row, question["previous"])
+            return
+        async with self._alone if num_deaths else contextlib.nullcontext():
+            if self._state.dying:
+                return  # what had waited for its turn is not to blame
+            with self._state.answering(question_id):
+                if deaths is not None:
+                    await self._board.begin_question.remote(self._worker_id, question_id)
                 await self._attempts(job, question, keeper)
-                return
-            num_deaths = deaths.get(question_id, 0)
-            if num_deaths >= self._settings.max_attempts:
-                reason = f"its engine died {num_deaths} times while answering it"
-                row = job.handler.set_aside(question, reason) | {"attempt": num_deaths - 1}
-                keeper.keep(row, question["previous"])
-                return
-            async with self._alone if num_deaths else contextlib.nullcontext():
-                await self._board.begin_question.remote(self._worker_id, question_id)
-                await self._attempts(job, question, keeper)
-        finally:
-            self._state.open.discard(question_id)
 
     async def _attempts(self, job: Job, question: dict[str, Any], keeper: _RowKeeper) -> None:
         """Try until nothing failed or the attempts are used up; every attempt's row is kept."""
@@ -198,8 +202,11 @@ class EngineWorker:
         self._state.died = True
         self._board.note_error.remote(_one_line(error))
         self._state.stop()
-        await asyncio.sleep(self._settings.flush_s / 10)
-        await self._report()
+        given_up_at = time.monotonic() + LAST_FLUSH_S
+        while self._state.num_chunks > 1 and time.monotonic() < given_up_at:
+            await asyncio.sleep(0.02)
+        with contextlib.suppress(Exception):
+            await self._report()
         os._exit(1)
 
     async def _report_forever(self) -> None:
@@ -241,13 +248,28 @@ class _State:
         self.open: set[str] = set()
         self.closed: set[tuple[str, str]] = set()
         self.stopping = asyncio.Event()
+        self.dying = False
         self.died = False
+        self.num_chunks = 0
         self.failures_in_a_row = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @contextlib.contextmanager
+    def answering(self, question_id: str) -> Iterator[None]:
+        """The question is open within the block, and stays so when the engine dies."""
+        self.open.add(question_id)
+        try:
+            yield
+        except EngineDiedError:
+            self.dying = True
+            raise
+        finally:
+            if not self.dying:
+                self.open.discard(question_id)
 
     def stop(self) -> None:
         """Begin no further question and give up those begun; their rows were never promised."""
@@ -311,9 +333,9 @@ class _RowKeeper:
             return
         try:
             await asyncio.to_thread(self._writer.write, rows)
-        except OSError:
+        except OSError as error:
             self._state.stop()  # what cannot be kept need not be generated
-            raise
+            raise OSError(f"{self._writer.folder.uri} cannot be written: {error}") from error
         self._state.note("last_row_at")
         for (dataset, name), count in counts.items():
             self._state.datasets.setdefault((self._job.name, dataset), Counter())[name] += count
@@ -336,10 +358,8 @@ class _MeteredEngine:
     ) -> list[Completion]:
         self._change_in_flight(n)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                completions = await self._engine.chat(messages, sampling, seed, n)
-        except TimeoutError as error:
-            raise GenerationTimeoutError(f"no answer within {self._timeout_s:g} s") from error
+            answers = self._engine.chat(messages, sampling, seed, n)
+            completions = await (answers if self._timeout_s is None else self._in_time(answers))
         finally:
             self._change_in_flight(-n)
         counts = self._counts
@@ -349,6 +369,16 @@ class _MeteredEngine:
             counts["num_cut_off"] += completion.finish_reason == "length"
         counts["num_prompt_tokens"] += completions[0].num_prompt_tokens
         counts["num_cached_tokens"] += completions[0].num_cached_tokens
+        return completions
+
+    async def _in_time(self, answers: Awaitable[list[Completion]]) -> list[Completion]:
+        try:
+            async with asyncio.timeout(self._timeout_s) as limit:
+                completions = await answers
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise GenerationTimeoutError(f"no answer within {self._timeout_s:g} s") from error
         return completions
 
     def _change_in_flight(self, change: int) -> None:

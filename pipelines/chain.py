@@ -126,15 +126,20 @@ class Recipe:
                 sample,
             )
             for guideline in self.guidelines
-            if guideline in drawn
+            if guideline.guideline_id in drawn
             for sample in range(self.settings.samples_per_guideline)
         ]
 
-    def _draw_guidelines(self, question_id: str) -> list[Guideline]:
-        def key(guideline: Guideline) -> int:
-            return stable_seed(self.settings.seed, question_id, guideline.guideline_id)
+    def _draw_guidelines(self, question_id: str) -> set[str]:
+        ids = [guideline.guideline_id for guideline in self.guidelines]
 
-        return sorted(self.guidelines, key=key)[: self.settings.guidelines_per_question]
+        def key(guideline_id: str) -> int:
+            return stable_seed(self.settings.seed, question_id, guideline_id)
+
+        number = self.settings.guidelines_per_question
+        if number is None or number >= len(ids):
+            return set(ids)
+        return set(sorted(ids, key=key)[:number])
 
 
 def stable_seed(*parts: object) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -168,15 +169,16 @@ def select_step_examples(
     selected = map_tasks(
         _select_share, [(share, settings, start, template_args) for share in shares]
     )
-    kept = _merge(EXAMPLES_SCHEMA, [share[0] for share in selected])
-    dropped = _merge(DROPPED_SCHEMA, [share[1] for share in selected])
-    _write(kept, output, "train")
-    _write(dropped, output.child("dropped"), "dropped")
+    kept, dropped = ([share[n] for share in selected] for n in (0, 1))
+    _write_sorted(kept, output, "train")
+    _write_sorted(dropped, output.child("dropped"), "dropped")
+    num_examples = sum(table.num_rows for table in kept)
+    reasons = Counter(reason for table in dropped for reason in table["reason"].to_pylist())
     return {
-        "num_paths": kept.num_rows + dropped.num_rows,
-        "num_examples": kept.num_rows,
-        "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
-        "dropped": dict(Counter(dropped.column("reason").to_pylist()).most_common()),
+        "num_paths": num_examples + sum(reasons.values()),
+        "num_examples": num_examples,
+        "num_answers_added": sum(pc.sum(t["answer_added"]).as_py() or 0 for t in kept),
+        "dropped": dict(reasons.most_common()),
     }
 
 
@@ -192,11 +194,20 @@ def _select_share(
     )
 
 
-def _merge(schema: pa.Schema, tables: list[pa.Table]) -> pa.Table:
-    """One table in the order of the ids, whichever share they came from."""
-    return pa.concat_tables([schema.empty_table(), *tables]).sort_by(schema.names[0])
+def _write_sorted(tables: list[pa.Table], folder: Folder, name: str) -> None:
+    """Write the rows in the order of their ids, whichever share they came from.
 
-
-def _write(table: pa.Table, folder: Folder, name: str) -> None:
-    for number, start in enumerate(range(0, table.num_rows, ROWS_PER_FILE)):
-        folder.write_table(f"{name}-{number:05d}.parquet", table.slice(start, ROWS_PER_FILE))
+    File by file: Arrow cannot sort a text column of more than 2 GiB at once.
+    """
+    ids = pa.chunked_array([chunk for t in tables for chunk in t.column(0).chunks], pa.string())
+    order = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    ends = np.cumsum([table.num_rows for table in tables])
+    for number, start in enumerate(range(0, len(order), ROWS_PER_FILE)):
+        rows = order[start : start + ROWS_PER_FILE]
+        owners = np.searchsorted(ends, rows, side="right")
+        pieces = [
+            table.take(pa.array(rows[owners == share] - (ends[share] - table.num_rows)))
+            for share, table in enumerate(tables)
+        ]
+        merged = pa.concat_tables(pieces)
+        folder.write_table(f"{name}-{number:05d}.parquet", merged.sort_by(merged.column_names[0]))

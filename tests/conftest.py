@@ -129,6 +129,7 @@ def run_driver(*arguments: str | Path, timeout_s: float = 240) -> subprocess.Com
 def ray_cluster() -> Iterator[str]:
     """The address of a local cluster with two CPUs."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     import ray
 
     context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -5,7 +5,7 @@ how long each answer is; `crash_file` (the first worker that sees the file remov
 `poison`, a text whose question kills its engine, and `poison_exit`, one that ends the whole
 process; `fail_share` and `slow_share`, in percent of seeds whose generation fails or never ends;
 `log_file`, which gets a line for each answer: a hash of its sum, the seed and the stage;
-`start_log`, which gets one for each engine that starts.
+`start_log`, which gets one for each engine that starts; `start_s`, how long that takes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class ScriptedEngine:
         self._num_answers = 0
         if start_log := self._options.get("start_log"):
             _append(start_log, f"{os.getpid()}\n")
+        time.sleep(self._options.get("start_s", 0.0))
 
     async def chat(
         self,

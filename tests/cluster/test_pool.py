@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +105,28 @@ def test_pool_engine_that_cannot_start_ends_with_its_reason(
     with pytest.raises(Exception, match=r"engine\.implementation 'tests\.scripted\.Missing'"):
         run_jobs(MODEL, [job], broken, stop=StopRequest(), progress_every_s=1)
     assert rows(job) == []
+
+
+def test_pool_counters_are_offered_to_prometheus_while_it_runs(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    import ray
+
+    [node] = [node for node in ray.nodes() if node["Alive"]]
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    job = paths_job(Folder.open(str(tmp_path)))
+    stop = StopRequest()
+    slow = settings(options={"latency_s": 1.0}, max_num_seqs=1)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run_jobs, MODEL, [job], slow, stop=stop, progress_every_s=1)
+        found = ""
+        while not found and not running.done():
+            time.sleep(0.5)
+            lines = urllib.request.urlopen(address).read().decode().splitlines()
+            found = next((x for x in lines if x.startswith("ray_regenesis_num_questions{")), "")
+        stop.set()
+        with pytest.raises(InterruptedRunError):
+            running.result()
+    assert 'job="paths"' in found.replace("Job=", "job=")
+    assert 'dataset="d"' in found
+    assert found.endswith(" 12.0")

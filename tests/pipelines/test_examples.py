@@ -20,13 +20,11 @@ from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
 from pipelines.examples import (
     DROPPED_SCHEMA,
-    EXAMPLES_SCHEMA,
     ROWS_PER_FILE,
     ExampleSelector,
     ExampleSettings,
     Selection,
-    _merge,
-    _write,
+    _write_sorted,
     select_examples,
     select_step_examples,
     with_boxed_answer,
@@ -158,13 +156,12 @@ def test_selected_shares_are_one_table_in_the_order_of_ids(tmp_path: Path) -> No
         pa.Table.from_pylist([{"path_id": id_} for id_ in ids[start::3]], schema=DROPPED_SCHEMA)
         for start in range(3)
     ]
-    merged = _merge(DROPPED_SCHEMA, shares)
-    assert merged.column("path_id").to_pylist() == sorted(ids)
     folder = Folder.open(str(tmp_path))
-    _write(merged, folder, "dropped")
+    _write_sorted(shares, folder, "dropped")
     assert folder.file_names() == [f"dropped-0000{number}.parquet" for number in range(3)]
-    assert folder.read_table().equals(merged)
-    assert _merge(EXAMPLES_SCHEMA, []).num_rows == 0
+    assert folder.read_table().column("path_id").to_pylist() == sorted(ids)
+    _write_sorted([], folder.child("empty"), "train")
+    assert folder.child("empty").file_names() == []
 
 
 def training_questions(number: int) -> list[Question]:
