@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +35,10 @@ from cluster.runtime import StopRequest
 from cluster.schedule import Plan, Share, open_questions, plan_job, summarize
 from cluster.tasks import run_task
 from cluster.worker import EngineWorker
+
+STOP_S = 6.0
+"""How long the workers get to make durable what is finished, once the run is asked to stop."""
+ASK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -165,10 +171,16 @@ def _execute(
     shares = {job.name: dict(job.shares) for job in jobs}
     board = _board(totals, shares)
     placement = _WorkerPlacement(settings)
-    meter = RateMeter("+".join(job.name for job in jobs))
+    complete = [
+        (job, dataset)
+        for job, datasets in totals.items()
+        for dataset, total in datasets.items()
+        if total["num_done"] == total["num_questions"]
+    ]
+    meter = RateMeter("+".join(job.name for job in jobs), complete)
     try:
-        with ProgressPrinter(_describer(board, meter, stop), every_s=progress_every_s):
-            _consume(_pool_dataset(model, jobs, plans, settings, board, placement), stop)
+        with ProgressPrinter(_describer(board, meter), every_s=progress_every_s):
+            _consume(_pool_dataset(model, jobs, plans, settings, board, placement), board, stop)
     except ray.exceptions.RayError as error:
         if died := ray.get(board.last_error.remote()):
             raise GenerationStoppedError(died) from error
@@ -191,13 +203,11 @@ def _board(*args: Any) -> Any:
     return ray.remote(**options)(ProgressBoard).remote(*args)
 
 
-def _describer(board: Any, meter: RateMeter, stop: StopRequest) -> Any:
-    """The function that reads the board and makes the progress line; passes a stop request on."""
+def _describer(board: Any, meter: RateMeter) -> Any:
+    """The function that reads the board and makes the progress line."""
     import ray
 
     def describe() -> list[str]:
-        if stop.is_set():
-            board.stop.remote()
         return meter.lines(ray.get(board.view.remote()))
 
     return describe
@@ -244,11 +254,47 @@ def _chunks(jobs: Sequence[Job], plans: Mapping[str, Plan]) -> Iterator[pa.Table
             yield pa.table({"job": [job], "execution": [execution], "chunk": [chunk]})
 
 
-def _consume(dataset: Any, stop: StopRequest) -> None:
-    """Run the dataset to its end, or to the first receipt after a stop request."""
-    for _receipt in dataset.iter_rows():
-        if stop.is_set():
-            return
+def _consume(dataset: Any, board: Any, stop: StopRequest) -> None:
+    """Run the dataset to its end, or until every worker has stopped as requested.
+
+    Ray Data waits for the next receipt, which an engine that is still starting does not give: it
+    is interrupted, as by a second Ctrl-C.
+    """
+    ended, stopped = threading.Event(), threading.Event()
+    can_interrupt = threading.current_thread() is threading.main_thread()
+
+    def watch() -> None:
+        while not stop.is_set():
+            if ended.wait(ASK_EVERY_S):
+                return
+        given_up_at = time.monotonic() + STOP_S
+        while not _have_stopped(board) and time.monotonic() < given_up_at:
+            if ended.wait(ASK_EVERY_S):
+                return
+        stopped.set()
+        if can_interrupt and not ended.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=watch, name="stop", daemon=True).start()
+    try:
+        for _receipt in dataset.iter_rows():
+            if stopped.is_set():
+                return
+    except KeyboardInterrupt:
+        if not stopped.is_set():
+            raise
+    finally:
+        ended.set()
+
+
+def _have_stopped(board: Any) -> bool:
+    """Pass the stop request on; whether every worker has flushed."""
+    import ray
+
+    try:
+        return bool(ray.get(board.stop.remote()))
+    except ray.exceptions.RayError:
+        return True  # nobody is left to ask
 
 
 def _resources(settings: EngineSettings) -> dict[str, Any]:

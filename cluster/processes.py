@@ -22,6 +22,8 @@ import psutil
 GRACE_S = 30.0
 WATCH_EVERY_S = 1.0
 REAPER_GRACE_S = 5.0
+CLOCK_S = 1.0
+"""How exactly the start of a process is known."""
 
 
 def child_processes() -> list[int]:
@@ -29,48 +31,55 @@ def child_processes() -> list[int]:
     return [process.pid for process in psutil.Process().children(recursive=True)]
 
 
-def end_processes(pids: Sequence[int], grace_s: float) -> list[int]:
+def end_processes(listed: Sequence[tuple[int, float]], grace_s: float) -> list[int]:
     """Wait until the processes are gone; after `grace_s` seconds kill those that are left.
 
-    Returns the ids of the killed ones. Ray reuses an idle worker process for other work, so a
-    live process that is an idle Ray worker is not one of them.
+    `listed` are ids, and when each process was known to have it: one that began after that is
+    another, to which the system gave the id again. Returns the ids of the killed ones. Ray reuses
+    an idle worker process for other work, so a live process that is one is left alone, too.
     """
     processes = []
-    for pid in pids:
-        try:
+    for pid, known_at in listed:
+        with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            if not process.name().startswith("ray::IDLE"):
+            is_another = process.create_time() > known_at + CLOCK_S
+            if not is_another and not process.name().startswith("ray::IDLE"):
                 processes.append(process)
-        except psutil.NoSuchProcess:
-            continue
     _, alive = psutil.wait_procs(processes, timeout=grace_s)
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=grace_s)
     return [process.pid for process in alive]
 
 
 def wait_until_gone(workers: Sequence[dict[str, Any]], grace_s: float = GRACE_S) -> None:
-    """Wait, on every node, until the workers `{node_id, pids}` and their children are gone.
+    """Wait, on every node, until the workers `{node_id, pids, listed_at}` and their children are
+    gone.
 
-    Prints which processes had to be killed, after `grace_s` seconds.
+    Prints which processes had to be killed, after `grace_s` seconds. A node that is lost meanwhile
+    has lost its processes, too.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    by_node: dict[str, list[int]] = {}
+    by_node: dict[str, list[tuple[int, float]]] = {}
     for worker in workers:
-        by_node.setdefault(worker["node_id"], []).extend(worker["pids"])
+        listed = [(pid, worker["listed_at"]) for pid in worker["pids"]]
+        by_node.setdefault(worker["node_id"], []).extend(listed)
     end = ray.remote(num_cpus=0)(end_processes)
     alive_nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     waits = [
         end.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(
-            pids, grace_s
+            listed, grace_s
         )
-        for node_id, pids in by_node.items()
+        for node_id, listed in by_node.items()
         if node_id in alive_nodes
     ]
-    for killed in ray.get(waits):
+    for wait in waits:
+        killed = []
+        with contextlib.suppress(ray.exceptions.RayError):
+            killed = ray.get(wait)
         if killed:
             print(f"engine processes {killed} did not end by themselves and were killed")
 

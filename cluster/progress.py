@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TextIO
 
 from cluster.schedule import Share
@@ -63,6 +63,7 @@ class ProgressBoard:
         self._deaths: Counter[str] = Counter()
         self._last_error: str | None = None
         self._stopping = False
+        self._stopped: set[str] = set()
         self._closed: set[Key] = set()
         self._places: dict[str, list[str]] = {}
         self._gauges: dict[str, Any] | None = None
@@ -83,14 +84,17 @@ class ProgressBoard:
         datasets: dict[Key, dict[str, int]],
         open_questions: list[str],
         processes: dict[str, Any],
+        has_stopped: bool = False,
     ) -> dict[str, Any]:
         """Replace a worker's counters; returns whether it has to flush and stop, and which
-        datasets have enough."""
+        datasets have enough. One that `has_stopped` has made its rows durable."""
         self._counts[worker_id] = counts
         self._datasets[worker_id] = datasets
         self._open[worker_id] = set(open_questions)
         self._processes[worker_id] = processes
         self._reported_at[worker_id] = time.monotonic()
+        if has_stopped:
+            self._stopped.add(worker_id)
         return {"stop": self._stopping, "closed": self._used_up()}
 
     def begin_chunk(self, worker_id: str, chunk: str) -> dict[str, int] | None:
@@ -119,9 +123,10 @@ class ProgressBoard:
 
     # What the driver calls.
 
-    def stop(self) -> None:
-        """Tell every worker, at its next report, to flush and stop."""
+    def stop(self) -> bool:
+        """Tell every worker, at its next report, to flush and stop; whether all have done so."""
         self._stopping = True
+        return self._stopped.issuperset(self._alive())
 
     def last_error(self) -> str | None:
         return self._last_error
@@ -144,7 +149,7 @@ class ProgressBoard:
 
     def view(self) -> dict[str, Any]:
         """All that a progress line says."""
-        alive = [w for w, at in self._reported_at.items() if time.monotonic() - at < ALIVE_S]
+        alive = self._alive()
         datasets = self._totals()
         in_flight = sum(self._counts[worker].get("num_in_flight", 0) for worker in alive)
         self._export(datasets, len(alive), in_flight)
@@ -156,6 +161,9 @@ class ProgressBoard:
             "datasets": {key: dict(counts) for key, counts in datasets.items()},
             "closed": self._used_up(),
         }
+
+    def _alive(self) -> list[str]:
+        return [w for w, at in self._reported_at.items() if time.monotonic() - at < ALIVE_S]
 
     def _totals(self) -> dict[Key, Counter[str]]:
         totals = {key: Counter(counts) for key, counts in self._base.items()}
@@ -231,7 +239,7 @@ class ProgressPrinter:
             self._stream.write("\n")
 
     def _run(self) -> None:
-        # Described more often than printed: describing is also how a stop reaches the workers.
+        # Described more often than printed: what is complete is said at once.
         printed = time.monotonic()
         while not self._done.wait(DESCRIBE_EVERY_S):
             lines = self._describe()
@@ -252,11 +260,12 @@ class ProgressPrinter:
 class RateMeter:
     """Turns views of the board into lines: done, rate over the last minute, time left."""
 
-    def __init__(self, step: str) -> None:
+    def __init__(self, step: str, complete: Collection[Key] = ()) -> None:
+        """`complete` are the datasets of which nothing is said, since nothing is left to do."""
         self._step = step
         self._history: list[tuple[float, float]] = []
         self._started: tuple[float, int] | None = None
-        self._complete: set[Key] | None = None
+        self._complete = set(complete)
         self._table_at = time.monotonic()
 
     def lines(self, view: Mapping[str, Any]) -> list[str]:
@@ -292,16 +301,15 @@ class RateMeter:
             for key, counts in view["datasets"].items()
             if counts["num_done"] >= counts["num_questions"] or key in view["closed"]
         }
-        before = complete if self._complete is None else self._complete
-        self._complete = complete
-        return [f"  {_describe(key, view)}, complete" for key in sorted(complete - before)]
+        new, self._complete = complete - self._complete, self._complete | complete
+        return [f"  {_describe(key, view)}, complete" for key in sorted(new)]
 
     def _table(self, view: Mapping[str, Any]) -> list[str]:
         now = time.monotonic()
         if len(view["datasets"]) < 2 or now - self._table_at < TABLE_EVERY_S:
             return []
         self._table_at = now
-        unfinished = sorted(set(view["datasets"]) - (self._complete or set()))
+        unfinished = sorted(set(view["datasets"]) - self._complete)
         return [f"  {_describe(key, view)}" for key in unfinished]
 
 

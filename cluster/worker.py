@@ -115,7 +115,10 @@ class EngineWorker:
         self._state.note("first_chunk_at", first=True)
         folder = chunk_folder(execution, chunk)
         key = f"{job.name}/{folder}"
+        writer = PartWriter(job.folder.child(folder), job.schema)
         deaths = await self._board.begin_chunk.remote(self._worker_id, key)
+        if deaths is None and not await asyncio.to_thread(writer.folder.is_empty):
+            deaths = {}  # the board that knew of the worker before was killed, too
         if deaths is None:
             asked = await asyncio.to_thread(read_chunk, job.folder, execution, chunk)
         else:
@@ -123,7 +126,6 @@ class EngineWorker:
             asked = await asyncio.to_thread(
                 read_chunk_again, job.folder, execution, chunk, attempts
             )
-        writer = PartWriter(job.folder.child(folder), job.schema)
         async with _RowKeeper(job, writer, self._settings, self._state) as keeper:
             await self._do_questions(job, asked, keeper, deaths)
         await self._report()
@@ -221,13 +223,15 @@ class EngineWorker:
         if time.monotonic() - self._listed_at > LIST_PROCESSES_EVERY_S:
             self._listed_at = time.monotonic()
             node_id = ray.get_runtime_context().get_node_id()
-            self._processes = {"node_id": node_id, "pids": [os.getpid(), *child_processes()]}
+            pids = [os.getpid(), *child_processes()]
+            self._processes = {"node_id": node_id, "pids": pids, "listed_at": time.time()}
         reply = await self._board.report.remote(
             self._worker_id,
             counts=self._engine.counts(),
             datasets={key: dict(counts) for key, counts in self._state.datasets.items()},
             open_questions=list(self._state.open),
             processes=self._processes,
+            has_stopped=self._state.stopping.is_set() and not self._state.num_keepers,
         )
         self._state.closed = reply["closed"]
         if reply["stop"]:
@@ -251,6 +255,7 @@ class _State:
         self.dying = False
         self.died = False
         self.num_chunks = 0
+        self.num_keepers = 0
         self.failures_in_a_row = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -297,6 +302,7 @@ class _RowKeeper:
         self._flusher: asyncio.Task[None]
 
     async def __aenter__(self) -> _RowKeeper:
+        self._state.num_keepers += 1
         self._flusher = asyncio.create_task(self._flush_forever())
         return self
 
@@ -304,7 +310,10 @@ class _RowKeeper:
         """Make all rows durable that were kept. Raises `OSError` as the file system does."""
         self._closing = True
         self._full.set()
-        await self._flusher
+        try:
+            await self._flusher
+        finally:
+            self._state.num_keepers -= 1
 
     def keep(self, row: dict[str, Any], previous: dict[str, Any] | None) -> None:
         """Take a finished row, which takes the place of the one of the attempt before."""

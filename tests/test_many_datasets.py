@@ -66,10 +66,10 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
 def test_run_dataset_that_has_enough_begins_no_further_question_until_it_may_have_more(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
-    limited = sums("limited", 1, 60, max_accepted_paths=6)
+    limited = sums("limited", 1, 40, max_accepted_paths=6)
     scripted_config["questions"]["datasets"] = limited | sums("free", 2, 8)
     scripted_config["engine"] |= {
-        "options": {"latency_s": 0.3, "wrong_share": 0},
+        "options": {"latency_s": 0.1, "wrong_share": 0},
         "max_num_seqs": 2,
         "flush_s": 0.1,
     }
@@ -78,14 +78,13 @@ def test_run_dataset_that_has_enough_begins_no_further_question_until_it_may_hav
     assert first.returncode == 0, first.stderr
     rows = rows_by_dataset(scripted_config)
     assert rows["free"] == 8
-    assert 2 <= rows["limited"] < 40
+    assert 2 <= rows["limited"] < 30
     assert "has enough" in first.stderr
     assert manifest(scripted_config)["rows"]["datasets"]["limited"]["num_accepted"] >= 6
     again = run_driver("run", path, "--until", "paths", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", again.stdout)
 
     more = ["--set", "questions.datasets.limited.max_accepted_paths=null"]
-    faster = ["--set", "engine.options={latency_s: 0.0, wrong_share: 0}"]
-    grown = run_driver("run", path, "--until", "paths", *more, *faster)
+    grown = run_driver("run", path, "--until", "paths", *more)
     assert grown.returncode == 0, grown.stderr
-    assert rows_by_dataset(scripted_config) == {"limited": 60, "free": 8}
+    assert rows_by_dataset(scripted_config) == {"limited": 40, "free": 8}

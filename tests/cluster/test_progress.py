@@ -268,7 +268,7 @@ def test_lines_before_the_first_report_say_that_engines_start() -> None:
 
 
 def test_lines_tell_what_is_done_how_fast_and_how_long_it_takes(clock: Clock) -> None:
-    meter = RateMeter("paths")
+    meter = RateMeter("paths", complete=[("paths", "b")])
     a, b = counts(60, num_done=10), counts(40, num_done=40)
     assert meter.lines(view({"a": a, "b": b}, tokens=500)) == [
         "paths: 50/100 questions | 12 generating | 2 engines"
@@ -292,7 +292,7 @@ def test_lines_rate_is_that_of_the_last_minute(clock: Clock) -> None:
 
 
 def test_lines_name_each_completed_dataset_once() -> None:
-    meter = RateMeter("paths")
+    meter = RateMeter("paths", complete=[("paths", "a")])
     done = counts(5, num_done=5)
 
     def lines(**datasets: dict[str, int]) -> list[str]:
@@ -316,7 +316,7 @@ def test_lines_dataset_that_has_enough_is_complete() -> None:
 
 
 def test_lines_once_a_minute_say_where_the_unfinished_datasets_stand(clock: Clock) -> None:
-    meter = RateMeter("paths")
+    meter = RateMeter("paths", complete=[("paths", "a")])
     datasets = {"a": counts(5, num_done=5), "c": counts(4), "b": counts(9, num_done=1)}
     assert meter.lines(view(datasets))[1:] == []
     clock.now += TABLE_EVERY_S
