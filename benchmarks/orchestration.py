@@ -87,13 +87,14 @@ def write_questions(folder: Folder, num_questions: int) -> Questions:
         batch = list(itertools.islice(numbers, QUESTIONS_PER_WRITE))
         if not batch:
             return Questions(folder, ("train",))
-        rows = [_question(number) for number in batch]
+        rows = [numbered_question(number) for number in batch]
         table: pa.Table = question_table(rows).cast(QUESTION_TABLE_SCHEMA)
         folder.write_table(f"questions-{file:05d}.parquet", table)
     raise AssertionError("unreachable")
 
 
-def _question(number: int) -> Question:
+def numbered_question(number: int) -> Question:
+    """A question of the length of one of GSM8K, told apart by its number."""
     text = (
         f"Natalia sold clips to 48 of her friends in April ({number}), and then she sold half as "
         "many clips in May. How many clips did Natalia sell altogether in April and May?"

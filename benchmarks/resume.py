@@ -1,0 +1,116 @@
+"""How long a run with many finished questions takes to find what is left to do.
+
+    python -m benchmarks.resume --questions 1000000 [--json]
+
+Writes the questions and a ledger of short rows (one path each) straight to Parquet, then times,
+without Ray: the plan of the next execution on the part files as the workers leave them, their
+compaction, and the plan again on the compacted files. One question in a thousand has no row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import time
+from typing import Any
+
+import pyarrow as pa
+
+from benchmarks.orchestration import numbered_question
+from cluster.ledger import PARTS, Ledger, PartWriter, compact
+from cluster.schedule import Plan, Questions, plan_job
+from cluster.storage import Folder
+from evaluation.question import question_table
+from pipelines.synthesis import PATHS_SCHEMA
+
+ROWS_PER_PART = 256
+"""As many as a worker flushes at once."""
+QUESTIONS_PER_FILE = 50_000
+MISSING_EVERY = 1_000
+
+
+def write_run(root: Folder, num_questions: int) -> Questions:
+    """The questions, and the parts that hold all but a thousandth of their rows."""
+    folder = root.child("questions")
+    for start in range(0, num_questions, QUESTIONS_PER_FILE):
+        end = min(num_questions, start + QUESTIONS_PER_FILE)
+        table = question_table([numbered_question(number) for number in range(start, end)])
+        folder.write_table(f"questions-{start:09d}.parquet", table)
+        _write_parts(root.child("paths"), table, start)
+    return Questions(folder, ("train",))
+
+
+def _write_parts(folder: Folder, questions: pa.Table, first: int) -> None:
+    path = {"path_id": "p", "reasoning": "It is \\boxed{72}.", "verdict": "correct"}
+    for start in range(0, questions.num_rows, ROWS_PER_PART):
+        rows = [
+            row
+            | {"attempt": 0, "num_paths": 1, "num_accepted": 1, "num_failed": 0, "paths": [path]}
+            for number, row in enumerate(questions.slice(start, ROWS_PER_PART).to_pylist(), start)
+            if (first + number) % MISSING_EVERY
+        ]
+        chunk = folder.child(f"{PARTS}/0-a/{first + start:09d}")
+        PartWriter(chunk, PATHS_SCHEMA).write(rows)
+
+
+def timed_plan(root: Folder, questions: Questions) -> tuple[float, Plan]:
+    """Seconds to plan the next execution; parts are left as they are."""
+    started = time.monotonic()
+    plan = plan_job(
+        root.child("paths"),
+        PATHS_SCHEMA,
+        questions,
+        {},
+        execution=f"1-{time.monotonic_ns()}",
+        num_slots=8,
+        smallest=8,
+        max_attempts=3,
+    )
+    return time.monotonic() - started, plan
+
+
+def measure(root: Folder, num_questions: int) -> dict[str, Any]:
+    """Sizes and seconds, in the order in which they happened."""
+    questions = write_run(root, num_questions)
+    paths = root.child("paths")
+    started = time.monotonic()
+    num_parts = len(Ledger.read(paths).files)
+    read_parts_s = time.monotonic() - started
+    started = time.monotonic()
+    compact(paths, PATHS_SCHEMA)
+    compact_s = time.monotonic() - started
+    resume_s, plan = timed_plan(root, questions)
+    assert plan.num_open == len(range(0, num_questions, MISSING_EVERY))
+    return {
+        "questions": num_questions,
+        "part_files": num_parts,
+        "read_parts_s": read_parts_s,
+        "compact_s": compact_s,
+        "files": len(Ledger.read(paths).files),
+        "resume_s": resume_s,
+        "left_to_do": plan.num_open,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--questions", type=int, default=1_000_000)
+    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
+    options = parser.parse_args()
+    scratch = tempfile.mkdtemp(prefix="resume-")
+    try:
+        facts = measure(Folder.open(scratch), options.questions)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for name, value in facts.items():
+        print(f"{name:>14}  {value:,.2f}" if isinstance(value, float) else f"{name:>14}  {value:,}")
+    if options.json:
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
