@@ -55,7 +55,13 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 with two repairs: `1e-6` is a number, and a key given twice is an error."""
+    """YAML 1.1 with three repairs: `1e-6` is a number, `2024-01-01` is a text, and a key given
+    twice is an error."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -38,7 +38,7 @@ from tests.conftest import REPOSITORY, driver_command
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 180
 GONE_S = 60
-ENDS_S = 400
+ENDS_S = 900
 """How long one command of a trial may take on a busy machine."""
 
 Kind = Literal["engine", "actor", "worker", "board", "raylet", "driver"]

@@ -112,7 +112,7 @@ def driver_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, str(REPOSITORY / "regenesis.py"), *map(str, arguments)]
 
 
-def run_driver(*arguments: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """The driver as a user starts it, in a process of its own."""
     return subprocess.run(
         driver_command(*arguments),

@@ -68,7 +68,7 @@ def test_config_malformed_override_is_refused(
         ("- 1", "expected settings"),
         ("", "found nothing"),
         ("run: a\nrun: b", "given twice"),
-        ("run: 2024-01-01", "quote it"),
+        ("run: !!binary YQ==", "quote it"),
     ],
 )
 def test_config_broken_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
@@ -76,6 +76,11 @@ def test_config_broken_file_is_refused(tmp_path: Path, text: str, expected: str)
     path.write_text(text)
     with pytest.raises(InputError, match=expected):
         load_settings(Config, path)
+
+
+def test_config_date_is_a_text(scripted_config: dict[str, Any], write_config: WriteConfig) -> None:
+    config = load_settings(Config, write_config(scripted_config), ["run=2024-01-01"])
+    assert config.run == "2024-01-01"
 
 
 def test_config_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
