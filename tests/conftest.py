@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.ledger import Ledger
+from cluster.storage import Folder
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
@@ -67,8 +70,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def scripted_config(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
-    """A whole run with the scripted engine: 24 training and 16 held-out questions."""
+def scripted_config(tmp_path: Path, model_folder: Path, ray_cluster: str) -> dict[str, Any]:
+    """A whole run with the scripted engine: 24 training and 16 held-out questions.
+
+    On the cluster that the tests share: starting one takes longer than most of these runs.
+    """
     return {
         "run": "scripted",
         "model": {"path": str(model_folder)},
@@ -91,7 +97,7 @@ def scripted_config(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
             "max_num_seqs": 8,
             "flush_s": 0.2,
         },
-        "cluster": {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.2},
+        "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }
 
@@ -106,6 +112,10 @@ def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
         return path
 
     return write
+
+
+LOCAL_CLUSTER = {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.2}
+"""For a run that starts a Ray of its own, as on a laptop."""
 
 
 def driver_command(*arguments: str | Path) -> list[str]:
@@ -123,6 +133,12 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
         timeout=timeout_s,
         check=False,
     )
+
+
+def ledger_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that a reader of the ledger gets, without those it leaves aside."""
+    rows = Ledger.read(Folder.open(str(folder))).rows()
+    return sorted(rows, key=lambda row: str(row["question_id"]))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from benchmarks.synthesis import (
     Measured,
     Window,
     check_same_work,
+    drawn_length,
     format_table,
     measure,
     plan_units,
@@ -65,7 +67,8 @@ def test_summary_has_medians_and_the_ratios_of_the_sides_that_ran() -> None:
 
 def test_same_work_passes_and_each_difference_is_found() -> None:
     good = measured("a", 1.0)
-    check_same_work([good, measured("c", 2.0, cached=None)], 2, LIMITS)
+    num_tokens = {"adapt": 4, "structure": 6, "path": 10}
+    check_same_work([good, measured("c", 2.0, cached=None)], 2, num_tokens)
     for other, said in (
         (replace(good, num_generations=good.num_generations | {"path": 1}), "expected 2 of each"),
         (replace(good, num_tokens=good.num_tokens | {"path": 9}), "'path': 10"),
@@ -73,7 +76,16 @@ def test_same_work_passes_and_each_difference_is_found() -> None:
         (replace(good, num_prompt_tokens={"adapt": 202}), "tokenized otherwise"),
     ):
         with pytest.raises(AssertionError, match=said):
-            check_same_work([good, other], 2, LIMITS)
+            check_same_work([good, other], 2, num_tokens)
+
+
+def test_lengths_hang_on_the_seed_and_spread_around_a_quarter_of_the_limit() -> None:
+    drawn = [drawn_length(seed, 128, 0.8) for seed in range(2000)]
+    assert drawn == [drawn_length(seed, 128, 0.8) for seed in range(2000)]
+    assert 30 <= statistics.median(drawn) <= 34
+    assert min(drawn) >= 1
+    assert 0.02 < sum(length == 128 for length in drawn) / len(drawn) < 0.08
+    assert {drawn_length(seed, 128, 0.0) for seed in range(100)} == {128}
 
 
 def test_rotated_begins_elsewhere_and_keeps_the_order() -> None:
@@ -96,7 +108,7 @@ def test_options_default_to_every_side_and_all_guidelines() -> None:
     options = read_options([])
     assert options.sides == tuple(SIDES)
     assert options.num_guidelines == 25
-    assert read_options(["--gpu"]).max_tokens == (128, 256, 512)
+    assert read_options(["--gpu"]).max_tokens == (512, 1024, 2048)
     assert read_options(["--sides", "e,a"]).sides == ("a", "e")
 
 

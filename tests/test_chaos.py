@@ -27,10 +27,9 @@ from tests.chaos import (
     draw_kills,
     generations,
     ledger_folders,
-    ledger_rows,
     sums_config,
 )
-from tests.conftest import run_driver
+from tests.conftest import ledger_rows, run_driver
 
 LATENCY_S = 0.25
 NUM_TRAIN = 32

@@ -16,9 +16,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.ledger import Ledger
-from cluster.storage import Folder
-from tests.conftest import REPOSITORY, arithmetic, driver_command, run_driver
+from tests.conftest import (
+    LOCAL_CLUSTER,
+    REPOSITORY,
+    arithmetic,
+    driver_command,
+    ledger_rows,
+    run_driver,
+)
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 SLOW_ENGINE = "engine.options={latency_s: 0.5}"
@@ -56,12 +61,6 @@ def step_folder(config: dict[str, Any], step: str) -> Path:
     return folders[0]
 
 
-def ledger_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a reader of the ledger gets, without those it leaves aside."""
-    ledger = Ledger.read(Folder.open(str(folder)))
-    return sorted(ledger.rows(), key=lambda row: str(row["question_id"]))
-
-
 def durable_files(folder: Path) -> dict[Path, bytes]:
     """Every Parquet file that a reader can open; what a kill tore is not durable."""
     files = {}
@@ -81,6 +80,7 @@ def is_part(path: Path) -> bool:
 def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
+    scripted_config["cluster"] = LOCAL_CLUSTER
     undisturbed = scripted_config | {"run": "undisturbed"}
     whole = run_driver("run", write_config(undisturbed))
     assert whole.returncode == 0, whole.stderr
@@ -167,6 +167,7 @@ def test_run_dead_worker_is_started_again_and_every_question_is_there_once(
 def test_run_asked_to_stop_keeps_what_is_finished(
     scripted_config: dict[str, Any], write_config: WriteConfig, number: signal.Signals
 ) -> None:
+    scripted_config["cluster"] = LOCAL_CLUSTER
     # Nothing would be flushed by time alone: only the stop makes finished rows durable.
     process = start_driver(
         "run", write_config(scripted_config), "--set", SLOW_ENGINE, "--set", "engine.flush_s=600"
@@ -202,7 +203,7 @@ def test_run_nothing_to_learn_from_says_why_and_keeps_the_paths(
     options = "engine.options={wrong_share: 100}"
     result = run_driver("run", write_config(scripted_config), "--set", options)
     assert result.returncode == 3
-    assert "of 72 paths 72 were wrong" in result.stderr
+    assert "of 72 paths were dropped: 72 wrong;" in result.stderr
     assert len(ledger_rows(step_folder(scripted_config, "paths"))) == 24
 
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from cluster.processes import end_processes
-from tests.chaos import all_rows, check_complete, ledger_rows, sums_config, terminate
-from tests.conftest import REPOSITORY, driver_command, run_driver
+from tests.chaos import all_rows, check_complete, sums_config, terminate
+from tests.conftest import LOCAL_CLUSTER, REPOSITORY, driver_command, ledger_rows, run_driver
 
 NUM_TRAIN = 12
 QUESTIONS = [
@@ -90,7 +90,7 @@ class Small:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Small]:
+def small(tmp_path: Path, ray_cluster: str) -> Iterator[Small]:
     tree = sums_config(tmp_path, NUM_TRAIN, 1) | {
         "synthesis": {"guidelines_per_question": GUIDELINES},
         "engine": {
@@ -101,7 +101,7 @@ def small(tmp_path: Path) -> Iterator[Small]:
             "max_num_seqs": 8,
             "flush_s": 0.2,
         },
-        "cluster": {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.1},
+        "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }
     small = Small(tmp_path, tree)
@@ -236,6 +236,7 @@ def test_terminated_run_keeps_what_is_finished_and_leaves_no_process(
     log = tmp_path / "generations.log"
     # Nothing would be flushed by time alone, and a stop of one engine is not that of the other.
     engines = {"min_workers": 2, "max_workers": 2, "cpus_per_worker": 0.5, "flush_s": 600}
+    small.tree["cluster"] = LOCAL_CLUSTER
     driver = small.start(options={"latency_s": 0.5, "log_file": str(log)}, **engines)
     deadline = time.monotonic() + 120
     while (num_finished := finished_questions(log)) < 4:
@@ -262,6 +263,7 @@ def finished_questions(log: Path) -> int:
 
 def test_run_terminated_while_engines_start_ends_at_once(small: Small, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
+    small.tree["cluster"] = LOCAL_CLUSTER
     driver = small.start(options={"start_s": 240, "start_log": str(starts)})
     deadline = time.monotonic() + 120
     while not num_starts(starts):

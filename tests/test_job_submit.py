@@ -18,9 +18,10 @@ from typing import Any
 from urllib.error import HTTPError
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from tests.conftest import ledger_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -187,13 +188,10 @@ def write_sums(path: Path, numbers: range) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def read_rows(root: Path, step: str) -> dict[str, dict[str, Any]]:
-    """`{question_id: row}` of all part files of one step of the only run below a root."""
-    parts = sorted(root.glob(f"submitted/{step}-*/**/part-*.parquet"))
-    rows = [row for part in parts for row in pq.ParquetFile(part).read().to_pylist()]
-    by_question = {row["question_id"]: row for row in rows}
-    assert len(by_question) == len(rows)
-    return by_question
+def read_rows(root: Path, step: str) -> list[dict[str, Any]]:
+    """The rows of one step of the only run below a root."""
+    (folder,) = root.glob(f"submitted/{step}-*")
+    return ledger_rows(folder)
 
 
 def test_submitted_job_rows_equal_a_local_run(
@@ -211,7 +209,7 @@ def test_submitted_job_rows_equal_a_local_run(
     assert alone.returncode == 0, alone.stdout
     paths = read_rows(submitted, "round_0/paths")
     assert len(paths) == 6
-    assert {path["verdict"] for row in paths.values() for path in row["paths"]} == {
+    assert {path["verdict"] for row in paths for path in row["paths"]} == {
         "correct",
         "wrong",
     }
