@@ -392,6 +392,7 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
             num_predictions=run.questions.split("dev", "test").num_rows,
             rounds=config.rounds,
             num_models_predicted=config.rounds + 1,
+            shares=run.paths_job(this).shares,
         ),
         speed,
         config.cost,

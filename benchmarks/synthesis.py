@@ -58,6 +58,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import yaml
@@ -1161,6 +1162,16 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def processor_gflops(size: int = 1024, num_products: int = 40) -> float:
+    """How fast all cores multiply float32 matrices now: a rented machine has its moods."""
+    left = np.ones((size, size), np.float32)
+    left @ left
+    began_at = time.monotonic()
+    for _ in range(num_products):
+        left @ left
+    return float(round(2e-9 * size**3 * num_products / (time.monotonic() - began_at), 1))
+
+
 def gpu_name() -> str | None:
     command = shutil.which("nvidia-smi")
     if not command:
@@ -1198,11 +1209,16 @@ def main(argv: Sequence[str]) -> None:
         num_tokens = expected_tokens(work)
         for repeat in range(options.repeats):
             for unit in plan_units(options.sides, repeat):
-                for one in run_unit(work_file, unit, repeat, options.unit_timeout_s, work):
+                before = processor_gflops()
+                made = run_unit(work_file, unit, repeat, options.unit_timeout_s, work)
+                speeds = [before, processor_gflops()]
+                for one in made:
+                    one.details["processor_gflops"] = speeds
                     repeats.append(one)
                     print(
                         f"repeat {repeat + 1}/{options.repeats}, side {one.side}: "
-                        f"{one.tokens_per_s:.1f} tok/s in {one.seconds:.1f} s",
+                        f"{one.tokens_per_s:.1f} tok/s in {one.seconds:.1f} s "
+                        f"(processor before and after: {speeds[0]:.0f}, {speeds[1]:.0f} GFLOPS)",
                         flush=True,
                     )
     check_same_work(repeats, num_chains, num_tokens)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cluster.errors import InputError
+from cluster.schedule import Share
 from cluster.settings import OPERATIONAL, Settings
 
 RESAMPLES = 2_000
@@ -97,6 +98,8 @@ class Workload:
     rounds: int = 1
     num_models_predicted: int = 2
     """The base model and one more a round."""
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    """By dataset, where it has limits."""
 
     @property
     def num_engine_starts(self) -> int:
@@ -260,11 +263,17 @@ def _assumptions(parts: Mapping[str, _Part], workload: Workload, speed: Speed) -
     said.append("Training and the waiting between steps are not estimated.")
     if workload.rounds > 1 or workload.num_models_predicted > 1:
         said.append("Later rounds and tuned models are taken to write what the base model does.")
+    sizes = {name: part.num_probed + part.num_left for name, part in parts.items()}
+    if ended := [name for name, num in workload.num_questions.items() if sizes[name] < num]:
+        said.append(f"Taken to end at the limits set for them: {_some(ended)}.")
     thin = [name for name, part in parts.items() if part.num_probed < 2 and part.num_left]
     if thin:
-        named = ", ".join(thin[:5]) + (f" and {len(thin) - 5} more" if len(thin) > 5 else "")
-        said.append(f"Fewer than two questions were probed of {named}: taken to be like all.")
+        said.append(f"Fewer than two questions were probed of {_some(thin)}: taken to be like all.")
     return tuple(said)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # --- the statistics ----------------------------------------------------------------------------
@@ -371,8 +380,19 @@ def _question_parts(
     for name, num in workload.num_questions.items():
         own = samples[name]
         sample = own if own.freedom else _borrowed_sample(everything, donors, rng)
-        parts[name] = _part(own.rows, sample, num, workload.rounds, ceiling, rng)
+        enough = _num_within(workload.shares.get(name, Share()), num, _mean(sample.rows))
+        begun = max(enough, min(num, len(own.rows)))
+        parts[name] = _part(own.rows, sample, begun, workload.rounds, ceiling, rng)
     return parts
+
+
+def _num_within(share: Share, num: int, mean: Array) -> int:
+    """How many of the questions are begun until a limit is reached, were each like the mean."""
+    for limit, column in ((share.max_tokens, "tokens"), (share.max_accepted, "accepted")):
+        each = float(mean[_COLUMNS.index(column)])
+        if limit is not None and each > 0:
+            num = min(num, math.ceil(limit / each))
+    return num
 
 
 def _prediction_part(

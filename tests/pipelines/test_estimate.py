@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import InputError
+from cluster.schedule import Share
 from cluster.settings import content_of
 from pipelines.estimate import (
     Budget,
@@ -223,6 +224,24 @@ def test_nothing_probed_is_unknown() -> None:
     assert "| generated tokens            | unknown" in format_estimate(got)
     (warning,) = check_budget(got, Budget(max_hours=1.0))
     assert "cannot say" in warning
+
+
+@pytest.mark.parametrize(
+    ("share", "num_begun"),
+    [
+        (Share(), 1000),
+        (Share(max_tokens=1050), 11),
+        (Share(max_accepted=40), 20),
+        (Share(max_tokens=5000, max_accepted=40), 20),
+        (Share(max_tokens=10), 2),
+    ],
+)
+def test_dataset_with_limits_is_taken_to_end_there(share: Share, num_begun: int) -> None:
+    probed = [question(num_tokens=100, num_accepted=n) for n in (1, 3)]
+    made = estimate(*probed, num_questions={"a": 1000}, shares={"a": share})
+    assert made.paths == 5 * num_begun
+    assert made.datasets[0].num_questions == num_begun
+    assert any("end at the limits" in said for said in made.assumptions) == (num_begun < 1000)
 
 
 def test_more_probed_than_there_is_gets_refused() -> None:
