@@ -180,6 +180,17 @@ class Window:
         return self.ended_at - self.began_at
 
 
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What was at work within a window; None is not known."""
+
+    gpu_percent: float | None = None
+    engine_cores: float | None = None
+    """Processors that the engines' own processes used."""
+    other_cores: float | None = None
+    """Processors that everything else used: Ray, the driver, prompts and texts."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one side did in one repeat."""
@@ -194,7 +205,8 @@ class Measured:
     num_cached_tokens: dict[str, int] | None
     first_prompts: str
     """Hash over seeds and chats of the first stage."""
-    gpu_busy_percent: float | None = None
+    busy: dict[str, float | None]
+    """See `Busy`."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -241,7 +253,7 @@ def measure(
     repeat: int,
     window: Window,
     generations: Sequence[Generation],
-    busy: float | None,
+    busy: Busy,
     details: dict[str, Any] | None = None,
 ) -> Measured:
     """Counts of one side by stage."""
@@ -263,7 +275,7 @@ def measure(
         },
         num_cached_tokens=cached,
         first_prompts=hash_text(*sorted(f"{g.seed} {g.prompt}" for g in by_stage[STAGES[0]])),
-        gpu_busy_percent=busy,
+        busy=dataclasses.asdict(busy),
         details=details or {},
     )
 
@@ -491,12 +503,12 @@ async def measure_engine_sides(
         for side in sides:
             await engine.forget_prefixes()
             engine.start_records()
-            with GpuSampler() as gpu:
+            with MachineSampler() as machine:
                 began_at = time.time()
                 paths = await make_paths(side, engine, recipe, questions)
                 window = Window(began_at, time.time())
             generations = join_records(read_records(records)[1], paths)
-            measured.append(measure(side, repeat, window, generations, gpu.busy(window)))
+            measured.append(measure(side, repeat, window, generations, machine.busy(window)))
         if not repeat and "e" in sides:
             widths = sorted(
                 {1, work.synthesis.guidelines_per_question or 1, work.engine.max_num_seqs}
@@ -517,7 +529,7 @@ def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
     settings = recording(work, records).engine.model_copy(
         update={"implementation": f"{RecordingEngine.__module__}.RecordingEngine"}
     )
-    with GpuSampler() as gpu:
+    with MachineSampler() as machine:
         summary = run_pool(work, settings, recipe, ledger)
     warm_up, made = read_records(records)
     # Every generation waited for the warm-up, which no other side has in its time either.
@@ -525,7 +537,7 @@ def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
     window = Window(warm_up["warm_at"], warm_up["warm_at"] + seconds)
     paths = [path for row in Ledger.read(ledger).rows() for path in row["paths"]]
     generations = join_records(made, paths)
-    return measure("d", repeat, window, generations, gpu.busy(window), summary.counts)
+    return measure("d", repeat, window, generations, machine.busy(window), summary.counts)
 
 
 def run_pool(work: Work, settings: EngineSettings, recipe: Recipe, ledger: Folder) -> PoolSummary:
@@ -718,7 +730,7 @@ def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
     blocks = chain_blocks(recipe, questions)
     # Three engines claim a CPU each, whatever the machine has.
     num_cpus = max(8, len(os.sched_getaffinity(0)))
-    with ray_session(ClusterSettings(num_cpus=num_cpus)), GpuSampler() as gpu:
+    with ray_session(ClusterSettings(num_cpus=num_cpus)), MachineSampler() as machine:
         gate = ray.remote(num_cpus=0)(Gate).remote(BATCH_ROWS)
         dataset = ray.data.from_arrow(blocks).map_batches(
             WaitAtGate,
@@ -738,7 +750,8 @@ def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
         rows = [row for row in dataset.iter_rows() if not row["is_warm_up"]]
         window = Window(ray.get(gate.opened_at.remote()), max(row["done_at"] for row in rows))
         details = {"iterated_s": time.time() - window.began_at}
-    return measure("c", repeat, window, processor_generations(rows), gpu.busy(window), details)
+    busy = machine.busy(window)
+    return measure("c", repeat, window, processor_generations(rows), busy, details)
 
 
 def processor_generations(rows: Iterable[Mapping[str, Any]]) -> list[Generation]:
@@ -760,38 +773,61 @@ def processor_generations(rows: Iterable[Mapping[str, Any]]) -> list[Generation]
 # --- the GPU -----------------------------------------------------------------------------------
 
 
-class GpuSampler:
-    """Asks `nvidia-smi` once a second how busy the first GPU is; nothing where there is none."""
+class MachineSampler:
+    """Looks once a second who uses the processors and, where there is one, the first GPU.
+
+    What is not the engine's own takes its processors away: on a CPU that is all that can part a
+    side from the limit, besides an engine that waits.
+    """
 
     def __init__(self) -> None:
-        self._command = shutil.which("nvidia-smi")
-        self._samples: list[tuple[float, float]] = []
+        self._nvidia_smi = shutil.which("nvidia-smi")
+        self._gpu: list[tuple[float, float]] = []
+        self._cores: list[tuple[float, float, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        if self._command:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        self._thread.join(timeout=10)
 
     def _sample(self) -> None:
-        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
         while not self._stop.wait(1.0):
-            result = subprocess.run(
-                [str(self._command), *query], capture_output=True, text=True, check=False
-            )
-            if result.stdout.strip().isdigit():
-                self._samples.append((time.time(), float(result.stdout)))
+            self._cores.append((time.time(), *processor_seconds()))
+            if self._nvidia_smi and (busy := self._gpu_percent()) is not None:
+                self._gpu.append((time.time(), busy))
 
-    def busy(self, window: Window) -> float | None:
-        """Mean share of the window in percent, or None when there was no sample in it."""
-        inside = [busy for at, busy in self._samples if window.began_at <= at <= window.ended_at]
-        return statistics.fmean(inside) if inside else None
+    def _gpu_percent(self) -> float | None:
+        query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
+        command = [str(self._nvidia_smi), *query]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return float(result.stdout) if result.stdout.strip().isdigit() else None
+
+    def busy(self, window: Window) -> Busy:
+        """Means over the window, None where no sample fell into it."""
+        gpu = [busy for at, busy in self._gpu if window.began_at <= at <= window.ended_at]
+        cores = [seen for seen in self._cores if window.began_at <= seen[0] <= window.ended_at]
+        gpu_percent = statistics.fmean(gpu) if gpu else None
+        if len(cores) < 2:
+            return Busy(gpu_percent)
+        seconds, total, engines = (cores[-1][n] - cores[0][n] for n in range(3))
+        return Busy(gpu_percent, engines / seconds, (total - engines) / seconds)
+
+
+def processor_seconds() -> tuple[float, float]:
+    """(all the machine's, the engines') processor seconds so far."""
+    times = psutil.cpu_times()
+    engines = 0.0
+    for process in psutil.process_iter(["name", "cpu_times"]):
+        # The process title of vLLM's engine core; what the engine starts for others has its own.
+        if (process.info["name"] or "").startswith("VLLM::"):
+            used = process.info["cpu_times"]
+            engines += used.user + used.system
+    return times.user + times.nice + times.system, engines
 
 
 LLAMA_3_8B = {
@@ -1097,7 +1133,6 @@ def summarize(repeats: Sequence[Measured]) -> dict[str, Any]:
 
 
 def summarize_side(made: Sequence[Measured]) -> dict[str, Any]:
-    busy = [one.gpu_busy_percent for one in made if one.gpu_busy_percent is not None]
     return {
         "what": SIDES[made[0].side],
         "tokens_per_s": round(statistics.median(one.tokens_per_s for one in made), 1),
@@ -1105,8 +1140,13 @@ def summarize_side(made: Sequence[Measured]) -> dict[str, Any]:
         "seconds": round(statistics.median(one.seconds for one in made), 2),
         "tokens_per_s_of_each_repeat": [round(one.tokens_per_s, 1) for one in made],
         "prefix_cache_hit_rate": hit_rates(made),
-        "gpu_busy_percent": round(statistics.median(busy), 1) if busy else None,
+        "busy": {name: _median(one.busy[name] for one in made) for name in made[0].busy},
     }
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 2) if known else None
 
 
 def hit_rates(made: Sequence[Measured]) -> dict[str, float] | None:
@@ -1127,16 +1167,20 @@ def format_table(report: Mapping[str, Any]) -> str:
     """The medians as a table for people."""
     lines = [
         f"{'':20}{'tok/s':>8}  {'each repeat':24}{'chains/min':>11}{'seconds':>9}"
-        f"{'GPU':>5}  cached: {', '.join(STAGES)}"
+        f"{'GPU':>5}{'cores of engine, others':>25}  cached: {', '.join(STAGES)}"
     ]
     for side, row in report["sides"].items():
         each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_repeat"])
         rates = row["prefix_cache_hit_rate"]
         cached = ", ".join(f"{rate:.0%}" for rate in rates.values()) if rates else "not told"
-        busy = "" if row["gpu_busy_percent"] is None else f"{row['gpu_busy_percent']:.0f}%"
+        busy = row["busy"]
+        gpu = "" if busy["gpu_percent"] is None else f"{busy['gpu_percent']:.0f}%"
+        cores = (
+            "" if busy["engine_cores"] is None else "{engine_cores}, {other_cores}".format(**busy)
+        )
         lines.append(
             f"{side:20}{row['tokens_per_s']:>8}  {each:24}{row['chains_per_min']:>11}"
-            f"{row['seconds']:>9}{busy:>5}  {cached}"
+            f"{row['seconds']:>9}{gpu:>5}{cores:>25}  {cached}"
         )
     lines += [f"{name}: {report[name]}" for name in RATIOS if name in report]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from benchmarks.synthesis import (
     SIDES,
     STAGES,
     BarrierEngine,
+    Busy,
     Generation,
     Measured,
     Window,
@@ -40,7 +41,7 @@ def measured(side: str, seconds: float, cached: int | None = 25) -> Measured:
         for stage, limit in zip(STAGES, LIMITS, strict=True)
         for seed in (1, 2)
     ]
-    return measure(side, 0, Window(1000.0, 1000.0 + seconds), made, None)
+    return measure(side, 0, Window(1000.0, 1000.0 + seconds), made, Busy(None, 1.5, 0.25))
 
 
 def test_rates_count_tokens_and_chains_over_the_window() -> None:
@@ -62,7 +63,14 @@ def test_summary_has_medians_and_the_ratios_of_the_sides_that_ran() -> None:
     assert "over_engine_limit" not in summary
     assert summary["sides"]["a"]["prefix_cache_hit_rate"] == dict.fromkeys(STAGES, 0.25)
     assert summary["sides"]["c"]["prefix_cache_hit_rate"] is None
-    assert "over_released_order: 5.0" in format_table(summary)
+    assert summary["sides"]["d"]["busy"] == {
+        "gpu_percent": None,
+        "engine_cores": 1.5,
+        "other_cores": 0.25,
+    }
+    table = format_table(summary)
+    assert "over_released_order: 5.0" in table
+    assert "1.5, 0.25" in table
 
 
 def test_same_work_passes_and_each_difference_is_found() -> None:
