@@ -48,7 +48,9 @@ _OTHER_FORMATS = {
 """The first bytes of a file, what they say it is, and the mend."""
 
 # The one list of a JSON file: the file itself, or `examples` of the object that the file is.
-_LIST = re.compile(r'\s*(?:\{[^{}\[\]]*"examples"\s*:\s*)?\[')
+_LIST = re.compile(r"\s*\[")
+_EXAMPLES = re.compile(r'"examples"\s*:\s*\[')
+_OPENING = 10_000  # characters in which `examples` has to begin
 _BETWEEN_ITEMS = re.compile(r"[\s,]*")
 
 
@@ -298,7 +300,7 @@ def _read_json(location: str, stream: Any) -> Iterator[_Placed]:
     """The objects of the file's one list; several benchmarks call JSON lines `.json`, too."""
     data = _read_whole(location, stream, "JSON")
     text = _decode(location, data)
-    start = _LIST.match(text)
+    start = _LIST.match(text) or _EXAMPLES.search(text, 0, _OPENING)
     if start is None:
         yield from _read_jsonl(location, pa.BufferReader(data))
     else:

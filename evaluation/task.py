@@ -16,6 +16,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import importlib
+import itertools
 import pkgutil
 import posixpath
 import re
@@ -266,7 +267,9 @@ def _file_type(path: str) -> pyarrow.fs.FileType:
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot look into source.path {path}: {error}") from error
     if found == pyarrow.fs.FileType.NotFound:
-        raise InputError(f"source.path {path} is not there; relative paths start at questions.folder")
+        raise InputError(
+            f"source.path {path} is not there; relative paths start at questions.folder"
+        )
     return found
 
 
@@ -282,8 +285,8 @@ def _layouts(task: Task, split: Split) -> list[tuple[str, ...]]:
 
 def _is_named(name: str, task: Task, split: Split) -> bool:
     """Whether a file is called like one of the split's."""
-    patterns = [posixpath.basename(pattern) for layout in _layouts(task, split) for pattern in layout]
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    patterns = itertools.chain.from_iterable(_layouts(task, split))
+    return any(fnmatch.fnmatchcase(name, posixpath.basename(pattern)) for pattern in patterns)
 
 
 def _find(path: str, pattern: str) -> list[str]:

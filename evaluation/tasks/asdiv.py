@@ -1,7 +1,7 @@
 """ASDiv: diverse word problems of elementary school (arXiv 2106.15772).
 
-    <Problem ID="nluds-0001" Grade="1"><Body>Ann has 3 hens.</Body><Question>How many ...?</Question>
-      <Answer>3 (hens)</Answer><Formula>...</Formula></Problem>
+    <Problem ID="nluds-0001" Grade="1" Source="..."><Body>Ann has 3 hens.</Body>
+      <Question>How many hens?</Question><Answer>3 (hens)</Answer></Problem>
 
 Units in parentheses are left out of the truth. What is then a plain number is graded as one, yes
 and no as themselves, and ratios (`5:6`), lists (`50; 20`), fractions, times and names as texts. The
@@ -22,11 +22,8 @@ _UNIT = re.compile(r"\s*\([^()]*\)")
 def read_row(row: Row) -> Draft:
     """Body and question; upstream's columns are capitalised, the hub's are not."""
     is_upstream = "Body" in row.values
-    body, question, answer = ("Body", "Question", "Answer") if is_upstream else (
-        "body",
-        "question",
-        "answer",
-    )
+    columns = ("Body", "Question", "Answer")
+    body, question, answer = columns if is_upstream else map(str.lower, columns)
     text = f"{row.text(body)} {row.text(question)}"
     key = row.text("ID") if is_upstream else None
     return _draft(text, _without_units(row, answer), key)

@@ -102,7 +102,7 @@ def read_questions(
 ) -> Iterator[Question]:
     """The questions of each split that has files, split by split, in the order of the files.
 
-    They are read as they are asked for: no file is ever held whole. An id that does not begin with
+    They are read as they are asked for: no JSONL or Parquet file is ever held whole. An id that does not begin with
     the dataset's name gets `<dataset>/<split>/` put before it, so that ids differ over all
     datasets. Raises `InputError`; for an id that stands twice only after the last row, because
     until then no more than 8 bytes of each id are kept.
@@ -226,7 +226,8 @@ def _choices(row: Row, column: str | None, answer_type: AnswerType) -> tuple[str
             "name the column that lists them with source.columns.choices"
         )
     if not isinstance(value, list):
-        raise row.wrong(column, f": the options must be a list of texts, this is a {kind_of(value)}")
+        what = f": the options must be a list of texts, this is a {kind_of(value)}"
+        raise row.wrong(column, what)
     return row.checked_options(column or "choices", value)
 
 
@@ -236,7 +237,7 @@ def _from_json(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 

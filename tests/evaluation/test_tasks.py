@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +19,10 @@ from evaluation.task import find_task, plain_number, read_task, tasks
 from evaluation.tasks.bbh import KINDS
 from tests.conftest import SHARED_DATA
 
-NAMES = """anli aqua arc_challenge arc_easy asdiv asdiv_a bbh gsm8k math500 numglue openbookqa reclor
-strategyqa strategyqa_facts svamp""".split()
+NAMES = (
+    "anli aqua arc_challenge arc_easy asdiv asdiv_a bbh gsm8k math500 numglue openbookqa reclor "
+    "strategyqa strategyqa_facts svamp"
+).split()
 
 
 def lines(*rows: Mapping[str, Any]) -> str:
@@ -195,12 +198,15 @@ def ai2_row(labels: str, key: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("name", "folder"), [("arc_challenge", "ARC-Challenge"), ("arc_easy", "ARC-Easy")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("arc_challenge", "ARC-Challenge"), ("arc_easy", "ARC-Easy")]
+)
 def test_arc_options_are_lettered_by_position(tmp_path: Path, name: str, folder: str) -> None:
     rows = [ai2_row("ABCD", "C"), ai2_row("1234", "4"), ai2_row("ABC", "A"), ai2_row("ABCDE", "E")]
     write(tmp_path, f"{folder}/{folder}-Dev.jsonl", lines(*rows))
     questions = read(name, tmp_path, "dev")
-    assert [(q.answer, len(q.choices)) for q in questions] == [("C", 4), ("D", 4), ("A", 3), ("E", 5)]
+    answers = [(q.answer, len(q.choices)) for q in questions]
+    assert answers == [("C", 4), ("D", 4), ("A", 3), ("E", 5)]
     assert questions[1].question_id == f"{name}/dev/Q41234"
     assert questions[1].text.endswith("D) option 3")
 
@@ -284,7 +290,7 @@ ASDIV = """<?xml version="1.0" encoding="UTF-8"?>
 
 def asdiv_problem(number: int, answer: str) -> str:
     return (
-        f'<Problem ID="nluds-{number:04d}" Grade="1" Source="ours">\n<Body>Ann &amp; Bob row.</Body>'
+        f'<Problem ID="nluds-{number:04d}" Grade="1">\n<Body>Ann &amp; Bob row.</Body>'
         f"<Question>How far?</Question><Solution-Type>Sum</Solution-Type>"
         f"<Answer>{answer}</Answer><Formula>1+1=2</Formula></Problem>"
     )
@@ -374,11 +380,10 @@ def write_bbh(folder: Path, changed: Mapping[str, tuple[str, str]]) -> None:
     for name in KINDS:
         text, target = changed.get(name, ("Which?\nOptions:\n(A) x\n(B) y", "(A)"))
         if name not in changed and KINDS[name] != "choice":
-            text, target = "How many?", {"number": "3", "boolean": "yes", "text": "a b"}[KINDS[name]]
+            targets = {"number": "3", "boolean": "yes", "text": "a b"}
+            text, target = "How many?", targets[KINDS[name]]
         rows = [{"input": text, "target": target}]
-        tree = {"canary": "ours: {not} [a list]", "examples": rows}
-        if name != "snarks":
-            tree["canary"] = "ours"
+        tree = {"canary": "ours, {not} [a list]", "examples": rows}
         write(folder, f"bbh/{name}.json", json.dumps(tree, indent=2))
 
 
@@ -532,12 +537,13 @@ def test_hub_rows_come_through_the_datasets_library(
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the benchmark files are not here")
 def test_shared_files_hold_the_published_numbers_of_rows() -> None:
     """That each truth is graded correct is tested on the same files beside the grader."""
-    expected = {(task.name, split): n for task in tasks().values() for split, n in task.counts.items()}
-    numglue: dict[tuple[str, Split], int] = {("numglue", "train"): 2340}  # of an incomplete mirror
-    expected |= numglue | {("numglue", "dev"): 205, ("numglue", "test"): 659}
-    files = [path.name.split(".")[:2] for path in sorted(SHARED_DATA.glob("*.*.jsonl"))]
-    assert {name for name, _ in files} == set(NAMES) - {"reclor"}
-    for name, split in files:
-        questions = read(name, SHARED_DATA, next(s for s in SPLITS if s == split))
-        assert len(questions) == expected[name, questions[0].split], (name, split)
-        assert {q.answer_type for q in questions} <= set(find_task(name).answer_types)
+    numglue = {"train": 2340, "dev": 205, "test": 659}  # of an incomplete mirror
+    read_of = set()
+    for task, split in itertools.product(tasks().values(), SPLITS):
+        if (SHARED_DATA / f"{task.name}.{split}.jsonl").exists():
+            questions = read(task.name, SHARED_DATA, split)
+            expected = numglue[split] if task.name == "numglue" else task.counts[split]
+            assert len(questions) == expected, (task.name, split)
+            assert {q.answer_type for q in questions} <= set(task.answer_types)
+            read_of.add(task.name)
+    assert read_of == set(NAMES) - {"reclor"}

@@ -83,8 +83,8 @@ def test_chosen_splits_are_read_and_the_others_carved(tmp_path: Path) -> None:
     [
         (task("gsm8"), r"no task 'gsm8' \(nearest: gsm8k\)"),
         (task("reasoning_gym:chain_sum"), "write source: .kind: reasoning_gym, family: chain_sum"),
-        (task("bbh", domain="in_domain"), "bbh may not be trained on, because it carries the canary"),
-        (task("svamp", domain="in_domain"), "needs a train split, and of task svamp are used: test"),
+        (task("bbh", domain="in_domain"), "bbh may not be trained on, because it carries the"),
+        (task("svamp", domain="in_domain"), "a train split, and of task svamp are used: test"),
         (task("gsm8k", splits=["test"]), "needs a train split"),
         (task("gsm8k", splits=["dev"]), "task gsm8k has no dev; it has train, test"),
         (task("gsm8k", splits=[]), "read from no split"),
@@ -109,7 +109,8 @@ def test_wrong_row_of_a_task_ends_with_its_place(tmp_path: Path) -> None:
 
 def test_list_of_tasks_has_a_row_for_each_with_what_is_known() -> None:
     rows = {line.split()[0]: line for line in format_tasks().splitlines()}
-    assert rows["gsm8k"].split() == "gsm8k 7,473 - 1,319 number mathematics in_domain MIT yes".split()
+    cells = ["7,473", "-", "1,319", "number", "mathematics", "in_domain", "MIT", "yes"]
+    assert rows["gsm8k"].split() == ["gsm8k", *cells]
     assert rows["bbh"].endswith("MIT, with a canary  no")
     assert "research only" in rows["anli"]
     assert "?" in rows["numglue"]
