@@ -22,7 +22,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
@@ -132,21 +132,35 @@ def read_task(
     *,
     dataset: str | None = None,
     domain: Domain | None = None,
+    wrong: list[str] | None = None,
+    max_wrong: int = 0,
 ) -> Iterator[Question]:
     """The questions of some splits, split by split, in upstream's order.
 
     `path` is an absolute path or URI of a folder or a file; None: from the hub. `dataset` is what
     the ids begin with (`gsm8k/train/00042`), the task's own name unless another is given. Raises
-    `InputError` for a file that is not there, a row that is wrong, with file and line, and an id
-    that stands twice; no row is ever skipped.
+    `InputError` for a file that is not there, an id that stands twice, and a row that is wrong,
+    with file and line; of the wrong rows up to `max_wrong` are left out instead, and what is said
+    about them is put into `wrong`.
     """
     dataset, domain = dataset or task.name, domain or task.domain
+    wrong = [] if wrong is None else wrong
     places: dict[str, str] = {}
     for split in splits:
-        for row, draft in _drafts(task, split, path, alone=len(splits) == 1):
-            answer = _canonical(row, draft)
-            own = draft.key or ""
-            question_id = own if own.startswith(f"{dataset}/") else f"{dataset}/{split}/{own}"
+        numbers: Counter[str] = Counter()
+        listed = _listed_ids(task, path)
+        for row in _rows(task, split, path, alone=len(splits) == 1):
+            try:
+                draft = _draft(task, split, row, listed)
+                answer = _canonical(row, draft) if draft else ""
+            except InputError as error:
+                if len(wrong) >= max_wrong:
+                    raise
+                wrong.append(str(error))
+                continue
+            if draft is None:
+                continue
+            question_id = _question_id(draft, dataset, split, numbers)
             if question_id in places:
                 raise InputError(
                     f"{row.place}: the id {question_id!r} stands already at {places[question_id]}; "
@@ -154,15 +168,41 @@ def read_task(
                 )
             places[question_id] = row.place
             yield Question(
-                question_id,
-                dataset,
-                split,
-                domain,
-                draft.question,
-                answer,
-                draft.answer_type,
-                draft.choices,
+                question_id=question_id,
+                dataset=dataset,
+                split=split,
+                domain=domain,
+                question=draft.question,
+                answer=answer,
+                answer_type=draft.answer_type,
+                choices=draft.choices,
             )
+
+
+# ---------------------------------------------------------------------------- rows to drafts
+
+
+def _draft(task: Task, split: Split, row: Row, listed: frozenset[str]) -> Draft | None:
+    """The row as a draft; None for one that is not in the list of what the task takes."""
+    if _is_ours(row):
+        return _own_draft(task, split, row)
+    draft = task.read_row(row)
+    if task.id_lists is None or draft.key in listed:
+        return draft
+    if listed:
+        return None
+    raise InputError(
+        f"{row.place}: which rows are of task {task.name} stands in {task.id_lists}; "
+        "name the folder that holds both with source.path"
+    )
+
+
+def _question_id(draft: Draft, dataset: str, split: Split, numbers: Counter[str]) -> str:
+    """`dataset/split/group/key`, where a row without a key is numbered in its group."""
+    key = draft.key or f"{numbers[draft.group]:05d}"
+    numbers[draft.group] += 1
+    own = f"{draft.group}/{key}".removeprefix("/")
+    return own if own.startswith(f"{dataset}/") else f"{dataset}/{split}/{own}"
 
 
 def _canonical(row: Row, draft: Draft) -> str:
@@ -170,31 +210,6 @@ def _canonical(row: Row, draft: Draft) -> str:
         return canonical_answer(draft.answer, draft.answer_type, draft.choices)
     except ValueError as error:
         raise InputError(f"{row.place}: {error}") from error
-
-
-# ---------------------------------------------------------------------------- rows to drafts
-
-
-def _drafts(
-    task: Task, split: Split, path: str | None, *, alone: bool
-) -> Iterator[tuple[Row, Draft]]:
-    """Every row of a split with its draft, which has a key."""
-    numbers: Counter[str] = Counter()
-    taken = _listed_ids(task, path)
-    for row in _rows(task, split, path, alone=alone):
-        if _is_ours(row):
-            yield row, _own_draft(task, split, row)
-            continue
-        draft = task.read_row(row)
-        if task.id_lists is not None and not taken:
-            raise InputError(
-                f"{row.place}: which rows are of task {task.name} stands in {task.id_lists}; "
-                "name the folder that holds both with source.path"
-            )
-        if task.id_lists is None or draft.key in taken:
-            key = draft.key or f"{numbers[draft.group]:05d}"
-            numbers[draft.group] += 1
-            yield row, replace(draft, key=f"{draft.group}/{key}".removeprefix("/"))
 
 
 def _is_ours(row: Row) -> bool:

@@ -204,6 +204,9 @@ class QuestionSet:
     broken: dict[str, str] = field(default_factory=dict)
     """The datasets that were set aside, and the sentence that says what is wrong with each."""
 
+    wrong_rows: dict[str, list[str]] = field(default_factory=dict)
+    """The rows that `source.max_wrong_rows` let be left out, by dataset: a sentence each."""
+
     def split(self, *splits: Split) -> pa.Table:
         """The rows of some splits, in their order. Batches of one split are shared, not copied."""
         wanted = pa.array(splits, pa.string())
@@ -263,10 +266,11 @@ def load_questions(settings: QuestionSettings) -> QuestionSet:
     dataset of a run, and for any broken one where `settings.broken` is `refuse`.
     """
     broken: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {name: [] for name in settings.datasets}
     loaded: dict[str, list[_Loaded]] = {}
     for name, dataset in settings.datasets.items():
         with _setting_aside(name, settings, broken):
-            loaded[name] = _load_dataset(name, dataset, settings.folder)
+            loaded[name] = _load_dataset(name, dataset, settings.folder, wrong[name])
     taken = _taken(loaded)
     tables: list[pa.Table] = [QUESTION_TABLE_SCHEMA.empty_table()]
     counts: list[SplitCounts] = []
@@ -277,7 +281,8 @@ def load_questions(settings: QuestionSettings) -> QuestionSet:
             tables += [table for table, _ in chosen]
             counts += [count for _, count in chosen]
     _check_what_is_left(settings, counts, broken)
-    return QuestionSet(pa.concat_tables(tables), counts, broken)
+    left_out = {name: rows for name, rows in wrong.items() if rows and name not in broken}
+    return QuestionSet(pa.concat_tables(tables), counts, broken, left_out)
 
 
 @contextmanager
@@ -305,9 +310,11 @@ def _check_what_is_left(
         raise InputError(f"questions.datasets: {what}; mend or remove the broken ones:{reasons}")
 
 
-def _load_dataset(name: str, settings: DatasetSettings, folder: str) -> list[_Loaded]:
+def _load_dataset(
+    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
+) -> list[_Loaded]:
     """The splits of one dataset that have questions, train first."""
-    ordered = _ordered_questions(name, settings, folder)
+    ordered = _ordered_questions(name, settings, folder, wrong)
     orders, identities = array("Q"), array("Q")
     tables = [QUESTION_TABLE_SCHEMA.empty_table()]
     while batch := list(itertools.islice(ordered, ROWS_PER_BATCH)):
@@ -334,14 +341,14 @@ def _load_dataset(name: str, settings: DatasetSettings, folder: str) -> list[_Lo
 
 
 def _ordered_questions(
-    name: str, settings: DatasetSettings, folder: str
+    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
 ) -> Iterator[tuple[int, Question]]:
     """The questions of a dataset in their final splits, with the number that a limit goes by."""
     source, domain = settings.source, settings.domain
     if isinstance(source, FileSource):
         yield from _carve(read_questions(source, folder, name, domain), settings)
     elif isinstance(source, TaskSource):
-        yield from _carve(read_task_questions(source, folder, name, domain), settings)
+        yield from _carve(read_task_questions(source, folder, name, domain, wrong), settings)
     else:
         wanted = {split: settings.limit(split) or 0 for split in SPLITS}
         yield from enumerate(draw_questions(source, name, domain, wanted, _generated_split))

@@ -15,6 +15,7 @@ from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 
 GYM = "reasoning_gym:"
 NUM_SHOWN = 3
+MAX_WRONG = 20  # rows of a split that are told before it is given up
 
 
 def format_tasks() -> str:
@@ -75,9 +76,10 @@ def format_task(name: str, path: str | None = None, splits: Sequence[Split] = ()
 def _read_or_say(
     task: Task, split: Split, place: str | None, *, must: bool, lines: list[str]
 ) -> list[Question]:
-    """The questions of a split and a line about them; without `must`, one that fails is said."""
+    """The questions of a split and lines about them; without `must`, one that fails is said."""
+    wrong: list[str] = []
     try:
-        questions = list(read_task(task, [split], place))
+        questions = list(read_task(task, [split], place, wrong=wrong, max_wrong=MAX_WRONG))
     except InputError as error:
         if must:
             raise
@@ -87,6 +89,7 @@ def _read_or_say(
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     published = _count_of(task, split)
     lines.append(f"{split}: {len(questions):,} questions ({said}); published: {published}")
+    lines += [f"wrong: {complaint}" for complaint in wrong]
     return questions
 
 

@@ -102,10 +102,10 @@ def read_questions(
 ) -> Iterator[Question]:
     """The questions of each split that has files, split by split, in the order of the files.
 
-    They are read as they are asked for: no JSONL or Parquet file is ever held whole. An id that does not begin with
-    the dataset's name gets `<dataset>/<split>/` put before it, so that ids differ over all
-    datasets. Raises `InputError`; for an id that stands twice only after the last row, because
-    until then no more than 8 bytes of each id are kept.
+    They are read as they are asked for: no JSONL or Parquet file is ever held whole. An id that
+    does not begin with the dataset's name gets `<dataset>/<split>/` put before it, so that ids
+    differ over all datasets. Raises `InputError`; for an id that stands twice only after the last
+    row, because until then no more than 8 bytes of each id are kept.
     """
     digests = array("Q")
     for split, row, question_id in _identified_rows(source, folder, dataset):

@@ -29,6 +29,10 @@ class TaskSource(Settings):
     """Which of its splits are read; null: all that it has. A dev or test that is not read is carved
     from train, as `dev_share` and `test_share` say."""
 
+    max_wrong_rows: pydantic.NonNegativeInt = 0
+    """So many rows that are wrong upstream are left out and said; one more, and the task cannot be
+    loaded."""
+
     @pydantic.field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
@@ -77,9 +81,18 @@ class TaskSource(Settings):
 
 
 def read_task_questions(
-    source: TaskSource, folder: str, dataset: str, domain: Domain
+    source: TaskSource, folder: str, dataset: str, domain: Domain, wrong: list[str]
 ) -> Iterator[Question]:
-    """The questions of the splits that are used, in upstream's order. Raises `InputError`."""
-    path = resolve(source.path, folder) if source.path is not None else None
-    splits = source.used_splits(domain)
-    return read_task(source.task, splits, path, dataset=dataset, domain=domain)
+    """The questions of the splits that are used, in upstream's order. Raises `InputError`.
+
+    What is wrong with the rows that are left out is put into `wrong`, with file and line.
+    """
+    return read_task(
+        source.task,
+        source.used_splits(domain),
+        resolve(source.path, folder) if source.path is not None else None,
+        dataset=dataset,
+        domain=domain,
+        wrong=wrong,
+        max_wrong=source.max_wrong_rows,
+    )

@@ -19,10 +19,8 @@ from evaluation.task import find_task, plain_number, read_task, tasks
 from evaluation.tasks.bbh import KINDS
 from tests.conftest import SHARED_DATA
 
-NAMES = (
-    "anli aqua arc_challenge arc_easy asdiv asdiv_a bbh gsm8k math500 numglue openbookqa reclor "
-    "strategyqa strategyqa_facts svamp"
-).split()
+NAMES = ["anli", "aqua", "arc_challenge", "arc_easy", "asdiv", "asdiv_a", "bbh", "gsm8k"]
+NAMES += ["math500", "numglue", "openbookqa", "reclor", "strategyqa", "strategyqa_facts", "svamp"]
 
 
 def lines(*rows: Mapping[str, Any]) -> str:
@@ -115,7 +113,7 @@ def test_gsm8k_row_without_its_number_is_named(tmp_path: Path, answer: str) -> N
 
 def test_numglue_reads_all_eight_kinds(tmp_path: Path) -> None:
     date = {"day": "", "month": "", "year": ""}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"question": "How many cars?", "answer": "3", "type": "Type_1"},
         {"question": "Which month?", "answer": "May", "type": "Type_1"},
         {"question": "How heavy?", "answer": 4.17, "type": "Type_2"},
@@ -181,9 +179,7 @@ def test_numglue_reads_all_eight_kinds(tmp_path: Path) -> None:
         ({"answer": None}, "column 'answer' is null"),
     ],
 )
-def test_numglue_wrong_row_is_named(
-    tmp_path: Path, change: dict[str, Any], expected: str
-) -> None:
+def test_numglue_wrong_row_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     row = {"question": "How many?", "answer": "1", "type": "Type_1"}
     write(tmp_path, "NumGLUE_test.json", lines(row, row | change))
     told = complaint("numglue", tmp_path)
@@ -255,7 +251,7 @@ def test_reclor_label_counts_from_zero_and_val_is_test(tmp_path: Path) -> None:
 
 
 def test_reclor_has_to_be_asked_for_by_form() -> None:
-    with pytest.raises(InputError, match="the hub does not have it; get it from .*by form"):
+    with pytest.raises(InputError, match=r"hub does not have it; get it from .*by form"):
         list(read_task(find_task("reclor"), ["test"]))
 
 
@@ -355,7 +351,7 @@ def test_aqua_keeps_equal_options_apart_by_letter(tmp_path: Path) -> None:
     [
         ({"correct": "F"}, "column 'correct' is 'F'"),
         ({"options": ["A)1", "2"]}, "column 'options': '2' should begin with B)"),
-        ({"options": ["A)1", "C)2"]}, "'C)2' should begin with B)"),
+        ({"options": ["A)1", "C)2"]}, "column 'options': 'C)2' should begin with B)"),
         ({"options": "A)1 B)2"}, "column 'options': expected a list, found a text"),
     ],
 )
@@ -454,6 +450,17 @@ def test_math500_tells_numbers_from_latex(tmp_path: Path) -> None:
     questions = read("math500", tmp_path)
     assert [(q.answer, q.answer_type) for q in questions] == [row[1:] for row in answers]
     assert questions[0].question_id == "math500/test/algebra/0"
+
+
+def test_wrong_rows_up_to_a_number_are_left_out_and_told(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": f"#### {'x' if n in (1, 3) else n}"} for n in range(5)]
+    write(tmp_path, "test.jsonl", lines(*rows))
+    wrong: list[str] = []
+    told = read_task(find_task("gsm8k"), ["test"], str(tmp_path), wrong=wrong, max_wrong=2)
+    assert [q.answer for q in told] == ["0", "2", "4"]
+    assert ["test.jsonl:2" in wrong[0], "test.jsonl:4" in wrong[1], len(wrong)] == [True, True, 2]
+    with pytest.raises(InputError, match=r"test\.jsonl:4"):
+        list(read_task(find_task("gsm8k"), ["test"], str(tmp_path), max_wrong=1))
 
 
 # ---------------------------------------------------------------------------- where rows stand

@@ -107,11 +107,24 @@ def test_wrong_row_of_a_task_ends_with_its_place(tmp_path: Path) -> None:
         load(tmp_path, gsm8k=task("gsm8k"))
 
 
+def test_wrong_rows_that_are_let_go_are_reported_by_dataset(tmp_path: Path) -> None:
+    write_gsm8k(tmp_path)
+    lines = ['{"question": "?", "answer": "two"}', '{"question": "!", "answer": "#### 2"}']
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    mine = task("gsm8k")
+    mine["source"]["max_wrong_rows"] = 1
+    loaded = load(tmp_path, gsm8k=mine)
+    assert [q.question for q in loaded.questions("test")] == ["!"]
+    (complaint,) = loaded.wrong_rows["gsm8k"]
+    assert "test.jsonl:1, column 'answer' does not end with ####" in complaint
+    assert "wrong: " + complaint in format_task("gsm8k", str(tmp_path))
+
+
 def test_list_of_tasks_has_a_row_for_each_with_what_is_known() -> None:
     rows = {line.split()[0]: line for line in format_tasks().splitlines()}
     cells = ["7,473", "-", "1,319", "number", "mathematics", "in_domain", "MIT", "yes"]
     assert rows["gsm8k"].split() == ["gsm8k", *cells]
-    assert rows["bbh"].endswith("MIT, with a canary  no")
+    assert rows["bbh"].split()[-5:] == ["MIT,", "with", "a", "canary", "no"]
     assert "research only" in rows["anli"]
     assert "?" in rows["numglue"]
     assert "reasoning_gym:<family>" in rows
