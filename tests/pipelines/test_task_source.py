@@ -10,6 +10,7 @@ import pydantic
 import pytest
 
 from cluster.errors import InputError
+from cluster.settings import load_settings
 from evaluation.question import SPLITS
 from pipelines.questions import QuestionSet, QuestionSettings, load_questions
 from pipelines.task_listing import format_task, format_tasks
@@ -98,6 +99,16 @@ def test_task_settings_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(pydantic.ValidationError, match=expected):
         settings_of(tmp_path, mine=dataset)
+
+
+def test_unknown_task_in_a_config_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("datasets: {mine: {source: {kind: task, name: gsm8}}}")
+    with pytest.raises(InputError) as caught:
+        load_settings(QuestionSettings, path)
+    complaint = str(caught.value)
+    assert "datasets.mine.source.name: no task 'gsm8' (nearest: gsm8k)" in complaint
+    assert "more)" not in complaint
 
 
 def test_wrong_row_of_a_task_ends_with_its_place(tmp_path: Path) -> None:
