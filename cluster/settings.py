@@ -136,7 +136,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
     """The first thing wrong, as one sentence; a misspelt key comes before what it left missing."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    # A default that hangs on a wrong value was not made; that is no second thing wrong.
+    found = [p for p in error.errors() if p["type"] != "default_factory_not_called"]
+    problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
     sentence = _explain_one(root, problems[0])
     rest = len(problems) - 1
     return f"{sentence} (and {rest} more)" if rest else sentence
