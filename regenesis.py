@@ -77,6 +77,7 @@ from pipelines.probe import (
     read_probed_predictions,
 )
 from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from pipelines.task_listing import format_task, format_tasks
 from training.fine_tune import fine_tune
@@ -520,7 +521,7 @@ def num_predictions(run: Run, step: Step) -> int:
 def run_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py run CONFIG`."""
     check_until(arguments.until)
-    config = load_settings(Config, arguments.config, arguments.set)
+    config = load_settings(Config, arguments.config, arguments.set, with_strategy)
     run = plan_run(config)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if arguments.dry_run:
@@ -541,7 +542,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py plan CONFIG`."""
-    config = load_settings(Config, arguments.config, arguments.set)
+    config = load_settings(Config, arguments.config, arguments.set, with_strategy)
     run = plan_run(config)
     claim_run_folder(run.folder, config.run)
     with ray_session(config.cluster) as stop:
