@@ -77,7 +77,9 @@ from pipelines.probe import (
     read_probed_predictions,
 )
 from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
+from pipelines.task_listing import format_task, format_tasks
 from training.fine_tune import fine_tune
 from training.settings import TrainingSettings
 
@@ -136,6 +138,7 @@ def save_questions(run: Run) -> None:
             num_questions=run.questions.table.num_rows,
             counts=run.questions.counts,
             broken=run.questions.broken,
+            wrong_rows=run.questions.wrong_rows,
         )
 
 
@@ -445,15 +448,17 @@ def say_warnings(config: Config) -> None:
 
 
 def format_counts(questions: QuestionSet) -> str:
-    """One line a dataset and split, and one for each dataset that was set aside."""
+    """One line a dataset and split, and one for each dataset or row that was left out."""
     lines = [
         f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
         f"{c['num_read']} read, {c['num_dropped_duplicate']} duplicates and "
         f"{c['num_dropped_overlap']} overlaps dropped"
         for c in questions.counts
     ]
-    broken = questions.broken.items()
-    return "\n".join([*lines, *(f"questions: {name} is SET ASIDE: {why}" for name, why in broken)])
+    for name, rows in questions.wrong_rows.items():
+        lines += [f"questions: {name}: a row is LEFT OUT: {why}" for why in rows]
+    lines += [f"questions: {name} is SET ASIDE: {why}" for name, why in questions.broken.items()]
+    return "\n".join(lines)
 
 
 class TrainingPrinter:
@@ -516,7 +521,7 @@ def num_predictions(run: Run, step: Step) -> int:
 def run_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py run CONFIG`."""
     check_until(arguments.until)
-    config = load_settings(Config, arguments.config, arguments.set)
+    config = load_settings(Config, arguments.config, arguments.set, with_strategy)
     run = plan_run(config)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if arguments.dry_run:
@@ -537,7 +542,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py plan CONFIG`."""
-    config = load_settings(Config, arguments.config, arguments.set)
+    config = load_settings(Config, arguments.config, arguments.set, with_strategy)
     run = plan_run(config)
     claim_run_folder(run.folder, config.run)
     with ray_session(config.cluster) as stop:
@@ -555,6 +560,15 @@ def clean_command(arguments: argparse.Namespace) -> int:
     say(format_leftovers(leftovers))
     if not arguments.dry_run:
         remove_leftovers(leftovers)
+    return 0
+
+
+def tasks_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py tasks [NAME]`."""
+    if arguments.name is None:
+        say(format_tasks())
+    else:
+        say(format_task(arguments.name, arguments.path, tuple(arguments.splits or ())))
     return 0
 
 
@@ -594,7 +608,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="also remove the steps that the config which was run last does not use",
     )
+    tasks_parser = commands.add_parser(
+        "tasks",
+        help="list the known benchmarks, or show three questions of one as a model sees them",
+    )
+    tasks_parser.add_argument("name", nargs="?", help="a task, or reasoning_gym:FAMILY")
+    tasks_parser.add_argument("--path", help="a folder or file of it; default: the hub")
+    tasks_parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: its own")
     plan_parser.set_defaults(do=plan_command)
+    tasks_parser.set_defaults(do=tasks_command)
     clean_parser.set_defaults(do=clean_command)
     run_parser.set_defaults(do=run_command)
     return parser.parse_args(argv)

@@ -83,8 +83,10 @@ from cluster.settings import AnySettings, Settings
 from cluster.storage import Folder
 from evaluation.question import Question, question_table
 from pipelines.chain import (
+    STAGES,
     PathTask,
     Recipe,
+    Stage,
     StageSettings,
     SynthesisSettings,
     run_chains,
@@ -117,7 +119,6 @@ RATIOS = {
     "over_engine_limit": ("d", "e"),
     "prefix_cache_gain": ("e", "e_no_prefix_cache"),
 }
-STAGES = ("adapt", "structure", "path")
 _TEXT_COLUMNS = {"adapt": "adapted_guideline", "structure": "structure", "path": "reasoning"}
 
 WARM_UP_PROMPTS = 8
@@ -258,7 +259,7 @@ def measure(
 ) -> Measured:
     """Counts of one side by stage."""
     by_stage = {stage: [g for g in generations if g.stage == stage] for stage in STAGES}
-    cached = None
+    cached: dict[str, int] | None = None
     if all(g.num_cached_tokens is not None for g in generations):
         cached = {
             stage: sum(g.num_cached_tokens or 0 for g in made) for stage, made in by_stage.items()
@@ -594,7 +595,7 @@ class WaitAtGate:
 class ProcessorStage:
     """What comes before and after one processor: our prompts, seeds and limits."""
 
-    stage: str
+    stage: Stage
     recipe: Recipe
     chains: Mapping[str, tuple[Question, PathTask]]
     length_spread: float
@@ -608,7 +609,7 @@ class ProcessorStage:
             length = WARM_UP_SAMPLING.max_tokens
         else:
             question, task = self.chains[row["path_id"]]
-            messages = stage_messages(self.stage, self.recipe, question, task.guideline, row)
+            messages = stage_messages(self.stage, self.recipe, question, task, row)
             length = drawn_length(seed, sampling.max_tokens or 1, self.length_spread)
         sampling = sampling.model_copy(update={"max_tokens": length})
         return {

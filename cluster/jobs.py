@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ for its own task, one for theirs, and one to spare."""
 
 
 class Slots:
-    """How many chains of generations may run at once; chains come in turn.
+    """How many generations may run at once; chains come in turn.
 
     A question is begun when no chain waits any more, so that an engine always has its number in
     flight while only few questions are open, and those of one question run together and share
@@ -28,43 +29,54 @@ class Slots:
     """
 
     def __init__(self, num_slots: int) -> None:
-        self._free = num_slots
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._num_slots = self._free = num_slots
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._nobody_waits = asyncio.Event()
         self._nobody_waits.set()
         self._door = asyncio.Lock()
 
     async def __aenter__(self) -> None:
-        if self._free:
-            self._free -= 1
+        await self._acquire(1)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release(1)
+
+    @contextlib.asynccontextmanager
+    async def take(self, count: int) -> AsyncIterator[None]:
+        """Hold the slots of one request for `count` generations; at most all that there are."""
+        count = min(count, self._num_slots)
+        await self._acquire(count)
+        try:
+            yield
+        finally:
+            self._release(count)
+
+    async def _acquire(self, count: int) -> None:
+        if not self._waiting and self._free >= count:
+            self._free -= count
             return
         turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.append((turn, count))
         self._nobody_waits.clear()
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release()  # it was given the slot in the same moment
-            self._forget_cancelled()
+            # It may have been given its slots in the same moment.
+            self._release(count if turn.done() and not turn.cancelled() else 0)
             raise
 
-    async def __aexit__(self, *_: object) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        self._forget_cancelled()
-        if self._waiting:
-            self._waiting.popleft().set_result(None)
-            self._forget_cancelled()
-        else:
-            self._free += 1
-
-    def _forget_cancelled(self) -> None:
-        while self._waiting and self._waiting[0].done():
+    def _release(self, count: int) -> None:
+        """Give slots back, and the free ones to whoever is first; none passes another."""
+        self._free += count
+        while self._waiting:
+            turn, wanted = self._waiting[0]
+            if not turn.done():
+                if self._free < wanted:
+                    return
+                self._free -= wanted
+                turn.set_result(None)
             self._waiting.popleft()
-        if not self._waiting:
-            self._nobody_waits.set()
+        self._nobody_waits.set()
 
     async def room(self) -> None:
         """Wait until no chain waits for a slot, those of questions begun just now included.

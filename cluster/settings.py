@@ -15,7 +15,7 @@ import enum
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,15 +81,20 @@ _YamlLoader.add_implicit_resolver(
 
 
 def load_settings(
-    root: type[AnySettings], path: str | Path, overrides: Sequence[str] = ()
+    root: type[AnySettings],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> AnySettings:
     """The settings of a YAML file with `a.b=value` overrides laid over it.
 
-    Raises `InputError` naming the file and the field, the value and the mend.
+    `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
+    naming the file and the field, the value and the mend.
     """
     tree = _read_yaml(Path(path))
     for override in overrides:
         _apply_override(tree, override)
+    tree = complete(tree)
     try:
         # JSON mode reads lists as tuples and stays strict about everything else.
         return root.model_validate_json(json.dumps(tree))
@@ -97,6 +102,16 @@ def load_settings(
         raise InputError(f"{path}: {_explain(root, error)}") from error
     except TypeError as error:
         raise InputError(f"{path}: a value has no JSON form ({error}); quote it") from error
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees as one: what stands in both is taken from `above`, branch by branch."""
+    both = {
+        name: laid_over(below[name], value)
+        for name, value in above.items()
+        if isinstance(value, Mapping) and isinstance(below.get(name), Mapping)
+    }
+    return {**below, **above, **both}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -136,7 +151,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
     """The first thing wrong, as one sentence; a misspelt key comes before what it left missing."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    # A default that hangs on a wrong value was not made; that is no second thing wrong.
+    found = [p for p in error.errors() if p["type"] != "default_factory_not_called"]
+    problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
     sentence = _explain_one(root, problems[0])
     rest = len(problems) - 1
     return f"{sentence} (and {rest} more)" if rest else sentence

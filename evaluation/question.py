@@ -67,6 +67,13 @@ class Question:
         return "\n".join([self.question, *(f"{letter}) {text}" for letter, text in options)])
 
     @property
+    def shown_answer(self) -> str:
+        """The right answer as a person would be told it: an option with its letter and text."""
+        if self.answer_type != "choice":
+            return self.answer
+        return f"{self.answer}) {self.choices[string.ascii_uppercase.index(self.answer)]}"
+
+    @property
     def normalized_text(self) -> str:
         """The text by which two questions are the same one: no case, no runs of white space."""
         return " ".join(self.text.casefold().split())

@@ -1,6 +1,8 @@
 """One reasoning path: adapt a guideline, structure it, follow it (three generations in a row).
 
 Pure functions around one coroutine, `run_chain`, which knows an engine by its `chat` method only.
+The chain may leave stages out; what is left of it without adaptation and structure is a plain chain
+of thought, from the very prompt that evaluation asks with.
 A path as it is kept, for example::
 
     {"path_id": "0/regenesis/gsm8k/train/00042/decompose/0/0", "guideline_id": "decompose",
@@ -14,18 +16,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.engine import Completion, Engine, GenerationError, SamplingSettings
 from cluster.jobs import Slots
 from cluster.settings import OPERATIONAL, Settings
-from evaluation.prompt import Message, answer_format
+from evaluation.prompt import Message, answer_format, answer_messages
 from evaluation.question import Question
 from pipelines.guidelines import (
     GUIDELINES_FILE,
@@ -36,7 +38,12 @@ from pipelines.guidelines import (
     load_prompts,
 )
 
-STRATEGY = "regenesis"
+Stage = Literal["adapt", "structure", "path"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+SAMPLES_PER_REQUEST = 16
+"""Answers that one request asks for, where samples share their prompt: the engine reads it once.
+Few enough that the last samples of a question do not wait for a hundred free slots."""
 
 GENERATION_TYPE = pa.struct(
     [
@@ -79,15 +86,46 @@ class StageSettings(Settings):
 class SynthesisSettings(Settings):
     """How reasoning paths are made."""
 
+    strategy: str = "regenesis"
+    """One of `pipelines/strategies`; it sets what the config does not."""
+    chain: tuple[Stage, ...] = STAGES
+    """The stages of a path, in their order. Without `adapt` the guideline is structured as it is;
+    without `structure` the advice is followed as it is; `[path]` is a plain chain of thought, with
+    no guideline and the prompt of evaluation."""
+    hint_stages: tuple[Stage, ...] = ()
+    """Stages that are shown the right answer in a second pass, which only a question has none of
+    whose paths was right. Empty: no such pass; the truth filters, and never helps to generate."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
     """A YAML file of your own guidelines, a list of `{id, text}`. What counts is its content."""
     prompts: Annotated[str | None, OPERATIONAL] = None
     """A YAML file of your own prompts (adapt, structure, path). What counts is its content."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null is all of them."""
-    samples_per_guideline: Annotated[int, Field(gt=0)] = 1
+    samples: Annotated[int, Field(gt=0)] = 1
+    """Paths of each guideline; of each question where the chain follows none."""
     stages: StageSettings = StageSettings()
     seed: int = 0
+
+    @property
+    def follows_guidelines(self) -> bool:
+        """Whether any stage reads a guideline; else a path is the last stage alone."""
+        return len(self.chain) > 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SynthesisSettings:
+        if not self.chain or self.chain != tuple(s for s in STAGES if s in self.chain):
+            raise ValueError(f"chain: {list(self.chain)} is not in the order of {list(STAGES)}")
+        if self.chain[-1] != "path":
+            raise ValueError("chain: its last stage has to be path, which writes the solution")
+        if unknown := set(self.hint_stages) - set(self.chain):
+            raise ValueError(f"hint_stages: {min(unknown)} is no stage of the chain; remove it")
+        if not self.follows_guidelines and self.guidelines_per_question:
+            raise ValueError(
+                "guidelines_per_question: a chain of path alone follows none; use samples"
+            )
+        if self.samples > 1 and not any(getattr(self.stages, s).temperature for s in self.chain):
+            raise ValueError("samples: all are the same at temperature 0; set 1, or a temperature")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +133,11 @@ class PathTask:
     """One path to make, known before anything is generated."""
 
     path_id: str
-    guideline: Guideline
+    guideline: Guideline | None
+    """None: a plain chain of thought."""
     sample: int
     hint_pass: int = 0
+    """1: made again with the right answer shown in some stages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +156,25 @@ class Recipe:
         prompts = load_prompts(Path(settings.prompts or PROMPTS_FILE))
         return cls(round_number, guidelines, prompts, settings)
 
-    def tasks(self, question: Question) -> list[PathTask]:
+    def tasks(self, question: Question, hint_pass: int = 0) -> list[PathTask]:
         """The paths of a question: its guidelines in the order of the file, each n samples."""
-        drawn = self._draw_guidelines(question.question_id)
+        first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
         return [
             PathTask(
-                f"{self.round}/{STRATEGY}/{question.question_id}/{guideline.guideline_id}/0/{sample}",
+                f"{first}/{guideline.guideline_id if guideline else 'none'}/{hint_pass}/{sample}",
                 guideline,
                 sample,
+                hint_pass,
             )
-            for guideline in self.guidelines
-            if guideline.guideline_id in drawn
-            for sample in range(self.settings.samples_per_guideline)
+            for guideline in self._guidelines_of(question.question_id)
+            for sample in range(self.settings.samples)
         ]
+
+    def _guidelines_of(self, question_id: str) -> list[Guideline | None]:
+        if not self.settings.follows_guidelines:
+            return [None]
+        drawn = self._draw_guidelines(question_id)
+        return [guideline for guideline in self.guidelines if guideline.guideline_id in drawn]
 
     def _draw_guidelines(self, question_id: str) -> set[str]:
         ids = [guideline.guideline_id for guideline in self.guidelines]
@@ -162,34 +208,72 @@ def split_thinking(text: str) -> tuple[str, str, bool]:
 
 
 def stage_messages(
-    stage: str, recipe: Recipe, question: Question, guideline: Guideline, columns: dict[str, Any]
+    stage: Stage, recipe: Recipe, question: Question, task: PathTask, columns: Mapping[str, Any]
 ) -> list[Message]:
     """The chat of one stage, filled in with what the stages before it wrote."""
-    template: str = getattr(recipe.prompts, stage)
-    text = template.format(
-        question=question.text,
-        guideline=guideline.text,
-        adapted_guideline=columns["adapted_guideline"],
-        structure=columns["structure"],
-        answer_format=answer_format(question),
-    )
-    return [{"role": "user", "content": text}]
+    if task.guideline is None:
+        messages = answer_messages(question)
+    else:
+        template: str = getattr(recipe.prompts, _prompt_name(stage, recipe.settings.chain))
+        text = template.format(
+            question=question.text,
+            guideline=task.guideline.text,
+            adapted_guideline=columns["adapted_guideline"] or task.guideline.text,
+            structure=columns["structure"],
+            answer_format=answer_format(question),
+        )
+        messages = [{"role": "user", "content": text}]
+    if task.hint_pass and stage in recipe.settings.hint_stages:
+        hint = recipe.prompts.hint.format(answer=question.shown_answer)
+        last = messages[-1]
+        messages = [*messages[:-1], last | {"content": f"{last['content']}\n\n{hint}"}]
+    return messages
 
 
-_STAGE_COLUMNS = {"adapt": "adapted_guideline", "structure": "structure", "path": "reasoning"}
+def _prompt_name(stage: Stage, chain: tuple[Stage, ...]) -> str:
+    return "path_from_advice" if stage == "path" and "structure" not in chain else stage
+
+
+_STAGE_COLUMNS: dict[Stage, str] = {
+    "adapt": "adapted_guideline",
+    "structure": "structure",
+    "path": "reasoning",
+}
 
 
 async def run_chain(
-    engine: Engine, recipe: Recipe, question: Question, task: PathTask, attempt: int = 0
-) -> dict[str, Any]:
-    """Run one path through its three generations; ungraded.
+    engine: Engine,
+    recipe: Recipe,
+    question: Question,
+    tasks: Sequence[PathTask],
+    attempt: int = 0,
+) -> list[dict[str, Any]]:
+    """Run one path through its generations, or several samples that share every prompt; ungraded.
 
     A generation that failed (its prompt too long, its time up, refused by the engine) ends the path
     with `error` filled; an engine that died raises, since no other path would fare better.
     """
-    columns: dict[str, Any] = {
+    paths = [_begun_path(task) for task in tasks]
+    for stage in recipe.settings.chain:
+        sampling: SamplingSettings = getattr(recipe.settings.stages, stage)
+        # A retry draws anew: what rambled past the context once would do so again.
+        again = [attempt] if attempt else []
+        seed = stable_seed(recipe.settings.seed, tasks[0].path_id, stage, *again)
+        messages = stage_messages(stage, recipe, question, tasks[0], paths[0])
+        try:
+            completions = await engine.chat(messages, sampling, seed, len(tasks))
+        except GenerationError as error:
+            return [path | {"error": f"{stage}: {error}"} for path in paths]
+        # The engine gives the samples of a request the seeds that follow on its own.
+        for offset, (path, completion) in enumerate(zip(paths, completions, strict=True)):
+            _add_generation(path, stage, seed + offset, completion)
+    return paths
+
+
+def _begun_path(task: PathTask) -> dict[str, Any]:
+    return {
         "path_id": task.path_id,
-        "guideline_id": task.guideline.guideline_id,
+        "guideline_id": task.guideline.guideline_id if task.guideline else None,
         "pass": task.hint_pass,
         "sample": task.sample,
         "adapted_guideline": "",
@@ -200,34 +284,31 @@ async def run_chain(
         "generations": [],
         "error": None,
     }
-    for stage, column in _STAGE_COLUMNS.items():
-        sampling: SamplingSettings = getattr(recipe.settings.stages, stage)
-        # A retry draws anew: what rambled past the context once would do so again.
-        seed = stable_seed(recipe.settings.seed, task.path_id, stage, *[attempt] * bool(attempt))
-        messages = stage_messages(stage, recipe, question, task.guideline, columns)
-        try:
-            [completion] = await engine.chat(messages, sampling, seed)
-        except GenerationError as error:
-            columns["error"] = f"{stage}: {error}"
-            break
-        thinking, text, closed = split_thinking(completion.text)
-        columns[column] = text
-        columns["generations"].append(_describe(stage, seed, completion, closed))
-        if stage == "path":
-            columns |= {"thinking": thinking, "token_ids": completion.token_ids}
-    return columns
 
 
-def _describe(stage: str, seed: int, completion: Completion, closed: bool) -> dict[str, Any]:
-    """A generation's record. Thinking that was never closed leaves no answer: cut off."""
-    return {
-        "stage": stage,
-        "seed": seed,
-        "finish_reason": completion.finish_reason if closed else "length",
-        "num_prompt_tokens": completion.num_prompt_tokens,
-        "num_cached_tokens": completion.num_cached_tokens,
-        "num_tokens": len(completion.token_ids),
-    }
+def _add_generation(path: dict[str, Any], stage: Stage, seed: int, completion: Completion) -> None:
+    """Keep what a stage wrote. Thinking that was never closed leaves no answer: cut off."""
+    thinking, text, closed = split_thinking(completion.text)
+    path[_STAGE_COLUMNS[stage]] = text
+    if stage == "path":
+        path |= {"thinking": thinking, "token_ids": completion.token_ids}
+    path["generations"].append(
+        {
+            "stage": stage,
+            "seed": seed,
+            "finish_reason": completion.finish_reason if closed else "length",
+            "num_prompt_tokens": completion.num_prompt_tokens,
+            "num_cached_tokens": completion.num_cached_tokens,
+            "num_tokens": len(completion.token_ids),
+        }
+    )
+
+
+def requests(tasks: Sequence[PathTask]) -> list[list[PathTask]]:
+    """The tasks that are asked for together: samples of a plain chain are, others go alone."""
+    plain = [task for task in tasks if task.guideline is None]
+    groups = [plain[n : n + SAMPLES_PER_REQUEST] for n in range(0, len(plain), SAMPLES_PER_REQUEST)]
+    return [*groups, *([task] for task in tasks if task.guideline is not None)]
 
 
 async def run_chains(
@@ -236,21 +317,23 @@ async def run_chains(
     question: Question,
     slots: Slots,
     previous: Mapping[str, Any] | None = None,
+    hint_pass: int = 0,
 ) -> list[dict[str, Any]]:
-    """All paths of a question, each by itself: no stage waits for another path's stage.
+    """All paths of one pass over a question, none waiting for another path's stage.
 
     Of the `previous` attempt's row, only the paths that failed are run again.
     """
     attempt = previous["attempt"] + 1 if previous else 0
-    whole: dict[str, dict[str, Any]] = (
-        {path["path_id"]: path for path in previous["paths"] or ()} if previous else {}
+    before = (previous["paths"] or ()) if previous else ()
+    whole = {path["path_id"]: path for path in before if not path["error"]}
+    tasks = recipe.tasks(question, hint_pass)
+
+    async def run(group: list[PathTask]) -> list[dict[str, Any]]:
+        async with slots.take(len(group)):
+            return await run_chain(engine, recipe, question, group, attempt)
+
+    made = await asyncio.gather(
+        *(run(group) for group in requests([t for t in tasks if t.path_id not in whole]))
     )
-
-    async def run(task: PathTask) -> dict[str, Any]:
-        path = whole.get(task.path_id)
-        if path is not None and not path["error"]:
-            return path
-        async with slots:
-            return await run_chain(engine, recipe, question, task, attempt)
-
-    return await asyncio.gather(*(run(task) for task in recipe.tasks(question)))
+    paths = whole | {path["path_id"]: path for group in made for path in group}
+    return [paths[task.path_id] for task in tasks]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ _PROMPT_FIELDS = {
     "adapt": {"question", "guideline"},
     "structure": {"question", "adapted_guideline"},
     "path": {"question", "structure"},
+    "path_from_advice": {"question", "adapted_guideline"},
+    "hint": {"answer"},
 }
-_KNOWN_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
+_OPTIONAL_PROMPTS = {"path_from_advice", "hint"}
+_STAGE_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,10 @@ class Prompts:
     adapt: str
     structure: str
     path: str
+    path_from_advice: str
+    """Of the last stage, in a chain without structure."""
+    hint: str
+    """Put after the turn of a stage that is shown the right answer."""
 
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
@@ -64,13 +71,20 @@ def _read_guideline(path: Path, number: int, row: Any) -> Guideline:
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file with the keys adapt, structure, path. Raises `InputError`."""
+    """The prompts of a YAML file; ours where it leaves out `path_from_advice` or `hint`.
+
+    Raises `InputError`.
+    """
     tree = _read_yaml(path)
-    if not isinstance(tree, dict) or set(tree) != set(_PROMPT_FIELDS):
-        raise InputError(f"{path}: expected the three prompts {', '.join(_PROMPT_FIELDS)}")
-    for stage, text in tree.items():
-        _check_prompt(path, stage, text)
-    return Prompts(**{stage: text.strip() for stage, text in tree.items()})
+    given = set(tree) if isinstance(tree, dict) else set()
+    if not set(_PROMPT_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_PROMPT_FIELDS):
+        needed = ", ".join(name for name in _PROMPT_FIELDS if name not in _OPTIONAL_PROMPTS)
+        optional = ", ".join(sorted(_OPTIONAL_PROMPTS))
+        raise InputError(f"{path}: expected the prompts {needed}, and perhaps {optional}")
+    for name, text in tree.items():
+        _check_prompt(path, name, text)
+    ours = {} if path == PROMPTS_FILE else asdict(load_prompts())
+    return Prompts(**ours | {name: text.strip() for name, text in tree.items()})
 
 
 def _check_prompt(path: Path, stage: str, text: Any) -> None:
@@ -82,8 +96,9 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(
             f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
         ) from error
-    if unknown := fields - _KNOWN_FIELDS:
-        known = ", ".join(sorted(_KNOWN_FIELDS))
+    known_fields = {"answer"} if stage == "hint" else _STAGE_FIELDS
+    if unknown := fields - known_fields:
+        known = ", ".join(sorted(known_fields))
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
     if lacking := _PROMPT_FIELDS[stage] - fields:
         raise InputError(f"{path}: the prompt {stage} lacks {{{min(lacking)}}}")

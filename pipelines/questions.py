@@ -49,6 +49,7 @@ from evaluation.question import (
 )
 from pipelines.sources.files import FileSource, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
+from pipelines.sources.tasks import TaskSource, read_task_questions
 
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Limit = Annotated[pydantic.NonNegativeInt | None, EXTENT]
@@ -65,14 +66,16 @@ ROWS_AS_OBJECTS = 1_000
 class DatasetSettings(Settings):
     """One dataset: where it comes from, what it is for, and how much of it is used."""
 
-    source: FileSource | ReasoningGymSource = pydantic.Field(discriminator="kind")
-    """Files, or a family of procedural questions."""
+    source: FileSource | ReasoningGymSource | TaskSource = pydantic.Field(discriminator="kind")
+    """Files, a family of procedural questions, or a task that is known by name."""
 
-    domain: Domain = "in_domain"
-    """`out_of_domain` is only ever evaluated on: it has no train."""
+    domain: Domain = pydantic.Field(default_factory=lambda values: _domain_of(values["source"]))
+    """`out_of_domain` is only ever evaluated on: it has no train. Not given: a task's own domain,
+    and `in_domain` for everything else."""
 
     num_train: Limit = None
-    """At most so many of a file's training questions, null for all; exactly so many generated."""
+    """At most so many training questions of files or a task, null for all; exactly so many
+    generated."""
 
     num_dev: Limit = None
     """The same for dev."""
@@ -81,10 +84,10 @@ class DatasetSettings(Settings):
     """The same for test."""
 
     dev_share: Share = 0.1
-    """Files only: the share of train that becomes dev where there is no dev file."""
+    """Files and tasks: the share of train that becomes dev where there is no dev."""
 
     test_share: Share = 0.0
-    """Files only: the share of train that becomes test where there is no test file."""
+    """Files and tasks: the share of train that becomes test where there is no test."""
 
     weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
     """How often its questions come up, relative to the other datasets: with 2.0 twice as often as
@@ -104,10 +107,14 @@ class DatasetSettings(Settings):
         for name in ("max_generated_tokens", "max_accepted_paths"):
             if self.domain == "out_of_domain" and getattr(self, name):
                 raise ValueError(f"out_of_domain has no train; remove {name}")
+        if isinstance(self.source, ReasoningGymSource):
+            self._check_generated()
+        elif self.dev_share + self.test_share >= 1:
+            raise ValueError("dev_share and test_share leave nothing to train on")
         if isinstance(self.source, FileSource):
             self._check_files(self.source)
-        else:
-            self._check_generated()
+        if isinstance(self.source, TaskSource):
+            self.source.check_domain(self.domain)
         return self
 
     def _check_files(self, source: FileSource) -> None:
@@ -117,8 +124,6 @@ class DatasetSettings(Settings):
             raise ValueError("out_of_domain has no train; remove source.train")
         if not any(source.paths(split) for split in SPLITS):
             raise ValueError("no files; set source.test or source.dev")
-        if self.dev_share + self.test_share >= 1:
-            raise ValueError("dev_share and test_share leave nothing to train on")
 
     def _check_generated(self) -> None:
         used = SPLITS if self.domain == "in_domain" else SPLITS[1:]
@@ -130,10 +135,23 @@ class DatasetSettings(Settings):
             if getattr(self, name) != defaults[name].default:
                 raise ValueError(f"{name} is for files; generated splits are set by num_*")
 
+    def given_splits(self) -> tuple[Split, ...]:
+        """The splits that the source itself has; the others are carved from train."""
+        if isinstance(self.source, TaskSource):
+            return self.source.used_splits(self.domain)
+        if isinstance(self.source, FileSource):
+            source = self.source
+            return tuple(split for split in SPLITS if source.paths(split))
+        return SPLITS
+
     def limit(self, split: Split) -> int | None:
         """How many questions of a split are used at most; None is all."""
         limits = {"train": self.num_train, "dev": self.num_dev, "test": self.num_test}
         return limits[split]
+
+
+def _domain_of(source: FileSource | ReasoningGymSource | TaskSource) -> Domain:
+    return source.task.domain if isinstance(source, TaskSource) else "in_domain"
 
 
 class QuestionSettings(Settings):
@@ -185,6 +203,9 @@ class QuestionSet:
 
     broken: dict[str, str] = field(default_factory=dict)
     """The datasets that were set aside, and the sentence that says what is wrong with each."""
+
+    wrong_rows: dict[str, list[str]] = field(default_factory=dict)
+    """The rows that `source.max_wrong_rows` let be left out, by dataset: a sentence each."""
 
     def split(self, *splits: Split) -> pa.Table:
         """The rows of some splits, in their order. Batches of one split are shared, not copied."""
@@ -245,10 +266,11 @@ def load_questions(settings: QuestionSettings) -> QuestionSet:
     dataset of a run, and for any broken one where `settings.broken` is `refuse`.
     """
     broken: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {name: [] for name in settings.datasets}
     loaded: dict[str, list[_Loaded]] = {}
     for name, dataset in settings.datasets.items():
         with _setting_aside(name, settings, broken):
-            loaded[name] = _load_dataset(name, dataset, settings.folder)
+            loaded[name] = _load_dataset(name, dataset, settings.folder, wrong[name])
     taken = _taken(loaded)
     tables: list[pa.Table] = [QUESTION_TABLE_SCHEMA.empty_table()]
     counts: list[SplitCounts] = []
@@ -259,7 +281,8 @@ def load_questions(settings: QuestionSettings) -> QuestionSet:
             tables += [table for table, _ in chosen]
             counts += [count for _, count in chosen]
     _check_what_is_left(settings, counts, broken)
-    return QuestionSet(pa.concat_tables(tables), counts, broken)
+    left_out = {name: rows for name, rows in wrong.items() if rows and name not in broken}
+    return QuestionSet(pa.concat_tables(tables), counts, broken, left_out)
 
 
 @contextmanager
@@ -287,9 +310,11 @@ def _check_what_is_left(
         raise InputError(f"questions.datasets: {what}; mend or remove the broken ones:{reasons}")
 
 
-def _load_dataset(name: str, settings: DatasetSettings, folder: str) -> list[_Loaded]:
+def _load_dataset(
+    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
+) -> list[_Loaded]:
     """The splits of one dataset that have questions, train first."""
-    ordered = _ordered_questions(name, settings, folder)
+    ordered = _ordered_questions(name, settings, folder, wrong)
     orders, identities = array("Q"), array("Q")
     tables = [QUESTION_TABLE_SCHEMA.empty_table()]
     while batch := list(itertools.islice(ordered, ROWS_PER_BATCH)):
@@ -316,28 +341,29 @@ def _load_dataset(name: str, settings: DatasetSettings, folder: str) -> list[_Lo
 
 
 def _ordered_questions(
-    name: str, settings: DatasetSettings, folder: str
+    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
 ) -> Iterator[tuple[int, Question]]:
     """The questions of a dataset in their final splits, with the number that a limit goes by."""
-    source = settings.source
+    source, domain = settings.source, settings.domain
     if isinstance(source, FileSource):
-        yield from _carve(read_questions(source, folder, name, settings.domain), settings, source)
+        yield from _carve(read_questions(source, folder, name, domain), settings)
+    elif isinstance(source, TaskSource):
+        yield from _carve(read_task_questions(source, folder, name, domain, wrong), settings)
     else:
         wanted = {split: settings.limit(split) or 0 for split in SPLITS}
-        yield from enumerate(
-            draw_questions(source, name, settings.domain, wanted, _generated_split)
-        )
+        yield from enumerate(draw_questions(source, name, domain, wanted, _generated_split))
 
 
 def _carve(
-    questions: Iterable[Question], settings: DatasetSettings, source: FileSource
+    questions: Iterable[Question], settings: DatasetSettings
 ) -> Iterator[tuple[int, Question]]:
-    """Give splits without a file their share of train; each question's order is its id's hash.
+    """Give the splits that the source has not their share of train, by the hash of each id.
 
     Hash order makes the choice independent of the file's order and of how many are asked for.
     """
-    dev_share = 0.0 if source.paths("dev") else settings.dev_share
-    test_share = 0.0 if source.paths("test") else settings.test_share
+    given = settings.given_splits()
+    dev_share = 0.0 if "dev" in given else settings.dev_share
+    test_share = 0.0 if "test" in given else settings.test_share
     for question in questions:
         order = _hash(question.question_id)
         split = question.split

@@ -22,7 +22,7 @@ from cluster.ledger import ledger_schema
 from cluster.settings import content_of
 from evaluation.grader import GRADER_VERSION, Verdict, grade
 from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
-from pipelines.chain import PATH_TYPE, STRATEGY, Recipe, run_chains
+from pipelines.chain import PATH_TYPE, Recipe, run_chains
 
 PATHS_SCHEMA = ledger_schema(
     [
@@ -58,8 +58,9 @@ class SynthesizePaths:
     @property
     def width(self) -> int:
         """A question's chains run side by side, one generation each."""
-        drawn = self.recipe.guidelines[: self.recipe.settings.guidelines_per_question]
-        return len(drawn) * self.recipe.settings.samples_per_guideline
+        settings = self.recipe.settings
+        drawn = self.recipe.guidelines[: settings.guidelines_per_question]
+        return settings.samples * (len(drawn) if settings.follows_guidelines else 1)
 
     async def __call__(
         self,
@@ -70,10 +71,31 @@ class SynthesizePaths:
     ) -> dict[str, Any]:
         """The question's row, with all its paths."""
         asked = Question.from_row(question)
-        paths = await run_chains(engine, self.recipe, asked, slots, previous)
-        # A grade takes processor time; the event loop has an engine to feed.
-        graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
+        graded = await self._pass(0, engine, asked, slots, previous)
+        if self._needs_hint(graded, previous):
+            graded += await self._pass(1, engine, asked, slots, previous)
         return self._row(asked, graded) | count_paths(graded)
+
+    async def _pass(
+        self,
+        hint_pass: int,
+        engine: Engine,
+        asked: Question,
+        slots: Slots,
+        previous: dict[str, Any] | None,
+    ) -> list[dict[str, Any]]:
+        """The graded paths without the right answer shown, or with it."""
+        paths = await run_chains(engine, self.recipe, asked, slots, previous, hint_pass)
+        # A grade takes processor time; the event loop has an engine to feed.
+        return await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
+
+    def _needs_hint(self, graded: list[dict[str, Any]], previous: dict[str, Any] | None) -> bool:
+        """Whether no path was right; what an earlier attempt made with a hint is kept, too."""
+        if not self.recipe.settings.hint_stages:
+            return False
+        before = (previous["paths"] or ()) if previous else ()
+        were_hinted = any(path["pass"] for path in before)
+        return were_hinted or not any(path["verdict"] == Verdict.CORRECT for path in graded)
 
     def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a question that has no paths, and why."""
@@ -85,7 +107,7 @@ class SynthesizePaths:
         return question.to_row() | {
             "question_fingerprint": question.fingerprint,
             "round": self.recipe.round,
-            "strategy": STRATEGY,
+            "strategy": self.recipe.settings.strategy,
             "grader_version": GRADER_VERSION,
             "paths": paths,
         }

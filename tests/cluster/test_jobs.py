@@ -200,6 +200,41 @@ def test_slots_none_is_lost_whatever_is_cancelled_when(seed: int) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_slots_of_several_are_given_in_turn_and_none_is_lost(seed: int) -> None:
+    draw = random.Random(seed)
+    num_slots = draw.randint(1, 6)
+    inside = 0
+    begun: list[int] = []
+
+    async def request(slots: Slots, number: int, count: int) -> None:
+        nonlocal inside
+        async with slots.take(count):
+            begun.append(number)
+            inside += min(count, num_slots)
+            try:
+                assert inside <= num_slots
+                await turns(draw.randrange(5))
+            finally:
+                inside -= min(count, num_slots)
+
+    async def scenario() -> None:
+        slots = Slots(num_slots)
+        tasks = []
+        for number in range(200):
+            tasks.append(asyncio.create_task(request(slots, number, draw.randint(1, 9))))
+            if draw.random() < 0.2:
+                draw.choice(tasks[-10:]).cancel()
+            await turns(draw.randrange(3))
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+        assert begun == sorted(begun)
+        await slots.room()
+        await assert_all_free(slots, num_slots)
+
+    run(scenario())
+
+
 def test_room_is_there_while_a_slot_is_free_or_nobody_waits() -> None:
     async def scenario() -> None:
         chains = Chains(2)

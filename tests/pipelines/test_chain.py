@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cluster.engine import (
 )
 from cluster.errors import InputError
 from cluster.jobs import Slots
+from evaluation.prompt import answer_messages
 from evaluation.question import Question
 from pipelines.chain import (
     PATH_TYPE,
@@ -92,7 +94,7 @@ def stage_of(prompt: str) -> str:
 
 
 def recipe(**settings: object) -> Recipe:
-    return Recipe.load(0, SynthesisSettings.model_validate(settings))
+    return Recipe.load(0, SynthesisSettings.model_validate_json(json.dumps(settings)))
 
 
 def chains(
@@ -160,8 +162,9 @@ def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
     engine = Recorder()
     plan = recipe(stages={"adapt": {"max_tokens": 11}, "path": {"max_tokens": 99}})
     task = plan.tasks(QUESTION)[0]
-    path = asyncio.run(run_chain(engine, plan, QUESTION, task))
+    [path] = asyncio.run(run_chain(engine, plan, QUESTION, [task]))
     adapt, structure, solve = (prompt for prompt, _, _ in engine.asked)
+    assert task.guideline
     assert task.guideline.text in adapt
     assert "use fingers" in structure
     assert "1. count" in solve
@@ -176,12 +179,12 @@ def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
 
 def test_chain_seeds_hang_on_path_and_stage_only() -> None:
     first, second = Recorder(), Recorder()
-    plan = recipe(guidelines_per_question=4, samples_per_guideline=2)
+    plan = recipe(guidelines_per_question=4, samples=2)
     tasks = plan.tasks(QUESTION)
     for task in tasks:
-        asyncio.run(run_chain(first, plan, QUESTION, task))
+        asyncio.run(run_chain(first, plan, QUESTION, [task]))
     for task in reversed(tasks):
-        asyncio.run(run_chain(second, plan, QUESTION, task))
+        asyncio.run(run_chain(second, plan, QUESTION, [task]))
     seeds = [seed for _, _, seed in first.asked]
     assert len(set(seeds)) == 4 * 2 * 3
     assert sorted(seeds) == sorted(seed for _, _, seed in second.asked)
@@ -193,7 +196,7 @@ def test_tasks_drawn_guidelines_cover_all_over_many_questions() -> None:
     plan = recipe(guidelines_per_question=5)
     drawn = [
         {
-            task.guideline.guideline_id
+            task.path_id.split("/")[-3]
             for task in plan.tasks(
                 Question(f"d/train/{n}", "d", "train", "in_domain", "q", "4", "number")
             )
@@ -227,7 +230,7 @@ def test_thinking_is_kept_apart_from_the_answer(text: str, expected: tuple[str, 
 def test_chain_unclosed_thinking_counts_as_cut_off() -> None:
     plan = recipe(guidelines_per_question=1)
     engine = Recorder(last="<think>it may be \\boxed{4}")
-    path = asyncio.run(run_chain(engine, plan, QUESTION, plan.tasks(QUESTION)[0]))
+    [path] = asyncio.run(run_chain(engine, plan, QUESTION, plan.tasks(QUESTION)[:1]))
     assert path["reasoning"] == ""
     assert path["thinking"] == "it may be \\boxed{4}"
     assert path["generations"][-1]["finish_reason"] == "length"
@@ -294,7 +297,7 @@ def test_chains_next_attempt_runs_only_the_failed_paths_again() -> None:
 
 
 def test_chains_every_attempt_draws_anew() -> None:
-    plan = recipe(guidelines_per_question=3, samples_per_guideline=2)
+    plan = recipe(guidelines_per_question=3, samples=2)
     asked: list[set[int]] = []
     for attempt in range(4):
         engine = Stages()
@@ -374,3 +377,123 @@ def test_chain_template_arguments_of_each_stage_reach_the_engine() -> None:
     for stage, sampling, _ in engine.asked:
         assert sampling.template_args == {"enable_thinking": thinking[stage]}
         assert sampling.max_tokens is None
+
+
+# --- chains without some stages ----------------------------------------------------------------
+
+
+class Asked:
+    """Answers any request, and keeps what it was."""
+
+    def __init__(self, bad: str = "nothing fails") -> None:
+        self.prompts: list[str] = []
+        self.counts: list[int] = []
+        self._bad = bad
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        prompt = messages[-1]["content"]
+        self.prompts.append(prompt)
+        self.counts.append(n)
+        if self._bad in prompt:
+            raise GenerationError("refused")
+        return [Completion(f"by {seed + i}", [seed % 100 + i], "stop", 9) for i in range(n)]
+
+    def shutdown(self) -> None: ...
+
+
+def test_chain_without_adaptation_structures_the_guideline_as_it_is() -> None:
+    engine, plan = Asked(), recipe(chain=["structure", "path"], guidelines_per_question=1)
+    [path] = chains(engine, plan)
+    [task] = plan.tasks(QUESTION)
+    assert task.guideline
+    assert len(engine.prompts) == 2
+    assert f"Advice: {task.guideline.text}" in engine.prompts[0]
+    assert path["structure"] in engine.prompts[1]
+    assert path["adapted_guideline"] == ""
+
+
+def test_chain_without_structure_follows_the_advice_as_it_is() -> None:
+    engine, plan = Asked(), recipe(chain=["adapt", "path"], guidelines_per_question=1)
+    [path] = chains(engine, plan)
+    assert len(engine.prompts) == 2
+    assert f"Advice: {path['adapted_guideline']}" in engine.prompts[1]
+    assert "boxed" in engine.prompts[1]
+    assert [g["stage"] for g in path["generations"]] == ["adapt", "path"]
+
+
+def test_plain_chain_asks_the_evaluation_prompt_for_many_answers_at_once() -> None:
+    engine, plan = Asked(), recipe(chain=["path"], samples=20, strategy="direct")
+    paths = chains(engine, plan, num_slots=64)
+    assert engine.counts == [16, 4]
+    assert set(engine.prompts) == {answer_messages(QUESTION)[0]["content"]}
+    assert [p["path_id"] for p in paths] == [f"0/direct/d/train/1/none/0/{n}" for n in range(20)]
+    assert {path["guideline_id"] for path in paths} == {None}
+    seeds = [path["generations"][0]["seed"] for path in paths]
+    assert len(set(seeds)) == 20
+    # Each seed is the one that the engine gave that very sample.
+    assert [path["reasoning"] for path in paths] == [f"by {seed}" for seed in seeds]
+    assert pa.array(paths, PATH_TYPE).to_pylist()[0]["guideline_id"] is None
+
+
+def test_plain_chain_more_samples_keep_the_first_ones() -> None:
+    few, many = (chains(Asked(), recipe(chain=["path"], samples=n)) for n in (32, 48))
+    assert many[:32] == few
+
+
+def test_plain_chain_failed_request_is_tried_again_alone() -> None:
+    plan = recipe(chain=["path"], samples=18)
+    paths = chains(Asked(), plan)
+    failed = [path | {"error": "path: refused"} for path in paths[16:]]
+    engine = Asked()
+    again = chains(engine, plan, {"attempt": 0, "paths": paths[:16] + failed})
+    assert engine.counts == [2]
+    assert again[:16] == paths[:16]
+    assert not any(path["error"] for path in again)
+    everything = chains(Asked(bad="{2}"), plan)
+    assert {path["error"] for path in everything} == {"path: refused"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"chain": ["path", "adapt"]}, "not in the order"),
+        ({"chain": ["adapt", "structure"]}, "last stage has to be path"),
+        ({"chain": []}, "not in the order"),
+        ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is no stage of the chain"),
+        ({"chain": ["path"], "guidelines_per_question": 3}, "follows none"),
+        ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "same at"),
+    ],
+)
+def test_chain_that_does_not_fit_together_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SynthesisSettings.model_validate_json(json.dumps(settings))
+
+
+# --- the right answer shown --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hinted", [["path"], ["adapt"], ["adapt", "structure", "path"]])
+def test_hint_is_shown_in_its_stages_of_the_second_pass_only(hinted: list[str]) -> None:
+    plan = recipe(hint_stages=hinted, guidelines_per_question=1)
+    first, second = Asked(), Asked()
+    asyncio.run(run_chains(first, plan, QUESTION, Slots(2)))
+    paths = asyncio.run(run_chains(second, plan, QUESTION, Slots(2), hint_pass=1))
+    assert not any("right answer is 4" in prompt for prompt in first.prompts)
+    assert ["right answer is 4" in prompt for prompt in second.prompts] == [
+        stage in hinted for stage in ("adapt", "structure", "path")
+    ]
+    assert paths[0]["pass"] == 1
+    assert paths[0]["path_id"].endswith("/1/0")
+
+
+def test_hint_names_an_option_with_its_letter_and_text() -> None:
+    choice = Question("c/1", "c", "train", "in_domain", "2 + 2?", "B", "choice", ("three", "four"))
+    engine, plan = Asked(), recipe(chain=["path"], hint_stages=["path"])
+    asyncio.run(run_chains(engine, plan, choice, Slots(2), hint_pass=1))
+    assert "the right answer is B) four" in engine.prompts[0]

@@ -15,7 +15,7 @@ import pytest
 
 from cluster.errors import InputError
 from evaluation.question import Question
-from pipelines.sources.files import Columns, FileSource, read_questions
+from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 
 GOOD = {"id": "a", "question": "What is 1 + 1?", "answer": "2", "answer_type": "number"}
@@ -121,9 +121,81 @@ def test_very_long_question_is_read(tmp_path: Path) -> None:
 
 
 def test_line_across_blocks_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.sources.files.BLOCK_BYTES", 7)
+    monkeypatch.setattr("evaluation.rows.BLOCK_BYTES", 7)
     rows = [GOOD | {"id": str(n), "question": "word " * n + "?"} for n in range(30)]
     assert [q.question for q in read_rows(tmp_path, *rows)] == [row["question"] for row in rows]
+
+
+def test_csv_cells_are_texts_and_options_a_json_list(tmp_path: Path) -> None:
+    lines = [
+        "id,question,answer,answer_type,choices",
+        'a,"Which, of these\ntwo?",B,choice,"[""hot, dry"", 2]"',
+        "b,What is 1 + 1?,2,number,",
+    ]
+    (tmp_path / "q.csv").write_text("\r\n".join(lines))
+    first, second = read(tmp_path, test="q.csv")
+    assert (first.question, first.answer) == ("Which, of these\ntwo?", "B")
+    assert first.choices == ("hot, dry", "2")
+    assert (second.question_id, second.answer, second.choices) == ("mine/test/b", "2", ())
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"id,question\na,b,c\n", "q.csv:2 has more cells than the header"),
+        (b'id,question,answer\na,"x\ny",1\nb,,2\n', "q.csv:4, column 'question' is null"),
+        (b'id,question\na,"x" y\n', "q.csv:2 is not CSV"),
+        (b"id,question\na,\xff\n", "q.csv:2 is not UTF-8"),
+        (b"id,question\n", "q.csv holds no questions"),
+    ],
+)
+def test_broken_csv_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
+    assert expected in complaint_about(tmp_path, data, name="q.csv", answer_type="number")
+
+
+def test_json_list_is_read_and_items_are_named_by_their_line(tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text(json.dumps([GOOD, GOOD | {"id": "b"}], indent=2))
+    assert [q.question_id for q in read(tmp_path, test="q.json")] == ["mine/test/a", "mine/test/b"]
+    bad = json.dumps([GOOD, GOOD | {"id": "b", "answer": "many"}], indent=2)
+    assert "q.json:8, column 'answer'" in complaint_about(tmp_path, bad.encode(), name="q.json")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'[\n\n{"id": "b"', "q.json:3 is not JSON"),
+        (b"[1]", "q.json:1: every item is one JSON object, this is a number"),
+        (b"[]", "q.json holds no questions"),
+        (gzip.compress(b"[]"), "q.json is not JSON but gzip"),
+    ],
+)
+def test_broken_json_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
+    assert expected in complaint_about(tmp_path, data, name="q.json")
+
+
+def test_hub_dataset_is_read_by_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "someone"
+    folder.mkdir()
+    (folder / "test.jsonl").write_text(json.dumps({"q": "How many?", "truth": 5}) + "\n")
+    columns = Columns(question_id=None, question="q", answer="truth")
+    hub = HubSettings(repository=str(folder))
+    question = read(tmp_path, hub=hub, test="test", columns=columns, answer_type="number")[0]
+    assert (question.question_id, question.text, question.answer) == (
+        "mine/test/00000",
+        "How many?",
+        "5",
+    )
+    with pytest.raises(InputError, match=r"cannot load .*someone/dev from the Hugging Face hub"):
+        read(tmp_path, hub=hub, dev="dev", columns=columns, answer_type="number")
+
+
+def test_rows_of_a_task_that_is_never_trained_on_are_refused_as_train(tmp_path: Path) -> None:
+    row = GOOD | {"dataset": "bbh"}
+    assert len(read_rows(tmp_path, row)) == 1
+    source = FileSource(kind="files", train="q.jsonl")
+    with pytest.raises(InputError, match=r"q\.jsonl:1: rows of bbh may not be trained on"):
+        list(read_questions(source, str(tmp_path), "mine", "in_domain"))
 
 
 def test_several_files_make_one_split(tmp_path: Path) -> None:
@@ -155,7 +227,7 @@ def test_missing_file_names_path_nearest_and_folder(tmp_path: Path) -> None:
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    assert ".jsonl or .parquet" in complaint_about(tmp_path, b"id,question", name="q.csv")
+    assert "must end in .jsonl, .json, .csv" in complaint_about(tmp_path, b"id", name="q.txt")
 
 
 def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:

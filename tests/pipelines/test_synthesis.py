@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from cluster.engine import Engine, EngineSettings
+from cluster.engine import Completion, Engine, EngineSettings, SamplingSettings
 from cluster.jobs import Slots
 from cluster.ledger import SUMMED
 from evaluation.question import Question
@@ -28,7 +30,7 @@ CHOICE = Question(
 
 
 def handler(**settings: Any) -> SynthesizePaths:
-    recipe = Recipe.load(0, SynthesisSettings.model_validate(settings))
+    recipe = Recipe.load(0, SynthesisSettings.model_validate_json(json.dumps(settings)))
     return SynthesizePaths(recipe, ("number",))
 
 
@@ -98,8 +100,8 @@ def test_path_is_finished_when_its_last_generation_ended_by_itself(
     [
         ({}, 25),
         ({"guidelines_per_question": 4}, 4),
-        ({"guidelines_per_question": 4, "samples_per_guideline": 3}, 12),
-        ({"samples_per_guideline": 2}, 50),
+        ({"guidelines_per_question": 4, "samples": 3}, 12),
+        ({"samples": 2}, 50),
         ({"guidelines_per_question": 25}, 25),
     ],
 )
@@ -182,3 +184,63 @@ def test_content_changes_with_what_decides_the_paths_and_with_nothing_else() -> 
     assert paths_content(recipe, EngineSettings(dtype="float32"), "model") != content
     assert paths_content(recipe, EngineSettings(), "another") != content
     assert paths_content(handler().recipe, EngineSettings(), "model") != content
+
+
+# --- the second pass, with the right answer shown ----------------------------------------------
+
+
+class Hinted:
+    """Right only when it was told; each prompt is kept."""
+
+    def __init__(self, is_right: bool = False) -> None:
+        self.prompts: list[str] = []
+        self._is_right = is_right
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        prompt = messages[-1]["content"]
+        self.prompts.append(prompt)
+        is_right = self._is_right or "right answer is 4" in prompt
+        text = "It is \\boxed{4}" if is_right else "It is \\boxed{5}"
+        return [Completion(text, [1, 2], "stop", 9) for _ in range(n)]
+
+    def shutdown(self) -> None: ...
+
+
+def test_question_without_a_right_path_runs_again_with_the_answer_shown_in_the_same_row() -> None:
+    synthesizer = handler(guidelines_per_question=3, hint_stages=["path"])
+    row = asyncio.run(synthesizer(Hinted(), asked(), Slots(3), None))
+    assert [path["pass"] for path in row["paths"]] == [0, 0, 0, 1, 1, 1]
+    assert [path["verdict"] for path in row["paths"]] == ["wrong"] * 3 + ["correct"] * 3
+    assert (row["num_paths"], row["num_accepted"]) == (6, 3)
+    assert len({path["path_id"] for path in row["paths"]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("hint_stages", "is_right", "num_asked"), [([], False, 9), (["path"], True, 9)]
+)
+def test_no_second_pass_by_default_or_where_a_path_was_right(
+    hint_stages: list[str], is_right: bool, num_asked: int
+) -> None:
+    engine = Hinted(is_right)
+    synthesizer = handler(guidelines_per_question=3, hint_stages=hint_stages)
+    row = asyncio.run(synthesizer(engine, asked(), Slots(3), None))
+    assert len(engine.prompts) == num_asked
+    assert {path["pass"] for path in row["paths"]} == {0}
+
+
+def test_further_attempt_keeps_the_hinted_paths_that_are_whole() -> None:
+    synthesizer = handler(guidelines_per_question=2, hint_stages=["path"])
+    first = stored(asyncio.run(synthesizer(Hinted(), asked(), Slots(3), None)))
+    broken = [path | {"error": "path: refused"} for path in first["paths"][:1]]
+    previous = first | {"paths": broken + first["paths"][1:]}
+    engine = Hinted(is_right=True)
+    row = asyncio.run(synthesizer(engine, asked(), Slots(3), previous))
+    assert len(engine.prompts) == 3
+    assert stored(row)["paths"][1:] == first["paths"][1:]
+    assert row["paths"][0]["verdict"] == "correct"

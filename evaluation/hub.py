@@ -1,0 +1,77 @@
+"""Rows of the Hugging Face hub, read with the `datasets` library behind one function.
+
+Not tried here: loading over the network. The repositories, configurations and splits that the
+tasks name were written down from the hub's own pages and other projects' loaders; the tests load
+local folders through the same function. What a hub dataset holds may change: a file that was
+downloaded once and is named with `source.path` does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cluster.errors import InputError
+from evaluation.question import Split
+from evaluation.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Where the hub has a task."""
+
+    repository: str
+    """Such as `openai/gsm8k`."""
+
+    splits: Mapping[Split, tuple[str, ...]]
+    """Our split to the hub's."""
+
+    configs: tuple[str | None, ...] = (None,)
+    """Each is loaded, in this order."""
+
+    is_converted: bool = False
+    """Whether the repository holds a script, which `datasets` no longer runs; then the hub's own
+    conversion to Parquet is read."""
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """The rows of one of our splits. Raises `InputError`."""
+        for config in self.configs:
+            for name in self.splits[split]:
+                yield from load_hub_split(
+                    self.repository, config, name, is_converted=self.is_converted
+                )
+
+
+def load_hub_split(
+    repository: str,
+    config: str | None,
+    split: str,
+    *,
+    revision: str | None = None,
+    is_converted: bool = False,
+) -> Iterator[Row]:
+    """The rows of one split of a hub dataset; `repository` may be a local folder, too.
+
+    The library keeps what it downloads below `HF_HOME`. Raises `InputError` with the library's own
+    words when it cannot be had.
+    """
+    from datasets import load_dataset  # two seconds; only where used
+    from datasets.exceptions import DatasetsError
+
+    name = "/".join(part for part in (repository, config, split) if part)
+    try:
+        if is_converted:
+            files = {split: f"{config or 'default'}/{split}/*.parquet"}
+            rows = load_dataset(
+                repository, data_files=files, revision="refs/convert/parquet", split=split
+            )
+        else:
+            rows = load_dataset(repository, config, split=split, revision=revision)
+    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"cannot load {name} from the Hugging Face hub: {reason}; "
+            "or download it and name the folder with source.path"
+        ) from error
+    for number, values in enumerate(rows):
+        yield Row(f"{name} row {number + 1}", name, number, values)

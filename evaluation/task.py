@@ -1,0 +1,328 @@
+"""Tasks: the benchmarks that the system knows, one file each in `evaluation/tasks/`.
+
+A file there names its benchmark as `TASK`, and that is all it takes to be found::
+
+    TASK = Task(name="gsm8k", reasoning="mathematics", ..., read_row=read_row)
+
+    def read_row(row: Row) -> Draft:
+        return Draft(row.text("question"), answer, "number")
+
+`read_task` reads one of three sources into `Question`s: the hub, upstream's own files, or JSONL
+files of ours (`id, dataset, split, question, answer, answer_type, choices`, a line a question).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import importlib
+import itertools
+import pkgutil
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.fs
+
+from cluster.errors import InputError
+from cluster.storage import Folder
+from evaluation.grader import canonical_answer
+from evaluation.hub import Hub
+from evaluation.question import ANSWER_TYPES, SPLITS, AnswerType, Domain, Question, Split
+from evaluation.rows import Row, nearest, read_rows
+
+Reasoning = Literal["mathematics", "logic", "commonsense", "inference"]
+
+_PLAIN_NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]+)?(?<=[0-9])")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An upstream row as a question, before it has an id, a split and a canonical answer."""
+
+    question: str
+    answer: str
+    answer_type: AnswerType
+    choices: tuple[str, ...] = ()
+
+    key: str | None = None
+    """Its name upstream; None: the rows of a group are numbered in their order."""
+
+    group: str = ""
+    """A part of the task that is named in the id, such as `r1` or `word_sorting`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A benchmark: what it is, where upstream has it, and how its rows are read."""
+
+    name: str
+    """Also the name of its rows in JSONL files of ours."""
+
+    reasoning: Reasoning
+    answer_types: tuple[AnswerType, ...]
+    domain: Domain
+    """What it is for unless the config says otherwise."""
+
+    licence: str
+    upstream: str
+    """Who publishes it."""
+
+    files: Mapping[Split, tuple[str, ...]]
+    """The splits, and the files of each in upstream's own repository."""
+
+    read_row: Callable[[Row], Draft]
+    hub: Hub | None = None
+    mirror: str | None = None
+    """A URI (`hf://datasets/...`) of a folder with upstream's own files; read where there is no
+    `hub`."""
+
+    counts: Mapping[Split, int] = field(default_factory=dict)
+    """The published numbers of rows, where they are known."""
+
+    no_training: str | None = None
+    """Why it may not be trained on; None: it may."""
+
+    id_lists: str | None = None
+    """Upstream's files (a pattern) that list the ids of the rows it takes; None: it takes all."""
+
+    note: str = ""
+    """What a reader of its scores has to know."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Those that upstream has with answers."""
+        return tuple(split for split in SPLITS if split in self.files)
+
+
+@functools.cache
+def tasks() -> Mapping[str, Task]:
+    """Every task by name, in the order of the names: one for each file in `evaluation/tasks/`."""
+    import evaluation.tasks as package
+
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return MappingProxyType({module.TASK.name: module.TASK for module in modules})
+
+
+def find_task(name: str) -> Task:
+    """The task of that name. Raises `InputError` with the nearest names."""
+    if name not in tasks():
+        raise InputError(
+            f"no task {name!r}{nearest(name, tasks())}; there are {', '.join(tasks())}"
+        )
+    return tasks()[name]
+
+
+def plain_number(text: str) -> str | None:
+    """The number without dollar sign and commas, where the text is a plain decimal one, or None."""
+    text = text.strip()
+    return re.sub("[$,]", "", text) if _PLAIN_NUMBER.fullmatch(text) else None
+
+
+def read_task(
+    task: Task,
+    splits: Sequence[Split],
+    path: str | None = None,
+    *,
+    dataset: str | None = None,
+    domain: Domain | None = None,
+    wrong: list[str] | None = None,
+    max_wrong: int = 0,
+) -> Iterator[Question]:
+    """The questions of some splits, split by split, in upstream's order.
+
+    `path` is an absolute path or URI of a folder or a file; None: from the hub. `dataset` is what
+    the ids begin with (`gsm8k/train/00042`), the task's own name unless another is given. Raises
+    `InputError` for a file that is not there, an id that stands twice, and a row that is wrong,
+    with file and line; of the wrong rows up to `max_wrong` are left out instead, and what is said
+    about them is put into `wrong`.
+    """
+    dataset, domain = dataset or task.name, domain or task.domain
+    wrong = [] if wrong is None else wrong
+    places: dict[str, str] = {}
+    for split in splits:
+        numbers: Counter[str] = Counter()
+        listed = _listed_ids(task, path)
+        for row in _rows(task, split, path, alone=len(splits) == 1):
+            try:
+                draft = _draft(task, split, row, listed)
+                answer = _canonical(row, draft) if draft else ""
+            except InputError as error:
+                if len(wrong) >= max_wrong:
+                    raise
+                wrong.append(str(error))
+                continue
+            if draft is None:
+                continue
+            question_id = _question_id(draft, dataset, split, numbers)
+            if question_id in places:
+                raise InputError(
+                    f"{row.place}: the id {question_id!r} stands already at {places[question_id]}; "
+                    "every row needs an id of its own"
+                )
+            places[question_id] = row.place
+            yield Question(
+                question_id=question_id,
+                dataset=dataset,
+                split=split,
+                domain=domain,
+                question=draft.question,
+                answer=answer,
+                answer_type=draft.answer_type,
+                choices=draft.choices,
+            )
+
+
+# ---------------------------------------------------------------------------- rows to drafts
+
+
+def _draft(task: Task, split: Split, row: Row, listed: frozenset[str]) -> Draft | None:
+    """The row as a draft; None for one that is not in the list of what the task takes."""
+    if _is_ours(row):
+        return _own_draft(task, split, row)
+    draft = task.read_row(row)
+    if task.id_lists is None or draft.key in listed:
+        return draft
+    if listed:
+        return None
+    raise InputError(
+        f"{row.place}: which rows are of task {task.name} stands in {task.id_lists}; "
+        "name the folder that holds both with source.path"
+    )
+
+
+def _question_id(draft: Draft, dataset: str, split: Split, numbers: Counter[str]) -> str:
+    """`dataset/split/group/key`, where a row without a key is numbered in its group."""
+    key = draft.key or f"{numbers[draft.group]:05d}"
+    numbers[draft.group] += 1
+    own = f"{draft.group}/{key}".removeprefix("/")
+    return own if own.startswith(f"{dataset}/") else f"{dataset}/{split}/{own}"
+
+
+def _canonical(row: Row, draft: Draft) -> str:
+    try:
+        return canonical_answer(draft.answer, draft.answer_type, draft.choices)
+    except ValueError as error:
+        raise InputError(f"{row.place}: {error}") from error
+
+
+def _is_ours(row: Row) -> bool:
+    """Whether the row says all that a question is, as no upstream's does."""
+    return {"id", "split", "question", "answer", "answer_type"} <= row.values.keys()
+
+
+def _own_draft(task: Task, split: Split, row: Row) -> Draft:
+    """A row of our own JSONL; one of another task or split is refused, it would train on a test."""
+    for column, wanted in (("dataset", task.name), ("split", split)):
+        if row.values.get(column, wanted) != wanted:
+            raise row.wrong(
+                column, f"says {row.values[column]!r}, not {wanted!r}; name another file or split"
+            )
+    answer_type = row.value("answer_type")
+    if answer_type not in ANSWER_TYPES:
+        known = ", ".join(ANSWER_TYPES)
+        raise row.wrong("answer_type", f"says {answer_type!r}; known are {known}")
+    choices = row.options("choices") if row.values.get("choices") else ()
+    answer = row.written("answer", row.value("answer"))
+    return Draft(row.text("question"), answer, answer_type, choices, row.text("id"))
+
+
+# ---------------------------------------------------------------------------- where rows stand
+
+
+def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterator[Row]:
+    """The rows of one split, file by file."""
+    if path is None and task.hub is not None:
+        yield from task.hub.rows(split)
+        return
+    if path is None and task.mirror is None:
+        raise InputError(
+            f"task {task.name}: the Hugging Face hub does not have it; get it from "
+            f"{task.upstream} and name its folder with source.path"
+        )
+    for file in _files(task, split, path or task.mirror or "", alone=alone):
+        yield from read_rows(file)
+
+
+def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
+    """The files of a split: `path` itself where it is a file, else those found in the folder."""
+    if _file_type(path) == pyarrow.fs.FileType.File:
+        name = posixpath.basename(path)
+        others = [other for other in task.splits if other != split and _is_named(name, task, other)]
+        if others or not (alone or _is_named(name, task, split)):
+            raise InputError(
+                f"{path} is one file, and not the {split} file of {task.name} by its name; "
+                "name the folder, or say with source.splits which one split it is"
+            )
+        return [path]
+    for layout in _layouts(task, split):
+        found = {pattern: _find(path, pattern) for pattern in layout}
+        if all(found.values()):
+            return list(dict.fromkeys(file for files in found.values() for file in files))
+        if any(found.values()):
+            missing = [pattern for pattern, files in found.items() if not files]
+            raise InputError(f"{path} lacks {', '.join(missing)} of task {task.name}")
+    wanted = " or ".join(layout[0] for layout in _layouts(task, split))
+    raise InputError(
+        f"no {split} file of task {task.name} in {path}; looked for {wanted}; "
+        "mend source.path, or name the splits that are there with source.splits"
+    )
+
+
+def _file_type(path: str) -> pyarrow.fs.FileType:
+    try:
+        filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
+        found = filesystem.get_file_info(inner).type
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot look into source.path {path}: {error}") from error
+    if found == pyarrow.fs.FileType.NotFound:
+        raise InputError(
+            f"source.path {path} is not there; relative paths start at questions.folder"
+        )
+    return found
+
+
+def _layouts(task: Task, split: Split) -> list[tuple[str, ...]]:
+    """The ways in which a folder may hold a split: our JSONL, upstream's files, the hub's."""
+    layouts = [(f"{task.name}.{split}.jsonl",), task.files[split]]
+    if task.hub is not None:
+        configs = [config or "data" for config in task.hub.configs]
+        names = task.hub.splits[split]
+        layouts.append(tuple(f"{config}/{name}-*.parquet" for config in configs for name in names))
+    return layouts
+
+
+def _is_named(name: str, task: Task, split: Split) -> bool:
+    """Whether a file is called like one of the split's."""
+    patterns = itertools.chain.from_iterable(_layouts(task, split))
+    return any(fnmatch.fnmatchcase(name, posixpath.basename(pattern)) for pattern in patterns)
+
+
+def _find(path: str, pattern: str) -> list[str]:
+    """The files that match in the folder, which may be the repository's root or one inside it.
+
+    A star may stand in the last part of the pattern only.
+    """
+    parts = pattern.split("/")
+    for start in range(len(parts)):
+        below, last = "/".join(parts[start:-1]), parts[-1]
+        folder = f"{path.rstrip('/')}/{below}".rstrip("/")
+        names = fnmatch.filter(Folder.open(folder).file_names(), last)
+        if names:
+            return [f"{folder}/{name}" for name in names]
+    return []
+
+
+def _listed_ids(task: Task, path: str | None) -> frozenset[str]:
+    """The ids in upstream's lists of what the task takes; empty where there are no lists."""
+    if task.id_lists is None or path is None or _file_type(path) == pyarrow.fs.FileType.File:
+        return frozenset()
+    files = [posixpath.split(file) for file in _find(path, task.id_lists)]
+    texts = [Folder.open(folder).read_bytes(name).decode("utf-8") for folder, name in files]
+    return frozenset("\n".join(texts).split())

@@ -1,0 +1,58 @@
+"""ASDiv: diverse word problems of elementary school (arXiv 2106.15772).
+
+    <Problem ID="nluds-0001" Grade="1" Source="..."><Body>Ann has 3 hens.</Body>
+      <Question>How many hens?</Question><Answer>3 (hens)</Answer></Problem>
+
+Units in parentheses are left out of the truth. What is then a plain number is graded as one, yes
+and no as themselves, and ratios (`5:6`), lists (`50; 20`), fractions, times and names as texts. The
+hub's copy has no ids: its rows are numbered.
+"""
+
+from __future__ import annotations
+
+import re
+
+from evaluation.hub import Hub
+from evaluation.rows import Row
+from evaluation.task import Draft, Task, plain_number
+
+_UNIT = re.compile(r"\s*\([^()]*\)")
+
+
+def read_row(row: Row) -> Draft:
+    """Body and question; upstream's columns are capitalised, the hub's are not."""
+    is_upstream = "Body" in row.values
+    columns = ("Body", "Question", "Answer")
+    body, question, answer = columns if is_upstream else map(str.lower, columns)
+    text = f"{row.text(body)} {row.text(question)}"
+    key = row.text("ID") if is_upstream else None
+    return _draft(text, _without_units(row, answer), key)
+
+
+def _without_units(row: Row, column: str) -> str:
+    parts = _UNIT.sub("", row.text(column)).split(";")
+    text = "; ".join(part.strip() for part in parts if part.strip())
+    return row.checked_text(column, text)
+
+
+def _draft(text: str, answer: str, key: str | None) -> Draft:
+    number = plain_number(answer)
+    if number is not None:
+        return Draft(text, number, "number", key=key)
+    if answer.casefold() in ("yes", "no"):
+        return Draft(text, answer, "boolean", key=key)
+    return Draft(text, answer, "text", key=key)
+
+
+TASK = Task(
+    name="asdiv",
+    reasoning="mathematics",
+    answer_types=("number", "text", "boolean"),
+    domain="out_of_domain",
+    licence="CC BY-NC 4.0, research only",
+    upstream="github.com/chaochun/nlu-asdiv-dataset",
+    files={"test": ("dataset/ASDiv.xml",)},
+    hub=Hub("EleutherAI/asdiv", {"test": ("validation",)}, ("asdiv",), is_converted=True),
+    counts={"test": 2305},
+    read_row=read_row,
+)

@@ -1,0 +1,112 @@
+"""BIG-Bench Hard: 27 tasks of BIG-bench that were hard for models (arXiv 2210.09261).
+
+    {"canary": "...", "examples": [{"input": "Which ...?\\nOptions:\\n(A) red\\n(B) blue",
+                                    "target": "(B)"}, ...]}
+
+Targets are of every kind: a letter or (twice) an option's text, True or Yes, a number, words. Each
+task has one kind, given here. The options leave the question, since a prompt lists them itself. One
+row of `snarks` has a single option. Its data carries a canary and is never trained on.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+
+from evaluation.hub import Hub
+from evaluation.question import AnswerType
+from evaluation.rows import Row
+from evaluation.task import Draft, Task
+
+KINDS: dict[str, AnswerType] = {
+    "boolean_expressions": "boolean",
+    "causal_judgement": "boolean",
+    "date_understanding": "choice",
+    "disambiguation_qa": "choice",
+    "dyck_languages": "text",
+    "formal_fallacies": "choice",
+    "geometric_shapes": "choice",
+    "hyperbaton": "choice",
+    "logical_deduction_five_objects": "choice",
+    "logical_deduction_seven_objects": "choice",
+    "logical_deduction_three_objects": "choice",
+    "movie_recommendation": "choice",
+    "multistep_arithmetic_two": "number",
+    "navigate": "boolean",
+    "object_counting": "number",
+    "penguins_in_a_table": "choice",
+    "reasoning_about_colored_objects": "choice",
+    "ruin_names": "choice",
+    "salient_translation_error_detection": "choice",
+    "snarks": "choice",
+    "sports_understanding": "boolean",
+    "temporal_sequences": "choice",
+    "tracking_shuffled_objects_five_objects": "choice",
+    "tracking_shuffled_objects_seven_objects": "choice",
+    "tracking_shuffled_objects_three_objects": "choice",
+    "web_of_lies": "boolean",
+    "word_sorting": "text",
+}
+"""The 27 tasks, and the kind of each one's answers."""
+
+_OPTIONS = re.compile(r"\s*^Options:[ \t]*\n", re.MULTILINE)
+_OPTION = re.compile(r"^(?:\(([A-Z])\)|-)[ \t]*", re.MULTILINE)
+_LETTER = re.compile(r"\(([A-Z])\)")
+
+
+def read_row(row: Row) -> Draft:
+    """The question without its options; the task, which the file's name says, begins the id."""
+    name = _name(row)
+    kind = KINDS[name]
+    start, *listed = _OPTIONS.split(row.text("input"), maxsplit=1)
+    text = row.checked_text("input", start)
+    target, key = row.text("target"), f"{row.number:04d}"
+    if kind != "choice":
+        return Draft(text, target, kind, key=key, group=name)
+    options = _listed(row, listed)
+    return Draft(text, _letter(row, target, options), kind, options, key=key, group=name)
+
+
+def _name(row: Row) -> str:
+    found = [part for part in re.split(r"[/.]", row.part) if part in KINDS]
+    if not found:
+        raise row.wrong("input", f": which of the 27 tasks it is of is not in the name {row.part}")
+    return found[-1]
+
+
+def _listed(row: Row, listed: list[str]) -> tuple[str, ...]:
+    """The options' texts, whether they are named `(A)` or only begun with a dash."""
+    text = listed[0] if listed else ""
+    marks = list(_OPTION.finditer(text))
+    letters = [mark[1] for mark in marks if mark[1]]
+    if not marks or (letters and letters != list(string.ascii_uppercase[: len(marks)])):
+        raise row.wrong("input", "lists no options, or not as (A), (B), ...; mend the row")
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    texts = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
+    return row.checked_options("input", texts)
+
+
+def _letter(row: Row, target: str, options: tuple[str, ...]) -> str:
+    """The letter of the target, which is `(B)` or the text of an option."""
+    lettered = _LETTER.fullmatch(target)
+    letter = lettered[1] if lettered else ""
+    if letter and letter in string.ascii_uppercase[: len(options)]:
+        return letter
+    if options.count(target) != 1:
+        raise row.wrong("target", f"is {target!r}, which is not one of the options")
+    return string.ascii_uppercase[options.index(target)]
+
+
+TASK = Task(
+    name="bbh",
+    reasoning="logic",
+    answer_types=("choice", "boolean", "number", "text"),
+    domain="out_of_domain",
+    licence="MIT, with a canary",
+    upstream="github.com/suzgunmirac/BIG-Bench-Hard",
+    files={"test": tuple(f"bbh/{name}.json" for name in KINDS)},
+    hub=Hub("SaylorTwift/bbh", {"test": ("test",)}, tuple(KINDS)),
+    counts={"test": 6511},
+    no_training="it carries the canary of BIG-bench, which asks never to be trained on",
+    read_row=read_row,
+)

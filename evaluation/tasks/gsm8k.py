@@ -1,0 +1,38 @@
+"""GSM8K: word problems of grade-school mathematics (arXiv 2110.14168).
+
+    {"question": "Tom has ...", "answer": "He has 2 + 1 = <<2+1=3>>3 ...\\n#### 3"}
+
+Upstream writes its answers' thousands with commas; they are dropped. It has no dev split.
+"""
+
+from __future__ import annotations
+
+from evaluation.hub import Hub
+from evaluation.rows import Row
+from evaluation.task import Draft, Task, plain_number
+
+
+def read_row(row: Row) -> Draft:
+    """The number behind the last `####` is the truth."""
+    _, marks, end = row.text("answer").rpartition("####")
+    number = plain_number(end) if marks else None
+    if number is None:
+        raise row.wrong("answer", "does not end with #### and a number; mend the row")
+    return Draft(row.text("question"), number, "number")
+
+
+TASK = Task(
+    name="gsm8k",
+    reasoning="mathematics",
+    answer_types=("number",),
+    domain="in_domain",
+    licence="MIT",
+    upstream="github.com/openai/grade-school-math",
+    files={
+        "train": ("grade_school_math/data/train.jsonl",),
+        "test": ("grade_school_math/data/test.jsonl",),
+    },
+    hub=Hub("openai/gsm8k", {"train": ("train",), "test": ("test",)}, ("main",)),
+    counts={"train": 7473, "test": 1319},
+    read_row=read_row,
+)

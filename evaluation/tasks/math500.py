@@ -1,0 +1,37 @@
+"""MATH-500: 500 held-out problems of MATH (arXiv 2305.20050).
+
+    {"problem": "...", "answer": "\\\\frac{1}{2}", "unique_id": "test/algebra/42.json", ...}
+
+A truth that is a plain number is graded as one, any other as a LaTeX text.
+"""
+
+from __future__ import annotations
+
+from evaluation.hub import Hub
+from evaluation.rows import Row
+from evaluation.task import Draft, Task, plain_number
+
+
+def read_row(row: Row) -> Draft:
+    """The problem; its solution is not read."""
+    answer = row.text("answer")
+    number = None if "$" in answer else plain_number(answer)
+    key = row.text("unique_id").removeprefix("test/").removesuffix(".json")
+    return Draft(
+        row.text("problem"), number or answer, "text" if number is None else "number", key=key
+    )
+
+
+TASK = Task(
+    name="math500",
+    reasoning="mathematics",
+    answer_types=("number", "text"),
+    domain="out_of_domain",
+    licence="MIT",
+    upstream="github.com/openai/prm800k",
+    files={"test": ("prm800k/math_splits/test.jsonl",)},
+    hub=Hub("HuggingFaceH4/MATH-500", {"test": ("test",)}),
+    counts={"test": 500},
+    note="181 truths are LaTeX.",
+    read_row=read_row,
+)

@@ -1,0 +1,39 @@
+"""OpenBookQA: elementary science that needs a fact and common sense (arXiv 1809.02789).
+
+For the form of a row see `evaluation/ai2.py`; the hub calls the stem `question_stem`. 14 test and 7
+dev questions stand in train, too, with their options in another order.
+"""
+
+from __future__ import annotations
+
+from evaluation.ai2 import read_labelled_options
+from evaluation.hub import Hub
+from evaluation.rows import Row
+from evaluation.task import Draft, Task
+
+
+def read_row(row: Row) -> Draft:
+    """A question with four options; the fact of the open book is not shown."""
+    return read_labelled_options(row, stem="question_stem")
+
+
+TASK = Task(
+    name="openbookqa",
+    reasoning="commonsense",
+    answer_types=("choice",),
+    domain="out_of_domain",
+    licence="Apache-2.0",
+    upstream="allenai.org/data/open-book-qa",
+    files={
+        "train": ("Data/Main/train.jsonl",),
+        "dev": ("Data/Main/dev.jsonl",),
+        "test": ("Data/Main/test.jsonl",),
+    },
+    hub=Hub(
+        "allenai/openbookqa",
+        {"train": ("train",), "dev": ("validation",), "test": ("test",)},
+        ("main",),
+    ),
+    counts={"train": 4957, "dev": 500, "test": 500},
+    read_row=read_row,
+)

@@ -1,0 +1,34 @@
+"""StrategyQA: yes/no questions whose steps are not said (arXiv 2101.02235).
+
+    {"qid": "...", "term": "...", "question": "Did ...?", "answer": true, "facts": ["...", "..."]}
+
+The labels of upstream's test are hidden, so the 2,290 labelled questions are cut into 1,603 and
+687, as others do. Without its gold facts; `strategyqa_facts` is the easier task with them.
+"""
+
+from __future__ import annotations
+
+from evaluation.hub import Hub
+from evaluation.rows import Row
+from evaluation.task import Draft, Task
+
+
+def read_row(row: Row) -> Draft:
+    """The question alone."""
+    answer = row.written("answer", row.value("answer"))
+    return Draft(row.text("question"), answer, "boolean", key=row.text("qid"))
+
+
+TASK = Task(
+    name="strategyqa",
+    reasoning="commonsense",
+    answer_types=("boolean",),
+    domain="in_domain",
+    licence="MIT",
+    upstream="github.com/eladsegal/strategyqa",
+    files={"train": ("data/strategyqa/train.json",), "test": ("data/strategyqa/test.json",)},
+    hub=Hub("ChilleD/StrategyQA", {"train": ("train",), "test": ("test",)}),
+    counts={"train": 1603, "test": 687},
+    note="Without gold facts: compare with results that do not show them either.",
+    read_row=read_row,
+)

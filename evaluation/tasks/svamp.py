@@ -1,0 +1,34 @@
+"""SVAMP: elementary word problems varied to show shallow reading (arXiv 2103.07191).
+
+    [{"ID": "chal-1", "Body": "Each pack ...", "Question": "How much ...?", "Answer": 51.0}, ...]
+
+All 1,000 are test; the hub's copy has them in two splits. They were made from ASDiv-A.
+"""
+
+from __future__ import annotations
+
+from evaluation.hub import Hub
+from evaluation.rows import Row
+from evaluation.task import Draft, Task
+
+
+def read_row(row: Row) -> Draft:
+    """Body and question, a line each."""
+    answer = row.written("Answer", row.value("Answer"))
+    text = f"{row.text('Body')}\n{row.text('Question')}"
+    return Draft(text, answer, "number", key=row.text("ID"))
+
+
+TASK = Task(
+    name="svamp",
+    reasoning="mathematics",
+    answer_types=("number",),
+    domain="out_of_domain",
+    licence="MIT",
+    upstream="github.com/arkilpatel/SVAMP",
+    files={"test": ("SVAMP.json",)},
+    hub=Hub("ChilleD/SVAMP", {"test": ("train", "test")}),
+    counts={"test": 1000},
+    note="Made from ASDiv-A: the two are not independent of each other.",
+    read_row=read_row,
+)

@@ -1,0 +1,1 @@
+"""The strategies, a file each; `pipelines.strategy` finds them."""

@@ -1,0 +1,54 @@
+"""Strategies: what a published way of self-training sets in the config.
+
+A strategy is no code of its own. Which stages a path has, how it is drawn, what is kept and what is
+trained from are settings; a file in `pipelines/strategies/` names those of one paper, and what the
+config says itself goes before them. So all share one engine, ledger, filter and trainer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.settings import laid_over
+
+DEFAULT = "regenesis"
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A way of self-training; its name is that of its file."""
+
+    source: str
+    summary: str
+    settings: Mapping[str, Any]
+    """A part of the config tree."""
+
+
+@functools.cache
+def strategies() -> Mapping[str, Strategy]:
+    """Every strategy by name, in the order of the names."""
+    import pipelines.strategies as package
+
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    return MappingProxyType({name: module.STRATEGY for name, module in modules.items()})
+
+
+def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config tree with the settings of the strategy that it names beneath its own.
+
+    Raises `InputError` for a strategy that is not there.
+    """
+    synthesis = tree.get("synthesis")
+    name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT
+    if name not in strategies():
+        known = ", ".join(strategies())
+        raise InputError(f"synthesis.strategy: there is no {name!r}; there are {known}")
+    return laid_over(strategies()[name].settings, tree)
