@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks.synthesis import (
     SIDES,
-    STAGES,
     BarrierEngine,
     Busy,
     Generation,
@@ -29,6 +28,7 @@ from benchmarks.synthesis import (
     summarize,
 )
 from cluster.engine import Completion, SamplingSettings
+from pipelines.chain import STAGES
 from tests.conftest import REPOSITORY
 
 LIMITS = (2, 3, 5)

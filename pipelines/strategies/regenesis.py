@@ -6,6 +6,6 @@ from pipelines.strategy import Strategy
 
 STRATEGY = Strategy(
     source="arXiv 2410.02108",
-    summary="25 guidelines, each adapted, structured and followed; right paths, at most 5 a question",
+    summary="25 guidelines, each adapted, structured, followed; right paths, at most 5 a question",
     settings={},  # the defaults of the config are this strategy's
 )
