@@ -53,11 +53,16 @@ def _parse(formula: str) -> list[Any]:
 
 
 def _solve_alike(gold: Any, target: Any) -> bool:
-    """Whether two equations have as many solutions; `math-verify` stops at the shorter list."""
+    """Whether two equations have the same unknowns and as many solutions.
+
+    `math-verify` compares their solutions without the names and stops at the shorter list.
+    """
     import sympy
 
     if not (isinstance(gold, sympy.Eq) and isinstance(target, sympy.Eq)) or gold == target:
         return True
+    if gold.free_symbols != target.free_symbols:
+        return False
     try:
         if not sympy.simplify((gold.lhs - gold.rhs) / (target.lhs - target.rhs)).free_symbols:
             return True

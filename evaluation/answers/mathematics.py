@@ -36,7 +36,7 @@ MAX_EXPONENT_DIGITS = 4
 MAX_GROUP_POWER = 1_000
 
 _LOOKS = re.compile(
-    r"\\[!,;:]|\\ |~|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![A-Za-z])"
+    r"(?<!\\)\\[!,;: ]|~|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![A-Za-z])"
     r"|\$|\\[()\[\]]|\\(?:boxed|fbox)(?![A-Za-z])"
 )
 _DEGREES = re.compile(r"\^? ?\{? ?(?:\\circ|\\degree|°)(?![A-Za-z]) ?\}?|(?<=[0-9]) degrees?\b")
@@ -71,7 +71,7 @@ _BARE_BOTTOM = re.compile(r"(\\frac\{[^{}]*\})([0-9])")
 _LONE_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}")
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
 _NAME = re.compile(r"\\?[A-Za-z]+'?(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\([A-Za-z0-9, ]{1,20}\))?")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z .'-]{3,}")
+_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ .'-]+[A-Za-z]{2,})*")
 _SENTENCE = re.compile(r"(?:(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z]) ?){4}")
 _BASED = re.compile(r"[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
 _EQUATION = re.compile(r"(?<![<>!\\:=])=(?!=)")
@@ -116,7 +116,7 @@ def _greek(name: re.Match[str]) -> str:
 def read_mathematics(cleaned: str, choices: Choices = ()) -> Reading | None:
     """The formula; a number in its canonical form, so that equal numbers are one vote."""
     number = exact_number(plain_text(cleaned))
-    return Reading(number.shown if number else cleaned, _formula_keys(cleaned))
+    return Reading(number.shown if number else cleaned, _keys(cleaned, "bare", "named"))
 
 
 def last_mathematics(line: str, choices: Choices) -> Reading | None:
@@ -134,21 +134,30 @@ def canonical_mathematics(answer: str, choices: Choices = ()) -> str:
 
 def mathematics_keys(canonical: str, choices: Choices = ()) -> Keys:
     """What an answer shares with this truth if it is the same by its writing alone."""
-    return _formula_keys(clean_mathematics(canonical))
+    return _keys(clean_mathematics(canonical), "named", "bare")
 
 
-def _formula_keys(cleaned: str) -> Keys:
+def _keys(cleaned: str, bare: str, named: str) -> Keys:
+    """The formula's writings and value; `x = 5` and `5` share one more, `x = 5` and `y = 5` none.
+
+    That one begins with `bare` for a formula and with `named` for an equation that names it, and
+    for a truth the two are exchanged.
+    """
     formula = _MEMBER.sub("", cleaned)
-    keys: set[object] = {_compact(formula)}
-    number = exact_number(plain_text(formula))
-    if number:
-        keys |= number.keys
-    elif _WORDS.fullmatch(formula):
-        keys.add(normalize(plain_text(formula)))
     left, *results = _EQUATION.split(formula)
-    if len(results) == 1 and _NAME.fullmatch(left.strip()) and results[0].strip():
-        keys |= _formula_keys(results[0].strip())
-    return frozenset(keys)  # type: ignore[arg-type]
+    if len(results) == 1 and results[0].strip() and _NAME.fullmatch(left.strip()):
+        values = _formula_keys(results[0].strip())
+        return frozenset([_compact(formula), *(f"{named} {key}" for key in values)])
+    values = _formula_keys(formula)
+    return values.union(f"{bare} {key}" for key in values)
+
+
+def _formula_keys(formula: str) -> Keys:
+    number = exact_number(plain_text(formula))
+    values: Keys = number.keys if number else frozenset()
+    if _WORDS.fullmatch(formula):
+        values |= {normalize(plain_text(formula))}
+    return values | {_compact(formula)}
 
 
 def _compact(formula: str) -> str:
@@ -181,6 +190,8 @@ def same_mathematics(truth: str, found: str) -> bool:
         if result is None:
             return False
         found = result
+    elif not _RELATION.search(truth) and _RELATION.search(found):
+        truth, found = found, truth  # math-verify turns the truth's relation into an interval only
     if not (is_bounded(truth) and is_bounded(found)) or not _same_shape(truth, found):
         return False
     return _same_by_algebra(truth, found)

@@ -22,7 +22,7 @@ MAX_EXPONENT = 400
 
 _WHOLE = (
     r"(?:[1-9][0-9]{0,2}(?:[, ][0-9]{3}(?![0-9]))++"
-    r"|[1-9][0-9]?(?:,[0-9]{2})++,[0-9]{3}(?![0-9])|[0-9]++)"  # 1,00,000 as in India
+    r"|[1-9][0-9]?(?:,[0-9]{2}(?![0-9]))++,[0-9]{3}(?![0-9])|[0-9]++)"  # 1,00,000 as in India
 )
 _UNSIGNED = rf"(?:{_WHOLE}(?:\.[0-9]++)?|\.[0-9]++)"
 _TO_THE = r"10\ ?(?:\^|\*\*)\ ?\{?\ ?"
@@ -70,7 +70,7 @@ _COMPOUND = re.compile(
 )
 # Words that make of a number another one, or none: "not 5", "more than 5", "5 or more".
 _CHANGING = re.compile(
-    r"(?i:\bnot|n't|\b(?:more|less|fewer|greater|larger|smaller) than|\bat (?:least|most)|\bup to"
+    r"(?i:\bnot|\b(?:wrong|incorrect)|n't|\b(?:more|less|fewer|greater|larger|smaller) than|\bat (?:least|most)|\bup to"
     r"|\bor (?:more|less|fewer)|\band (?:a|one) [a-z]+)\b"
 )
 # What may not stand beside a number that is to count for itself: signs, LaTeX, variables.

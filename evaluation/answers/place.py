@@ -61,7 +61,7 @@ _PHRASE = re.compile(
     r"""[\#nNpPhH](?i:
       (?P<mark>(?<=^\#)\#{3}(?!\#))
     | (?<=\bfinal[ ]an)swer[*_ \t]*(?=\n)
-    | (?: (?<=\ban)swer(?:[ ]choice|[ ]option)?
+    | (?: (?<=\ban)swers?(?:[ ]choice|[ ]option)?
         | (?:(?<=correct[ ]op)|(?<=right[ ]op)|(?<=best[ ]op))tion
         | (?:(?<=correct[ ]ch)|(?<=right[ ]ch)|(?<=best[ ]ch))oice )
       (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ][^.:\n]{1,60}?)?
