@@ -25,10 +25,21 @@ MEMORY_LIMIT = 4 << 30  # bytes of address space
 ROUNDING = 12  # decimal places; math-verify's own 6 would take 0.333333 for 1/3
 EVALUATING = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 """Families whose scorers call eval() on the answer, to see whether it is a list."""
-MAX_EVALUATED = 300  # characters of an answer that a scorer evaluates
+MAX_EVALUATED = 1_000  # characters of an answer that a scorer evaluates
 
-# What a scorer may evaluate: arithmetic and names, no attribute, index, text or dunder name.
-_ARITHMETIC = re.compile(r"(?!.*(?:__|\.\s*[A-Za-z_]|\*\*.*\*\*|[0-9]{13}))[\w\s+\-*/^().=,]+", re.S)
+COMPUTING = (
+    "countdown",
+    "intermediate_integration",
+    "polynomial_multiplication",
+    "puzzle24",
+    "simple_integration",
+)
+"""Families whose scorers hand the answer to sympy, which evaluates it as Python."""
+# What those may get: arithmetic and names; no attribute, index, text, dunder name or huge power.
+_ARITHMETIC = re.compile(r"[\w\s+\-*/^().=,]+")
+_UNSAFE = re.compile(
+    r"__|\.\s*[A-Za-z_]|[0-9]{13}|\*\*[\s(]*[\w.]+[\s)]*\*\*|\*\*[\s(+-]*[0-9]{5}"
+)
 
 
 def same_mathematics(truth: str, found: str) -> bool:
@@ -74,9 +85,7 @@ def _solve_alike(gold: Any, target: Any) -> bool:
 def family_score(family: str, settings: str, entry: str, answer: str) -> float:
     """The score of a `reasoning_gym` family's own scorer, between 0 and 1."""
     dataset = _family(family, settings)
-    if _evaluates(dataset) and not (
-        len(answer) <= MAX_EVALUATED and _ARITHMETIC.fullmatch(answer)
-    ):
+    if family in COMPUTING and not _is_arithmetic(answer):
         return 0.0
     score = float(dataset.score_answer(answer, ast.literal_eval(entry)))
     return score if math.isfinite(score) else 0.0
@@ -92,10 +101,9 @@ def _family(family: str, settings: str) -> Any:
     return dataset
 
 
-def _evaluates(dataset: Any) -> bool:
-    """Whether the scorer hands the answer to sympy, which evaluates it as Python."""
-    names = vars(sys.modules[type(dataset).__module__])
-    return "parse_expr" in names or "sympy" in names or "sp" in names
+def _is_arithmetic(answer: str) -> bool:
+    fits = len(answer) <= MAX_EVALUATED and _ARITHMETIC.fullmatch(answer) is not None
+    return fits and _UNSAFE.search(answer) is None
 
 
 def _reply(request: dict[str, Any]) -> dict[str, Any]:

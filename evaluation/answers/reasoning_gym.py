@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from evaluation.answers.calculator import Calculator
 from evaluation.answers.place import ReadAs, find_answer
 from evaluation.answers.plain import MAX_LINE_LENGTH, plain_text, shorten
@@ -38,7 +40,7 @@ def family_data(family: str, settings: Mapping[str, Any], entry: Mapping[str, An
         {
             "family": family,
             "settings": repr(dict(settings)),
-            "entry": repr(parts | {"metadata": entry["metadata"]}),
+            "entry": repr(_without_numpy(parts | {"metadata": entry["metadata"]})),
         }
     )
     try:
@@ -48,6 +50,15 @@ def family_data(family: str, settings: Mapping[str, Any], entry: Mapping[str, An
             f"an entry of {family} cannot be kept as text ({error}): leave its scorer out"
         ) from error
     return data
+
+
+def _without_numpy(value: Any) -> Any:
+    """The same value with Python's own numbers and texts in place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)([_without_numpy(item) for item in value])
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def grade_by_family(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade:
