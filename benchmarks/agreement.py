@@ -44,6 +44,8 @@ EXPLANATIONS = {
     "base": "52_8: we compare digits and base, math-verify drops or reads the subscript its way",
     "grouping": "a comma or space within a number that only one of the two takes for grouping",
     "units": "a unit or degrees that only one of the two strips",
+    "computed": "the number type reads numbers and does not compute: \\sqrt{1} is no answer for 1",
+    "cut": "an answer whose last bracket is missing, which math-verify completes",
     "bracketed": "a pair, a set or an interval that math-verify takes for one another",
 }
 
@@ -52,6 +54,10 @@ def explanation(pair: Pair) -> str | None:
     """Which of `EXPLANATIONS` a difference is, None if it is none of them."""
     truth, found = pair.truth, pair.found
     both = f"{truth} {found}"
+    if pair.kind == "number" and "\\sqrt" in found:
+        return "computed"
+    if found.count("{") != found.count("}") or found.count("(") > found.count(")"):
+        return "cut"
     if "%" in both:
         return "percent"
     if re.search(r"[0-9]_", both):

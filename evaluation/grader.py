@@ -81,11 +81,11 @@ def grade(text: str, question: Question, *, read_last: bool, finished: bool = Tr
     read_as, reading = read_answer(visible, kind, choices, last=last, finished=finished)
     if reading is None:
         return no_answer(finished=finished)
-    truths = _truths(question.answer, question.aliases, question.answer_type, choices)
+    truths, keys = _truths(question.answer, question.aliases, question.answer_type, choices)
     if not truths:
         return Grade(reading.shown, Verdict.ERROR, read_as)
-    correct = any(not keys.isdisjoint(reading.keys) for _, keys in truths) or (
-        kind.same is not None and any(kind.same(truth, reading.shown) for truth, _ in truths)
+    correct = not keys.isdisjoint(reading.keys) or (
+        kind.same is not None and any(kind.same(truth, reading.shown) for truth in truths)
     )
     return Grade(reading.shown, Verdict.CORRECT if correct else Verdict.WRONG, read_as)
 
@@ -129,10 +129,10 @@ def boxed_answer(question: Question) -> str:
 @lru_cache(maxsize=4096)
 def _truths(
     answer: str, aliases: tuple[str, ...], kind: AnswerType, choices: Choices
-) -> tuple[tuple[str, Keys], ...]:
-    """Every way a right answer may be, with its keys; empty if one is none its type can hold."""
+) -> tuple[tuple[str, ...], Keys]:
+    """Every way to say a right answer, and their keys; nothing if one is none its type can hold."""
     try:
-        canonical = [canonical_answer(truth, kind, choices) for truth in (answer, *aliases)]
+        truths = tuple(canonical_answer(truth, kind, choices) for truth in (answer, *aliases))
     except ValueError:
-        return ()
-    return tuple((truth, KINDS[kind].keys(truth, choices)) for truth in canonical)
+        return (), frozenset()
+    return truths, frozenset().union(*(KINDS[kind].keys(truth, choices) for truth in truths))

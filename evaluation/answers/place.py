@@ -186,16 +186,8 @@ def _read_tag(text: str, kind: Kind, choices: Choices) -> Reading | None:
     return (kind.read(cleaned, choices) or Reading(shorten(cleaned))) if cleaned else None
 
 
-class _Remainder(NamedTuple):
-    """What follows a phrase: its line, the text after that line, and whether it stands apart."""
-
-    line: str
-    after: str
-    apart: bool
-
-
-def _remainders(text: str, *, finished: bool) -> Iterator[_Remainder]:
-    """What follows each phrase, the last one first."""
+def _remainders(text: str, *, finished: bool) -> Iterator[tuple[str, int, bool]]:
+    """What follows each phrase, the last one first: a line, its end, and whether it is apart."""
     tail = max(len(text) - MAX_TAIL, 0)
     for phrase in reversed(deque(_PHRASE.finditer(text, tail), maxlen=MAX_TRIED)):
         start = _PHRASE_GAP.match(text, phrase.end()).end()  # type: ignore[union-attr]
@@ -203,18 +195,18 @@ def _remainders(text: str, *, finished: bool) -> Iterator[_Remainder]:
         if not finished and _BOX.search(line):
             continue  # a box that was cut off: `\boxed{7` may have been about to say 72
         apart = phrase["mark"] is not None or "\n" in text[phrase.end() : start]
-        yield _Remainder(line, text[start + len(line) :], apart)
+        yield line, start + len(line), apart
 
 
 def _read_phrase(text: str, kind: Kind, choices: Choices, *, finished: bool) -> Reading | None:
     """The last clear phrase that is followed by a value of the wanted type."""
-    for line, after, apart in _remainders(text, finished=finished):
+    for line, end, apart in _remainders(text, finished=finished):
         cleaned = kind.clean(line)
         if not cleaned or (kind.name != "choice" and _REASONING.match(cleaned)):
             continue
         if kind.name in ("text", "math") and _POINTER.match(cleaned):
             continue
-        if apart and not kind.stands_alone(cleaned, choices, after):
+        if apart and not kind.stands_alone(cleaned, choices, text[end:]):
             continue
         reading = _read_remainder(line, cleaned, kind, choices)
         if reading is not None:
@@ -224,10 +216,10 @@ def _read_phrase(text: str, kind: Kind, choices: Choices, *, finished: bool) -> 
 
 def _text_behind_phrase(text: str, *, finished: bool) -> str | None:
     """All that follows a phrase that ends its line, else the rest of the phrase's own line."""
-    for line, after, apart in _remainders(text, finished=finished):
+    for line, end, apart in _remainders(text, finished=finished):
         cleaned = plain_text(line)
         if cleaned and not _REASONING.match(cleaned) and not _POINTER.match(cleaned):
-            return (line + after).strip() if apart else cleaned.removesuffix(".")
+            return (line + text[end:]).strip() if apart else cleaned.removesuffix(".")
     return None
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 MAX_LINE_LENGTH = 2_000
 
 Choices = tuple[str, ...]
-Keys = frozenset[Fraction | str]
+Keys = frozenset[Fraction | int | str]
 
 
 class Reading(NamedTuple):
