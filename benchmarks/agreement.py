@@ -100,7 +100,12 @@ def _rewritten(truth: str) -> list[str]:
     """The truth in other writings that mean the same."""
     forms = [truth, f" {truth} ", rf"\displaystyle {truth}"]
     if re.fullmatch(r"-?[0-9]+", truth):
-        forms += [f"{int(truth):,}", f"{truth}.0", rf"\frac{{{2 * int(truth)}}}{{2}}", f"x = {truth}"]
+        forms += [
+            f"{int(truth):,}",
+            f"{truth}.0",
+            rf"\frac{{{2 * int(truth)}}}{{2}}",
+            f"x = {truth}",
+        ]
     elif re.fullmatch(r"-?[0-9]+\.[0-9]+", truth):
         forms += [f"{truth}0", f"{truth}00"]
     if r"\frac" in truth:

@@ -267,9 +267,9 @@ def _write_rows(folder: Folder, stamp: str, tables: Iterable[pa.Table], schema: 
 
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with the schema's columns; those of a later version are null in older rows."""
-    for field in schema:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
     return table.select(schema.names).cast(schema)
 
 

@@ -101,7 +101,9 @@ def _answer(row: Row, place: str, answer_type: AnswerType) -> str:
 
 def _texts(row: Row, field: str, place: str) -> tuple[str, ...]:
     value = row.get(field) or []
-    if not isinstance(value, list) or not all(isinstance(text, str | int | float) for text in value):
+    if not isinstance(value, list) or not all(
+        isinstance(text, str | int | float) for text in value
+    ):
         raise InputError(f"{place}, field {field!r}: expected a list of texts or null")
     if field == "choices" and len(value) > 26:
         raise InputError(f"{place}, field 'choices': {len(value)} options, but only 26 letters")

@@ -23,22 +23,38 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 CPU_LIMIT_S = 5
 WALL_LIMIT_S = 120.0
 PROGRAM = Path(__file__).with_name("calculator_process.py")
 
 
+class _Child(NamedTuple):
+    """A started process, and the two files we talk through."""
+
+    process: subprocess.Popen[bytes]
+    requests: BinaryIO
+    replies: BinaryIO
+
+    def end(self) -> int:
+        """Kill it, which does nothing where it has ended; returns its exit code."""
+        self.process.kill()
+        self.requests.close()
+        self.replies.close()
+        return self.process.wait()
+
+
 class Calculator:
-    """The child process and the pipes to it."""
+    """The child process and the way to ask it."""
 
     _of_process: ClassVar[dict[int, Calculator]] = {}
 
     def __init__(self, cpu_limit_s: int = CPU_LIMIT_S, wall_limit_s: float = WALL_LIMIT_S) -> None:
-        self._limits = cpu_limit_s, wall_limit_s
+        self._cpu_limit_s = cpu_limit_s
+        self._wall_limit_s = wall_limit_s
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
 
     @classmethod
     def of_this_process(cls) -> Calculator:
@@ -51,59 +67,53 @@ class Calculator:
         Raises RuntimeError if the child ended by itself, which is a fault of ours.
         """
         with self._lock:
-            child = self._running_child()
-            reply = self._exchange(child, json.dumps(request).encode() + b"\n")
-            if reply is None:
-                self._bury(child)
-            return reply or {}
+            if self._child is None:
+                self._child = self._start()
+            reply = self._exchange(self._child, json.dumps(request).encode() + b"\n")
+            if reply is not None:
+                return reply
+            code = self._child.end()
+            self._child = None
+        if code > 0:
+            raise RuntimeError(f"{PROGRAM.name} ended with code {code}; see its message above")
+        return {}
 
     def close(self) -> None:
         """End the child, if there is one."""
         with self._lock:
             if self._child is not None:
-                self._child.kill()
-                self._child.wait()
+                self._child.end()
                 self._child = None
 
-    def _running_child(self) -> subprocess.Popen[bytes]:
-        if self._child is None:
-            # -P keeps this folder out of the child's path, where `number` would not be ours.
-            command = [sys.executable, "-P", str(PROGRAM), str(self._limits[0])]
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                start_new_session=True,  # Ctrl-C is for the driver; the child ends by itself
-            )
-        return self._child
+    def _start(self) -> _Child:
+        child_reads, requests = os.pipe()
+        replies, child_writes = os.pipe()
+        # -P keeps this folder out of the child's path. A session of its own keeps Ctrl-C from it:
+        # that is for the driver, and the child ends when nobody can ask it any more.
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM), str(self._cpu_limit_s)],
+            stdin=child_reads,
+            stdout=child_writes,
+            start_new_session=True,
+        )
+        os.close(child_reads)
+        os.close(child_writes)
+        return _Child(process, os.fdopen(requests, "wb", 0), os.fdopen(replies, "rb", 0))
 
-    def _exchange(self, child: subprocess.Popen[bytes], line: bytes) -> dict[str, Any] | None:
+    def _exchange(self, child: _Child, line: bytes) -> dict[str, Any] | None:
         """One line to the child and one back; None if the child ended or took too long."""
-        assert child.stdin is not None
-        assert child.stdout is not None
         try:
-            child.stdin.write(line)
+            child.requests.write(line)
         except BrokenPipeError:
             return None
-        deadline = time.monotonic() + self._limits[1]
+        deadline = time.monotonic() + self._wall_limit_s
         reply = b""
         while not reply.endswith(b"\n"):
-            ready, _, _ = select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))
-            part = os.read(child.stdout.fileno(), 1 << 16) if ready else b""
+            left = max(deadline - time.monotonic(), 0)
+            ready, _, _ = select.select([child.replies], [], [], left)
+            part = os.read(child.replies.fileno(), 1 << 16) if ready else b""
             if not part:
                 return None
             reply += part
         answer: dict[str, Any] = json.loads(reply)
         return answer
-
-    def _bury(self, child: subprocess.Popen[bytes]) -> None:
-        # Where it is still running its time is over; where it ended, killing it does nothing.
-        child.kill()
-        code = child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe is not None:
-                pipe.close()
-        self._child = None
-        if code > 0:
-            raise RuntimeError(f"{PROGRAM.name} ended with code {code}; see its message above")

@@ -37,9 +37,7 @@ COMPUTING = (
 """Families whose scorers hand the answer to sympy, which evaluates it as Python."""
 # What those may get: arithmetic and names; no attribute, index, text, dunder name or huge power.
 _ARITHMETIC = re.compile(r"[\w\s+\-*/^().=,]+")
-_UNSAFE = re.compile(
-    r"__|\.\s*[A-Za-z_]|[0-9]{13}|\*\*[\s(]*[\w.]+[\s)]*\*\*|\*\*[\s(+-]*[0-9]{5}"
-)
+_UNSAFE = re.compile(r"__|\.\s*[A-Za-z_]|[0-9]{13}|\*\*[\s(]*[\w.]+[\s)]*\*\*|\*\*[\s(+-]*[0-9]{5}")
 
 
 def same_mathematics(truth: str, found: str) -> bool:

@@ -64,9 +64,7 @@ KINDS: dict[AnswerType, Kind] = {
         _stands_anywhere,
     ),
     # Of a free text nothing says where it begins, so its last one cannot be taken.
-    "text": Kind(
-        "text", plain_text, read_text, None, canonical_text, text_keys, is_last_line
-    ),
+    "text": Kind("text", plain_text, read_text, None, canonical_text, text_keys, is_last_line),
     "math": Kind(
         "math",
         clean_mathematics,

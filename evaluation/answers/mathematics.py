@@ -41,7 +41,9 @@ _LOOKS = re.compile(
 )
 _DEGREES = re.compile(r"\^? ?\{? ?(?:\\circ|\\degree|°)(?![A-Za-z]) ?\}?|(?<=[0-9]) degrees?\b")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_JOINED = re.compile(r",? *(?:\\(?:text|mbox|textrm) ?\{ *(?:and|or) *\}|(?<![A-Za-z\\])(?:and|or)\b)")
+_JOINED = re.compile(
+    r",? *(?:\\(?:text|mbox|textrm) ?\{ *(?:and|or) *\}|(?<![A-Za-z\\])(?:and|or)\b)"
+)
 _UNIT = re.compile(
     r"(?<=[0-9}).]) ?\\(?:text|mbox|textrm|mathrm|operatorname) ?\{ *[A-Za-z][A-Za-z./ ]*\}"
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"

@@ -70,7 +70,8 @@ _COMPOUND = re.compile(
 )
 # Words that make of a number another one, or none: "not 5", "more than 5", "5 or more".
 _CHANGING = re.compile(
-    r"(?i:\bnot|\b(?:wrong|incorrect)|n't|\b(?:more|less|fewer|greater|larger|smaller) than|\bat (?:least|most)|\bup to"
+    r"(?i:\bnot|n't|\bwrong|\bincorrect|\b(?:more|less|fewer|greater|larger|smaller) than"
+    r"|\bat (?:least|most)|\bup to"
     r"|\bor (?:more|less|fewer)|\band (?:a|one) [a-z]+)\b"
 )
 # What may not stand beside a number that is to count for itself: signs, LaTeX, variables.

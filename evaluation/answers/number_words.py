@@ -1,31 +1,26 @@
 """Numbers written in words, where nothing else could be meant: `twenty-five` as `25`.
 
-    with_digits("two hundred and five apples")  ->  "205 apples"
-    with_digits("five and a half")              ->  "5 1/2"
-    with_digits("one of them")                  ->  None
+with_digits("two hundred and five apples")  ->  "205 apples"
+with_digits("five and a half")              ->  "5 1/2"
+with_digits("one of them")                  ->  None
 """
 
 from __future__ import annotations
 
 import re
 
-_ONES = dict(
-    zip("zero one two three four five six seven eight nine".split(), range(10), strict=True)
-)
-_TEENS = dict(
-    zip(
-        "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split(),
-        range(10, 20),
-        strict=True,
-    )
-)
-_TENS = dict(
-    zip(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(),
-        range(20, 100, 10),
-        strict=True,
-    )
-)
+_ONES = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9,
+}  # fmt: skip
+_TEENS = {
+    "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15,
+    "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90,
+}  # fmt: skip
 _LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _VALUES = _ONES | _TEENS | _TENS
 _PARTS = {
@@ -37,7 +32,9 @@ _DIGIT = "|".join(list(_ONES)[1:])
 _SCALE = "|".join(_LARGE)
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:[- ](?:{_DIGIT}))?|{'|'.join([*_TEENS, *_ONES])})"
 _TO_999 = rf"(?:(?:{_TO_99}|a) hundred(?: (?:and )?{_TO_99})?|{_TO_99})"
-_WHOLE = rf"(?:(?:(?:{_TO_999}|a) (?:{_SCALE})(?:,? (?:and )?(?={_TO_999}))?)+(?:{_TO_999})?|{_TO_999})"
+_WHOLE = (
+    rf"(?:(?:(?:{_TO_999}|a) (?:{_SCALE})(?:,? (?:and )?(?={_TO_999}))?)+(?:{_TO_999})?|{_TO_999})"
+)
 _PART = rf"(?:{'|'.join(_PARTS)}|halves)s?"
 _SPELLED = re.compile(
     rf"\b(?:(?P<whole>{_WHOLE})(?: and (?P<more>a|{_TO_99})[ -](?P<piece>{_PART}))?"
@@ -52,7 +49,9 @@ _OPENING = re.compile(
     r"|had|will|be|a total of|in total) )*"
 )
 # "one of them", "two more", "three point five", "five to ten", "six or seven".
-_CLOSING = re.compile(r"(?: (?!of|more|less|point|or|to|and|plus|minus|times|by|over)[a-z%'-]+){0,3}")
+_CLOSING = re.compile(
+    r"(?: (?!of|more|less|point|or|to|and|plus|minus|times|by|over)[a-z%'-]+){0,3}"
+)
 
 
 def with_digits(text: str) -> str | None:
@@ -79,7 +78,9 @@ def _digits(found: re.Match[str]) -> str:
     if found["top"]:
         return f"{_value(found['top'])}/{_part(found['bottom'])}"
     whole = _value(found["whole"])
-    return f"{whole} {_value(found['more'])}/{_part(found['piece'])}" if found["more"] else str(whole)
+    return (
+        f"{whole} {_value(found['more'])}/{_part(found['piece'])}" if found["more"] else str(whole)
+    )
 
 
 def _part(name: str) -> int:

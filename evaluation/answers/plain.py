@@ -104,4 +104,3 @@ def _caret(raised: re.Match[str]) -> str:
 def shorten(text: str) -> str:
     """What is shown of a text that could not be read."""
     return text.strip()[:MAX_LINE_LENGTH]
-

@@ -39,7 +39,7 @@ def test_of_this_process_is_one_for_all_callers() -> None:
 def test_child_after_its_parent_closed_is_gone(calculator: Calculator) -> None:
     calculator.ask({"truth": "x", "found": "x"})
     assert calculator._child is not None
-    child = calculator._child.pid
+    child = calculator._child.process.pid
     calculator.close()
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

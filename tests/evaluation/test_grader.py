@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -60,9 +59,7 @@ def question_of(
 
 
 def grade_case(case: Case, answer_type: AnswerType) -> Grade:
-    question = replace(
-        question_of(case.answer, answer_type, case.choices), aliases=case.aliases
-    )
+    question = replace(question_of(case.answer, answer_type, case.choices), aliases=case.aliases)
     return grade(case.text, question, read_last=case.read_last, finished=case.finished)
 
 
@@ -256,16 +253,14 @@ def random_texts(count: int) -> Iterator[str]:
 def test_grade_random_text_never_raises_and_keeps_its_invariants(question: Question) -> None:
     # Formulas that differ are compared in a child process, thirty times more slowly.
     for text in random_texts(300 if question.answer_type == "math" else 3_000):
-            for finished in (True, False):
-                result = grade(text, question, read_last=True, finished=finished)
-                assert (result.read_as == NOTHING) == (result.predicted is None)
-                assert (result.read_as == NOTHING) == (result.verdict in (NO_ANSWER, TRUNCATED))
-                assert finished or result.read_as != LAST
+        for finished in (True, False):
+            result = grade(text, question, read_last=True, finished=finished)
+            assert (result.read_as == NOTHING) == (result.predicted is None)
+            assert (result.read_as == NOTHING) == (result.verdict in (NO_ANSWER, TRUNCATED))
+            assert finished or result.read_as != LAST
 
 
-RIGHT = [
-    (kind, case) for kind, cases in TABLE.items() for case in cases if case.verdict == CORRECT
-]
+RIGHT = [(kind, case) for kind, cases in TABLE.items() for case in cases if case.verdict == CORRECT]
 SURROUNDINGS = {
     "spaces": lambda box: f"  \n\n {box} \t\n",
     "line feeds of Windows": lambda box: f"Well.\r\n\r\n{box}\r\n",

@@ -25,9 +25,7 @@ def is_even(text: str, question: Question, *, read_last: bool, finished: bool) -
     return Grade(answer, WRONG if int(answer) % 2 else CORRECT, read_as)
 
 
-EVEN = Question(
-    "t/0", "t", "test", "in_domain", "Even?", "2", "text", grader=f"{__name__}:is_even"
-)
+EVEN = Question("t/0", "t", "test", "in_domain", "Even?", "2", "text", grader=f"{__name__}:is_even")
 
 
 def test_grade_by_own_grader_sees_the_text_without_its_thinking() -> None:
