@@ -76,6 +76,7 @@ _AND_OR = re.compile(r",? ?(?:and|or|,)? ?")
 # Also the opening of a display whose formula begins on the next line.
 _PHRASE_GAP = re.compile(r"(?:[\s:：*>`]|(?:\\\[|\$\$)(?=[ \t]*\n))*+")
 _SENTENCE_END = re.compile(r"[.!?](?=[ \"')]|$)")
+_SENTENCE_OVER = re.compile(r"[.!?][*\"')]*\s")
 _ABBREVIATIONS = frozenset(["mr", "mrs", "ms", "dr", "prof", "st", "rs", "no", "vs", "approx"])
 _REASON = re.compile(r"[,;:]? (?:because|since|which|due to|as (?:it|he|she|they|we|the|shown))\b")
 _REASONING = re.compile(
@@ -192,10 +193,15 @@ def _remainders(text: str, *, finished: bool) -> Iterator[tuple[str, int, bool]]
     for phrase in reversed(deque(_PHRASE.finditer(text, tail), maxlen=MAX_TRIED)):
         start = _PHRASE_GAP.match(text, phrase.end()).end()  # type: ignore[union-attr]
         line = text[start : start + MAX_LINE_LENGTH].partition("\n")[0]
-        if not finished and _BOX.search(line):
-            continue  # a box that was cut off: `\boxed{7` may have been about to say 72
+        if not finished and _is_cut(line, at_end=start + len(line) == len(text)):
+            continue
         apart = phrase["mark"] is not None or "\n" in text[phrase.end() : start]
         yield line, start + len(line), apart
+
+
+def _is_cut(line: str, *, at_end: bool) -> bool:
+    r"""Whether a text that ended early ended in this answer: `\boxed{7` or "The answer is 7"."""
+    return bool(_BOX.search(line)) or (at_end and not _SENTENCE_OVER.search(line))
 
 
 def _read_phrase(text: str, kind: Kind, choices: Choices, *, finished: bool) -> Reading | None:
