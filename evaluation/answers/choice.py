@@ -39,6 +39,7 @@ _STANDALONE_LETTER = re.compile(
     r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^([A-Za-z])[.:)]?$"
     r"|\b(?i:option|choice|answer(?: is)?):? \(?([A-Za-z])\b(?!')|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
 )
+_LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")
 _FILLER = re.compile(
     r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|that)\b[ ,:]*)+"
 )
@@ -113,6 +114,17 @@ def last_choice(line: str, choices: Choices) -> Reading | None:
     if best is None or _end_and_length(best.normalized, words)[0] < 0:
         return None
     return _match_option(best.text, choices)
+
+
+def without_option_lists(lines: list[str]) -> list[str]:
+    """The lines without those that only repeat the options: "A) ice" and below it "B) fire"."""
+    found = [_LISTED.match(line) for line in lines]
+    letters = [match[1].upper() if match else "" for match in found]
+    listed = [
+        bool(letter) and any(other and other != letter for other in (before, after))
+        for before, letter, after in zip(["", *letters], letters, [*letters[1:], ""], strict=False)
+    ]
+    return [line for line, is_listed in zip(lines, listed, strict=True) if not is_listed]
 
 
 def _end_and_length(part: str, line: str) -> tuple[int, int]:

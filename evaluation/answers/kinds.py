@@ -9,6 +9,7 @@ from evaluation.answers.choice import (
     is_lone_option,
     last_choice,
     read_choice,
+    without_option_lists,
 )
 from evaluation.answers.mathematics import (
     canonical_mathematics,
@@ -53,6 +54,7 @@ KINDS: dict[AnswerType, Kind] = {
         canonical_choice,
         choice_keys,
         is_lone_option,
+        last_lines=without_option_lists,
     ),
     "boolean": Kind(
         "boolean",

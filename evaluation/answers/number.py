@@ -80,7 +80,7 @@ _MATHEMATICS = re.compile(
     r"|(?<![A-Za-z'.])[b-fi-kn-rt-zXYZ](?![A-Za-z']|\.[A-Za-z])"
     r"|^[KMB]\b|\b(?:sqrt|pi|root|squared|cubed|factorial|log|ln|sin|cos|tan)\b|[A-Za-z]{3}[0-9]"
 )
-_BULLET = re.compile(r"[-*•] ")
+_BULLET = re.compile(r"[-*•] |^[0-9]{1,2}[.)] (?=[^ ])")  # also "2." before a step
 
 
 def read_number(plain: str, choices: Choices = ()) -> Reading | None:

@@ -48,6 +48,8 @@ class Kind(NamedTuple):
     """Whether a line that stands apart from its phrase is an answer, and no heading or step."""
     same: Callable[[str, str], bool] | None = None
     """Whether truth and reading, as texts, mean the same though their keys differ."""
+    last_lines: Callable[[list[str]], list[str]] | None = None
+    """The lines in which a last answer may stand; None: all."""
 
 
 _THINK_TAG = re.compile(r"(?i:</?think(?:ing)?>)")
@@ -277,9 +279,9 @@ def _read_last(text: str, kind: Kind, choices: Choices) -> Reading | None:
     """The last value of the wanted type in the last line that holds one."""
     if kind.read_last is None:
         return None
-    for line in reversed(text.splitlines()[-MAX_TRIED:]):
-        if line.strip():
-            reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)
-            if reading is not None:
-                return reading
+    lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
+    for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):
+        reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)
+        if reading is not None:
+            return reading
     return None

@@ -14,6 +14,7 @@ import pytest
 from evaluation.grader import (
     MAX_NUMBER_LENGTH,
     Grade,
+    ReadAs,
     Verdict,
     boxed_answer,
     canonical_answer,
@@ -77,6 +78,25 @@ def test_grade_text_is_read_and_judged_as_a_person_would(
     result = grade_case(case, answer_type)
     expected = WRONG if case.name in KNOWN_REJECTS else case.verdict
     assert (result.verdict, result.read_as) == (expected, case.read_as), result
+
+
+def real_outputs() -> Iterator[tuple[AnswerType, Case]]:
+    """What SmolLM2-135M-Instruct wrote at temperature 0.7, with a person's verdicts."""
+    path = Path(__file__).with_name("real_outputs.jsonl")
+    for number, line in enumerate(path.read_text(encoding="utf-8").strip().split("\n")):
+        row = json.loads(line)
+        kind = row.pop("answer_type")
+        verdict, read_as = Verdict(row.pop("verdict")), ReadAs(row.pop("read_as"))
+        case = Case(f"output {number}", verdict=verdict, read_as=read_as, read_last=True, **row)
+        yield kind, case
+
+
+@pytest.mark.parametrize(("answer_type", "case"), real_outputs())
+def test_grade_real_output_is_judged_as_a_person_would(
+    answer_type: AnswerType, case: Case
+) -> None:
+    result = grade_case(case, answer_type)
+    assert (result.verdict, result.read_as) == (case.verdict, case.read_as), result
 
 
 def test_grade_table_is_large_and_its_known_rejects_few() -> None:
