@@ -261,8 +261,16 @@ def _rewrite(ledger: Ledger, stale: list[str], schema: pa.Schema) -> None:
 
 
 def _write_rows(folder: Folder, stamp: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    table = pa.concat_tables([table.cast(schema) for table in tables]).sort_by("question_id")
+    table = pa.concat_tables([_fit(table, schema) for table in tables]).sort_by("question_id")
     folder.write_table(f"rows-{stamp}.parquet", table)
+
+
+def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the schema's columns; those of a later version are null in older rows."""
+    for column in schema:
+        if column.name not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    return table.select(schema.names).cast(schema)
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ _ANSWER_FORMATS: dict[AnswerType, str] = {
     "choice": "End with the letter of the right option in \\boxed{}.",
     "boolean": "End with yes or no in \\boxed{}.",
     "text": "End with the final answer in \\boxed{}.",
+    "math": "End with the final answer in LaTeX in \\boxed{}.",
 }
 
 

@@ -4,7 +4,7 @@ A row of the `questions` step, for example::
 
     {"question_id": "gsm8k/train/00042", "dataset": "gsm8k", "split": "train",
      "domain": "in_domain", "question": "Natalia sold ...", "answer": "72",
-     "answer_type": "number", "choices": []}
+     "answer_type": "number", "choices": [], "aliases": [], "grader": "", "grader_data": ""}
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-AnswerType = Literal["number", "choice", "boolean", "text"]
+AnswerType = Literal["number", "choice", "boolean", "text", "math"]
 Domain = Literal["in_domain", "out_of_domain"]
 Split = Literal["train", "dev", "test"]
 
@@ -34,6 +34,9 @@ QUESTION_SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("answer_type", pa.string()),
         ("choices", pa.list_(pa.string())),
+        ("aliases", pa.list_(pa.string())),
+        ("grader", pa.string()),
+        ("grader_data", pa.string()),
     ]
 )
 
@@ -45,8 +48,10 @@ QUESTION_TABLE_SCHEMA = QUESTION_SCHEMA.append(pa.field("question_fingerprint", 
 class Question:
     """One question with its ground truth.
 
-    `answer` is canonical for its type: a plain decimal string, a capital letter by position in
-    `choices`, `yes` or `no`, or free text. `choices` is empty unless the type is `choice`.
+    `answer` is canonical for its type: a plain decimal string or `1/3`, a capital letter by
+    position in `choices`, `yes` or `no`, free text, or LaTeX. `choices` is empty unless the type is
+    `choice`. `aliases` are other right answers. `grader` is the import path of a grader of the
+    question's own (`evaluation.answers.own_grader`), `grader_data` what that one needs to know.
     """
 
     question_id: str
@@ -57,6 +62,9 @@ class Question:
     answer: str
     answer_type: AnswerType
     choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    grader: str = ""
+    grader_data: str = ""
 
     @property
     def text(self) -> str:
@@ -80,19 +88,25 @@ class Question:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over text and answer: a changed question with an old id is a new one."""
+        """16 hex digits over text and truth: a changed question with an old id is a new one."""
         content = "\x1f".join([self.text, self.answer, self.answer_type])
+        if self.aliases or self.grader:
+            content = "\x1f".join([content, *self.aliases, self.grader, self.grader_data])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_row(self) -> dict[str, Any]:
         """The question as a row of `QUESTION_SCHEMA`."""
-        return asdict(self) | {"choices": list(self.choices)}
+        return asdict(self) | {"choices": list(self.choices), "aliases": list(self.aliases)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Question:
-        """The inverse of `to_row`; columns that are not the question's own are left aside."""
-        own = {name: row[name] for name in QUESTION_SCHEMA.names}
-        return cls(**(own | {"choices": tuple(row["choices"] or ())}))
+        """The inverse of `to_row`; columns that are not the question's own are left aside.
+
+        Rows written before a question had aliases and a grader of its own lack these columns.
+        """
+        own = {name: row[name] for name in QUESTION_SCHEMA.names if row.get(name) is not None}
+        lists = {name: tuple(row.get(name) or ()) for name in ("choices", "aliases")}
+        return cls(**(own | lists))
 
 
 def question_table(questions: Sequence[Question]) -> pa.Table:

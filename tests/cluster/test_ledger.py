@@ -232,6 +232,14 @@ def test_compaction_keeps_each_valid_row_once_in_fewer_files(tmp_path: Path) -> 
     assert len(ledger.files) == 1
 
 
+def test_compaction_to_a_schema_with_another_column_keeps_the_older_rows(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    three_questions(folder)
+    ledger = compact(folder, SCHEMA.append(pa.field("note", pa.string())))
+    assert texts(folder, *THREE) == THREE
+    assert [row["note"] for row in ledger.rows()] == [None] * 3
+
+
 def test_compaction_of_what_is_compact_changes_no_file(tmp_path: Path) -> None:
     folder = Folder.open(str(tmp_path))
     three_questions(folder)

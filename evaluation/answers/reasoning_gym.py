@@ -1,0 +1,86 @@
+"""Questions of `reasoning_gym`, judged by their family's own scorer.
+
+A family whose questions have more than one right answer brings a scorer that needs the whole
+entry, so the question carries it::
+
+    Question(..., answer_type="text", grader=FAMILY_GRADER,
+             grader_data=family_data("countdown", {"max_numbers": 4}, entry))
+
+The scorer runs in `calculator`'s process, because some compute with the answer: it may take for
+ever or raise, and either way the answer is wrong. Only a full score is a right answer.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from evaluation.answers.calculator import Calculator
+from evaluation.answers.place import ReadAs, find_answer
+from evaluation.answers.plain import MAX_LINE_LENGTH, plain_text, shorten
+from evaluation.grader import Grade, Verdict, no_answer
+from evaluation.question import Question
+
+FAMILY_GRADER = "evaluation.answers.reasoning_gym:grade_by_family"
+FULL_SCORE = 1.0 - 1e-9
+MAX_ANSWER_LENGTH = 10 * MAX_LINE_LENGTH  # characters; the largest boards have a few thousand
+
+
+def family_data(family: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What the scorer needs, as a Python literal: tuples and numbers as keys stay what they are.
+
+    Raises ValueError for an entry that no literal can hold.
+    """
+    parts = {"question": entry["question"], "answer": entry["answer"]}
+    data = repr(
+        {
+            "family": family,
+            "settings": repr(dict(settings)),
+            "entry": repr(_without_numpy(parts | {"metadata": entry["metadata"]})),
+        }
+    )
+    try:
+        ast.literal_eval(ast.literal_eval(data)["entry"])
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"an entry of {family} cannot be kept as text ({error}): leave its scorer out"
+        ) from error
+    return data
+
+
+def _without_numpy(value: Any) -> Any:
+    """The same value with Python's own numbers and texts in place of NumPy's."""
+    if isinstance(value, Mapping):
+        return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)([_without_numpy(item) for item in value])
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def grade_by_family(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade:
+    """Judge by the family's scorer the answer as it stands in the text, line breaks and all."""
+    read_as, answer = find_answer(text, last=read_last and finished, finished=finished)
+    if not answer:
+        return no_answer(finished=finished)
+    # As it stands, since a board may hold stars; without markdown, since a word may stand in some.
+    forms = dict.fromkeys([answer, _unwrapped(answer)])
+    correct = any(_is_right(form, question.grader_data) for form in forms if form)
+    verdict = Verdict.CORRECT if correct else Verdict.WRONG
+    return Grade(shorten(answer), verdict, ReadAs(read_as))
+
+
+def _unwrapped(answer: str) -> str:
+    lines = answer.replace("\\\\", "\n").splitlines()
+    return "\n".join(plain_text(line) for line in lines).strip()
+
+
+@lru_cache(maxsize=4096)
+def _is_right(answer: str, data: str) -> bool:
+    if len(answer) > MAX_ANSWER_LENGTH:
+        return False
+    request = ast.literal_eval(data) | {"answer": answer}
+    return float(Calculator.of_this_process().ask(request).get("score", 0.0)) >= FULL_SCORE

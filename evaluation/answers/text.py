@@ -1,0 +1,36 @@
+"""Free text, compared without case, articles, outer punctuation and spaces beside signs."""
+
+from __future__ import annotations
+
+from evaluation.answers.number import EQUALS, exact_number
+from evaluation.answers.plain import Choices, Keys, Reading, normalize, plain_text
+
+
+def read_text(plain: str, choices: Choices) -> Reading | None:
+    """The whole text; "y = 5" is also right where the truth is 5."""
+    keys = _plain_keys(plain)
+    parts = EQUALS.split(plain)
+    if len(parts) == 2 and parts[1].strip():
+        keys |= _plain_keys(parts[1].strip())
+    return Reading(plain.strip(" \"'").removesuffix(".").strip() or plain, keys)
+
+
+def _plain_keys(plain: str) -> Keys:
+    number = exact_number(plain)
+    values = number.keys if number else frozenset()
+    return values | {normalize(plain)}
+
+
+def canonical_text(answer: str, choices: Choices = ()) -> str:
+    """The text without the white space around it."""
+    return answer.strip()
+
+
+def text_keys(canonical: str, choices: Choices = ()) -> Keys:
+    """What an answer must equal to be this text."""
+    return _plain_keys(plain_text(canonical))
+
+
+def is_last_line(plain: str, choices: Choices, after: str) -> bool:
+    """Whether nothing but marks follows: "Answer:" above a derivation is no answer."""
+    return not after.strip(" \n*$#\\]")

@@ -1,0 +1,135 @@
+"""Grading a file of responses: `regenesis.py grade FILE.jsonl`.
+
+A line in, and the same row out with three columns more::
+
+    {"response": "So \\boxed{72}.", "answer": "72", "answer_type": "number", "choices": null}
+    {..., "predicted": "72", "verdict": "correct", "read_as": "boxed"}
+
+Every other field passes through. Three are used where they are there: `finish_reason` (anything but
+"stop" is a text that was cut off), `aliases` (a list of other right answers), and `grader` with
+`grader_data` (a grader of the question's own).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from cluster.errors import InputError
+from evaluation.answers.own_grader import load_grader
+from evaluation.grader import grade
+from evaluation.question import ANSWER_TYPES, AnswerType, Question
+
+Row = dict[str, Any]
+
+
+def grade_file(path: Path, output: TextIO) -> Counter[str]:
+    """Write each row of a JSONL file with its grade; returns the number of rows by verdict.
+
+    Line by line, so that a file of any size can be piped. The last number, letter or truth value
+    of a response counts where nothing clearer was found, and `read_as` then says `last`. A truth
+    that its type cannot hold has the verdict `error`. Raises InputError, with the line, for a file
+    that cannot be read and for a row that is none.
+    """
+    counts: Counter[str] = Counter()
+    for place, row in _read_rows(path):
+        graded = grade_row(row, place)
+        output.write(json.dumps(graded) + "\n")
+        counts[graded["verdict"]] += 1
+    return counts
+
+
+def grade_row(row: Row, place: str) -> Row:
+    """The row with `predicted`, `verdict` and `read_as`; `place` is named in an InputError."""
+    response = row.get("response")
+    if not isinstance(response, str):
+        raise InputError(f"{place}, field 'response': expected a text; write the model's text")
+    finished = row.get("finish_reason", "stop") == "stop"
+    result = grade(response, _question(row, place), read_last=True, finished=finished)
+    return row | {
+        "predicted": result.predicted,
+        "verdict": result.verdict.value,
+        "read_as": result.read_as.value,
+    }
+
+
+def _question(row: Row, place: str) -> Question:
+    grader = row.get("grader") or ""
+    if grader:
+        try:
+            load_grader(str(grader))
+        except InputError as error:
+            raise InputError(f"{place}, field 'grader': {error}") from error
+    answer_type = _answer_type(row, place)
+    return Question(
+        question_id=place,
+        dataset="",
+        split="test",
+        domain="in_domain",
+        question=str(row.get("question") or ""),
+        answer=_answer(row, place, answer_type),
+        answer_type=answer_type,
+        choices=_texts(row, "choices", place),
+        aliases=_texts(row, "aliases", place),
+        grader=str(grader),
+        grader_data=str(row.get("grader_data") or ""),
+    )
+
+
+def _answer_type(row: Row, place: str) -> AnswerType:
+    value = row.get("answer_type")
+    if value not in ANSWER_TYPES:
+        raise InputError(
+            f"{place}, field 'answer_type': {value!r} is unknown; write one of "
+            f"{', '.join(ANSWER_TYPES)}"
+        )
+    return cast(AnswerType, value)
+
+
+def _answer(row: Row, place: str, answer_type: AnswerType) -> str:
+    """The truth as text; JSON's numbers and truth values are written out."""
+    value = row.get("answer")
+    if isinstance(value, bool):
+        return ("false", "true")[value]
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise InputError(f"{place}, field 'answer': expected a text or a number; write the truth")
+
+
+def _texts(row: Row, field: str, place: str) -> tuple[str, ...]:
+    value = row.get(field) or []
+    if not isinstance(value, list) or not all(
+        isinstance(text, str | int | float) for text in value
+    ):
+        raise InputError(f"{place}, field {field!r}: expected a list of texts or null")
+    if field == "choices" and len(value) > 26:
+        raise InputError(f"{place}, field 'choices': {len(value)} options, but only 26 letters")
+    return tuple(str(text) for text in value)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Each row with its place, `file.jsonl:12`; blank lines are left aside."""
+    try:
+        # Cut at line feeds alone: JSON texts may hold U+2028, at which a text file would be cut.
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    place = f"{path}:{number}"
+                    yield place, _parse(line, place)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; give a JSONL file") from error
+
+
+def _parse(line: bytes, place: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{place} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not JSON: {error}; every line is one JSON object") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: every line is one JSON object, this is none; mend the line")
+    return row

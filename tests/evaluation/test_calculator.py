@@ -1,0 +1,87 @@
+"""The calculator's process: what it computes, and that nothing on a text keeps it for long."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from evaluation.answers.calculator import Calculator
+from evaluation.answers.mathematics import MAX_LENGTH, is_bounded, same_mathematics
+
+
+@pytest.fixture(scope="module")
+def calculator() -> Iterator[Calculator]:
+    calculator = Calculator(cpu_limit_s=1)
+    yield calculator
+    calculator.close()
+
+
+def test_ask_about_formulas_compares_them(calculator: Calculator) -> None:
+    assert calculator.ask({"truth": "x^2", "found": r"x \cdot x"}) == {"same": True}
+    assert calculator.ask({"truth": "x^2", "found": "x^3"}) == {"same": False}
+    assert calculator.ask({"truth": "x^2", "found": r"\frac{"}) == {"same": False}
+
+
+def test_ask_what_takes_for_ever_ends_the_child_and_the_next_request_starts_another(
+    calculator: Calculator,
+) -> None:
+    # 9^(9^9) has 370 million digits; nothing but the kernel stops the multiplication.
+    assert calculator.ask({"truth": "1", "found": "9^{9^{9}} + 1"}) in ({}, {"same": False})
+    assert calculator.ask({"truth": "x", "found": "x"}) == {"same": True}
+
+
+def test_of_this_process_is_one_for_all_callers() -> None:
+    assert Calculator.of_this_process() is Calculator.of_this_process()
+
+
+def test_child_after_its_parent_closed_is_gone(calculator: Calculator) -> None:
+    calculator.ask({"truth": "x", "found": "x"})
+    assert calculator._child is not None
+    child = calculator._child.process.pid
+    calculator.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "10^10^10^10",
+        "10^{10^{10}}",
+        "2^{99999}",
+        "((10^{99})^{99})^{99}",
+        "9" * 41,
+        "(" * 13 + "x" + ")" * 13,
+        "x+" * 61 + "x",
+        "x" * (MAX_LENGTH + 1),
+        r"\int_0^1 x dx",
+        r"\sum_{n=1}^{10} n",
+        r"\frac{d}{dx} x",
+        "1000!",
+        "3!!",
+        "(5!)!",
+        "1 + 2 + ... + 100",
+    ],
+)
+def test_is_bounded_of_what_may_take_long_is_false(formula: str) -> None:
+    assert not is_bounded(formula)
+    assert not same_mathematics("x", formula)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "x^2 + 3x^2",
+        "e^{x^2}",
+        "2^{2005}",
+        "(x+1)^2(x-1)^3",
+        "5!",
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        r"x^8 + x^7 + x^6 + x^5 + x^4 + x^3 + x^2 + x + 1",
+        r"\left[ \frac{\pi^2}{8}, \frac{5 \pi^2}{4} \right]",
+    ],
+)
+def test_is_bounded_of_an_ordinary_answer_is_true(formula: str) -> None:
+    assert is_bounded(formula)

@@ -1,0 +1,125 @@
+"""Graders that a question names itself: a user's function, and the scorers of `reasoning_gym`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from evaluation.answers.own_grader import load_grader
+from evaluation.answers.place import ReadAs, find_answer
+from evaluation.answers.reasoning_gym import FAMILY_GRADER, family_data
+from evaluation.grader import Grade, Verdict, grade
+from evaluation.question import Question
+
+CORRECT, WRONG = Verdict.CORRECT, Verdict.WRONG
+
+
+def is_even(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade:
+    """A user's grader: any even number is right."""
+    read_as, answer = find_answer(text, last=read_last, finished=finished)
+    if answer is None:
+        return Grade(None, Verdict.NO_ANSWER, ReadAs.NOTHING)
+    return Grade(answer, WRONG if int(answer) % 2 else CORRECT, read_as)
+
+
+EVEN = Question("t/0", "t", "test", "in_domain", "Even?", "2", "text", grader=f"{__name__}:is_even")
+
+
+def test_grade_by_own_grader_sees_the_text_without_its_thinking() -> None:
+    text = r"<think>\boxed{3}</think>\boxed{8}"
+    assert grade(text, EVEN, read_last=False) == Grade("8", CORRECT, ReadAs.BOXED)
+    assert grade("It is\n7", EVEN, read_last=True) == Grade("7", WRONG, ReadAs.LAST)
+    assert grade(r"<think>\boxed{8}", EVEN, read_last=True).verdict == Verdict.TRUNCATED
+
+
+def test_grade_by_own_grader_that_raises_is_a_fault() -> None:
+    with pytest.raises(ValueError, match="eight"):
+        grade(r"\boxed{eight}", EVEN, read_last=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("no_colon", "no import path"),
+        ("no_such_package.module:function", "cannot be imported"),
+        (f"{__name__}:missing", "has no function 'missing'"),
+        (f"{__name__}:EVEN", "has no function 'EVEN'"),
+    ],
+)
+def test_load_grader_of_a_wrong_path_says_what_is_wrong(path: str, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        load_grader(path)
+
+
+def family_question(family: str, **settings: Any) -> Question:
+    """The first question of a family's stream."""
+    from reasoning_gym.factory import create_dataset
+
+    entry = create_dataset(family, **settings, seed=5, size=3)[0]
+    return replace(
+        EVEN,
+        question=entry["question"],
+        answer=entry["answer"],
+        grader=FAMILY_GRADER,
+        grader_data=family_data(family, settings, entry),
+    )
+
+
+def judged(question: Question, answer: str) -> Verdict:
+    return grade(rf"So \boxed{{{answer}}}.", question, read_last=False).verdict
+
+
+# Boards of several lines, several right answers, numbers as keys, settings, arithmetic.
+FAMILIES = [
+    "countdown",
+    "mini_sudoku",
+    "word_ladder",
+    "shortest_path",
+    "advanced_geometry",
+    "knights_knaves",
+    "polynomial_multiplication",
+    "simple_integration",
+    "spiral_matrix",
+    "basic_arithmetic",
+    "zebra_puzzles",
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grade_by_family_takes_the_answer_and_no_other(family: str) -> None:
+    question = family_question(family)
+    assert judged(question, question.answer) == CORRECT
+    assert judged(question, "elephants") == WRONG
+
+
+def test_grade_by_family_takes_another_right_answer() -> None:
+    question = family_question("simple_integration")
+    assert judged(question, f"7 + {question.answer}") == CORRECT
+    assert judged(question, f"X + {question.answer}") == WRONG
+
+
+@pytest.mark.parametrize(
+    ("family", "answer"),
+    [
+        ("countdown", "9**9**9**9**9"),
+        ("countdown", "(" * 5000),
+        ("countdown", "().__class__.__base__.__subclasses__()"),
+        ("polynomial_multiplication", "(x+1)**99999999"),
+        ("simple_integration", "__import__('os').abort()"),
+        ("spiral_matrix", "[__import__('os').abort()]"),
+        ("n_queens", "[[9**9**9**9]]"),
+        ("shortest_path", "(" * 3000),
+        ("mini_sudoku", "\ud800\0"),
+    ],
+)
+def test_grade_by_family_of_a_hostile_answer_is_not_right(family: str, answer: str) -> None:
+    assert judged(family_question(family), answer) != CORRECT
+
+
+def test_family_data_of_what_no_literal_holds_is_refused() -> None:
+    entry = {"question": "?", "answer": "1", "metadata": {"value": object()}}
+    with pytest.raises(ValueError, match="leave its scorer out"):
+        family_data("countdown", {}, entry)

@@ -1,0 +1,40 @@
+"""The question's row and fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evaluation.question import QUESTION_TABLE_SCHEMA, Question, question_table
+
+PLAIN = Question("d/1", "d", "test", "in_domain", "Where?", "New York", "text")
+FULL = replace(PLAIN, aliases=("NYC", "N.Y."), grader="mine:grade", grader_data="{}")
+
+
+@pytest.mark.parametrize("question", [PLAIN, FULL])
+def test_from_row_of_to_row_is_the_question(question: Question) -> None:
+    assert Question.from_row(question.to_row()) == question
+    [row] = question_table([question]).to_pylist()
+    assert list(row) == QUESTION_TABLE_SCHEMA.names
+    assert Question.from_row(row) == question
+
+
+def test_from_row_of_before_the_new_columns_has_none_of_them() -> None:
+    row = PLAIN.to_row()
+    for name in ("aliases", "grader", "grader_data"):
+        del row[name]
+    assert Question.from_row(row) == PLAIN
+    nulls = dict.fromkeys(("aliases", "grader", "grader_data"))
+    assert Question.from_row(PLAIN.to_row() | nulls) == PLAIN
+
+
+def test_fingerprint_changes_with_what_is_right() -> None:
+    others = [
+        replace(PLAIN, aliases=("NYC",)),
+        replace(PLAIN, grader="mine:grade"),
+        replace(PLAIN, grader="mine:grade", grader_data="{}"),
+        replace(PLAIN, answer="York"),
+    ]
+    assert len({question.fingerprint for question in [PLAIN, *others]}) == 5
+    assert replace(PLAIN, question_id="d/2").fingerprint == PLAIN.fingerprint
