@@ -20,9 +20,11 @@ _PROMPT_FIELDS = {
     "path": {"question", "structure"},
     "path_from_advice": {"question", "adapted_guideline"},
     "hint": {"answer"},
+    "judge": {"question", "reasoning"},
 }
-_OPTIONAL_PROMPTS = {"path_from_advice", "hint"}
+_OPTIONAL_PROMPTS = {"path_from_advice", "hint", "judge"}
 _STAGE_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
+_OTHER_FIELDS = {"hint": {"answer"}, "judge": {"question", "reasoning"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Prompts:
     """Of the last stage, in a chain without structure."""
     hint: str
     """Put after the turn of a stage that is shown the right answer."""
+    judge: str
+    """Asks whether a finished path is sound."""
 
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
@@ -71,7 +75,7 @@ def _read_guideline(path: Path, number: int, row: Any) -> Guideline:
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours where it leaves out `path_from_advice` or `hint`.
+    """The prompts of a YAML file; ours for those of no stage that it leaves out.
 
     Raises `InputError`.
     """
@@ -96,7 +100,7 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(
             f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
         ) from error
-    known_fields = {"answer"} if stage == "hint" else _STAGE_FIELDS
+    known_fields = _OTHER_FIELDS.get(stage, _STAGE_FIELDS)
     if unknown := fields - known_fields:
         known = ", ".join(sorted(known_fields))
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
