@@ -518,7 +518,10 @@ def describe_plan(run: Run) -> str:
     for this in run.rounds:
         chains = num_missing(run, this.paths, "train") * run.paths_job(this).handler.width
         stages = len(run.config.synthesis.chain)
-        generations = {"paths": stages * chains, "predictions": num_predictions(run, this.predictions)}
+        generations = {
+            "paths": stages * chains,
+            "predictions": num_predictions(run, this.predictions),
+        }
         for name in STEPS[1:]:
             lines.append(
                 step_line(f"round_{this.number}", getattr(this, name), generations.get(name, 0))
