@@ -45,7 +45,16 @@ from cluster.runtime import (
     ray_session,
 )
 from cluster.schedule import Questions, Share
-from cluster.settings import EXTENT, OPERATIONAL, Settings, content_of, fingerprint, load_settings
+from cluster.settings import (
+    EXTENT,
+    OPERATIONAL,
+    Settings,
+    content_of,
+    fingerprint,
+    load_settings,
+    settings_of,
+    with_overrides,
+)
 from cluster.steps import STEPS_FILE, Step, check_run_folder, claim_run_folder
 from cluster.storage import Folder
 from cluster.tasks import run_task
@@ -69,7 +78,7 @@ from pipelines.estimate import (
     estimate_run,
     format_estimate,
 )
-from pipelines.examples import ExampleSettings, select_step_examples
+from pipelines.examples import select_step_examples
 from pipelines.expansion import (
     PROPOSALS_SCHEMA,
     Expansion,
@@ -79,6 +88,7 @@ from pipelines.expansion import (
     with_room,
     write_prompts,
 )
+from pipelines.filters import ExampleSettings
 from pipelines.probe import (
     NUM_PROBED,
     PROBE_FILE,
@@ -86,6 +96,7 @@ from pipelines.probe import (
     read_probed_predictions,
 )
 from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_selection
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from pipelines.task_listing import format_task, format_tasks
@@ -198,16 +209,19 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
         select_step_examples,
         this.paths.folder,
         run.stored_questions("train"),
-        this.examples.folder,
+        run.stored_questions("dev", "test"),
         run.config.examples,
         this.start,
         run.config.evaluation.template_args,
+        this.examples.folder,
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in facts["dropped"].items()) or "none"
     say(
         f"examples: kept {facts['num_examples']} of {facts['num_paths']} paths "
         f"({facts['num_answers_added']} with the boxed answer added); dropped: {reasons}"
     )
+    for line in format_overlaps(facts):
+        say(line)
     if not facts["num_examples"]:
         raise NoExamplesError(
             f"no example is left to train on; of {facts['num_paths']} paths were dropped: "
@@ -350,6 +364,11 @@ def plan_run(config: Config) -> Run:
         base_predictions=plan_predictions(config, folder.child("base"), base, questions),
         rounds=(),
     )
+    if config.synthesis.hint_stages and config.examples.verdict == "majority":
+        raise InputError(
+            "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
+            "runs that do not know it; set one of them otherwise"
+        )
     rounds: list[Round] = []
     for number in range(config.rounds):
         rounds.append(plan_round(run, number, rounds[-1].tuned if rounds else base))
@@ -380,6 +399,7 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
             "examples": content_of(config.examples),
             "template_args": config.evaluation.template_args,
             "grader": GRADER_VERSION,
+            **held_out_content(run),
         },
     )
     model = Step.below(
@@ -402,6 +422,12 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
     return Round(
         number, recipe, generator, start, tuned, paths, examples, model, predictions, scores
     )
+
+
+def held_out_content(run: Run) -> dict[str, str]:
+    """The held-out questions, where what is trained on hangs on them."""
+    drops = run.config.examples.contamination.drop
+    return {"held_out": run.questions.extent("dev", "test")} if drops else {}
 
 
 def plan_guidelines(
@@ -597,7 +623,7 @@ def num_missing(run: Run, step: Step, *splits: Split) -> int:
 
 
 def num_path_generations(run: Run, this: Round) -> int:
-    """What is missing of a round's paths, without a second pass; all proposals taken to be kept."""
+    """What is missing of a round's paths, without hints and judge; all proposals taken as kept."""
     made = run.guidelines_step is None or run.guidelines_step.is_done
     recipe = run.recipe(this) if made else with_room(this.recipe)
     chains = SynthesizePaths(recipe, run.config.examples.read_last).width
@@ -622,7 +648,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         return 0
     say_warnings(config)
     claim_run_folder(run.folder, config.run)
-    run.folder.write_bytes(f"config-{fingerprint(resolved)}.yaml", resolved.encode())
+    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
+        run.folder.write_bytes(name, resolved.encode())
     run.folder.write_json(STEPS_FILE, run.step_names())
     with ray_session(config.cluster) as stop:
         say(f"logs: {log_folder()}")
@@ -644,6 +671,27 @@ def plan_command(arguments: argparse.Namespace) -> int:
     say(format_estimate(estimate))
     for warning in check_budget(estimate, config.budget):
         say(f"budget: {warning}")
+    return 0
+
+
+def select_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py select RUN`."""
+    stored = StoredRun.read(arguments.run)
+    config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
+    questions = stored.step("questions")
+    with ray_session(config.cluster):
+        for number, paths in stored.rounds_with_paths():
+            facts = run_task(
+                select_step_examples,
+                paths,
+                Questions(questions, ("train",)),
+                Questions(questions, ("dev", "test")),
+                config.examples,
+                base_model(config.model, config.storage.cache),
+                config.evaluation.template_args,
+                None,
+            )
+            say(f"\nround {number}\n\n{format_selection(facts)}")
     return 0
 
 
@@ -683,8 +731,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     plan_parser = commands.add_parser(
         "plan", help="generate the first 20 questions and say what the whole run will take"
     )
-    for with_config in (run_parser, plan_parser):
-        with_config.add_argument("config", help="a YAML file, see configs/")
+    select_parser = commands.add_parser(
+        "select", help="count what other filters would keep of a run's paths; changes nothing"
+    )
+    select_parser.add_argument("run", help="the folder of the run, or its URI")
+    run_parser.add_argument("config", help="a YAML file, see configs/")
+    plan_parser.add_argument("config", help="a YAML file, see configs/")
+    for with_config in (run_parser, plan_parser, select_parser):
         with_config.add_argument(
             "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
         )
@@ -711,6 +764,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     tasks_parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: its own")
     plan_parser.set_defaults(do=plan_command)
     tasks_parser.set_defaults(do=tasks_command)
+    select_parser.set_defaults(do=select_command)
     clean_parser.set_defaults(do=clean_command)
     run_parser.set_defaults(do=run_command)
     return parser.parse_args(argv)

@@ -21,7 +21,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import platform
 import resource
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.machine import machine_facts
 from cluster.engine import Completion, EngineSettings, SamplingSettings
 from cluster.jobs import Job
 from cluster.ledger import Ledger
@@ -198,6 +198,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    machine = machine_facts()
     results = []
     for num_paths in options.paths:
         scratch = tempfile.mkdtemp(prefix="orchestration-")
@@ -208,7 +209,6 @@ def main() -> None:
             shutil.rmtree(scratch, ignore_errors=True)
         print("  ".join(f"{name} {_short(value)}" for name, value in results[-1].items()))
     if options.json:
-        machine = {"python": platform.python_version(), "cpu": platform.processor()}
         largest = results[-1]
         print(json.dumps({**largest, "all": results, "options": vars(options), "machine": machine}))
 

@@ -31,6 +31,7 @@ __all__ = [
     "Grade",
     "ReadAs",
     "Verdict",
+    "box",
     "boxed_answer",
     "canonical_answer",
     "grade",
@@ -121,7 +122,12 @@ def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str
 def boxed_answer(question: Question) -> str:
     r"""The truth as the prompt asks for it, `\boxed{72}`; `grade` calls it correct."""
     answer = canonical_answer(question.answer, question.answer_type, question.choices)
-    if question.answer_type in ("text", "math"):
+    return box(answer, question.answer_type)
+
+
+def box(answer: str, answer_type: AnswerType) -> str:
+    r"""An answer in the format that the prompt asks for, `\boxed{72}`."""
+    if answer_type in ("text", "math"):
         answer = escape_loose_braces(answer)
     return f"\\boxed{{{answer}}}"
 

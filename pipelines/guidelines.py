@@ -20,10 +20,12 @@ _PROMPT_FIELDS = {
     "path": {"question", "structure"},
     "path_from_advice": {"question", "adapted_guideline"},
     "hint": {"answer"},
+    "judge": {"question", "reasoning"},
     "expand": {"guidelines"},
 }
-_OPTIONAL_PROMPTS = {"path_from_advice", "hint", "expand"}
+_OPTIONAL_PROMPTS = {"path_from_advice", "hint", "judge", "expand"}
 _STAGE_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
+_OTHER_FIELDS = {name: _PROMPT_FIELDS[name] for name in ("hint", "judge", "expand")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Prompts:
     """Of the last stage, in a chain without structure."""
     hint: str
     """Put after the turn of a stage that is shown the right answer."""
+    judge: str
+    """Asks whether a finished path is sound."""
     expand: str
     """Asks for one more guideline."""
 
@@ -82,7 +86,7 @@ def _read_guideline(path: str, number: int, row: Any) -> Guideline:
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours where it leaves out `path_from_advice`, `hint` or `expand`.
+    """The prompts of a YAML file; ours for those of no stage that it leaves out.
 
     Raises `InputError`.
     """
@@ -107,7 +111,7 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(
             f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
         ) from error
-    known_fields = _PROMPT_FIELDS[stage] if stage in ("hint", "expand") else _STAGE_FIELDS
+    known_fields = _OTHER_FIELDS.get(stage, _STAGE_FIELDS)
     if unknown := fields - known_fields:
         known = ", ".join(sorted(known_fields))
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
