@@ -167,7 +167,7 @@ def test_settings_in_the_document_make_a_run_of_its_own(
     monkeypatch.chdir(tmp_path)
     plain, run = plan(base, tmp_path), plan(base, tmp_path, *overrides)
     assert describe_plan(run)
-    assert run.rounds[0].paths.identity != plain.rounds[0].paths.identity
+    assert run.rounds[0].examples.identity != plain.rounds[0].examples.identity
     assert run.base_predictions.identity == plain.base_predictions.identity
 
 
