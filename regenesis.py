@@ -79,6 +79,15 @@ from pipelines.estimate import (
     format_estimate,
 )
 from pipelines.examples import select_step_examples
+from pipelines.expansion import (
+    PROPOSALS_SCHEMA,
+    Expansion,
+    ProposeGuideline,
+    read_step_guidelines,
+    select_step_guidelines,
+    with_room,
+    write_prompts,
+)
 from pipelines.filters import ExampleSettings
 from pipelines.probe import (
     NUM_PROBED,
@@ -94,7 +103,8 @@ from pipelines.task_listing import format_task, format_tasks
 from training.fine_tune import fine_tune
 from training.settings import TrainingSettings
 
-STEPS = ("questions", "paths", "examples", "model", "predictions", "scores")
+STEPS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
+ROUND_STEPS = STEPS[2:]
 
 
 class Config(Settings):
@@ -125,6 +135,9 @@ def improve(run: Run, stop: StopRequest, until: str | None) -> None:
     save_questions(run)
     if until == "questions":
         return
+    propose_guidelines(run, stop)
+    if until == "guidelines":
+        return
     for this in run.rounds:
         for name, do in (
             ("paths", synthesize_paths),
@@ -151,6 +164,28 @@ def save_questions(run: Run) -> None:
             broken=run.questions.broken,
             wrong_rows=run.questions.wrong_rows,
         )
+
+
+def propose_guidelines(run: Run, stop: StopRequest) -> None:
+    """Further guidelines by the base model, before round 0 and for all rounds, if asked for.
+
+    On one engine, ahead of the others: paths are drawn over all guidelines, so none can begin.
+    """
+    step, expansion = run.guidelines_step, run.expansion
+    if step is None or expansion is None or step.is_done:
+        return
+    prompts = write_prompts(expansion, step.folder)
+    handler = ProposeGuideline(expansion.sampling, expansion.seed)
+    job = Job("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)
+    summary = run_pool(run, run.base, [job], stop, max_workers=1)
+    rows = finish_job(job)
+    facts = run_task(select_step_guidelines, step.folder, prompts, expansion.guidelines)
+    reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in facts["dropped"].items())
+    say(
+        f"guidelines: kept {len(facts['kept'])} of {expansion.number} proposals, beside "
+        f"{len(expansion.guidelines)}; dropped: {reasons or 'none'}"
+    )
+    step.commit(rows=rows, last_execution=summary.facts(), **facts)
 
 
 def synthesize_paths(run: Run, this: Round, stop: StopRequest) -> None:
@@ -265,13 +300,17 @@ class Run:
     questions: QuestionSet
     base: Model
     questions_step: Step
+    expansion: Expansion | None
+    guidelines_step: Step | None
+    """None where no further guidelines are proposed."""
     base_predictions: Step
     rounds: tuple[Round, ...]
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
-        of_rounds = [getattr(this, name) for this in self.rounds for name in STEPS[1:]]
-        return [self.questions_step, self.base_predictions, *of_rounds]
+        proposed = [self.guidelines_step] if self.guidelines_step else []
+        of_rounds = [getattr(this, name) for this in self.rounds for name in ROUND_STEPS]
+        return [self.questions_step, *proposed, self.base_predictions, *of_rounds]
 
     def step_names(self) -> list[str]:
         """Their folders, relative to the run's."""
@@ -281,14 +320,21 @@ class Run:
         """The questions of some splits, as workers read them."""
         return Questions(self.questions_step.folder, splits)
 
+    def recipe(self, this: Round) -> Recipe:
+        """A round's recipe, with the proposed guidelines once they are there."""
+        if self.guidelines_step is None or not self.guidelines_step.is_done:
+            return this.recipe
+        return replace(this.recipe, guidelines=read_step_guidelines(self.guidelines_step.folder))
+
     def paths_job(self, this: Round) -> Job:
-        handler = SynthesizePaths(this.recipe, self.config.examples.read_last)
+        handler = SynthesizePaths(self.recipe(this), self.config.examples.read_last)
         shares = {
             name: Share(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
             for name, dataset in self.config.questions.datasets.items()
         }
         questions = self.stored_questions("train")
-        return Job("paths", this.paths.folder, PATHS_SCHEMA, handler, questions, shares)
+        bound = self.config.budget.generated_tokens
+        return Job("paths", this.paths.folder, PATHS_SCHEMA, handler, questions, shares, bound)
 
     def prediction_job(self, step: Step) -> Job:
         handler = PredictAnswer(self.config.evaluation)
@@ -306,12 +352,15 @@ def plan_run(config: Config) -> Run:
     if not questions.split("train").num_rows:
         raise InputError("questions.datasets: no question to train on; one has to be in_domain")
     content = {"questions": questions.extent(*SPLITS)}
+    expansion = Expansion.of(Recipe.load(0, config.synthesis))
     run = Run(
         config=config,
         folder=folder,
         questions=questions,
         base=base,
         questions_step=Step.below(folder, "questions", content),
+        expansion=expansion,
+        guidelines_step=plan_guidelines(config, folder.child("base"), base, expansion),
         base_predictions=plan_predictions(config, folder.child("base"), base, questions),
         rounds=(),
     )
@@ -335,8 +384,11 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
         for name, dataset in sorted(config.questions.datasets.items())
         if dataset.max_generated_tokens or dataset.max_accepted_paths
     ]
-    train = fingerprint(run.questions.extent("train"), limits)
+    bound = config.budget.generated_tokens
+    train = fingerprint(run.questions.extent("train"), limits, *([bound] if bound else []))
     content = paths_content(recipe, config.engine, generator.identity)
+    if run.guidelines_step:
+        content["expansion"] = run.guidelines_step.identity
     paths = Step.below(folder, "paths", content, train)
     start = run.base if config.training.start_from == "base" else generator
     examples = Step.below(
@@ -378,6 +430,15 @@ def held_out_content(run: Run) -> dict[str, str]:
     return {"held_out": run.questions.extent("dev", "test")} if drops else {}
 
 
+def plan_guidelines(
+    config: Config, parent: Folder, base: Model, expansion: Expansion | None
+) -> Step | None:
+    """The guidelines that the base model proposes; None where none are asked for."""
+    if expansion is None:
+        return None
+    return Step.below(parent, "guidelines", expansion.content(config.engine, base.identity))
+
+
 def plan_predictions(config: Config, parent: Folder, model: Model, questions: QuestionSet) -> Step:
     """The predictions of one model on all held-out questions."""
     content = predictions_content(config.evaluation, config.engine, model.identity)
@@ -392,13 +453,22 @@ def generate(run: Run, model: Model, jobs: Sequence[tuple[Step, Job]], stop: Sto
 
 
 def run_pool(
-    run: Run, model: Model, jobs: Sequence[Job], stop: StopRequest, limit: int | None = None
+    run: Run,
+    model: Model,
+    jobs: Sequence[Job],
+    stop: StopRequest,
+    *,
+    limit: int | None = None,
+    max_workers: int | None = None,
 ) -> PoolSummary:
     """Run jobs, or so many questions of each, on one pool of engines that serve `model`."""
     every_s = run.config.cluster.progress_every_s
     engine, planned = fit_engines(run.config.engine, model)
     if planned:
         say(planned)
+    if max_workers is not None:
+        fewer = {"min_workers": max_workers, "max_workers": max_workers}
+        engine = engine.model_copy(update=fewer)
     return run_jobs(model, jobs, engine, stop=stop, progress_every_s=every_s, limit=limit)
 
 
@@ -408,11 +478,17 @@ def run_pool(
 def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
     """What the whole run will take, from its first questions; they are made now and kept."""
     this, config = run.rounds[0], run.config
+    propose_guidelines(run, stop)
     held_out = run.stored_questions("dev", "test")
     speed = probe_speed(run, stop)
     train = run.questions.split("train").column("dataset").value_counts().to_pylist()
     return estimate_run(
-        run_task(read_probed_paths, this.paths.folder, run.stored_questions("train")),
+        run_task(
+            read_probed_paths,
+            this.paths.folder,
+            run.stored_questions("train"),
+            len(config.synthesis.chain),
+        ),
         run_task(read_probed_predictions, run.base_predictions.folder, held_out),
         Workload(
             num_questions={row["values"]: row["counts"] for row in train},
@@ -422,6 +498,7 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
             rounds=config.rounds,
             num_models_predicted=config.rounds + 1,
             shares=run.paths_job(this).shares,
+            max_tokens=config.budget.generated_tokens,
         ),
         speed,
         config.cost,
@@ -452,7 +529,7 @@ def probe_speed(run: Run, stop: StopRequest) -> Speed:
 def keep_to_budget(run: Run, stop: StopRequest) -> None:
     """Raises `InputError` when the config has a budget and the run would exceed it."""
     budget = run.config.budget
-    if budget == Budget() or run.rounds[0].paths.is_done:
+    if not budget.can_refuse or run.rounds[0].paths.is_done:
         return
     estimate = estimate_run_from_probe(run, stop)
     for warning in check_budget(estimate, budget):
@@ -509,36 +586,48 @@ class TrainingPrinter:
 
 
 def describe_plan(run: Run) -> str:
-    """The steps that would run, and how many generations that is."""
+    """The steps that would run, and how many generations that is at most."""
     lines = [f"run folder: {run.folder.uri}"]
     lines.append(step_line("", run.questions_step, 0))
+    if run.guidelines_step and run.expansion:
+        missing = 0 if run.guidelines_step.is_done else run.expansion.number
+        lines.append(step_line("base", run.guidelines_step, missing))
     lines.append(
         step_line("base", run.base_predictions, num_predictions(run, run.base_predictions))
     )
     for this in run.rounds:
-        chains = num_missing(run, this.paths, "train") * run.paths_job(this).handler.width
-        stages = len(run.config.synthesis.chain)
         generations = {
-            "paths": stages * chains,
+            "paths": num_path_generations(run, this),
             "predictions": num_predictions(run, this.predictions),
         }
-        for name in STEPS[1:]:
+        for name in ROUND_STEPS:
             lines.append(
                 step_line(f"round_{this.number}", getattr(this, name), generations.get(name, 0))
             )
+    if bound := run.config.budget.generated_tokens:
+        lines.append(f"  the paths of a round end at about {bound} generated tokens")
     return "\n".join(lines)
 
 
 def step_line(parent: str, step: Step, num_generations: int) -> str:
     state = "skip, finished" if step.is_done else "run"
     where = f"{parent}/{step.folder.name}" if parent else step.folder.name
-    generations = f", {num_generations} generations" if num_generations else ""
+    to_do = num_generations and not step.is_done
+    generations = f", {num_generations} generations" if to_do else ""
     return f"  {where}: {state}{generations}"
 
 
 def num_missing(run: Run, step: Step, *splits: Split) -> int:
     """How many questions of some splits have no row in a step's ledger."""
     return int(Ledger.read(step.folder).missing(run.questions.split(*splits)).num_rows)
+
+
+def num_path_generations(run: Run, this: Round) -> int:
+    """What is missing of a round's paths, without hints and judge; all proposals taken as kept."""
+    made = run.guidelines_step is None or run.guidelines_step.is_done
+    recipe = run.recipe(this) if made else with_room(this.recipe)
+    chains = SynthesizePaths(recipe, run.config.examples.read_last).width
+    return num_missing(run, this.paths, "train") * chains * len(recipe.settings.chain)
 
 
 def num_predictions(run: Run, step: Step) -> int:
@@ -627,7 +716,8 @@ def tasks_command(arguments: argparse.Namespace) -> int:
 def check_until(until: str | None) -> None:
     """Raises `InputError` for what is not a step."""
     number, _, step = (until or "").rpartition("/")
-    if until is not None and (step not in STEPS or not (number.isdigit() or until == step)):
+    of_round = number.isdigit() and step in ROUND_STEPS
+    if until is not None and until not in STEPS and not of_round:
         raise InputError(
             f"--until {until}: expected a step, or a round and a step as in 1/paths; "
             f"the steps are {', '.join(STEPS)}"

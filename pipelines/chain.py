@@ -84,6 +84,8 @@ class StageSettings(Settings):
     structure: SamplingSettings = SamplingSettings(max_tokens=512)
     path: SamplingSettings = SamplingSettings(max_tokens=2048)
     judge: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=512)
+    expand: Annotated[SamplingSettings, OPERATIONAL] = SamplingSettings(max_tokens=256)
+    """Of the guidelines that the model proposes; counts where it is asked for any."""
 
 
 class SynthesisSettings(Settings):
@@ -100,8 +102,12 @@ class SynthesisSettings(Settings):
     whose paths was right. Empty: no such pass; the truth filters, and never helps to generate."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
     """A YAML file of your own guidelines, a list of `{id, text}`. What counts is its content."""
+    expand_guidelines: Annotated[int, OPERATIONAL, Field(ge=0)] = 0
+    """So many further guidelines are proposed by the base model before the first round, and those
+    that are new and general followed beside the others in all rounds. What counts is what the model
+    is asked, see `pipelines.expansion`."""
     prompts: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file of your own prompts (adapt, structure, path). What counts is its content."""
+    """A YAML file of your own prompts (adapt, structure, path, ...). What counts is its content."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null is all of them."""
     judge: Literal["none", "correct", "all"] = "none"
@@ -132,6 +138,8 @@ class SynthesisSettings(Settings):
             raise ValueError(
                 "guidelines_per_question: a chain of path alone follows none; use samples"
             )
+        if not self.follows_guidelines and self.expand_guidelines:
+            raise ValueError("expand_guidelines: a chain of path alone follows none; remove it")
         if self.samples > 1 and not any(getattr(self.stages, s).temperature for s in self.chain):
             raise ValueError("samples: all are the same at temperature 0; set 1, or a temperature")
         return self

@@ -51,7 +51,7 @@ def paths_content(recipe: Recipe, engine: EngineSettings, model_identity: str) -
         "engine": content_of(engine),
         "synthesis": content_of(recipe.settings),
         "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
-        "prompts": asdict(recipe.prompts),
+        "prompts": recipe.prompts.of_paths(),
     }
 
 

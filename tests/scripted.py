@@ -28,6 +28,11 @@ from cluster.engine import (
     SamplingSettings,
 )
 
+_PROPOSALS = (
+    "Strategy: Turn the question round and ask what would make its opposite true.",
+    '"Look for a quantity that stays the same whatever happens, and reason from it."',
+    "For example, if Tom has 3 apples, count them.",
+)
 _SUM = re.compile(r"-?\d+(?: [+*-] -?\d+)+")
 
 
@@ -83,6 +88,8 @@ class ScriptedEngine:
         return [Completion(text, ids, "stop", num_prompt_tokens=len(prompt))] * n
 
     def _answer(self, prompt: str, seed: int) -> str:
+        if "general strategies" in prompt:
+            return _PROPOSALS[seed % len(_PROPOSALS)]
         if "\nGuideline: " in prompt:
             return "Look at the signs first."
         if "\nAdvice: " in prompt:

@@ -273,13 +273,13 @@ def test_run_bad_input_is_one_sentence_with_exit_code_2(
     assert not run_folder(scripted_config).exists()
 
 
-@pytest.mark.parametrize("until", ["path", "paths/0", "x/paths", ""])
+@pytest.mark.parametrize("until", ["path", "paths/0", "x/paths", "0/guidelines", ""])
 def test_run_until_what_is_no_step_is_refused(
     scripted_config: dict[str, Any], write_config: WriteConfig, until: str
 ) -> None:
     result = run_driver("run", write_config(scripted_config), "--until", until)
     assert result.returncode == 2
-    assert "the steps are questions, paths" in result.stderr
+    assert "the steps are questions, guidelines, paths" in result.stderr
 
 
 def test_run_folder_of_another_owner_is_refused_and_left_alone(

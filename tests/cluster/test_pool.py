@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,9 @@ from cluster.errors import InterruptedRunError
 from cluster.jobs import Job
 from cluster.ledger import Ledger
 from cluster.models import Model
-from cluster.pool import run_jobs
+from cluster.pool import finish_job, run_jobs
 from cluster.runtime import StopRequest
-from cluster.schedule import Questions
+from cluster.schedule import Questions, num_tokens
 from cluster.storage import Folder
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
 from evaluation.question import Question, question_table
@@ -52,6 +53,31 @@ def paths_job(folder: Folder) -> Job:
     recipe = Recipe.load(0, SynthesisSettings(guidelines_per_question=2))
     handler = SynthesizePaths(recipe, ("number",))
     return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, QUESTIONS))
+
+
+BOUND = 15_000
+SLOW: dict[str, Any] = {
+    "options": {"latency_s": 0.2, "num_tokens": 100},
+    "max_num_seqs": 4,
+    "flush_s": 0.1,
+}
+"""Answers of 100 tokens, about 2,500 tokens a second: a bound is seen a second late."""
+
+
+def bounded_job(folder: Folder, max_tokens: int, **synthesis: Any) -> Job:
+    """Sixty questions of either of two datasets, in all at least three times the bound."""
+    asked = [
+        Question(f"{d}/train/{n}", d, "train", "in_domain", f"What is {n} + {d}?", "1", "number")
+        for d in ("1", "2")
+        for n in range(60)
+    ]
+    recipe = Recipe.load(0, SynthesisSettings.model_validate_json(json.dumps(synthesis)))
+    handler = SynthesizePaths(recipe, ("number",))
+    return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, asked), {}, max_tokens)
+
+
+def totals(job: Job) -> dict[str, dict[str, int]]:
+    return Ledger.read(job.folder).totals(job.questions.keys())
 
 
 def predictions_job(folder: Folder) -> Job:
@@ -95,6 +121,51 @@ def test_pool_asked_to_stop_raises_and_keeps_what_is_finished(
     assert len(rows(job)) < 12
     run_jobs(MODEL, [job], settings(), stop=StopRequest(), progress_every_s=1)
     assert len(rows(job)) == 12
+
+
+@pytest.mark.parametrize(
+    "synthesis",
+    [{"guidelines_per_question": 2}, {"chain": ["path"], "samples": 4}],
+    ids=["guided", "plain"],
+)
+def test_pool_bound_over_all_datasets_ends_any_strategy_at_the_same_tokens(
+    ray_cluster: str, tmp_path: Path, synthesis: dict[str, Any]
+) -> None:
+    job = bounded_job(Folder.open(str(tmp_path)), BOUND, **synthesis)
+    run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    made = totals(job)
+    assert BOUND <= num_tokens(made) < 2 * BOUND
+    done = [total["num_done"] for total in made.values()]
+    # The chunk that each engine has in hand takes them in turns.
+    assert min(done) > 0.7 * max(done)
+    assert finish_job(job)["num_done"] == sum(done) < 120
+
+
+def test_pool_bound_holds_over_a_stop_and_a_higher_one_goes_on(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    folder = Folder.open(str(tmp_path))
+    job = bounded_job(folder, BOUND, guidelines_per_question=2)
+    stop = StopRequest()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(
+            run_jobs, MODEL, [job], settings(**SLOW), stop=stop, progress_every_s=1
+        )
+        while len(rows(job)) < 5 and not running.done():
+            time.sleep(0.2)
+        stop.set()
+        with pytest.raises(InterruptedRunError):
+            running.result()
+    assert 0 < num_tokens(totals(job)) < BOUND
+    run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    first = rows(job)
+    assert BOUND <= num_tokens(totals(job)) < 2 * BOUND
+    again = run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    assert again.counts == {}
+    higher = bounded_job(folder, 2 * BOUND, guidelines_per_question=2)
+    run_jobs(MODEL, [higher], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    assert 2 * BOUND <= num_tokens(totals(job)) < 3 * BOUND
+    assert [row for row in rows(job) if row in first] == first
 
 
 def test_pool_engine_that_cannot_start_ends_with_its_reason(
