@@ -40,6 +40,10 @@ STOP_S = 6.0
 """How long the workers get to make durable what is finished, once the run is asked to stop."""
 ASK_EVERY_S = 0.1
 
+_AS_URGENT_AS_OTHERS = {"RAY_worker_niceness": "0"}
+"""Ray gives its workers nice 15. On a CPU the threads of an engine wait for each other, so that
+whatever takes the processor from one of them, if only Ray's own services, holds up all."""
+
 
 @dataclass(frozen=True)
 class PoolSummary:
@@ -303,7 +307,7 @@ def _resources(settings: EngineSettings) -> dict[str, Any]:
     return {
         "num_cpus": settings.cpus_per_worker,
         "num_gpus": settings.gpus_per_worker if takes_gpus else 0,
-        "runtime_env": {"env_vars": engine_environment(settings)},
+        "runtime_env": {"env_vars": engine_environment(settings) | _AS_URGENT_AS_OTHERS},
     }
 
 

@@ -100,8 +100,12 @@ def test_pool_does_jobs_of_two_kinds_on_the_same_engines_and_leaves_nothing_behi
         paths_job(Folder.open(str(tmp_path / "paths"))),
         predictions_job(Folder.open(str(tmp_path / "predictions"))),
     ]
-    run_jobs(MODEL, jobs, settings(**changes), stop=StopRequest(), progress_every_s=1)
+    starts = tmp_path / "starts"
+    asked = settings(options={"start_log": str(starts)}, **changes)
+    run_jobs(MODEL, jobs, asked, stop=StopRequest(), progress_every_s=1)
     assert [len(rows(job)) for job in jobs] == [12, 12]
+    niceness = {line.split()[1] for line in starts.read_text().splitlines()}
+    assert niceness == {"0"}, "an engine that yields to everything else waits for its threads"
     assert all(len(row["paths"]) == 2 for row in rows(jobs[0]))
     assert rows(jobs[1])[0]["response"].startswith("I work it out: 5.")
     groups = ray.util.placement_group_table().values()
