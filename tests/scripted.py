@@ -5,8 +5,8 @@ how long each answer is; `crash_file` (the first worker that sees the file remov
 `poison`, a text whose question kills its engine, and `poison_exit`, one that ends the whole
 process; `fail_share` and `slow_share`, in percent of seeds whose generation fails or never ends;
 `log_file`, which gets a line for each answer: a hash of its sum, the seed and the stage;
-`start_log`, which gets one for each engine that starts, with its process and niceness; `start_s`, how
-long that takes.
+`start_log`, which gets one for each engine that starts, with its process and niceness;
+`start_s`, how long that takes.
 """
 
 from __future__ import annotations
