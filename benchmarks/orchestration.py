@@ -9,8 +9,8 @@ the engine is a table. For each number of paths, on a local Ray of its own:
 * `paths_per_s`: from the first chunk to the last durable row; `paths_per_s_total` with planning,
   the start of the workers and the compaction
 * `driver_peak_gib`: the largest resident memory of the driver so far
-* `resume_s`: finding, before the step is compacted, that nothing is left to do (256 part files and more
-  are compacted first, and that is most of the time then); `compacted_resume_s` after it
+* `resume_s`: finding, before the step is compacted, that nothing is left to do (256 part files and
+  more are compacted first, and that is most of the time then); `compacted_resume_s` after it
 * `generations_in_flight`: the most that were in flight at once, to be compared with `configured`
 * `efficiency`: with a latency, the rate over the middle 80 % of the rows against the ideal rate,
   workers x in-flight / (3 x latency)
