@@ -77,7 +77,8 @@ def word_runs(text: str, num_words: int) -> NDArray[np.uint64]:
     # A polynomial of the words modulo 2^64, all runs at once.
     powers = np.array([pow(_FACTOR, power, 2**64) for power in range(size)], np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(words, size)
-    return (windows * powers).sum(axis=1, dtype=np.uint64)
+    runs: NDArray[np.uint64] = (windows * powers).sum(axis=1, dtype=np.uint64)
+    return runs
 
 
 def _share_one(own: NDArray[np.uint64], known: NDArray[np.uint64]) -> bool:

@@ -105,6 +105,11 @@ class Graded:
         return self.votes.num_voters
 
     @property
+    def num_answers(self) -> int:
+        """Those of them that gave an answer."""
+        return sum(self.votes.groups.values())
+
+    @property
     def num_right(self) -> int:
         return sum(path["path_id"] in self.right and not path["pass"] for path in self.paths)
 
@@ -112,16 +117,16 @@ class Graded:
     def lucky_share(self) -> float | None:
         """The expected share of the right paths that guessed; None where the truth is not asked.
 
-        Correction for guessing: where a path either knows the answer or guesses among k, the
-        share w that is wrong tells of w / (k - 1) that guessed right.
+        Correction for guessing: where an answer is either known or guessed among k options, w
+        wrong answers tell of w / (k - 1) that were guessed right.
         """
         if self.settings.verdict != "ground_truth":
             return None
         chance = chance_of(self.question)
         if chance == 1 or not self.num_right:
             return 1.0 if chance else 0.0
-        rate = self.num_right / self.num_tries
-        return min(1.0, chance / (1 - chance) * (1 - rate) / rate)
+        num_wrong = self.num_answers - self.num_right
+        return min(1.0, num_wrong * chance / (1 - chance) / self.num_right)
 
 
 Filter = Callable[[Graded, Sequence[GradedPath]], Reasons]
@@ -235,9 +240,9 @@ def outside_pass_rate(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
 
 
 def lucky(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
-    """The question was answered hardly more often than guessing would."""
+    """The question was answered rightly hardly more often than by guessing."""
     least = graded.settings.min_correct_above_chance
-    above = graded.num_right - graded.num_tries * chance_of(graded.question)
+    above = graded.num_right - graded.num_answers * chance_of(graded.question)
     return {p["path_id"]: "lucky" for p in paths} if least is not None and above < least else {}
 
 

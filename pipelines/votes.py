@@ -36,13 +36,15 @@ class Votes:
 
     def majority(self, min_share: float) -> str | None:
         """The answer with most votes; None for a tie, and below the share of all voters."""
-        (top, most), *others = [*self.groups.items(), ("", 0)]
+        if not self.groups:
+            return None
+        (top, most), *others = self.groups.items()
         is_tie = bool(others) and others[0][1] == most
         return None if is_tie or most < min_share * self.num_voters else top
 
     def is_of(self, predicted: str | None, answer: str | None) -> bool:
-        """Whether a path voted for that answer."""
-        return predicted is not None and self.spelling.get(predicted) == answer
+        """Whether that is a vote for the answer."""
+        return answer is not None and self.spelling.get(predicted or "") == answer
 
 
 def count_votes(question: Question, paths: Sequence[Mapping[str, Any]]) -> Votes:

@@ -27,14 +27,18 @@ TRUTH = Question("d/train/3", "d", "train", "in_domain", "Is it?", "yes", "boole
 
 
 def path(
-    number: int, predicted: str | None, question: Question = NUMBER, **more: Any
+    number: int,
+    predicted: str | None,
+    question: Question = NUMBER,
+    hint_pass: int = 0,
+    **more: Any,
 ) -> dict[str, Any]:
     right = predicted == question.answer
     verdict = "no_answer" if predicted is None else "correct" if right else "wrong"
     return {
         "path_id": f"{number:03d}",
         "guideline_id": "plan",
-        "pass": 0,
+        "pass": hint_pass,
         "predicted": predicted,
         "verdict": verdict,
         "judged": None,
@@ -79,7 +83,7 @@ def test_majority_needs_its_share_and_no_tie() -> None:
 
 
 def test_majority_neither_counts_nor_keeps_hinted_paths() -> None:
-    of_question = [path(0, "5"), path(1, "4", **{"pass": 1}), path(2, "4", **{"pass": 1})]
+    of_question = [path(0, "5"), path(1, "4", hint_pass=1), path(2, "4", hint_pass=1)]
     kept, reasons = kept_and_reasons(of_question, verdict="majority")
     assert (kept, reasons) == (["000"], {"hinted": 2})
 
@@ -119,13 +123,13 @@ def test_unfinished_long_and_unsound_paths_go() -> None:
 )
 def test_pass_rate_window(num_right: int, reason: str | None) -> None:
     of_question = paths(*["4"] * num_right, *["5"] * (10 - num_right))
-    _, reasons = kept_and_reasons(of_question, pass_rate=[0.2, 0.8], max_per_question=10)
+    _, reasons = kept_and_reasons(of_question, pass_rate=(0.2, 0.8), max_per_question=10)
     assert reasons.get(reason or "none", 0) == (num_right if reason else 0)
 
 
 def test_hinted_paths_do_not_count_for_the_pass_rate() -> None:
-    of_question = [*paths("5", "5"), path(7, "4", **{"pass": 1})]
-    assert kept_and_reasons(of_question, pass_rate=[0.1, 1.0])[1] == {
+    of_question = [*paths("5", "5"), path(7, "4", hint_pass=1)]
+    assert kept_and_reasons(of_question, pass_rate=(0.1, 1.0))[1] == {
         "wrong": 2,
         "pass_rate_too_low": 1,
     }
@@ -150,13 +154,14 @@ def test_chance_of_a_guess() -> None:
         (NUMBER, ["4", "5", "5", "5"], 0.0),
         (OPTIONS, ["B"] * 4, 0.0),
         (OPTIONS, ["B"] * 2 + ["A"] * 2, 1 / 3),  # 2 wrong of 3 others: 2 / 3 guessed right, of 2
+        (OPTIONS, ["B"] * 2 + ["A"] * 2 + [None] * 4, 1 / 3),  # who gives no answer does not guess
         (OPTIONS, ["B"] + ["A"] * 3, 1.0),
         (TRUTH, ["yes"] * 3 + ["no"], 1 / 3),
         (TRUTH, ["yes"] + ["no"] * 3, 1.0),
     ],
 )
 def test_lucky_share_is_the_correction_for_guessing(
-    question: Question, predicted: list[str], expected: float
+    question: Question, predicted: list[str | None], expected: float
 ) -> None:
     graded = Graded(question, paths(*predicted, question=question), ExampleSettings())
     assert graded.lucky_share == pytest.approx(expected)
@@ -222,9 +227,9 @@ def test_diverse_draw_takes_unlike_solutions_whatever_their_order() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"pass_rate": [0.9, 0.1]}, "swap"),
+        ({"pass_rate": (0.9, 0.1)}, "swap"),
         ({"min_vote_share": 0.5}, "majority"),
-        ({"pass_rate": [0.1, 1.1]}, "less than or equal to 1"),
+        ({"pass_rate": (0.1, 1.1)}, "less than or equal to 1"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -50,9 +50,7 @@ def paths_of(
 ) -> dict[str, Any]:
     tree = {"chain": ["path"], "samples": 8} | settings
     recipe = Recipe.load(0, SynthesisSettings.model_validate_json(json.dumps(tree)))
-    row = asyncio.run(
-        SynthesizePaths(recipe, ())(engine, QUESTION.to_row(), Slots(4), previous)  # type: ignore[arg-type]
-    )
+    row = asyncio.run(SynthesizePaths(recipe, ())(engine, QUESTION.to_row(), Slots(4), previous))
     table = pa.Table.from_pylist([row | {"attempt": 0}], schema=PATHS_SCHEMA)
     read: dict[str, Any] = table.to_pylist()[0]
     return read
