@@ -80,6 +80,14 @@ def totals(job: Job) -> dict[str, dict[str, int]]:
     return Ledger.read(job.folder).totals(job.questions.keys())
 
 
+def assert_ends_at(job: Job, bound: int) -> None:
+    """The job has about so many tokens, and both datasets their turns."""
+    made = totals(job)
+    assert bound <= num_tokens(made) < bound + BOUND
+    done = [total["num_done"] for total in made.values()]
+    assert 0.7 * max(done) < min(done) < 60
+
+
 def predictions_job(folder: Folder) -> Job:
     handler = PredictAnswer(EvaluationSettings())
     return Job("predictions", folder, PREDICTIONS_SCHEMA, handler, stored(folder, QUESTIONS))
@@ -127,22 +135,14 @@ def test_pool_asked_to_stop_raises_and_keeps_what_is_finished(
     assert len(rows(job)) == 12
 
 
-@pytest.mark.parametrize(
-    "synthesis",
-    [{"guidelines_per_question": 2}, {"chain": ["path"], "samples": 4}],
-    ids=["guided", "plain"],
-)
-def test_pool_bound_over_all_datasets_ends_any_strategy_at_the_same_tokens(
-    ray_cluster: str, tmp_path: Path, synthesis: dict[str, Any]
+def test_pool_bound_over_all_datasets_ends_every_strategy_there_and_what_is_left_is_no_error(
+    ray_cluster: str, tmp_path: Path
 ) -> None:
-    job = bounded_job(Folder.open(str(tmp_path)), BOUND, **synthesis)
+    # Guided paths, 600 tokens a question, come to it in the next test.
+    job = bounded_job(Folder.open(str(tmp_path)), BOUND, chain=["path"], samples=4)
     run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
-    made = totals(job)
-    assert BOUND <= num_tokens(made) < 2 * BOUND
-    done = [total["num_done"] for total in made.values()]
-    # The chunk that each engine has in hand takes them in turns.
-    assert min(done) > 0.7 * max(done)
-    assert finish_job(job)["num_done"] == sum(done) < 120
+    assert_ends_at(job, BOUND)
+    assert finish_job(job)["num_done"] < finish_job(job)["num_questions"] == 120
 
 
 def test_pool_bound_holds_over_a_stop_and_a_higher_one_goes_on(
@@ -163,12 +163,12 @@ def test_pool_bound_holds_over_a_stop_and_a_higher_one_goes_on(
     assert 0 < num_tokens(totals(job)) < BOUND
     run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
     first = rows(job)
-    assert BOUND <= num_tokens(totals(job)) < 2 * BOUND
+    assert_ends_at(job, BOUND)
     again = run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
     assert again.counts == {}
     higher = bounded_job(folder, 2 * BOUND, guidelines_per_question=2)
     run_jobs(MODEL, [higher], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
-    assert 2 * BOUND <= num_tokens(totals(job)) < 3 * BOUND
+    assert_ends_at(job, 2 * BOUND)
     assert [row for row in rows(job) if row in first] == first
 
 
