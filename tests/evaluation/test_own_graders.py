@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,10 +41,41 @@ def test_grade_by_own_grader_that_raises_is_a_fault() -> None:
         grade(r"\boxed{eight}", EVEN, read_last=False)
 
 
+def takes_too_little(text: str) -> Grade:
+    """A function that is no grader."""
+    raise NotImplementedError
+
+
+def says_yes(text: str, question: Question, *, read_last: bool, finished: bool) -> Any:
+    """A grader that returns what is no grade."""
+    return True
+
+
+def test_grade_by_own_grader_that_returns_no_grade_is_a_fault() -> None:
+    question = replace(EVEN, grader=f"{__name__}:says_yes")
+    with pytest.raises(TypeError, match="says_yes returned True, which is no Grade"):
+        grade(r"\boxed{8}", question, read_last=False)
+
+
+def test_load_grader_whose_module_is_broken_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_a_grader.py").write_text("def grade(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"half_a_grader\.py, line 1"):
+        load_grader("half_a_grader:grade")
+
+
 @pytest.mark.parametrize(
     ("path", "what"),
     [
         ("no_colon", "no import path"),
+        ("", "no import path"),
+        (":function", "no import path"),
+        (".module:function", "no import path"),
+        ("package.module:", "no import path"),
+        ("my module:function", "no import path"),
+        (f"{__name__}:takes_too_little", "takes other arguments"),
         ("no_such_package.module:function", "cannot be imported"),
         (f"{__name__}:missing", "has no function 'missing'"),
         (f"{__name__}:EVEN", "has no function 'EVEN'"),
