@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -29,7 +30,7 @@ from evaluation.question import AnswerType, Question
 _NUMBERS = [
     "aiw", "basic_arithmetic", "binary_alternation", "chain_sum", "circuit_logic", "count_bits",
     "count_primes", "decimal_chain_sum", "gcd", "gsm_symbolic", "largest_island", "lcm",
-    "leg_counting", "letter_counting", "number_format", "number_sequence", "products",
+    "leg_counting", "letter_counting", "maze", "number_format", "number_sequence", "products",
     "rectangle_count", "rotten_oranges", "self_reference", "simple_equations", "simple_geometry",
 ]  # fmt: skip
 _TRUTH_VALUES = [
@@ -52,6 +53,7 @@ EXAMPLES = {
 }
 """Where the entries of families without the one answer keep one of the right ones."""
 
+_FRACTION = re.compile(r"\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}")
 _SIGNS = {r"\times": "×", r"\cdot": "×", r"\div": "÷"}
 
 FAMILY_GRADER = "evaluation.answers.reasoning_gym:grade_by_family"
@@ -60,11 +62,13 @@ MAX_ANSWER_LENGTH = 10 * MAX_LINE_LENGTH  # characters; the largest boards have 
 
 
 def right_answer(family: str, entry: Mapping[str, Any]) -> str:
-    """The entry's answer, or an example of one. Raises ValueError for an entry that has none."""
+    """The entry's answer, or an example of one; it may be empty. Raises ValueError where there is
+    none, as in `rush_hour`.
+    """
     answer = entry["answer"]
     if answer is None and family in EXAMPLES:
         answer = entry["metadata"][EXAMPLES[family]]
-    if answer is None or answer == "":
+    if answer is None:
         raise ValueError("it comes without a right answer")
     return json.dumps(answer) if isinstance(answer, dict | list) else str(answer)
 
@@ -113,13 +117,16 @@ def grade_by_family(text: str, question: Question, *, read_last: bool, finished:
 
 def _forms(answer: str) -> Iterator[str]:
     """As it stands, since a board may hold stars; without markdown, since a word may stand in some;
-    and with the signs that scorers know for those of LaTeX."""
+    and with the signs that scorers know for those of LaTeX.
+    """
     yield answer
     lines = answer.replace("\\\\", "\n").splitlines()
     plain = "\n".join(plain_text(line) for line in lines).strip()
     yield plain
     for latex, sign in _SIGNS.items():
         plain = plain.replace(latex, sign)
+    fraction = _FRACTION.fullmatch(plain)
+    plain = "/".join(fraction.groups()) if fraction else _FRACTION.sub(r"(\1/\2)", plain)
     yield plain
     yield plain.replace("×", "*").replace("÷", "/")
 

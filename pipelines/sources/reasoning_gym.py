@@ -83,6 +83,8 @@ def draw_questions(
         if all(len(texts[split]) >= wanted[split] for split in SPLITS):
             break
         question = _to_question(source, dataset, domain, index, family[index], split_of)
+        if question is None:
+            continue
         if len(texts[question.split]) < wanted[question.split]:
             texts[question.split].add(_digest(question.normalized_text))
             yield question
@@ -132,11 +134,17 @@ def _to_question(
     index: int,
     item: Mapping[str, Any],
     split_of: Callable[[str], Split],
-) -> Question:
-    """Item `index` of the stream, in the split that its text belongs to."""
+) -> Question | None:
+    """Item `index` of the stream, in the split that its text belongs to.
+
+    None for one whose right answer is to say nothing, as some of `ab` are.
+    """
     kind = source.answer_type or KINDS_OF_FAMILIES.get(source.family)
     try:
-        answer = canonical_answer(right_answer(source.family, item), kind or "text")
+        answer = right_answer(source.family, item)
+        if not answer.strip():
+            return None
+        answer = canonical_answer(answer, kind or "text")
         data = "" if kind else family_data(source.family, source.settings, item)
     except ValueError as error:
         field = "answer_type" if kind else "family"

@@ -151,6 +151,33 @@ def test_grade_by_family_of_a_hostile_answer_is_not_right(family: str, answer: s
     assert judged(family_question(family), answer) != CORRECT
 
 
+@pytest.mark.parametrize(
+    ("family", "right", "wrong"),
+    [
+        ("coin_flip", r"\frac{7}{128}", "0.0"),
+        ("countdown", "7 + 8", "15"),
+        ("game_of_life", "[[0, 1], [1, 0]]", "[[0, 1], [1, 0], [1, 1]]"),
+        ("number_sorting", "['1.5', '2']", "['1.5', '2.5']"),
+        ("puzzle24", r"(9 - 5) \times (7 - 1)", "6 * 4 * 1 * 1"),
+        ("puzzle24", "(9 - 5) * (7 - 1)", "9 + 5 + 7 + 1**9 + 2"),
+    ],
+)
+def test_grade_by_family_is_stricter_than_a_scorer_that_takes_wrong_answers(
+    family: str, right: str, wrong: str
+) -> None:
+    metadata = {
+        "coin_flip": {"rational": {"numerator": 7, "denominator": 128}},
+        "countdown": {"numbers": [7, 8], "target": 15},
+        "number_sorting": {"direction": "ascending"},
+        "puzzle24": {"numbers": [1, 5, 7, 9]},
+    }.get(family, {})
+    truth = {"coin_flip": "0.0546875"}.get(family, right)
+    entry = {"question": "?", "answer": truth, "metadata": metadata}
+    question = replace(EVEN, grader=FAMILY_GRADER, grader_data=family_data(family, {}, entry))
+    assert judged(question, right) == CORRECT
+    assert judged(question, wrong) == WRONG
+
+
 def test_family_data_of_what_no_literal_holds_is_refused() -> None:
     entry = {"question": "?", "answer": "1", "metadata": {"value": object()}}
     with pytest.raises(ValueError, match="leave its scorer out"):

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 import pytest
+from reasoning_gym.factory import DATASETS, create_dataset
 
 from cluster.errors import InputError
+from evaluation.grader import Verdict, boxed_answer, grade
 from evaluation.question import Question
 from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
@@ -464,6 +466,48 @@ def test_family_setting_must_be_plain(value: Any) -> None:
 def test_family_stream_keeps_repeats_beyond_what_is_wanted() -> None:
     texts = [q.text for q in draw(family="products", settings={"max_digits": 1})]
     assert len(texts) > len(set(texts)) == 20
+
+
+@pytest.mark.parametrize(
+    ("family", "answer_type", "by_scorer"),
+    [
+        ("simple_equations", "number", False),
+        ("game_of_life_halting", "boolean", False),
+        ("spell_backward", "text", False),
+        ("rotate_matrix", "text", True),
+        ("graph_color", "text", True),
+    ],
+)
+def test_family_is_graded_as_fits_it(family: str, answer_type: str, by_scorer: bool) -> None:
+    for question in draw(family=family)[:2]:
+        assert question.answer_type == answer_type
+        assert bool(question.grader) == bool(question.grader_data) == by_scorer
+        result = grade(boxed_answer(question), question, read_last=False)
+        assert result.verdict == Verdict.CORRECT
+
+
+def test_family_with_an_answer_type_is_graded_as_that() -> None:
+    question = draw(family="base_conversion", answer_type="text")[0]
+    assert (question.answer_type, question.grader) == ("text", "")
+
+
+def test_family_is_not_asked_what_is_answered_by_nothing() -> None:
+    settings = {"length": 4}
+    answered = [q.answer for q in draw(family="ab", settings=settings)]
+    assert len(answered) >= 20
+    assert all(answered)
+    entries = create_dataset("ab", **settings, seed=0, size=200)
+    assert any(not entry["answer"] for entry in entries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(DATASETS) - {"boxnet", "composite", "rush_hour"}))
+def test_every_family_with_answers_grades_its_own_as_right(family: str) -> None:
+    source = ReasoningGymSource(kind="reasoning_gym", family=family, seed=3)
+    wanted: Any = {"train": 0, "dev": 0, "test": 3}
+    for question in draw_questions(source, "mine", "out_of_domain", wanted, all_to_test):
+        result = grade(boxed_answer(question), question, read_last=False)
+        assert result.verdict == Verdict.CORRECT, question.answer
 
 
 @pytest.mark.parametrize(
