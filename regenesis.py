@@ -373,6 +373,12 @@ def plan_run(config: Config) -> Run:
             "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
             "runs that do not know it; set one of them otherwise"
         )
+    for name, dataset in config.questions.datasets.items():
+        if not dataset.is_labelled and config.examples.verdict != "majority":
+            raise InputError(
+                f"questions.datasets.{name} has no answers (columns.answer is null); "
+                "set examples.verdict=majority"
+            )
     rounds: list[Round] = []
     for number in range(config.rounds):
         rounds.append(plan_round(run, number, rounds[-1].tuned if rounds else base))

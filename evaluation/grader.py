@@ -42,12 +42,14 @@ GRADER_VERSION = "2"
 
 
 class Verdict(enum.StrEnum):
-    """How an answer was judged. `error`: the truth itself is none its type can hold."""
+    """How an answer was judged. `unlabelled`: there is no truth to judge it by; `error`: the truth
+    is none its type can hold."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
     TRUNCATED = "truncated"
+    UNLABELLED = "unlabelled"
     ERROR = "error"
 
 
@@ -80,6 +82,8 @@ def grade(text: str, question: Question, *, read_last: bool, finished: bool = Tr
     read_as, reading = read_answer(visible, kind, choices, last=last, finished=finished)
     if reading is None:
         return no_answer(finished=finished)
+    if not question.answer:
+        return Grade(reading.shown, Verdict.UNLABELLED, read_as)
     truths, keys = _truths(question.answer, question.aliases, question.answer_type, choices)
     if not truths:
         return Grade(reading.shown, Verdict.ERROR, read_as)

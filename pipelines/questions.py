@@ -129,7 +129,16 @@ class DatasetSettings(Settings):
             self.source.check_domain(self.domain)
         return self
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether its questions come with right answers."""
+        return not isinstance(self.source, FileSource) or self.source.columns.answer is not None
+
     def _check_files(self, source: FileSource) -> None:
+        if not self.is_labelled and (self.dev_share or self.test_share):
+            raise ValueError(
+                "columns.answer is null, so nothing of train can be evaluated on; set dev_share: 0"
+            )
         if self.domain == "in_domain" and not source.train:
             raise ValueError("in_domain needs source.train; or set domain to out_of_domain")
         if self.domain == "out_of_domain" and source.train:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.errors import InputError
 from cluster.settings import fingerprint, load_settings
 from pipelines.strategy import strategies, with_strategy
 from pipelines.synthesis import SynthesizePaths
@@ -209,3 +210,47 @@ def contains(tree: Any, part: Any) -> bool:
     if not hasattr(part, "items"):
         return bool(tree == part)
     return all(contains(tree[name], value) for name, value in part.items())
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_run_that_would_show_a_truth_which_it_does_not_use_is_refused(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    hinted = ("synthesis.hint_stages=[path]", "examples.verdict=majority")
+    with pytest.raises(InputError, match="hint_stages shows the ground truth"):
+        plan(base, tmp_path, *hinted)
+
+
+def test_run_of_questions_without_answers_goes_by_the_majority_only(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "bare.jsonl").write_text('{"id": "1", "question": "What is 5 + 1?"}\n')
+    columns = {"answer": None, "answer_type": None, "choices": None}
+    bare = {
+        "source": {
+            "kind": "files",
+            "train": str(tmp_path / "bare.jsonl"),
+            "columns": columns,
+            "answer_type": "number",
+        },
+        "dev_share": 0.0,
+    }
+    base["questions"]["datasets"]["bare"] = bare
+    with pytest.raises(InputError, match=r"datasets\.bare has no answers"):
+        plan(base, tmp_path)
+    run = plan(base, tmp_path, "examples.verdict=majority")
+    assert run.questions.split("train").num_rows == 5
+
+
+def test_examples_hang_on_the_held_out_questions_only_where_overlaps_are_dropped(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    def examples(*overrides: str) -> str:
+        return plan(base, tmp_path, *overrides).rounds[0].examples.identity
+
+    fewer = "questions.datasets.sums.num_test=1"
+    drop = "examples.contamination.drop=true"
+    assert examples() == examples(fewer)
+    assert examples(drop) != examples(drop, fewer)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import numpy as np
+import pydantic
 
 from cluster.errors import InputError
 from cluster.settings import Settings
@@ -39,8 +40,9 @@ class Columns(Settings):
     question: str = "question"
     """All the model may see, without the options."""
 
-    answer: str = "answer"
-    """The truth. Options are named by letter."""
+    answer: str | None = "answer"
+    """The truth. Options are named by letter. Null: the files have none, and are only trained on,
+    with `examples.verdict: majority`."""
 
     answer_type: str | None = "answer_type"
     """One of number, choice, boolean, text, math. Null: `source.answer_type` holds for all rows."""
@@ -95,6 +97,12 @@ class FileSource(Settings):
 
     answer_type: AnswerType | None = None
     """The type of every answer whose row does not say its own."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_truths_to_evaluate_with(self) -> FileSource:
+        if self.columns.answer is None and (self.dev or self.test):
+            raise ValueError("columns.answer is null, but dev and test need answers; remove them")
+        return self
 
     def paths(self, split: Split) -> tuple[str, ...]:
         """The files of a split, possibly none."""
@@ -181,19 +189,25 @@ def _to_question(
     text = row.checked_text(columns.question, _value(row, columns.question, "question"))
     answer_type = _answer_type(row, source)
     choices = _choices(row, columns.choices, answer_type)
-    answer = _value(row, columns.answer, "answer")
     return Question(
         question_id=question_id,
         dataset=dataset,
         split=split,
         domain=domain,
         question=text,
-        answer=_canonical(row, columns.answer, answer, answer_type, choices),
+        answer=_answer(row, columns.answer, answer_type, choices),
         answer_type=answer_type,
         choices=choices,
         aliases=_aliases(row, columns.aliases, answer_type, choices),
         grader_data=_grader_data(row, columns.grader_data),
     )
+
+
+def _answer(row: Row, column: str | None, answer_type: AnswerType, choices: tuple[str, ...]) -> str:
+    """The canonical truth, or nothing where the files have none."""
+    if column is None:
+        return ""
+    return _canonical(row, column, _value(row, column, "answer"), answer_type, choices)
 
 
 def _canonical(

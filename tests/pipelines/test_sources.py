@@ -18,6 +18,7 @@ from reasoning_gym.factory import DATASETS, create_dataset
 from cluster.errors import InputError
 from evaluation.grader import Verdict, boxed_answer, grade
 from evaluation.question import Question
+from pipelines.questions import DatasetSettings
 from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 
@@ -529,3 +530,33 @@ def test_every_family_with_answers_grades_its_own_as_right(family: str) -> None:
 def test_family_that_cannot_serve_is_refused(source: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=r"questions\.datasets\.mine.*" + expected):
         draw(**source)
+
+
+def unlabelled(**changes: Any) -> dict[str, Any]:
+    columns = {"answer": None, "answer_type": None, "choices": None}
+    source = {"kind": "files", "train": "t.jsonl", "columns": columns, "answer_type": "number"}
+    return {"source": source | changes.pop("source", {}), "dev_share": 0.0} | changes
+
+
+def test_questions_without_answers_are_trained_on_by_the_majority(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "question": f"What is {n} + 1?"} for n in range(3)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = DatasetSettings.model_validate(unlabelled())
+    questions = list(read_questions(dataset.source, str(tmp_path), "d", "in_domain"))  # type: ignore[arg-type]
+    assert [question.answer for question in questions] == ["", "", ""]
+    assert not dataset.is_labelled
+    result = grade("So \\boxed{3}", questions[2], read_last=False)
+    assert (result.predicted, result.verdict) == ("3", "unlabelled")
+    assert grade("No idea", questions[2], read_last=False).verdict == "no_answer"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": {"test": "t.jsonl"}}, "dev and test need answers"),
+        ({"dev_share": 0.1}, "set dev_share: 0"),
+    ],
+)
+def test_questions_without_answers_are_not_evaluated_on(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DatasetSettings.model_validate(unlabelled(**changes))
