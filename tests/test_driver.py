@@ -160,7 +160,7 @@ def check_select_counts_and_changes_nothing(run: Path) -> None:
     dropped = {reason: int(n) for n, reason in re.findall(r"(\d+) (\w+)", row[2])}
     assert int(row[1]) + sum(dropped.values()) == 72
     assert 0 < int(row[1]) <= 24
-    assert {"minority", "over_max_per_question"} <= set(dropped)
+    assert {"minority", "duplicate"} <= set(dropped)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
