@@ -66,15 +66,13 @@ def grade(text: str, question: Question, *, read_last: bool, finished: bool = Tr
     """Judge one completion; `finished` is false where the token limit cut it off.
 
     A box or a phrase counts even in an unfinished text; the last value in it would be chance.
-    A question's own grader gets the text without its thinking, and its faults are raised.
+    A question's own grader gets the text without its thinking, and what it raises is raised.
     """
     visible = without_thinking(text)
     if visible is None:
         return Grade(None, Verdict.TRUNCATED, ReadAs.NOTHING)
     if question.grader:
-        own = load_grader(question.grader)
-        result: Grade = own(visible, question, read_last=read_last, finished=finished)
-        return result
+        return _grade_by_own(visible, question, read_last=read_last, finished=finished)
     kind = KINDS[question.answer_type]
     choices = tuple(question.choices)
     last = read_last and finished
@@ -88,6 +86,14 @@ def grade(text: str, question: Question, *, read_last: bool, finished: bool = Tr
         kind.same is not None and any(kind.same(truth, reading.shown) for truth in truths)
     )
     return Grade(reading.shown, Verdict.CORRECT if correct else Verdict.WRONG, read_as)
+
+
+def _grade_by_own(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade:
+    own = load_grader(question.grader)
+    result = own(text, question, read_last=read_last, finished=finished)
+    if not isinstance(result, Grade):
+        raise TypeError(f"the grader {question.grader} returned {result!r}, which is no Grade")
+    return result
 
 
 def no_answer(*, finished: bool) -> Grade:

@@ -3,7 +3,7 @@
 One line of a JSONL file, its columns named as `Columns` expects them::
 
     {"id": "gsm8k/train/00042", "question": "Natalia sold ...", "answer": 72,
-     "answer_type": "number", "choices": null}
+     "answer_type": "number", "choices": null, "aliases": null, "grader_data": null}
 
 Whatever is wrong with a file raises `InputError` with the file, the line (Parquet and the hub: the
 row), what is wrong there and the mend. Lines and rows are counted from 1.
@@ -43,10 +43,17 @@ class Columns(Settings):
     """The truth. Options are named by letter."""
 
     answer_type: str | None = "answer_type"
-    """One of number, choice, boolean, text. Null: `source.answer_type` holds for every row."""
+    """One of number, choice, boolean, text, math. Null: `source.answer_type` holds for all rows."""
 
     choices: str | None = "choices"
     """The options' texts as a list; only a choice question needs them. Null: there are none."""
+
+    aliases: str | None = "aliases"
+    """Other right answers as a list; a row may do without. Null: there are none."""
+
+    grader_data: str | None = "grader_data"
+    """What a grader of the user's own has to know of a question: a text, or a value that is given
+    to it as JSON; a row may do without. Null: there is none."""
 
     def names(self) -> list[str]:
         """The columns that are read."""
@@ -174,12 +181,57 @@ def _to_question(
     text = row.checked_text(columns.question, _value(row, columns.question, "question"))
     answer_type = _answer_type(row, source)
     choices = _choices(row, columns.choices, answer_type)
-    answer = row.written(columns.answer, _value(row, columns.answer, "answer"))
+    answer = _value(row, columns.answer, "answer")
+    return Question(
+        question_id=question_id,
+        dataset=dataset,
+        split=split,
+        domain=domain,
+        question=text,
+        answer=_canonical(row, columns.answer, answer, answer_type, choices),
+        answer_type=answer_type,
+        choices=choices,
+        aliases=_aliases(row, columns.aliases, answer_type, choices),
+        grader_data=_grader_data(row, columns.grader_data),
+    )
+
+
+def _canonical(
+    row: Row, column: str, answer: Any, answer_type: AnswerType, choices: tuple[str, ...]
+) -> str:
+    written = row.written(column, answer)
     try:
-        canonical = canonical_answer(answer, answer_type, choices)
+        return canonical_answer(written, answer_type, choices)
     except ValueError as error:
-        raise row.wrong(columns.answer, f": {error}") from error
-    return Question(question_id, dataset, split, domain, text, canonical, answer_type, choices)
+        raise row.wrong(column, f": {error}") from error
+
+
+def _aliases(
+    row: Row, column: str | None, answer_type: AnswerType, choices: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The other right answers, written as the answer is."""
+    value = _from_json(row.values.get(column)) if column else None
+    if column is None or not value:
+        return ()
+    if not isinstance(value, list):
+        raise row.wrong(
+            column,
+            f": the aliases must be a list of answers, this is a {kind_of(value)}; mend it, or "
+            "set source.columns.aliases to null",
+        )
+    return tuple(_canonical(row, column, alias, answer_type, choices) for alias in value)
+
+
+def _grader_data(row: Row, column: str | None) -> str:
+    value = row.values.get(column) if column else None
+    if column is None or value is None:
+        return ""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except TypeError as error:
+        raise row.wrong(column, f": {error}; write it as a text") from error
+    row.check_characters(column, text)
+    return text
 
 
 def _question_id(row: Row, column: str | None, dataset: str, split: Split, number: int) -> str:
