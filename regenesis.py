@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import select
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import yaml
@@ -49,6 +52,7 @@ from cluster.settings import EXTENT, OPERATIONAL, Settings, content_of, fingerpr
 from cluster.steps import STEPS_FILE, Step, check_run_folder, claim_run_folder
 from cluster.storage import Folder
 from cluster.tasks import run_task
+from evaluation.grade_file import format_verdicts, grade_file
 from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
@@ -572,6 +576,13 @@ def tasks_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def grade_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py grade FILE`."""
+    verdicts = grade_file(Path(arguments.file), sys.stdout)
+    print(format_verdicts(verdicts), file=sys.stderr)
+    return 0
+
+
 def check_until(until: str | None) -> None:
     """Raises `InputError` for what is not a step."""
     number, _, step = (until or "").rpartition("/")
@@ -615,8 +626,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     tasks_parser.add_argument("name", nargs="?", help="a task, or reasoning_gym:FAMILY")
     tasks_parser.add_argument("--path", help="a folder or file of it; default: the hub")
     tasks_parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: its own")
+    grade_parser = commands.add_parser(
+        "grade", help="grade a JSONL file of responses; docs/GRADING.md says how"
+    )
+    grade_parser.add_argument(
+        "file", help="rows with response, answer, answer_type and, for a choice, choices"
+    )
     plan_parser.set_defaults(do=plan_command)
     tasks_parser.set_defaults(do=tasks_command)
+    grade_parser.set_defaults(do=grade_command)
     clean_parser.set_defaults(do=clean_command)
     run_parser.set_defaults(do=run_command)
     return parser.parse_args(argv)
@@ -625,13 +643,28 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     try:
-        return int(arguments.do(arguments))
+        code = int(arguments.do(arguments))
+        sys.stdout.flush()  # here, where a reader that has gone is met
+        return code
+    except BrokenPipeError:
+        if not is_unread(sys.stdout.fileno()):
+            raise
+        # What is left unwritten would be tried once more, and complained about, at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (InputError, NoExamplesError, GenerationStoppedError, InterruptedRunError) as error:
         print(f"regenesis: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("regenesis: interrupted", file=sys.stderr)
         return InterruptedRunError.exit_code
+
+
+def is_unread(descriptor: int) -> bool:
+    """Whether a file is a pipe whose reader has gone, as `head` does when it has seen enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":
