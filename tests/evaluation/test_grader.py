@@ -127,7 +127,9 @@ def test_grade_prediction_is_shown_in_canonical_form(
 
 
 def test_grade_prediction_without_truth_can_still_be_counted() -> None:
-    assert grade(r"\boxed{7}", question_of(""), read_last=False) == Grade("7", ERROR, BOXED)
+    assert grade(r"\boxed{7}", question_of(""), read_last=False) == Grade(
+        "7", Verdict.UNLABELLED, BOXED
+    )
 
 
 @pytest.mark.parametrize(
