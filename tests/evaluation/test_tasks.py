@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import InputError
-from evaluation.grader import Verdict, boxed_answer, grade
+from evaluation.grader import Verdict, grade
 from evaluation.hub import Hub, load_hub_split
 from evaluation.question import SPLITS, Question, Split
 from evaluation.task import find_task, plain_number, read_task, tasks
 from evaluation.tasks.bbh import KINDS
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, boxed_truth
 
 NAMES = ["anli", "aqua", "arc_challenge", "arc_easy", "asdiv", "asdiv_a", "bbh", "gsm8k"]
 NAMES += ["math500", "numglue", "openbookqa", "reclor", "strategyqa", "strategyqa_facts", "svamp"]
@@ -602,5 +602,5 @@ def test_shared_math500_is_numbers_and_latex_each_right_against_itself() -> None
     questions = read("math500", SHARED_DATA)
     assert Counter(q.answer_type for q in questions) == {"number": 319, "math": 181}
     for question in questions:
-        result = grade(boxed_answer(question), question, read_last=False)
+        result = grade(boxed_truth(question), question, read_last=False)
         assert result.verdict == Verdict.CORRECT, question.answer
