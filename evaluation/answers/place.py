@@ -38,8 +38,8 @@ class Kind(NamedTuple):
     """What is done to a text before anything is read from it."""
     read: Callable[[str, Choices], Reading | None]
     """The answer that a cleaned text states."""
-    read_last: Callable[[str, Choices], Reading | None] | None
-    """The last answer in a line as it stands; None where taking one would be guessing."""
+    read_last: Callable[[str, Choices], Reading | None]
+    """The last answer in a line as it stands."""
     canonical: Callable[[str, Choices], str]
     """The one way to write a truth; ValueError for one that its type cannot hold."""
     keys: Callable[[str, Choices], Keys]
@@ -277,8 +277,6 @@ def _first_sentence(text: str) -> str:
 
 def _read_last(text: str, kind: Kind, choices: Choices) -> Reading | None:
     """The last value of the wanted type in the last line that holds one."""
-    if kind.read_last is None:
-        return None
     lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
     for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):
         reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)

@@ -503,6 +503,11 @@ BOOLEAN_CASES = [
 ]
 
 TEXT_CASES = [
+    Case("alone", "June", "June", CORRECT, LAST, (), True),
+    Case("alone, marked", "\n**June.**\n", "june", CORRECT, LAST, (), True),
+    Case("alone, another", "July", "June", WRONG, LAST, (), True),
+    Case("last of two lines", "It follows May.\nJune", "June", NO_ANSWER, NOTHING, (), True),
+    Case("alone, cut", "June", "June", TRUNCATED, NOTHING, (), True, False),
     boxed("June", "June", CORRECT),
     boxed("June", "june", CORRECT),
     boxed("June", r"\text{June}", CORRECT),
@@ -546,7 +551,7 @@ TEXT_CASES = [
     Case("last line", "Answer:\n\n**June**", "June", CORRECT, PHRASE),
     Case("pointer", "The answer is as follows.", "June", NO_ANSWER, NOTHING),
     Case("derivation", "Answer:\nIt was spring.\nThen June", "June", NO_ANSWER, NOTHING),
-    Case("never the last", "It was June", "June", NO_ANSWER, NOTHING, (), True),
+    Case("never a part", "It was June", "June", WRONG, LAST, (), True),
     Case("brackets", "The answer is ] ) }", "] ) }", CORRECT, PHRASE),
     Case("brackets boxed", r"\boxed{] ) \}}", "] ) }", CORRECT, BOXED),
 ]
