@@ -39,6 +39,7 @@ _STANDALONE_LETTER = re.compile(
     r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^([A-Za-z])[.:)]?$"
     r"|\b(?i:option|choice|answer(?: is)?):? \(?([A-Za-z])\b(?!')|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
 )
+_NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
 _LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")
 _FILLER = re.compile(
     r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|that)\b[ ,:]*)+"
@@ -67,7 +68,7 @@ def read_choice(plain: str, choices: Choices) -> Reading | None:
     plain = plain[filler.end() if filler else 0 :].strip("\"' ")
     letter = _leading_letter(plain, options)
     if letter is None:
-        return _match_option(plain, choices)
+        return _match_option(plain, choices) or _match_option(_NUMBERED.sub("", plain), choices)
     second = _SECOND_LETTER.match(plain)
     if second and second[1].upper() in {option.letter for option in options} - {letter}:
         return Reading(shorten(plain))

@@ -66,7 +66,7 @@ _PHRASE = re.compile(
     | (?: (?<=\ban)swers?(?:[ ]choice|[ ]option)?
         | (?:(?<=correct[ ]op)|(?<=right[ ]op)|(?<=best[ ]op))tion
         | (?:(?<=correct[ ]ch)|(?<=right[ ]ch)|(?<=best[ ]ch))oice )
-      (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ][^.:\n]{1,60}?)?
+      (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ][^.,:\n]{1,60}?)?
       (?:,?[ ](?:therefore|thus|then|hence|here|now|so),?)?[ \t*_"')\]}]{0,8}
       (?:(?:is|was|are|equals|(?:would|should|must|will|has[ ]to)[ ]be)\b(?![ ]not\b)|[=:：]))""",
     re.VERBOSE | re.MULTILINE,

@@ -278,6 +278,15 @@ NUMBER_TEXTS = [
     Case("bracket", "The answer is 72 (48 in April and 24 in May).", "72", CORRECT, PHRASE),
     Case("next sentence", "The answer is 72. She sold 48 in April.", "72", CORRECT, PHRASE),
     Case("to the question", "The answer to the question is 72.", "72", CORRECT, PHRASE),
+    Case(
+        "another clause",
+        "To find the answer to the question, we need the remainder when it is 1 by rounding.\n"
+        "The remainder is 12.",
+        "1",
+        NO_ANSWER,
+        NOTHING,
+    ),
+    Case("to the question", "The answer to the question of the day is 12.", "12", CORRECT, PHRASE),
     Case("adverb", "The answer, therefore, is 72 clips over 2 months.", "72", CORRECT, PHRASE),
     Case("minus", "The answer is minus 5.", "5", WRONG, PHRASE),
     Case("upper case", "FINAL ANSWER: 72", "72", CORRECT, PHRASE),
@@ -445,6 +454,9 @@ CHOICE_CASES = [
     Case("in thought", r"<think>\boxed{B}</think>\boxed{A}", "B", WRONG, BOXED, FRUITS),
     Case("answer tag", "<answer>(B)</answer>", "B", CORRECT, PHRASE, FRUITS),
     Case("best choice", "The best choice is B.", "B", CORRECT, PHRASE, FRUITS),
+    Case("numbered", "The correct answer is: 2) banana.", "B", CORRECT, PHRASE, FRUITS),
+    Case("own numbers", "The correct answer is: 1. banana", "B", CORRECT, PHRASE, FRUITS),
+    Case("number alone", "The correct answer is: 2)", "B", NO_ANSWER, NOTHING, FRUITS),
     Case("twice the same", "The answer is B. The answer is (B).", "B", CORRECT, PHRASE, FRUITS),
     Case("changed its mind", "The answer is A. No, the answer is B.", "B", CORRECT, PHRASE, FRUITS),
     Case(
