@@ -11,7 +11,7 @@ _LETTERS = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
 _BOOLEAN_HEAD = re.compile(r"[\W_]{0,3}(?P<word>(?i:yes|no|true|false))\b")
 _BOOLEAN_INNER = re.compile(
     r"(?i:(?:it|this|that|is|was|would|be|a|the|statement|expression|result|therefore|thus|most"
-    r"|likely|probably|clearly|definitely|simply|indeed)\b[ ,:]*){1,6}"
+    r"|likely|probably|clearly|definitely|simply|indeed|actually)\b[ ,:]*){1,6}"
     r"[\W_]{0,3}(?P<word>(?i:yes|true|false|no(?! ?\w)))\b"
 )
 _BOOLEAN_SECOND = re.compile(r" ?(?:/|\||or\b|and\b) ?(?i:yes|no|true|false)\b")

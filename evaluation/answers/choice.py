@@ -42,7 +42,7 @@ _STANDALONE_LETTER = re.compile(
 _NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
 _LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")
 _FILLER = re.compile(
-    r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|that)\b[ ,:]*)+"
+    r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|indeed|actually|definitely|that)\b[ ,:]*)+"
 )
 
 

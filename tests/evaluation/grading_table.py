@@ -455,6 +455,7 @@ CHOICE_CASES = [
     Case("answer tag", "<answer>(B)</answer>", "B", CORRECT, PHRASE, FRUITS),
     Case("best choice", "The best choice is B.", "B", CORRECT, PHRASE, FRUITS),
     Case("numbered", "The correct answer is: 2) banana.", "B", CORRECT, PHRASE, FRUITS),
+    Case("indeed", "The answer is indeed: B) banana.", "B", CORRECT, PHRASE, FRUITS),
     Case("own numbers", "The correct answer is: 1. banana", "B", CORRECT, PHRASE, FRUITS),
     Case("number alone", "The correct answer is: 2)", "B", NO_ANSWER, NOTHING, FRUITS),
     Case("twice the same", "The answer is B. The answer is (B).", "B", CORRECT, PHRASE, FRUITS),
