@@ -23,6 +23,9 @@ class _Option(NamedTuple):
     values: Keys
 
 
+MOST_WORDS, FEW_WORDS = 0.6, 0.3
+"""Who shares so many words with one option, and so few with another, means the first."""
+
 _LETTERED = re.compile(
     r"(?:(?i:option|choice|answer|letter) ?:? ?)?[(\[{]? ?(?P<letter>[A-Za-z])"
     r"(?: ?[)\]}:,]| ?\.(?![A-Za-z0-9])| ?$| [-—] ) ?"
@@ -90,9 +93,21 @@ def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | N
 
 
 def _names_another(letter: str, rest: str, choices: Choices) -> bool:
-    """Whether what follows a letter begins with the whole text of another option."""
-    named = _match_option(_TEXT_END.split(rest, maxsplit=1)[0].strip("\"'()*. "), choices)
-    return named is not None and bool(named.keys) and letter not in named.keys
+    """Whether what follows a letter begins with another option's text, or most of its words."""
+    text = _TEXT_END.split(rest, maxsplit=1)[0].strip("\"'()*. ")
+    named = _match_option(text, choices)
+    if named is not None and named.keys:
+        return letter not in named.keys
+    words = frozenset(normalize(text).split())
+    shares = {option.letter: _shared(words, option) for option in _options(choices)}
+    best = max(shares, key=lambda each: shares[each])
+    return shares[best] >= MOST_WORDS and shares[letter] <= FEW_WORDS
+
+
+def _shared(words: frozenset[str], option: _Option) -> float:
+    """The words that a text shares with an option, as a part of all that either has (Jaccard)."""
+    own = frozenset(option.normalized.split())
+    return len(words & own) / max(1, len(words | own))
 
 
 def _match_option(plain: str, choices: Choices) -> Reading | None:
