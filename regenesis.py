@@ -138,7 +138,10 @@ class Config(Settings):
 
 
 def improve(run: Run, stop: StopRequest, until: str | None) -> None:
-    """All rounds of self-improvement; a finished step is skipped, an unfinished one goes on."""
+    """All rounds of self-improvement; a finished step is skipped, an unfinished one goes on.
+
+    The first step, the questions, stands already: `begin_run` makes it before there is a Ray.
+    """
     if until == "questions":
         return
     propose_guidelines(run, stop)

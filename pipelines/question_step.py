@@ -1,11 +1,11 @@
 """The `questions` step: made by a process that ends with it, and made again only when it changed.
 
-A run's folder holds, with the hex digits of each after its name::
+A run's folder holds::
 
     questions-<extent>/questions.parquet   the questions, then manifest.json
     questions.json                         what they were read from, and the driver's facts of them
 
-A million questions take a minute or two to read and more than a GiB of memory. A driver that goes
+A million questions take a minute or two to read and about a GiB of memory. A driver that goes
 on with a run has neither to spend: while the config and the files are those of `questions.json`,
 the facts in it hold.
 """
