@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import pydantic
 import yaml
 from pydantic import Field
 
@@ -105,6 +106,15 @@ class Config(Settings):
     cost: CostSettings = CostSettings()
     budget: Budget = Budget()
 
+    @pydantic.model_validator(mode="after")
+    def _one_model_goes_on(self) -> Config:
+        if self.rounds > 1 and self.training.mix == "per_dataset":
+            raise ValueError(
+                f"rounds: {self.rounds} needs one model to go on with, and training.mix: "
+                "per_dataset makes several; set rounds: 1 or training.mix: joint"
+            )
+        return self
+
 
 # --- the method --------------------------------------------------------------------------------
 
@@ -118,7 +128,7 @@ def improve(run: Run, stop: StopRequest, until: str | None) -> None:
         for name, do in (
             ("paths", synthesize_paths),
             ("examples", choose_examples),
-            ("model", tune_model),
+            ("model", tune_models),
             ("predictions", predict_answers),
             ("scores", score_models),
         ):
@@ -181,47 +191,65 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
     this.examples.commit(**facts)
 
 
-def tune_model(run: Run, this: Round, stop: StopRequest) -> None:
-    """Fine-tune on the examples with Ray Train and DeepSpeed ZeRO."""
-    if this.model.is_done:
-        return
-    with stop.at_once():
-        facts = fine_tune(
-            this.start,
-            this.examples.folder,
-            this.model.folder,
-            run.config.training,
-            on_step=TrainingPrinter(run.config.cluster.progress_every_s),
-        )
-    this.model.commit(**facts)
+def tune_models(run: Run, this: Round, stop: StopRequest) -> None:
+    """Fine-tune on the examples with Ray Train and DeepSpeed ZeRO: one model, or one a dataset."""
+    for branch in this.branches:
+        if branch.model.is_done:
+            continue
+        with stop.at_once():
+            facts = fine_tune(
+                this.start,
+                this.examples.folder,
+                branch.model.folder,
+                run.config.training,
+                dataset=branch.dataset,
+                on_step=TrainingPrinter(branch.model.name, run.config.cluster.progress_every_s),
+            )
+        branch.model.commit(**facts)
 
 
 def predict_answers(run: Run, this: Round, stop: StopRequest) -> None:
-    """The tuned model's greedy answers, and the base model's where they are still missing."""
-    for model, step in ((run.base, run.base_predictions), (this.tuned, this.predictions)):
+    """The tuned models' greedy answers, and the base model's where they are still missing."""
+    of_branches = [(branch.tuned, branch.predictions) for branch in this.branches]
+    for model, step in ((run.base, run.base_predictions), *of_branches):
         if not step.is_done:
             generate(run, model, [(step, run.prediction_job(step))], stop)
 
 
 def score_models(run: Run, this: Round, stop: StopRequest) -> None:
     """Base and tuned side by side, in domain and out of domain."""
-    scores = run_task(
-        score_predictions,
-        run.stored_questions("dev", "test"),
-        run.base_predictions.folder,
-        this.predictions.folder,
-    )
-    table = format_scores(scores)
-    if not this.scores.is_done:
-        this.scores.folder.write_table("scores.parquet", scores_table(scores))
-        this.scores.folder.write_bytes("scores.md", f"{table}\n".encode())
-        this.scores.commit()
-    say(f"\nround {this.number}, base > tuned, in percent with 95 % intervals\n\n{table}\n")
+    for branch in this.branches:
+        scores = run_task(
+            score_predictions,
+            run.stored_questions("dev", "test"),
+            run.base_predictions.folder,
+            branch.predictions.folder,
+            branch.dataset,
+        )
+        table = format_scores(scores)
+        if not branch.scores.is_done:
+            branch.scores.folder.write_table("scores.parquet", scores_table(scores))
+            branch.scores.folder.write_bytes("scores.md", f"{table}\n".encode())
+            branch.scores.commit()
+        tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
+        say(f"\nround {this.number}, base > {tuned}, in percent with 95 % intervals\n\n{table}\n")
     for name, reason in run.questions.broken.items():
         say(f"the dataset {name} was set aside: {reason}")
 
 
 # --- the plan ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a round makes of its examples: a tuned model, its answers, their scores."""
+
+    dataset: str | None
+    """Whose examples are learnt; None is all."""
+    tuned: Model
+    model: Step
+    predictions: Step
+    scores: Step
 
 
 @dataclass(frozen=True)
@@ -234,12 +262,15 @@ class Round:
     """Synthesises the paths."""
     start: Model
     """Is fine-tuned."""
-    tuned: Model
     paths: Step
     examples: Step
-    model: Step
-    predictions: Step
-    scores: Step
+    branches: tuple[Branch, ...]
+    """One, or with `training.mix: per_dataset` one for each dataset."""
+
+    def steps(self) -> list[Step]:
+        """All steps, in the order in which they are made."""
+        of_branches = [getattr(branch, name) for name in STEPS[3:] for branch in self.branches]
+        return [self.paths, self.examples, *of_branches]
 
 
 @dataclass(frozen=True)
@@ -256,7 +287,7 @@ class Run:
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
-        of_rounds = [getattr(this, name) for this in self.rounds for name in STEPS[1:]]
+        of_rounds = [step for this in self.rounds for step in this.steps()]
         return [self.questions_step, self.base_predictions, *of_rounds]
 
     def step_names(self) -> list[str]:
@@ -303,7 +334,8 @@ def plan_run(config: Config) -> Run:
     )
     rounds: list[Round] = []
     for number in range(config.rounds):
-        rounds.append(plan_round(run, number, rounds[-1].tuned if rounds else base))
+        # Several models go no further: `Config` refuses a second round with them.
+        rounds.append(plan_round(run, number, rounds[-1].branches[0].tuned if rounds else base))
     return replace(run, rounds=tuple(rounds))
 
 
@@ -330,32 +362,43 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
             "grader": GRADER_VERSION,
         },
     )
+    planned = Round(number, recipe, generator, start, paths, examples, branches=())
+    datasets: Sequence[str | None] = [None]
+    if config.training.mix == "per_dataset":
+        datasets = sorted(set(run.questions.split("train").column("dataset").to_pylist()))
+    return replace(planned, branches=tuple(plan_branch(run, planned, name) for name in datasets))
+
+
+def plan_branch(run: Run, this: Round, dataset: str | None) -> Branch:
+    """The steps of one tuned model; with a dataset, its name is in theirs."""
+    config, folder = run.config, run.folder.child(f"round_{this.number}")
+    suffix = f"-{dataset}" if dataset else ""
+    content = {
+        "examples": this.examples.identity,
+        "start": this.start.identity,
+        "training": content_of(config.training),
+    }
     model = Step.below(
-        folder,
-        "model",
-        {
-            "examples": examples.identity,
-            "start": start.identity,
-            "training": content_of(config.training),
-        },
+        folder, f"model{suffix}", content | ({"dataset": dataset} if dataset else {})
     )
     tuned = tuned_model(model.folder, config.storage.cache)
-    predictions = plan_predictions(config, folder, tuned, run.questions)
+    predictions = plan_predictions(config, folder, tuned, run.questions, suffix)
     compared = {
         "base": run.base_predictions.identity,
         "tuned": predictions.identity,
         "grader": GRADER_VERSION,
     }
-    scores = Step.below(folder, "scores", compared)
-    return Round(
-        number, recipe, generator, start, tuned, paths, examples, model, predictions, scores
+    return Branch(
+        dataset, tuned, model, predictions, Step.below(folder, f"scores{suffix}", compared)
     )
 
 
-def plan_predictions(config: Config, parent: Folder, model: Model, questions: QuestionSet) -> Step:
+def plan_predictions(
+    config: Config, parent: Folder, model: Model, questions: QuestionSet, suffix: str = ""
+) -> Step:
     """The predictions of one model on all held-out questions."""
     content = predictions_content(config.evaluation, config.engine, model.identity)
-    return Step.below(parent, "predictions", content, questions.extent("dev", "test"))
+    return Step.below(parent, f"predictions{suffix}", content, questions.extent("dev", "test"))
 
 
 def generate(run: Run, model: Model, jobs: Sequence[tuple[Step, Job]], stop: StopRequest) -> None:
@@ -394,7 +437,7 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
             max_per_question=config.examples.max_per_question,
             num_predictions=run.questions.split("dev", "test").num_rows,
             rounds=config.rounds,
-            num_models_predicted=config.rounds + 1,
+            num_models_predicted=1 + sum(len(each.branches) for each in run.rounds),
             shares=run.paths_job(this).shares,
         ),
         speed,
@@ -464,7 +507,8 @@ def format_counts(questions: QuestionSet) -> str:
 class TrainingPrinter:
     """Prints the progress line of a training, at most every so many seconds, and its last step."""
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, name: str, every_s: float) -> None:
+        self._name = name
         self._every_s = every_s
         self._last_s = -math.inf
 
@@ -476,7 +520,7 @@ class TrainingPrinter:
         self._last_s = now
         left = format_seconds(steps_left * facts["tokens"] / facts["tokens_per_s"])
         say(
-            f"model: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
+            f"{self._name}: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
             f"loss {facts['loss']:.4f} | lr {facts['learning_rate']:.2e} | "
             f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {left} left"
         )
@@ -491,11 +535,12 @@ def describe_plan(run: Run) -> str:
     )
     for this in run.rounds:
         chains = num_missing(run, this.paths, "train") * run.paths_job(this).handler.width
-        generations = {"paths": 3 * chains, "predictions": num_predictions(run, this.predictions)}
-        for name in STEPS[1:]:
-            lines.append(
-                step_line(f"round_{this.number}", getattr(this, name), generations.get(name, 0))
-            )
+        predictions = [branch.predictions for branch in this.branches]
+        generations = {this.paths.name: 3 * chains} | {
+            step.name: num_predictions(run, step) for step in predictions
+        }
+        for step in this.steps():
+            lines.append(step_line(f"round_{this.number}", step, generations.get(step.name, 0)))
     return "\n".join(lines)
 
 

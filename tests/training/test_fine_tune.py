@@ -16,10 +16,12 @@ import pytest
 from cluster.errors import InputError
 from cluster.models import Model
 from cluster.storage import Folder
-from tests.training.conftest import write_rows
-from training.batches import batch_of_step, epoch_order, learning_rate
+from tests.training.conftest import make_rows, write_rows
+from tests.training.events import read_scalars
+from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
 from training.fine_tune import CHECKPOINTS, SNAPSHOT, fine_tune
 from training.settings import LoraSettings, TrainingSettings
+from training.tracking import TENSORBOARD
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,83 +65,24 @@ def undisturbed(
     return _run(tiny_model, examples, output, FULL)
 
 
-def _weights(folder: Path) -> dict[str, Any]:
-    """The weights as transformers loads them; nothing may be missing or unknown."""
-    from transformers import AutoModelForCausalLM
-
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    return dict(model.state_dict())
-
-
-def _largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    assert set(one) == set(other)
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-def _reference(model_folder: Path, examples: Folder) -> tuple[list[float], list[float], Any]:
-    """The same training as one process of plain torch: no padding, no accumulation, no sharding.
-
-    Returns the losses, the gradient norms and the final weights.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    rows = [r for r in examples.read_table().to_pylist() if _length(r) <= FULL.max_length]
-    ids = [row["example_id"] for row in rows]
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=FULL.weight_decay)
-    per_epoch = -(-len(rows) // FULL.global_batch_size)
-    num_steps = per_epoch * FULL.num_epochs
-    losses, norms = [], []
-    for step in range(num_steps):
-        order = epoch_order(ids, FULL.seed, step // per_epoch)
-        batch = [rows[i] for i in batch_of_step(order, step, FULL.global_batch_size)]
-        token_losses = torch.cat([_token_losses(model, row) for row in batch])
-        optimizer.zero_grad()
-        token_losses.mean().backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), FULL.max_grad_norm)))
-        optimizer.param_groups[0]["lr"] = learning_rate(
-            step, num_steps, FULL.learning_rate, FULL.warmup_ratio
-        )
-        optimizer.step()
-        losses.append(float(token_losses.mean().detach()))
-    return losses, norms, dict(model.state_dict())
-
-
-def _length(row: dict[str, Any]) -> int:
-    return len(row["prompt_token_ids"]) + len(row["target_token_ids"])
-
-
-def _token_losses(model: Any, row: dict[str, Any]) -> Any:
-    """The cross entropy of each target token of one example."""
-    import torch
-
-    tokens = torch.tensor(row["prompt_token_ids"] + row["target_token_ids"])
-    logits = model(input_ids=tokens[None]).logits[0]
-    first = len(row["prompt_token_ids"])
-    return torch.nn.functional.cross_entropy(
-        logits[first - 1 : -1], tokens[first:], reduction="none"
-    )
-
-
 def test_fine_tune_full_zero2_equals_plain_torch(
     undisturbed: Run, tiny_model: Path, examples: Folder
 ) -> None:
-    losses, norms, weights = _reference(tiny_model, examples)
-    assert [step["loss"] for step in undisturbed.steps] == pytest.approx(losses, abs=1e-5)
-    assert [step["grad_norm"] for step in undisturbed.steps] == pytest.approx(norms, rel=1e-4)
+    expected = train_plainly(tiny_model, examples, FULL)
+    losses = [step["loss"] for step in undisturbed.steps]
+    assert losses == pytest.approx(expected.losses, abs=1e-5)
+    norms = [step["grad_norm"] for step in undisturbed.steps]
+    assert norms == pytest.approx(expected.norms, rel=1e-4)
     # A step moves a weight by about the learning rate, 1e-3; nine steps may differ by a hundredth
     # of one, where Adam divides a gradient near zero by its own size.
-    assert _largest_difference(_weights(Path(undisturbed.output.path)), weights) < 1e-5
+    assert largest_difference(saved_weights(Path(undisturbed.output.path)), expected.weights) < 1e-5
 
 
 def test_fine_tune_full_zero2_learns_and_counts(
     undisturbed: Run, tiny_model: Path, examples: Folder
 ) -> None:
     metrics, steps = undisturbed.metrics, undisturbed.steps
-    kept = [row for row in examples.read_table().to_pylist() if _length(row) <= FULL.max_length]
+    kept = [row for row in examples.read_table().to_pylist() if length(row) <= FULL.max_length]
     assert metrics["num_examples"] == 19
     assert metrics["num_dropped_too_long"] == 19 - len(kept) > 0
     assert metrics["num_trained_tokens"] == 3 * sum(len(row["target_token_ids"]) for row in kept)
@@ -147,7 +90,14 @@ def test_fine_tune_full_zero2_learns_and_counts(
     assert metrics["first_loss"] == steps[0]["loss"]
     assert metrics["last_loss"] == steps[-1]["loss"] < steps[0]["loss"] - 0.3
     output = Path(undisturbed.output.path)
-    assert _largest_difference(_weights(output), _weights(tiny_model)) > 1e-3
+    assert largest_difference(saved_weights(output), saved_weights(tiny_model)) > 1e-3
+    seen = read_scalars(output / TENSORBOARD)
+    assert seen["training/loss"] == {
+        int(step["step"]): pytest.approx(step["loss"]) for step in steps
+    }
+    assert set(seen) == {
+        f"training/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+    }
     tokenizer = "tokenizer_config.json"
     assert (output / tokenizer).read_bytes() == (tiny_model / tokenizer).read_bytes()
 
@@ -172,7 +122,7 @@ def test_fine_tune_lora_zero3_saves_a_full_adapter_and_merges_it(
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(adapter) == 2 * 7 * 2, "two factors for each of seven layers in two blocks"
     assert all(tensor.numel() and tensor.abs().sum() > 0 for tensor in adapter.values())
-    merged, base = _weights(tmp_path), _weights(tiny_model)
+    merged, base = saved_weights(tmp_path), saved_weights(tiny_model)
     changed = {name for name in base if not torch.equal(merged[name], base[name].bfloat16())}
     assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
     assert changed == {name for name in base if "_proj" in name}
@@ -203,7 +153,7 @@ def _wait_for_checkpoint(output: Folder, step: int, driver: subprocess.Popen[byt
     raise AssertionError("no checkpoint within two minutes")
 
 
-def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
+def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbedsaved_weights(
     undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
     output = Folder.open(str(tmp_path / "killed"))
@@ -223,8 +173,11 @@ def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
     assert resumed == list(range(resumed[0], num_steps + 1))
     for key in ("num_steps", "num_tokens", "num_trained_tokens", "first_loss", "last_loss"):
         assert run.metrics[key] == undisturbed.metrics[key]
-    ours, theirs = _weights(Path(output.path)), _weights(Path(undisturbed.output.path))
-    assert _largest_difference(ours, theirs) == 0
+    ours, theirs = saved_weights(Path(output.path)), saved_weights(Path(undisturbed.output.path))
+    assert largest_difference(ours, theirs) == 0
+    assert run.metrics["weights_sha256"] == undisturbed.metrics["weights_sha256"]
+    seen = read_scalars(Path(output.path) / TENSORBOARD)
+    assert sorted(seen["training/loss"]) == list(range(1, num_steps + 1))
     kept = [p.name for p in (tmp_path / "killed" / CHECKPOINTS).glob("step-*")]
     assert len(kept) == settings.keep_checkpoints
 
@@ -234,7 +187,7 @@ def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
 
 
 @pytest.mark.slow
-def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
+def test_fine_tune_worker_killed_goes_on_to_the_undisturbedsaved_weights(
     undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
     killed: list[int] = []
@@ -252,8 +205,34 @@ def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
     metrics = fine_tune(_model(tiny_model), examples, output, settings, on_step=kill_one_worker)
     assert killed
     assert metrics["num_trained_tokens"] == undisturbed.metrics["num_trained_tokens"]
-    theirs = _weights(Path(undisturbed.output.path))
-    assert _largest_difference(_weights(tmp_path), theirs) == 0
+    theirs = saved_weights(Path(undisturbed.output.path))
+    assert largest_difference(saved_weights(tmp_path), theirs) == 0
+
+
+@pytest.mark.slow
+def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    output = Folder.open(str(tmp_path))
+    # Steps of a few milliseconds: enough of them to come in time.
+    settings = FULL.model_copy(update={"num_epochs": 300})
+    last: list[int] = []
+
+    def interrupt(metrics: dict[str, float]) -> None:
+        last.append(int(metrics["step"]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(_model(tiny_model), examples, output, settings, on_step=interrupt)
+    assert "config.json" not in output.file_names(), "stopped too late to show anything"
+    assert list((tmp_path / CHECKPOINTS).glob("step-*"))
+
+    run = _run(tiny_model, examples, output, settings)
+    begun = int(run.steps[0]["step"])
+    assert last[0] < begun < run.metrics["num_steps"]
+    # Step by step the losses are those of the interrupted and of the plain training.
+    expected = train_plainly(tiny_model, examples, settings).losses[begun - 1 : begun + 9]
+    assert [step["loss"] for step in run.steps[:10]] == pytest.approx(expected, abs=1e-2)
 
 
 @pytest.mark.slow
@@ -261,13 +240,21 @@ def test_fine_tune_tokens_of_another_model_are_refused(
     tiny_model: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
     examples = Folder.open(str(tmp_path / "examples"))
-    row = {
-        "example_id": "e",
-        "question_id": "q",
-        "prompt_token_ids": [1],
-        "target_token_ids": [256],
-    }
-    write_rows(examples, "part-000.parquet", [row])
-    settings = FULL.model_copy(update={"max_failures": 0})
+    rows = make_rows(8)
+    rows[3]["target_token_ids"] = [256]
+    write_rows(examples, "part-000.parquet", rows)
+    settings = FULL.model_copy(update={"max_length": 100, "max_failures": 0})
     with pytest.raises(InputError, match=r"token 256, but .* vocabulary of 256"):
         _run(tiny_model, examples, Folder.open(str(tmp_path / "output")), settings)
+
+
+def test_fine_tune_more_workers_than_the_machine_holds_is_refused(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    output = Folder.open(str(tmp_path))
+    on_gpus = FULL.model_copy(update={"gpus_per_worker": 1})
+    with pytest.raises(InputError, match="this machine has 0 GPUs and 2 CPUs, room for 0"):
+        _run(tiny_model, examples, output, on_gpus)
+    too_many = FULL.model_copy(update={"num_workers": 4})
+    with pytest.raises(InputError, match=r"room for 2; lower training\.num_workers"):
+        _run(tiny_model, examples, output, too_many)

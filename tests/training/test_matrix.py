@@ -1,0 +1,143 @@
+"""ZeRO 0 to 3 and offload, all weights and LoRA, packed and padded, against plain torch.
+
+Six steps on a two-layer model with a tokenizer and a chat template, on two CPU workers, the last
+step of each epoch with half a batch; learning rate 1e-3 for all weights and 1e-2 for adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.settings import content_of, fingerprint
+from cluster.storage import Folder
+from tests.training.conftest import write_rows
+from tests.training.matrix import (
+    DTYPES,
+    LAYOUTS,
+    METHODS,
+    STAGES,
+    Reference,
+    Trained,
+    cells,
+    largest_difference,
+    saved_weights,
+    train_cells,
+    train_plainly,
+)
+from training.settings import TrainingSettings
+
+# Examples of one dataset oftener than they are, each with a weight of its own.
+MIXED = {"dataset_temperature": 3.0, "weight_by": "vote_share"}
+
+ALL = {name: settings for dtype in DTYPES for name, settings in cells(dtype).items()}
+ALL |= {f"{name}/mixed": settings.model_copy(update=MIXED) for name, settings in ALL.items()}
+
+COVERING = (
+    # Every pair of stage, method and layout is in one of these or in test_fine_tune.py.
+    "zero0/full/packed/float32",
+    "zero0/lora/padded/float32",
+    "zero1/full/packed/float32",
+    "zero2/lora/packed/float32",
+    "zero3/full/padded/float32",
+    "zero3-offload/full/packed/float32",
+    "zero3-offload/lora/padded/float32",
+    "zero1/lora/padded/bfloat16",
+    "zero2/full/packed/bfloat16",
+    "zero3/lora/packed/bfloat16",
+    "zero2/full/packed/float32/mixed",
+    "zero3/full/padded/float32/mixed",
+)
+
+# float32: the same sums in another order; Adam divides a gradient near zero by its own size, so a
+# weight may be off by a hundredth of a step. bfloat16: activations have eight bits, so a weight may
+# be off by a step or two, and by the last of its own eight bits, to which it is rounded.
+TOLERANCES = {
+    "float32": {"loss": 1e-5, "norm": 1e-4, "steps": 0.01, "rounding": 0.0, "logits": 1e-5},
+    "bfloat16": {"loss": 5e-3, "norm": 2e-2, "steps": 2.0, "rounding": 2**-7, "logits": 2e-2},
+}
+"""Of losses absolute; of gradient norms relative; of weights in peak learning rates, besides a part
+of their size; of logits relative to their maximum."""
+
+Plainly = Callable[[TrainingSettings], Reference]
+
+
+@pytest.fixture(scope="module")
+def sums(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """20 examples as the pipeline makes them: a chat prompt, an answer, the end of the turn."""
+    tokenizer = load_tokenizer(str(model_folder))
+    rows = []
+    for index in range(20):
+        question = [{"role": "user", "content": f"{index} + {7 * index % 11}?"}]
+        answer = target_ids(tokenizer, f"It is {index + 7 * index % 11}." + "!" * (index % 5))
+        rows.append(
+            {
+                "example_id": f"sums/{index}",
+                "question_id": f"sums/{index}",
+                "prompt_token_ids": prompt_ids(tokenizer, question, {}),
+                "target_token_ids": end_turn(answer, tokenizer.eos_token_id),
+                "dataset": "few" if index < 5 else "many",
+                "vote_share": (1 + index % 4) / 4,
+            }
+        )
+    folder = Folder.open(str(tmp_path_factory.mktemp("sums")))
+    write_rows(folder, "part-000.parquet", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plainly(model_folder: Path, sums: Folder) -> Plainly:
+    """The reference of a cell; the same for all stages and layouts."""
+
+    known: dict[str, Reference] = {}
+
+    def train_once(settings: TrainingSettings) -> Reference:
+        key = fingerprint(content_of(settings))
+        if key not in known:
+            known[key] = train_plainly(model_folder, sums, settings)
+        return known[key]
+
+    return train_once
+
+
+def _check(name: str, cell: Trained, expected: Reference) -> None:
+    """Everything that holds for a cell."""
+    settings = ALL[name]
+    off = TOLERANCES[settings.dtype]
+    losses = [step["loss"] for step in cell.steps]
+    assert losses == pytest.approx(expected.losses, abs=off["loss"]), name
+    assert sum(losses[3:]) < sum(losses[:3]), f"{name} has not learnt"
+    norms = [step["grad_norm"] for step in cell.steps]
+    assert norms == pytest.approx(expected.norms, rel=off["norm"]), name
+    weights = saved_weights(cell.folder)
+    difference = largest_difference(weights, expected.weights, relative=off["rounding"])
+    assert difference < off["steps"] * settings.learning_rate, name
+    assert cell.logits_off < off["logits"], name
+    assert load_tokenizer(str(cell.folder)).chat_template
+
+
+def test_covering_cells_equal_plain_torch_and_load_again(
+    model_folder: Path, sums: Folder, plainly: Plainly, ray_cluster: str, tmp_path: Path
+) -> None:
+    trained = train_cells({name: ALL[name] for name in COVERING}, model_folder, sums, tmp_path)
+    for name, cell in trained.items():
+        _check(name, cell, plainly(ALL[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_cells_equal_plain_torch_and_load_again(
+    dtype: str,
+    model_folder: Path,
+    sums: Folder,
+    plainly: Plainly,
+    ray_cluster: str,
+    tmp_path: Path,
+) -> None:
+    trained = train_cells(cells(dtype), model_folder, sums, tmp_path)
+    assert len(trained) == len(STAGES) * len(METHODS) * len(LAYOUTS)
+    for name, cell in trained.items():
+        _check(name, cell, plainly(ALL[name]))
