@@ -153,7 +153,7 @@ def _wait_for_checkpoint(output: Folder, step: int, driver: subprocess.Popen[byt
     raise AssertionError("no checkpoint within two minutes")
 
 
-def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbedsaved_weights(
+def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
     undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
     output = Folder.open(str(tmp_path / "killed"))
@@ -187,7 +187,7 @@ def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbedsaved_weight
 
 
 @pytest.mark.slow
-def test_fine_tune_worker_killed_goes_on_to_the_undisturbedsaved_weights(
+def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
     undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
     killed: list[int] = []
@@ -215,7 +215,7 @@ def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
 ) -> None:
     output = Folder.open(str(tmp_path))
     # Steps of a few milliseconds: enough of them to come in time.
-    settings = FULL.model_copy(update={"num_epochs": 300})
+    settings = FULL.model_copy(update={"num_epochs": 40})
     last: list[int] = []
 
     def interrupt(metrics: dict[str, float]) -> None:
