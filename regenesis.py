@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import select
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
@@ -46,10 +49,20 @@ from cluster.runtime import (
     ray_session,
 )
 from cluster.schedule import Questions, Share
-from cluster.settings import EXTENT, OPERATIONAL, Settings, content_of, fingerprint, load_settings
+from cluster.settings import (
+    EXTENT,
+    OPERATIONAL,
+    Settings,
+    content_of,
+    fingerprint,
+    load_settings,
+    settings_of,
+    with_overrides,
+)
 from cluster.steps import STEPS_FILE, Step, check_run_folder, claim_run_folder
 from cluster.storage import Folder
 from cluster.tasks import run_task
+from evaluation.grade_file import format_verdicts, grade_file
 from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
@@ -70,7 +83,17 @@ from pipelines.estimate import (
     estimate_run,
     format_estimate,
 )
-from pipelines.examples import ExampleSettings, select_step_examples
+from pipelines.examples import select_step_examples
+from pipelines.expansion import (
+    PROPOSALS_SCHEMA,
+    Expansion,
+    ProposeGuideline,
+    read_step_guidelines,
+    select_step_guidelines,
+    with_room,
+    write_prompts,
+)
+from pipelines.filters import ExampleSettings
 from pipelines.probe import (
     NUM_PROBED,
     PROBE_FILE,
@@ -78,13 +101,15 @@ from pipelines.probe import (
     read_probed_predictions,
 )
 from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_selection
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from pipelines.task_listing import format_task, format_tasks
 from training.fine_tune import fine_tune
 from training.settings import TrainingSettings
 
-STEPS = ("questions", "paths", "examples", "model", "predictions", "scores")
+STEPS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
+ROUND_STEPS = STEPS[2:]
 
 
 class Config(Settings):
@@ -124,6 +149,9 @@ def improve(run: Run, stop: StopRequest, until: str | None) -> None:
     save_questions(run)
     if until == "questions":
         return
+    propose_guidelines(run, stop)
+    if until == "guidelines":
+        return
     for this in run.rounds:
         for name, do in (
             ("paths", synthesize_paths),
@@ -152,6 +180,28 @@ def save_questions(run: Run) -> None:
         )
 
 
+def propose_guidelines(run: Run, stop: StopRequest) -> None:
+    """Further guidelines by the base model, before round 0 and for all rounds, if asked for.
+
+    On one engine, ahead of the others: paths are drawn over all guidelines, so none can begin.
+    """
+    step, expansion = run.guidelines_step, run.expansion
+    if step is None or expansion is None or step.is_done:
+        return
+    prompts = write_prompts(expansion, step.folder)
+    handler = ProposeGuideline(expansion.sampling, expansion.seed)
+    job = Job("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)
+    summary = run_pool(run, run.base, [job], stop, max_workers=1)
+    rows = finish_job(job)
+    facts = run_task(select_step_guidelines, step.folder, prompts, expansion.guidelines)
+    reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in facts["dropped"].items())
+    say(
+        f"guidelines: kept {len(facts['kept'])} of {expansion.number} proposals, beside "
+        f"{len(expansion.guidelines)}; dropped: {reasons or 'none'}"
+    )
+    step.commit(rows=rows, last_execution=summary.facts(), **facts)
+
+
 def synthesize_paths(run: Run, this: Round, stop: StopRequest) -> None:
     """Guideline -> structure -> path for every training question; graded, nothing dropped.
 
@@ -173,16 +223,19 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
         select_step_examples,
         this.paths.folder,
         run.stored_questions("train"),
-        this.examples.folder,
+        run.stored_questions("dev", "test"),
         run.config.examples,
         this.start,
         run.config.evaluation.template_args,
+        this.examples.folder,
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in facts["dropped"].items()) or "none"
     say(
         f"examples: kept {facts['num_examples']} of {facts['num_paths']} paths "
         f"({facts['num_answers_added']} with the boxed answer added); dropped: {reasons}"
     )
+    for line in format_overlaps(facts):
+        say(line)
     if not facts["num_examples"]:
         raise NoExamplesError(
             f"no example is left to train on; of {facts['num_paths']} paths were dropped: "
@@ -269,7 +322,9 @@ class Round:
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
-        of_branches = [getattr(branch, name) for name in STEPS[3:] for branch in self.branches]
+        of_branches = [
+            getattr(branch, name) for name in ROUND_STEPS[2:] for branch in self.branches
+        ]
         return [self.paths, self.examples, *of_branches]
 
 
@@ -282,13 +337,17 @@ class Run:
     questions: QuestionSet
     base: Model
     questions_step: Step
+    expansion: Expansion | None
+    guidelines_step: Step | None
+    """None where no further guidelines are proposed."""
     base_predictions: Step
     rounds: tuple[Round, ...]
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
+        proposed = [self.guidelines_step] if self.guidelines_step else []
         of_rounds = [step for this in self.rounds for step in this.steps()]
-        return [self.questions_step, self.base_predictions, *of_rounds]
+        return [self.questions_step, *proposed, self.base_predictions, *of_rounds]
 
     def step_names(self) -> list[str]:
         """Their folders, relative to the run's."""
@@ -298,14 +357,21 @@ class Run:
         """The questions of some splits, as workers read them."""
         return Questions(self.questions_step.folder, splits)
 
+    def recipe(self, this: Round) -> Recipe:
+        """A round's recipe, with the proposed guidelines once they are there."""
+        if self.guidelines_step is None or not self.guidelines_step.is_done:
+            return this.recipe
+        return replace(this.recipe, guidelines=read_step_guidelines(self.guidelines_step.folder))
+
     def paths_job(self, this: Round) -> Job:
-        handler = SynthesizePaths(this.recipe, self.config.examples.read_last)
+        handler = SynthesizePaths(self.recipe(this), self.config.examples.read_last)
         shares = {
             name: Share(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
             for name, dataset in self.config.questions.datasets.items()
         }
         questions = self.stored_questions("train")
-        return Job("paths", this.paths.folder, PATHS_SCHEMA, handler, questions, shares)
+        bound = self.config.budget.generated_tokens
+        return Job("paths", this.paths.folder, PATHS_SCHEMA, handler, questions, shares, bound)
 
     def prediction_job(self, step: Step) -> Job:
         handler = PredictAnswer(self.config.evaluation)
@@ -323,15 +389,29 @@ def plan_run(config: Config) -> Run:
     if not questions.split("train").num_rows:
         raise InputError("questions.datasets: no question to train on; one has to be in_domain")
     content = {"questions": questions.extent(*SPLITS)}
+    expansion = Expansion.of(Recipe.load(0, config.synthesis))
     run = Run(
         config=config,
         folder=folder,
         questions=questions,
         base=base,
         questions_step=Step.below(folder, "questions", content),
+        expansion=expansion,
+        guidelines_step=plan_guidelines(config, folder.child("base"), base, expansion),
         base_predictions=plan_predictions(config, folder.child("base"), base, questions),
         rounds=(),
     )
+    if config.synthesis.hint_stages and config.examples.verdict == "majority":
+        raise InputError(
+            "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
+            "runs that do not know it; set one of them otherwise"
+        )
+    for name, dataset in config.questions.datasets.items():
+        if not dataset.is_labelled and config.examples.verdict != "majority":
+            raise InputError(
+                f"questions.datasets.{name} has no answers (columns.answer is null); "
+                "set examples.verdict=majority"
+            )
     rounds: list[Round] = []
     for number in range(config.rounds):
         # Several models go no further: `Config` refuses a second round with them.
@@ -348,8 +428,11 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
         for name, dataset in sorted(config.questions.datasets.items())
         if dataset.max_generated_tokens or dataset.max_accepted_paths
     ]
-    train = fingerprint(run.questions.extent("train"), limits)
+    bound = config.budget.generated_tokens
+    train = fingerprint(run.questions.extent("train"), limits, *([bound] if bound else []))
     content = paths_content(recipe, config.engine, generator.identity)
+    if run.guidelines_step:
+        content["expansion"] = run.guidelines_step.identity
     paths = Step.below(folder, "paths", content, train)
     start = run.base if config.training.start_from == "base" else generator
     examples = Step.below(
@@ -360,6 +443,7 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
             "examples": content_of(config.examples),
             "template_args": config.evaluation.template_args,
             "grader": GRADER_VERSION,
+            **held_out_content(run),
         },
     )
     planned = Round(number, recipe, generator, start, paths, examples, branches=())
@@ -393,6 +477,21 @@ def plan_branch(run: Run, this: Round, dataset: str | None) -> Branch:
     )
 
 
+def held_out_content(run: Run) -> dict[str, str]:
+    """The held-out questions, where what is trained on hangs on them."""
+    drops = run.config.examples.contamination.drop
+    return {"held_out": run.questions.extent("dev", "test")} if drops else {}
+
+
+def plan_guidelines(
+    config: Config, parent: Folder, base: Model, expansion: Expansion | None
+) -> Step | None:
+    """The guidelines that the base model proposes; None where none are asked for."""
+    if expansion is None:
+        return None
+    return Step.below(parent, "guidelines", expansion.content(config.engine, base.identity))
+
+
 def plan_predictions(
     config: Config, parent: Folder, model: Model, questions: QuestionSet, suffix: str = ""
 ) -> Step:
@@ -409,13 +508,22 @@ def generate(run: Run, model: Model, jobs: Sequence[tuple[Step, Job]], stop: Sto
 
 
 def run_pool(
-    run: Run, model: Model, jobs: Sequence[Job], stop: StopRequest, limit: int | None = None
+    run: Run,
+    model: Model,
+    jobs: Sequence[Job],
+    stop: StopRequest,
+    *,
+    limit: int | None = None,
+    max_workers: int | None = None,
 ) -> PoolSummary:
     """Run jobs, or so many questions of each, on one pool of engines that serve `model`."""
     every_s = run.config.cluster.progress_every_s
     engine, planned = fit_engines(run.config.engine, model)
     if planned:
         say(planned)
+    if max_workers is not None:
+        fewer = {"min_workers": max_workers, "max_workers": max_workers}
+        engine = engine.model_copy(update=fewer)
     return run_jobs(model, jobs, engine, stop=stop, progress_every_s=every_s, limit=limit)
 
 
@@ -425,11 +533,17 @@ def run_pool(
 def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
     """What the whole run will take, from its first questions; they are made now and kept."""
     this, config = run.rounds[0], run.config
+    propose_guidelines(run, stop)
     held_out = run.stored_questions("dev", "test")
     speed = probe_speed(run, stop)
     train = run.questions.split("train").column("dataset").value_counts().to_pylist()
     return estimate_run(
-        run_task(read_probed_paths, this.paths.folder, run.stored_questions("train")),
+        run_task(
+            read_probed_paths,
+            this.paths.folder,
+            run.stored_questions("train"),
+            len(config.synthesis.chain),
+        ),
         run_task(read_probed_predictions, run.base_predictions.folder, held_out),
         Workload(
             num_questions={row["values"]: row["counts"] for row in train},
@@ -439,6 +553,7 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
             rounds=config.rounds,
             num_models_predicted=1 + sum(len(each.branches) for each in run.rounds),
             shares=run.paths_job(this).shares,
+            max_tokens=config.budget.generated_tokens,
         ),
         speed,
         config.cost,
@@ -469,7 +584,7 @@ def probe_speed(run: Run, stop: StopRequest) -> Speed:
 def keep_to_budget(run: Run, stop: StopRequest) -> None:
     """Raises `InputError` when the config has a budget and the run would exceed it."""
     budget = run.config.budget
-    if budget == Budget() or run.rounds[0].paths.is_done:
+    if not budget.can_refuse or run.rounds[0].paths.is_done:
         return
     estimate = estimate_run_from_probe(run, stop)
     for warning in check_budget(estimate, budget):
@@ -527,33 +642,46 @@ class TrainingPrinter:
 
 
 def describe_plan(run: Run) -> str:
-    """The steps that would run, and how many generations that is."""
+    """The steps that would run, and how many generations that is at most."""
     lines = [f"run folder: {run.folder.uri}"]
     lines.append(step_line("", run.questions_step, 0))
+    if run.guidelines_step and run.expansion:
+        missing = 0 if run.guidelines_step.is_done else run.expansion.number
+        lines.append(step_line("base", run.guidelines_step, missing))
     lines.append(
         step_line("base", run.base_predictions, num_predictions(run, run.base_predictions))
     )
     for this in run.rounds:
-        chains = num_missing(run, this.paths, "train") * run.paths_job(this).handler.width
-        predictions = [branch.predictions for branch in this.branches]
-        generations = {this.paths.name: 3 * chains} | {
-            step.name: num_predictions(run, step) for step in predictions
+        generations = {this.paths.name: num_path_generations(run, this)} | {
+            branch.predictions.name: num_predictions(run, branch.predictions)
+            for branch in this.branches
         }
         for step in this.steps():
             lines.append(step_line(f"round_{this.number}", step, generations.get(step.name, 0)))
+    if bound := run.config.budget.generated_tokens:
+        lines.append(f"  the paths of a round end at about {bound} generated tokens")
     return "\n".join(lines)
 
 
 def step_line(parent: str, step: Step, num_generations: int) -> str:
     state = "skip, finished" if step.is_done else "run"
     where = f"{parent}/{step.folder.name}" if parent else step.folder.name
-    generations = f", {num_generations} generations" if num_generations else ""
+    to_do = num_generations and not step.is_done
+    generations = f", {num_generations} generations" if to_do else ""
     return f"  {where}: {state}{generations}"
 
 
 def num_missing(run: Run, step: Step, *splits: Split) -> int:
     """How many questions of some splits have no row in a step's ledger."""
     return int(Ledger.read(step.folder).missing(run.questions.split(*splits)).num_rows)
+
+
+def num_path_generations(run: Run, this: Round) -> int:
+    """What is missing of a round's paths, without hints and judge; all proposals taken as kept."""
+    made = run.guidelines_step is None or run.guidelines_step.is_done
+    recipe = run.recipe(this) if made else with_room(this.recipe)
+    chains = SynthesizePaths(recipe, run.config.examples.read_last).width
+    return num_missing(run, this.paths, "train") * chains * len(recipe.settings.chain)
 
 
 def num_predictions(run: Run, step: Step) -> int:
@@ -574,7 +702,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         return 0
     say_warnings(config)
     claim_run_folder(run.folder, config.run)
-    run.folder.write_bytes(f"config-{fingerprint(resolved)}.yaml", resolved.encode())
+    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
+        run.folder.write_bytes(name, resolved.encode())
     run.folder.write_json(STEPS_FILE, run.step_names())
     with ray_session(config.cluster) as stop:
         say(f"logs: {log_folder()}")
@@ -599,6 +728,27 @@ def plan_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def select_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py select RUN`."""
+    stored = StoredRun.read(arguments.run)
+    config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
+    questions = stored.step("questions")
+    with ray_session(config.cluster):
+        for number, paths in stored.rounds_with_paths():
+            facts = run_task(
+                select_step_examples,
+                paths,
+                Questions(questions, ("train",)),
+                Questions(questions, ("dev", "test")),
+                config.examples,
+                base_model(config.model, config.storage.cache),
+                config.evaluation.template_args,
+                None,
+            )
+            say(f"\nround {number}\n\n{format_selection(facts)}")
+    return 0
+
+
 def clean_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py clean RUN`."""
     leftovers = find_leftovers(Folder.open(arguments.run), superseded=arguments.superseded)
@@ -617,10 +767,18 @@ def tasks_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def grade_command(arguments: argparse.Namespace) -> int:
+    """`regenesis.py grade FILE`."""
+    verdicts = grade_file(Path(arguments.file), sys.stdout)
+    print(format_verdicts(verdicts), file=sys.stderr)
+    return 0
+
+
 def check_until(until: str | None) -> None:
     """Raises `InputError` for what is not a step."""
     number, _, step = (until or "").rpartition("/")
-    if until is not None and (step not in STEPS or not (number.isdigit() or until == step)):
+    of_round = number.isdigit() and step in ROUND_STEPS
+    if until is not None and until not in STEPS and not of_round:
         raise InputError(
             f"--until {until}: expected a step, or a round and a step as in 1/paths; "
             f"the steps are {', '.join(STEPS)}"
@@ -634,8 +792,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     plan_parser = commands.add_parser(
         "plan", help="generate the first 20 questions and say what the whole run will take"
     )
-    for with_config in (run_parser, plan_parser):
-        with_config.add_argument("config", help="a YAML file, see configs/")
+    select_parser = commands.add_parser(
+        "select", help="count what other filters would keep of a run's paths; changes nothing"
+    )
+    select_parser.add_argument("run", help="the folder of the run, or its URI")
+    run_parser.add_argument("config", help="a YAML file, see configs/")
+    plan_parser.add_argument("config", help="a YAML file, see configs/")
+    for with_config in (run_parser, plan_parser, select_parser):
         with_config.add_argument(
             "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
         )
@@ -660,8 +823,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     tasks_parser.add_argument("name", nargs="?", help="a task, or reasoning_gym:FAMILY")
     tasks_parser.add_argument("--path", help="a folder or file of it; default: the hub")
     tasks_parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: its own")
+    grade_parser = commands.add_parser(
+        "grade", help="grade a JSONL file of responses; docs/GRADING.md says how"
+    )
+    grade_parser.add_argument(
+        "file", help="rows with response, answer, answer_type and, for a choice, choices"
+    )
     plan_parser.set_defaults(do=plan_command)
     tasks_parser.set_defaults(do=tasks_command)
+    select_parser.set_defaults(do=select_command)
+    grade_parser.set_defaults(do=grade_command)
     clean_parser.set_defaults(do=clean_command)
     run_parser.set_defaults(do=run_command)
     return parser.parse_args(argv)
@@ -670,13 +841,28 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
     try:
-        return int(arguments.do(arguments))
+        code = int(arguments.do(arguments))
+        sys.stdout.flush()  # here, where a reader that has gone is met
+        return code
+    except BrokenPipeError:
+        if not is_unread(sys.stdout.fileno()):
+            raise
+        # What is left unwritten would be tried once more, and complained about, at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (InputError, NoExamplesError, GenerationStoppedError, InterruptedRunError) as error:
         print(f"regenesis: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("regenesis: interrupted", file=sys.stderr)
         return InterruptedRunError.exit_code
+
+
+def is_unread(descriptor: int) -> bool:
+    """Whether a file is a pipe whose reader has gone, as `head` does when it has seen enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ with `--json` the last line is one JSON object.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 import time
 
+from benchmarks.machine import machine_facts
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     for name, median in medians.items():
         print(f"{name:20} {median:>8} grades/s")
     if "--json" in argv:
-        print(json.dumps({"grades_per_s": medians, "machine": platform.processor()}))
+        print(json.dumps({"grades_per_s": medians, "machine": machine_facts()}))
 
 
 if __name__ == "__main__":

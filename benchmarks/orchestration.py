@@ -9,7 +9,8 @@ the engine is a table. For each number of paths, on a local Ray of its own:
 * `paths_per_s`: from the first chunk to the last durable row; `paths_per_s_total` with planning,
   the start of the workers and the compaction
 * `driver_peak_gib`: the largest resident memory of the driver so far
-* `resume_s`: finding, before compaction, that nothing is left to do; `compacted_resume_s` after it
+* `resume_s`: finding, before the step is compacted, that nothing is left to do (256 part files and
+  more are compacted first, and that is most of the time then); `compacted_resume_s` after it
 * `generations_in_flight`: the most that were in flight at once, to be compared with `configured`
 * `efficiency`: with a latency, the rate over the middle 80 % of the rows against the ideal rate,
   workers x in-flight / (3 x latency)
@@ -21,7 +22,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import platform
 import resource
 import shutil
 import tempfile
@@ -31,6 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.machine import machine_facts
 from cluster.engine import Completion, EngineSettings, SamplingSettings
 from cluster.jobs import Job
 from cluster.ledger import Ledger
@@ -198,6 +199,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    machine = machine_facts()
     results = []
     for num_paths in options.paths:
         scratch = tempfile.mkdtemp(prefix="orchestration-")
@@ -208,7 +210,6 @@ def main() -> None:
             shutil.rmtree(scratch, ignore_errors=True)
         print("  ".join(f"{name} {_short(value)}" for name, value in results[-1].items()))
     if options.json:
-        machine = {"python": platform.python_version(), "cpu": platform.processor()}
         largest = results[-1]
         print(json.dumps({**largest, "all": results, "options": vars(options), "machine": machine}))
 

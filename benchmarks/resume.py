@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmarks.machine import machine_facts
 from benchmarks.orchestration import numbered_question
 from cluster.ledger import PARTS, Ledger, PartWriter, compact
 from cluster.schedule import Plan, Questions, plan_job
@@ -109,7 +110,7 @@ def main() -> None:
     for name, value in facts.items():
         print(f"{name:>14}  {value:,.2f}" if isinstance(value, float) else f"{name:>14}  {value:,}")
     if options.json:
-        print(json.dumps(facts))
+        print(json.dumps({**facts, "machine": machine_facts()}))
 
 
 if __name__ == "__main__":

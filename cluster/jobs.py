@@ -124,3 +124,5 @@ class Job:
     questions: Questions
     shares: Mapping[str, Share] = field(default_factory=dict)
     """By dataset, where it is not the default."""
+    max_tokens: int | None = None
+    """Generated for all datasets together; checked, like a share, when a question is begun."""

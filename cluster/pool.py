@@ -32,13 +32,17 @@ from cluster.models import Model
 from cluster.processes import wait_until_gone
 from cluster.progress import ProgressBoard, ProgressPrinter, RateMeter
 from cluster.runtime import StopRequest
-from cluster.schedule import Plan, Share, open_questions, plan_job, summarize
+from cluster.schedule import Plan, open_questions, plan_job, summarize, used_up
 from cluster.tasks import run_task
 from cluster.worker import EngineWorker
 
 STOP_S = 6.0
 """How long the workers get to make durable what is finished, once the run is asked to stop."""
 ASK_EVERY_S = 0.1
+
+_AS_URGENT_AS_OTHERS = {"RAY_worker_niceness": "0"}
+"""Ray gives its workers nice 15. On a CPU the threads of an engine wait for each other, so that
+whatever takes the processor from one of them, if only Ray's own services, holds up all."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,10 @@ def run_jobs(
 ) -> PoolSummary:
     """Do every job's open questions, or `limit` of each, on one pool of engines serving `model`.
 
-    Returns when each question of each job has its row (or its dataset's share is used up) and the
-    engines' processes are gone. Raises `InterruptedRunError` when asked to stop (what was finished
-    is durable), and `GenerationStoppedError` with the engine's own error when its restarts are
-    used up.
+    Returns when each question of each job has its row (or a share or the job's tokens are used
+    up) and the engines' processes are gone. Raises `InterruptedRunError` when asked to stop (what
+    was finished is durable), and `GenerationStoppedError` with the engine's own error when its
+    restarts are used up.
     """
     started = time.monotonic()
     plans = {job.name: _plan(job, settings, limit) for job in jobs}
@@ -136,21 +140,20 @@ def _plan(job: Job, settings: EngineSettings, limit: int | None) -> Plan:
         num_slots=num_slots,
         smallest=smallest,
         max_attempts=settings.max_attempts,
+        max_tokens=job.max_tokens,
         limit=limit,
     )
     return plan
 
 
 def _check_complete(job: Job, max_attempts: int) -> None:
-    """Every question has its row, none is left to try again, unless its dataset is used up."""
+    """Every question has its row, none is left to try again, unless its dataset has enough."""
     questions = job.questions.keys()
     ledger = Ledger.read(job.folder)
-    totals = ledger.totals(questions)
+    closed = set(used_up(ledger.totals(questions), job.shares, job.max_tokens))
     left = open_questions(questions, ledger, max_attempts)
     for row in left.to_pylist():
-        total = totals[row["dataset"]]
-        share = job.shares.get(row["dataset"], Share())
-        if not share.is_used_up(total["num_tokens"], total["num_accepted"]):
+        if row["dataset"] not in closed:
             raise RuntimeError(
                 f"{job.name}: {left.num_rows} questions have no row, {row['question_id']} is one"
             )
@@ -169,7 +172,7 @@ def _execute(
 
     totals = {job.name: plans[job.name].totals for job in jobs}
     shares = {job.name: dict(job.shares) for job in jobs}
-    board = _board(totals, shares)
+    board = _board(totals, shares, {job.name: job.max_tokens for job in jobs})
     placement = _WorkerPlacement(settings)
     complete = [
         (job, dataset)
@@ -304,7 +307,7 @@ def _resources(settings: EngineSettings) -> dict[str, Any]:
     return {
         "num_cpus": settings.cpus_per_worker,
         "num_gpus": settings.gpus_per_worker if takes_gpus else 0,
-        "runtime_env": {"env_vars": engine_environment(settings)},
+        "runtime_env": {"env_vars": engine_environment(settings) | _AS_URGENT_AS_OTHERS},
     }
 
 

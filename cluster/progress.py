@@ -13,9 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, TextIO
 
-from cluster.schedule import Share
+from cluster.schedule import Share, num_tokens, used_up
 
 DESCRIBE_EVERY_S = 1.0
 TABLE_EVERY_S = 60.0
@@ -43,17 +44,16 @@ class ProgressBoard:
         self,
         totals: Mapping[str, Mapping[str, Mapping[str, int]]],
         shares: Mapping[str, Mapping[str, Share]],
+        max_tokens: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
+        """All by job: what stood before, by dataset; what a dataset may have; what all may."""
         self._base: dict[Key, Counter[str]] = {
             (job, dataset): Counter(counts)
             for job, datasets in totals.items()
             for dataset, counts in datasets.items()
         }
-        self._shares = {
-            (job, dataset): share
-            for job, datasets in shares.items()
-            for dataset, share in datasets.items()
-        }
+        self._shares = shares
+        self._max_tokens = {job: most for job, most in max_tokens.items() if most is not None}
         self._counts: dict[str, dict[str, float]] = {}
         self._datasets: dict[str, dict[Key, dict[str, int]]] = {}
         self._reported_at: dict[str, float] = {}
@@ -160,6 +160,7 @@ class ProgressBoard:
             "num_tokens": sum(c.get("num_tokens", 0) for c in self._counts.values()),
             "datasets": {key: dict(counts) for key, counts in datasets.items()},
             "closed": self._used_up(),
+            "max_tokens": dict(self._max_tokens),
         }
 
     def _alive(self) -> list[str]:
@@ -173,17 +174,18 @@ class ProgressBoard:
         return totals
 
     def _used_up(self) -> set[Key]:
-        if not any(
-            s.max_tokens is not None or s.max_accepted is not None for s in self._shares.values()
+        if not self._max_tokens and not any(
+            share.is_limited for shares in self._shares.values() for share in shares.values()
         ):
             return set()
-        totals = self._totals()
+        by_job: dict[str, dict[str, Counter[str]]] = {}
+        for (job, dataset), counts in self._totals().items():
+            by_job.setdefault(job, {})[dataset] = counts
         # A retry may take back tokens; what was closed once stays closed.
         self._closed |= {
-            key
-            for key, share in self._shares.items()
-            if key in totals  # a dataset may have no question in this job
-            and share.is_used_up(totals[key]["num_tokens"], totals[key]["num_accepted"])
+            (job, dataset)
+            for job, totals in by_job.items()
+            for dataset in used_up(totals, self._shares.get(job, {}), self._max_tokens.get(job))
         }
         return set(self._closed)
 
@@ -264,7 +266,7 @@ class RateMeter:
         """`complete` are the datasets of which nothing is said, since nothing is left to do."""
         self._step = step
         self._history: list[tuple[float, float]] = []
-        self._started: tuple[float, int] | None = None
+        self._started: tuple[float, list[int]] | None = None
         self._complete = set(complete)
         self._table_at = time.monotonic()
 
@@ -279,7 +281,7 @@ class RateMeter:
         now = time.monotonic()
         wanted = sum(c["num_questions"] for c in view["datasets"].values())
         done = sum(c["num_done"] for c in view["datasets"].values())
-        self._started = self._started or (now, done)
+        bounds = [(_tokens_of(job, view), most) for job, most in view["max_tokens"].items()]
         tokens = view["num_tokens"]
         self._history = [(t, n) for t, n in self._history if now - t <= 60] + [(now, tokens)]
         parts = [f"{self._step}: {done}/{wanted} questions"]
@@ -289,11 +291,22 @@ class RateMeter:
         parts.append(f"{view['num_in_flight']:.0f} generating")
         parts.append(f"{view['num_alive']} engines")
         parts.append(_accepted(view["datasets"].values()))
-        start_time, start_done = self._started
-        if start_done < done < wanted:
-            left = (wanted - done) * (now - start_time) / (done - start_done)
-            parts.append(f"{format_seconds(left)} left")
+        parts += [f"{made} of {most} tokens" for made, most in bounds]
+        parts.append(self._left(now, [(done, wanted), *bounds]))
         return " | ".join(filter(None, parts))
+
+    def _left(self, now: float, goals: list[tuple[int, int]]) -> str:
+        """How long until the first of some goals, each (where it stands, where it ends)."""
+        self._started = self._started or (now, [at for at, _ in goals])
+        then, began = self._started
+        if any(at >= end for at, end in goals):
+            return ""
+        times = [
+            (end - at) * (now - then) / (at - start)
+            for start, (at, end) in zip(began, goals, strict=True)
+            if at > start
+        ]
+        return f"{format_seconds(min(times))} left" if times else ""
 
     def _completed(self, view: Mapping[str, Any]) -> list[str]:
         complete = {
@@ -311,6 +324,10 @@ class RateMeter:
         self._table_at = now
         unfinished = sorted(set(view["datasets"]) - self._complete)
         return [f"  {_describe(key, view)}" for key in unfinished]
+
+
+def _tokens_of(job: str, view: Mapping[str, Any]) -> int:
+    return num_tokens({key[1]: counts for key, counts in view["datasets"].items() if key[0] == job})
 
 
 def _describe(key: Key, view: Mapping[str, Any]) -> str:

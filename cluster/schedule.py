@@ -56,11 +56,36 @@ class Share:
     max_tokens: int | None = None
     max_accepted: int | None = None
 
+    @property
+    def is_limited(self) -> bool:
+        return self.max_tokens is not None or self.max_accepted is not None
+
     def is_used_up(self, num_tokens: float, num_accepted: float) -> bool:
         """Whether no further question of the dataset is begun."""
         return (self.max_tokens is not None and num_tokens >= self.max_tokens) or (
             self.max_accepted is not None and num_accepted >= self.max_accepted
         )
+
+
+def used_up(
+    totals: Mapping[str, Mapping[str, int]],
+    shares: Mapping[str, Share],
+    max_tokens: int | None = None,
+) -> list[str]:
+    """The datasets of a job of which no further question is begun: those that have their share,
+    and all of them once they have `max_tokens` together."""
+    if max_tokens is not None and num_tokens(totals) >= max_tokens:
+        return list(totals)
+    return [
+        name
+        for name, total in totals.items()
+        if shares.get(name, Share()).is_used_up(total["num_tokens"], total["num_accepted"])
+    ]
+
+
+def num_tokens(totals: Mapping[str, Mapping[str, int]]) -> int:
+    """Generated for all datasets together."""
+    return sum(total["num_tokens"] for total in totals.values())
 
 
 @dataclass(frozen=True)
@@ -132,6 +157,7 @@ def plan_job(
     num_slots: int,
     smallest: int,
     max_attempts: int,
+    max_tokens: int | None = None,
     limit: int | None = None,
 ) -> Plan:
     """Find the open questions of a job and write its plan file; at most `limit` questions.
@@ -143,20 +169,13 @@ def plan_job(
         ledger = compact(folder, schema)
     asked = questions.read()
     totals = ledger.totals(asked)
-    used_up = [name for name, total in totals.items() if _is_used_up(shares, name, total)]
-    still = asked.filter(
-        pc.invert(pc.is_in(asked.column("dataset"), pa.array(used_up, pa.string())))
-    )
+    closed = pa.array(used_up(totals, shares, max_tokens), pa.string())
+    still = asked.filter(pc.invert(pc.is_in(asked.column("dataset"), closed)))
     ordered = interleave(open_questions(still, ledger, max_attempts), shares)
     ordered = ordered.slice(0, limit)
     sizes = chunk_sizes(ordered.num_rows, num_slots, smallest)
     _write_plan(folder.child(posixpath.join(PARTS, execution)), ordered, sizes)
     return Plan(execution, len(sizes), ordered.num_rows, totals)
-
-
-def _is_used_up(shares: Mapping[str, Share], dataset: str, total: Mapping[str, int]) -> bool:
-    share = shares.get(dataset, Share())
-    return share.is_used_up(total["num_tokens"], total["num_accepted"])
 
 
 def _write_plan(folder: Folder, questions: pa.Table, sizes: list[int]) -> None:

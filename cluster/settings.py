@@ -10,6 +10,7 @@ defaults < YAML file < `--set a.b=value`. Each field is one of three kinds:
 
 from __future__ import annotations
 
+import copy
 import difflib
 import enum
 import hashlib
@@ -91,17 +92,27 @@ def load_settings(
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
     naming the file and the field, the value and the mend.
     """
-    tree = _read_yaml(Path(path))
-    for override in overrides:
-        _apply_override(tree, override)
-    tree = complete(tree)
+    tree = with_overrides(_read_yaml(Path(path)), overrides)
+    return settings_of(root, complete(tree), str(path))
+
+
+def settings_of(root: type[AnySettings], tree: Mapping[str, Any], place: str) -> AnySettings:
+    """The settings that a tree of plain values holds. Raises `InputError` naming the place."""
     try:
         # JSON mode reads lists as tuples and stays strict about everything else.
         return root.model_validate_json(json.dumps(tree))
     except pydantic.ValidationError as error:
-        raise InputError(f"{path}: {_explain(root, error)}") from error
+        raise InputError(f"{place}: {_explain(root, error)}") from error
     except TypeError as error:
-        raise InputError(f"{path}: a value has no JSON form ({error}); quote it") from error
+        raise InputError(f"{place}: a value has no JSON form ({error}); quote it") from error
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a tree with `a.b=value` laid over it. Raises `InputError`."""
+    changed = copy.deepcopy(dict(tree))
+    for override in overrides:
+        _apply_override(changed, override)
+    return changed
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

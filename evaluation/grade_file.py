@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cluster.errors import InputError
 from evaluation.answers.own_grader import load_grader
-from evaluation.grader import grade
+from evaluation.grader import Verdict, grade
 from evaluation.question import ANSWER_TYPES, AnswerType, Question
 
 Row = dict[str, Any]
@@ -40,6 +40,12 @@ def grade_file(path: Path, output: TextIO) -> Counter[str]:
         output.write(json.dumps(graded) + "\n")
         counts[graded["verdict"]] += 1
     return counts
+
+
+def format_verdicts(counts: Mapping[str, int]) -> str:
+    """`412 rows: 301 correct, 98 wrong, 13 no_answer`."""
+    verdicts = [f"{counts[name]} {name}" for name in Verdict if counts.get(name)]
+    return f"{sum(counts.values())} rows: {', '.join(verdicts) or 'nothing to grade'}"
 
 
 def grade_row(row: Row, place: str) -> Row:
@@ -75,7 +81,7 @@ def _question(row: Row, place: str) -> Question:
         choices=_texts(row, "choices", place),
         aliases=_texts(row, "aliases", place),
         grader=str(grader),
-        grader_data=str(row.get("grader_data") or ""),
+        grader_data=_grader_data(row),
     )
 
 
@@ -97,6 +103,12 @@ def _answer(row: Row, place: str, answer_type: AnswerType) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise InputError(f"{place}, field 'answer': expected a text or a number; write the truth")
+
+
+def _grader_data(row: Row) -> str:
+    """The text; anything else as JSON, as the same column of a question file is read."""
+    value = row.get("grader_data")
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _texts(row: Row, field: str, place: str) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ __all__ = [
     "Grade",
     "ReadAs",
     "Verdict",
+    "box",
     "boxed_answer",
     "canonical_answer",
     "grade",
@@ -41,12 +42,14 @@ GRADER_VERSION = "2"
 
 
 class Verdict(enum.StrEnum):
-    """How an answer was judged. `error`: the truth itself is none its type can hold."""
+    """How an answer was judged. `unlabelled`: there is no truth to judge it by; `error`: the truth
+    is none its type can hold."""
 
     CORRECT = "correct"
     WRONG = "wrong"
     NO_ANSWER = "no_answer"
     TRUNCATED = "truncated"
+    UNLABELLED = "unlabelled"
     ERROR = "error"
 
 
@@ -66,21 +69,21 @@ def grade(text: str, question: Question, *, read_last: bool, finished: bool = Tr
     """Judge one completion; `finished` is false where the token limit cut it off.
 
     A box or a phrase counts even in an unfinished text; the last value in it would be chance.
-    A question's own grader gets the text without its thinking, and its faults are raised.
+    A question's own grader gets the text without its thinking, and what it raises is raised.
     """
     visible = without_thinking(text)
     if visible is None:
         return Grade(None, Verdict.TRUNCATED, ReadAs.NOTHING)
     if question.grader:
-        own = load_grader(question.grader)
-        result: Grade = own(visible, question, read_last=read_last, finished=finished)
-        return result
+        return _grade_by_own(visible, question, read_last=read_last, finished=finished)
     kind = KINDS[question.answer_type]
     choices = tuple(question.choices)
     last = read_last and finished
     read_as, reading = read_answer(visible, kind, choices, last=last, finished=finished)
     if reading is None:
         return no_answer(finished=finished)
+    if not question.answer:
+        return Grade(reading.shown, Verdict.UNLABELLED, read_as)
     truths, keys = _truths(question.answer, question.aliases, question.answer_type, choices)
     if not truths:
         return Grade(reading.shown, Verdict.ERROR, read_as)
@@ -88,6 +91,14 @@ def grade(text: str, question: Question, *, read_last: bool, finished: bool = Tr
         kind.same is not None and any(kind.same(truth, reading.shown) for truth in truths)
     )
     return Grade(reading.shown, Verdict.CORRECT if correct else Verdict.WRONG, read_as)
+
+
+def _grade_by_own(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade:
+    own = load_grader(question.grader)
+    result = own(text, question, read_last=read_last, finished=finished)
+    if not isinstance(result, Grade):
+        raise TypeError(f"the grader {question.grader} returned {result!r}, which is no Grade")
+    return result
 
 
 def no_answer(*, finished: bool) -> Grade:
@@ -121,7 +132,12 @@ def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str
 def boxed_answer(question: Question) -> str:
     r"""The truth as the prompt asks for it, `\boxed{72}`; `grade` calls it correct."""
     answer = canonical_answer(question.answer, question.answer_type, question.choices)
-    if question.answer_type in ("text", "math"):
+    return box(answer, question.answer_type)
+
+
+def box(answer: str, answer_type: AnswerType) -> str:
+    r"""An answer in the format that the prompt asks for, `\boxed{72}`."""
+    if answer_type in ("text", "math"):
         answer = escape_loose_braces(answer)
     return f"\\boxed{{{answer}}}"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ AnswerType = Literal["number", "choice", "boolean", "text", "math"]
 Domain = Literal["in_domain", "out_of_domain"]
 Split = Literal["train", "dev", "test"]
 
+LETTERS = string.ascii_uppercase
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -71,15 +72,25 @@ class Question:
         """All the model may see: the question and, when there are any, its lettered options."""
         if not self.choices:
             return self.question
-        options = zip(string.ascii_uppercase, self.choices, strict=False)
+        options = zip(LETTERS, self.choices, strict=False)
         return "\n".join([self.question, *(f"{letter}) {text}" for letter, text in options)])
+
+    def with_options(self, order: Sequence[int]) -> Question:
+        """The question with its options in another order, `order[n]` now standing at n.
+
+        An empty order leaves it as it is.
+        """
+        if not order:
+            return self
+        answer = shown_letter(self.answer, order)
+        return replace(self, choices=tuple(self.choices[n] for n in order), answer=answer)
 
     @property
     def shown_answer(self) -> str:
         """The right answer as a person would be told it: an option with its letter and text."""
         if self.answer_type != "choice":
             return self.answer
-        return f"{self.answer}) {self.choices[string.ascii_uppercase.index(self.answer)]}"
+        return f"{self.answer}) {self.choices[LETTERS.index(self.answer)]}"
 
     @property
     def normalized_text(self) -> str:
@@ -107,6 +118,18 @@ class Question:
         own = {name: row[name] for name in QUESTION_SCHEMA.names if row.get(name) is not None}
         lists = {name: tuple(row.get(name) or ()) for name in ("choices", "aliases")}
         return cls(**(own | lists))
+
+
+def shown_letter(letter: str, order: Sequence[int]) -> str:
+    """The letter of an option where the options stand in another order; other text as it is."""
+    place = LETTERS.find(letter) if len(letter) == 1 else -1
+    return LETTERS[list(order).index(place)] if 0 <= place < len(order) else letter
+
+
+def own_letter(letter: str, order: Sequence[int]) -> str:
+    """The inverse of `shown_letter`."""
+    place = LETTERS.find(letter) if len(letter) == 1 else -1
+    return LETTERS[order[place]] if 0 <= place < len(order) else letter
 
 
 def question_table(questions: Sequence[Question]) -> pa.Table:

@@ -50,6 +50,9 @@ class Draft:
     answer_type: AnswerType
     choices: tuple[str, ...] = ()
 
+    aliases: tuple[str, ...] = ()
+    """Other answers that are as right."""
+
     key: str | None = None
     """Its name upstream; None: the rows of a group are numbered in their order."""
 
@@ -77,6 +80,9 @@ class Task:
     """The splits, and the files of each in upstream's own repository."""
 
     read_row: Callable[[Row], Draft]
+    aliases_of: Callable[[Draft], tuple[str, ...]] = lambda draft: ()
+    """Other ways to write the answer that are as right, whichever source the row is from."""
+
     hub: Hub | None = None
     mirror: str | None = None
     """A URI (`hf://datasets/...`) of a folder with upstream's own files; read where there is no
@@ -125,6 +131,14 @@ def plain_number(text: str) -> str | None:
     return re.sub("[$,]", "", text) if _PLAIN_NUMBER.fullmatch(text) else None
 
 
+def spoken_list(parts: Sequence[str]) -> tuple[str, ...]:
+    """How a list is also written: `a and b`, and of three `a, b and c` and `a, b, and c`."""
+    if len(parts) < 2:
+        return ()
+    start, comma = ", ".join(parts[:-1]), "," if len(parts) > 2 else ""
+    return tuple(dict.fromkeys(f"{start}{sign} and {parts[-1]}" for sign in ("", comma)))
+
+
 def read_task(
     task: Task,
     splits: Sequence[Split],
@@ -152,7 +166,7 @@ def read_task(
         for row in _rows(task, split, path, alone=len(splits) == 1):
             try:
                 draft = _draft(task, split, row, listed)
-                answer = _canonical(row, draft) if draft else ""
+                answer, *aliases = _canonical(task, row, draft) if draft else [""]
             except InputError as error:
                 if len(wrong) >= max_wrong:
                     raise
@@ -176,6 +190,7 @@ def read_task(
                 answer=answer,
                 answer_type=draft.answer_type,
                 choices=draft.choices,
+                aliases=tuple(aliases),
             )
 
 
@@ -205,9 +220,12 @@ def _question_id(draft: Draft, dataset: str, split: Split, numbers: Counter[str]
     return own if own.startswith(f"{dataset}/") else f"{dataset}/{split}/{own}"
 
 
-def _canonical(row: Row, draft: Draft) -> str:
+def _canonical(task: Task, row: Row, draft: Draft) -> list[str]:
+    """The answer, and behind it its aliases; each once."""
+    answers = [draft.answer, *draft.aliases, *task.aliases_of(draft)]
     try:
-        return canonical_answer(draft.answer, draft.answer_type, draft.choices)
+        written = [canonical_answer(a, draft.answer_type, draft.choices) for a in answers]
+        return list(dict.fromkeys(written))
     except ValueError as error:
         raise InputError(f"{row.place}: {error}") from error
 
@@ -228,9 +246,12 @@ def _own_draft(task: Task, split: Split, row: Row) -> Draft:
     if answer_type not in ANSWER_TYPES:
         known = ", ".join(ANSWER_TYPES)
         raise row.wrong("answer_type", f"says {answer_type!r}; known are {known}")
+    if answer_type not in task.answer_types and "math" in task.answer_types:
+        answer_type = "math"  # LaTeX in a file that has no name for it calls itself a text
     choices = row.options("choices") if row.values.get("choices") else ()
+    aliases = row.texts("aliases") if row.values.get("aliases") else ()
     answer = row.written("answer", row.value("answer"))
-    return Draft(row.text("question"), answer, answer_type, choices, row.text("id"))
+    return Draft(row.text("question"), answer, answer_type, choices, aliases, key=row.text("id"))
 
 
 # ---------------------------------------------------------------------------- where rows stand

@@ -61,11 +61,13 @@ PATH_TYPE = pa.struct(
         ("guideline_id", pa.string()),
         ("pass", pa.int32()),
         ("sample", pa.int32()),
+        ("option_order", pa.list_(pa.int32())),  # empty: as the question has them
         ("adapted_guideline", pa.string()),
         ("structure", pa.string()),
         ("thinking", pa.string()),
         ("reasoning", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
+        ("judged", pa.string()),  # whether the model found the path sound: yes, no or null
         ("generations", pa.list_(GENERATION_TYPE)),
         ("predicted", pa.string()),
         ("verdict", pa.string()),
@@ -81,6 +83,9 @@ class StageSettings(Settings):
     adapt: SamplingSettings = SamplingSettings(max_tokens=256)
     structure: SamplingSettings = SamplingSettings(max_tokens=512)
     path: SamplingSettings = SamplingSettings(max_tokens=2048)
+    judge: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=512)
+    expand: Annotated[SamplingSettings, OPERATIONAL] = SamplingSettings(max_tokens=256)
+    """Of the guidelines that the model proposes; counts where it is asked for any."""
 
 
 class SynthesisSettings(Settings):
@@ -97,10 +102,20 @@ class SynthesisSettings(Settings):
     whose paths was right. Empty: no such pass; the truth filters, and never helps to generate."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
     """A YAML file of your own guidelines, a list of `{id, text}`. What counts is its content."""
+    expand_guidelines: Annotated[int, OPERATIONAL, Field(ge=0)] = 0
+    """So many further guidelines are proposed by the base model before the first round, and those
+    that are new and general followed beside the others in all rounds. What counts is what the model
+    is asked, see `pipelines.expansion`."""
     prompts: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file of your own prompts (adapt, structure, path). What counts is its content."""
+    """A YAML file of your own prompts (adapt, structure, path, ...). What counts is its content."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null is all of them."""
+    judge: Literal["none", "correct", "all"] = "none"
+    """Ask the model itself whether a path is sound: never, of those with the right answer, of all.
+    `examples.drop_unsound` drops by it."""
+    shuffle_options: bool = False
+    """Show each path the options in an order of its own, so that a model which likes one letter is
+    not right by habit. Paths of a question then share less of their prompts."""
     samples: Annotated[int, Field(gt=0)] = 1
     """Paths of each guideline; of each question where the chain follows none."""
     stages: StageSettings = StageSettings()
@@ -123,6 +138,8 @@ class SynthesisSettings(Settings):
             raise ValueError(
                 "guidelines_per_question: a chain of path alone follows none; use samples"
             )
+        if not self.follows_guidelines and self.expand_guidelines:
+            raise ValueError("expand_guidelines: a chain of path alone follows none; remove it")
         if self.samples > 1 and not any(getattr(self.stages, s).temperature for s in self.chain):
             raise ValueError("samples: all are the same at temperature 0; set 1, or a temperature")
         return self
@@ -138,6 +155,8 @@ class PathTask:
     sample: int
     hint_pass: int = 0
     """1: made again with the right answer shown in some stages."""
+    option_order: tuple[int, ...] = ()
+    """The options as this path is shown them, by their places in the question; empty: as there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +177,27 @@ class Recipe:
 
     def tasks(self, question: Question, hint_pass: int = 0) -> list[PathTask]:
         """The paths of a question: its guidelines in the order of the file, each n samples."""
-        first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
         return [
-            PathTask(
-                f"{first}/{guideline.guideline_id if guideline else 'none'}/{hint_pass}/{sample}",
-                guideline,
-                sample,
-                hint_pass,
-            )
+            self._task(question, guideline, hint_pass, sample)
             for guideline in self._guidelines_of(question.question_id)
             for sample in range(self.settings.samples)
         ]
+
+    def _task(
+        self, question: Question, guideline: Guideline | None, hint_pass: int, sample: int
+    ) -> PathTask:
+        first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
+        last = f"{guideline.guideline_id if guideline else 'none'}/{hint_pass}/{sample}"
+        path_id = f"{first}/{last}"
+        return PathTask(path_id, guideline, sample, hint_pass, self._order(question, path_id))
+
+    def _order(self, question: Question, path_id: str) -> tuple[int, ...]:
+        """The places of the question's options, drawn for the path."""
+        if not self.settings.shuffle_options:
+            return ()
+        places = range(len(question.choices))
+        seeds = [stable_seed(self.settings.seed, path_id, "option", place) for place in places]
+        return tuple(sorted(places, key=seeds.__getitem__))
 
     def _guidelines_of(self, question_id: str) -> list[Guideline | None]:
         if not self.settings.follows_guidelines:
@@ -211,6 +240,7 @@ def stage_messages(
     stage: Stage, recipe: Recipe, question: Question, task: PathTask, columns: Mapping[str, Any]
 ) -> list[Message]:
     """The chat of one stage, filled in with what the stages before it wrote."""
+    question = question.with_options(task.option_order)
     if task.guideline is None:
         messages = answer_messages(question)
     else:
@@ -276,11 +306,13 @@ def _begun_path(task: PathTask) -> dict[str, Any]:
         "guideline_id": task.guideline.guideline_id if task.guideline else None,
         "pass": task.hint_pass,
         "sample": task.sample,
+        "option_order": list(task.option_order),
         "adapted_guideline": "",
         "structure": "",
         "thinking": "",
         "reasoning": "",
         "token_ids": [],
+        "judged": None,
         "generations": [],
         "error": None,
     }
@@ -292,23 +324,27 @@ def _add_generation(path: dict[str, Any], stage: Stage, seed: int, completion: C
     path[_STAGE_COLUMNS[stage]] = text
     if stage == "path":
         path |= {"thinking": thinking, "token_ids": completion.token_ids}
-    path["generations"].append(
-        {
-            "stage": stage,
-            "seed": seed,
-            "finish_reason": completion.finish_reason if closed else "length",
-            "num_prompt_tokens": completion.num_prompt_tokens,
-            "num_cached_tokens": completion.num_cached_tokens,
-            "num_tokens": len(completion.token_ids),
-        }
-    )
+    facts = generation_facts(stage, seed, completion)
+    path["generations"].append(facts if closed else facts | {"finish_reason": "length"})
+
+
+def generation_facts(stage: str, seed: int, completion: Completion) -> dict[str, Any]:
+    """What is kept of a generation beside its text."""
+    return {
+        "stage": stage,
+        "seed": seed,
+        "finish_reason": completion.finish_reason,
+        "num_prompt_tokens": completion.num_prompt_tokens,
+        "num_cached_tokens": completion.num_cached_tokens,
+        "num_tokens": len(completion.token_ids),
+    }
 
 
 def requests(tasks: Sequence[PathTask]) -> list[list[PathTask]]:
-    """The tasks that are asked for together: samples of a plain chain are, others go alone."""
-    plain = [task for task in tasks if task.guideline is None]
+    """The tasks that are asked for together: those of one prompt are, others go alone."""
+    plain = [task for task in tasks if task.guideline is None and not task.option_order]
     groups = [plain[n : n + SAMPLES_PER_REQUEST] for n in range(0, len(plain), SAMPLES_PER_REQUEST)]
-    return [*groups, *([task] for task in tasks if task.guideline is not None)]
+    return [*groups, *([task] for task in tasks if task.guideline or task.option_order)]
 
 
 async def run_chains(

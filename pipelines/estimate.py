@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -27,7 +27,7 @@ from pydantic import Field
 
 from cluster.errors import InputError
 from cluster.schedule import Share
-from cluster.settings import OPERATIONAL, Settings
+from cluster.settings import EXTENT, OPERATIONAL, Settings
 
 RESAMPLES = 2_000
 Z_90 = 1.644854
@@ -38,12 +38,25 @@ Limit = Annotated[Annotated[float, Field(gt=0)] | None, OPERATIONAL]
 
 
 class Budget(Settings):
-    """What the estimate of a whole run may not exceed; null is no limit."""
+    """What a run may take; null is no limit.
 
+    One that is estimated to exceed a `max_*` is refused before it begins. `generated_tokens`
+    refuses nothing: it says where the paths of a round end.
+    """
+
+    generated_tokens: Annotated[Annotated[int, Field(gt=0)] | None, EXTENT] = None
+    """About so many tokens are generated for the paths of each round, over all datasets: once
+    reached, no further question is begun. With the same number any two strategies cost the same."""
     max_hours: Limit = None
     max_gpu_hours: Limit = None
     max_money: Limit = None
     """In `cost.currency`; needs `cost.gpu_hour`."""
+
+    @property
+    def can_refuse(self) -> bool:
+        """Whether the run has to be estimated before it begins."""
+        limits = (self.max_hours, self.max_gpu_hours, self.max_money)
+        return any(limit is not None for limit in limits)
 
 
 class CostSettings(Settings):
@@ -99,7 +112,9 @@ class Workload:
     num_models_predicted: int = 2
     """The base model and one more a round."""
     shares: Mapping[str, Share] = field(default_factory=dict)
-    """By dataset, where it has limits."""
+    """By dataset, where it is not the default."""
+    max_tokens: int | None = None
+    """Of the paths of one round, over all datasets (`budget.generated_tokens`)."""
 
     @property
     def num_engine_starts(self) -> int:
@@ -197,6 +212,14 @@ def estimate_run(
     answers = _prediction_part(predictions, workload, rng)
     totals = {name: _total(parts.values(), name) for name in _COLUMNS}
     tokens = _total([*parts.values(), answers], "tokens")
+    if workload.max_tokens is not None:
+        # How many questions that makes is uncertain, not the tokens: all there are, or the bound.
+        endless = replace(workload, max_tokens=None)
+        every = _question_parts(questions, endless, np.random.default_rng(seed))
+        made = sum(question.num_tokens for question in questions)
+        most = workload.rounds * max(made, workload.max_tokens)
+        paths = _total(every.values(), "tokens").at_most(most)
+        tokens = paths.with_added(_total([answers], "tokens"))
     hours = tokens.times(_seconds_per_token(speed) / 3600).plus(
         speed.start_s * workload.num_engine_starts / 3600
     )
@@ -265,7 +288,9 @@ def _assumptions(parts: Mapping[str, _Part], workload: Workload, speed: Speed) -
         said.append("Later rounds and tuned models are taken to write what the base model does.")
     sizes = {name: part.num_probed + part.num_left for name, part in parts.items()}
     if ended := [name for name, num in workload.num_questions.items() if sizes[name] < num]:
-        said.append(f"Taken to end at the limits set for them: {_some(ended)}.")
+        bound = workload.max_tokens is not None
+        limits = "budget.generated_tokens or at their own limits" if bound else "the limits set"
+        said.append(f"Taken to end at {limits}: {_some(ended)}.")
     thin = [name for name, part in parts.items() if part.num_probed < 2 and part.num_left]
     if thin:
         said.append(f"Fewer than two questions were probed of {_some(thin)}: taken to be like all.")
@@ -344,6 +369,14 @@ class _Total:
     def plus(self, constant: float) -> _Total:
         return _Total(self.value + constant, self.low + constant, self.high + constant)
 
+    def with_added(self, other: _Total) -> _Total:
+        """The sum, draw by draw."""
+        return _Total(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    def at_most(self, most: float) -> _Total:
+        value = float(np.minimum(self.value, most))
+        return _Total(value, np.minimum(self.low, most), np.minimum(self.high, most))
+
     def over(self, other: _Total) -> _Total:
         """The ratio, draw by draw: both come from the same resampled questions."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -376,14 +409,38 @@ def _question_parts(
     everything = _rows(questions, k)
     ceiling = _ceiling(everything, workload)
     donors = [sample for sample in samples.values() if len(sample.rows)]
+    speaking = {
+        name: own if own.freedom else _borrowed_sample(everything, donors, rng)
+        for name, own in samples.items()
+    }
+    begun = _num_begun({name: _mean(sample.rows) for name, sample in speaking.items()}, workload)
     parts = {}
     for name, num in workload.num_questions.items():
-        own = samples[name]
-        sample = own if own.freedom else _borrowed_sample(everything, donors, rng)
-        enough = _num_within(workload.shares.get(name, Share()), num, _mean(sample.rows))
-        begun = max(enough, min(num, len(own.rows)))
-        parts[name] = _part(own.rows, sample, begun, workload.rounds, ceiling, rng)
+        own = samples[name].rows
+        size = max(begun[name], min(num, len(own)))
+        parts[name] = _part(own, speaking[name], size, workload.rounds, ceiling, rng)
     return parts
+
+
+def _num_begun(means: Mapping[str, Array], workload: Workload) -> dict[str, int]:
+    """How many questions of each dataset are begun until the limits, were each like its mean."""
+    shares = {name: workload.shares.get(name, Share()) for name in means}
+    enough = {
+        name: _num_within(shares[name], num, means[name])
+        for name, num in workload.num_questions.items()
+    }
+    tokens = np.array([mean[_COLUMNS.index("tokens")] for mean in means.values()])
+    if workload.max_tokens is None or not np.isfinite(tokens).all():
+        return enough
+    # In the order of `cluster.schedule.interleave`.
+    times = [(np.arange(num) + 0.5) / shares[name].weight for name, num in enough.items()]
+    owners = np.repeat(np.arange(len(enough)), list(enough.values()))
+    order = np.argsort(np.concatenate(times), kind="stable")
+    made = np.cumsum(tokens[owners[order]])
+    # A question is begun as long as those before it do not reach the bound.
+    num = 1 + int(np.searchsorted(made, workload.max_tokens))
+    counts = np.bincount(owners[order][:num], minlength=len(enough))
+    return dict(zip(enough, counts.tolist(), strict=True))
 
 
 def _num_within(share: Share, num: int, mean: Array) -> int:
@@ -608,7 +665,7 @@ def _check_limit(name: str, limit: float, taken: Range, unit: str) -> str | None
     if taken.value > limit:
         faster = ", raise engine.max_workers" if name == "max_hours" else ""
         raise InputError(
-            f"{said}, and {over}; lower questions.datasets.*.num_train, "
+            f"{said}, and {over}; lower questions.datasets.*.num_train, budget.generated_tokens, "
             f"synthesis.guidelines_per_question or rounds{faster}, or raise the budget"
         )
     if taken.high is None:

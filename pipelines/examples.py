@@ -3,35 +3,52 @@
 A row, for example::
 
     {"example_id": "0/regenesis/gsm8k/train/00042/decompose/0/0", "question_id": ...,
-     "dataset": "gsm8k", "guideline_id": "decompose", "answer_added": False,
+     "dataset": "gsm8k", "guideline_id": "decompose", "pass": 0, "answer_added": False,
+     "vote_share": 0.64, "lucky_share": 0.0,
      "messages": [{"role": "user", ...}, {"role": "assistant", ...}],
      "prompt_token_ids": [1, 4093, ...], "target_token_ids": [788, ..., 2]}
+
+Which paths those are is up to `pipelines.filters`; here they become what a trainer reads, on all
+CPUs of the cluster. Beside them `dropped/` has every other path with its reason,
+`preference_pairs/` right and wrong solutions of one prompt, and `rl_prompts/` the questions with
+their pass rates.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
 from cluster.ledger import Ledger
 from cluster.models import Model
 from cluster.schedule import Questions
-from cluster.settings import Settings
 from cluster.storage import Folder
 from cluster.tasks import map_tasks, num_cpus
-from evaluation.grader import ReadAs, Verdict, boxed_answer
+from evaluation.grader import ReadAs, box
 from evaluation.prompt import answer_messages
-from evaluation.question import AnswerType, Question
+from evaluation.question import Question
 from pipelines.chain import stable_seed
-from pipelines.synthesis import grade_path, path_finished
+from pipelines.contamination import EvaluationWords
+from pipelines.filters import (
+    ExampleSettings,
+    Graded,
+    GradedPath,
+    Reasons,
+    filter_paths,
+    in_drawn_order,
+)
+from pipelines.synthesis import grade_path, path_finished, shown_answer, shown_question
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TOKEN_IDS = pa.list_(pa.int32())
 
 EXAMPLES_SCHEMA = pa.schema(
     [
@@ -39,37 +56,69 @@ EXAMPLES_SCHEMA = pa.schema(
         ("question_id", pa.string()),
         ("dataset", pa.string()),
         ("guideline_id", pa.string()),
+        ("pass", pa.int32()),  # 1: the path was shown the answer
         ("answer_added", pa.bool_()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("prompt_token_ids", pa.list_(pa.int32())),
-        ("target_token_ids", pa.list_(pa.int32())),
+        ("vote_share", pa.float32()),  # of its question's paths with the same answer
+        ("lucky_share", pa.float32()),  # of its question's right paths that guessed, expected
+        ("messages", _MESSAGES),
+        ("prompt_token_ids", _TOKEN_IDS),
+        ("target_token_ids", _TOKEN_IDS),
     ]
 )
 DROPPED_SCHEMA = pa.schema(
     [("path_id", pa.string()), ("dataset", pa.string()), ("reason", pa.string())]
 )
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("chosen_id", pa.string()),
+        ("rejected_id", pa.string()),
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("prompt", _MESSAGES),
+        ("chosen", _MESSAGES),
+        ("rejected", _MESSAGES),
+        ("prompt_token_ids", _TOKEN_IDS),
+        ("chosen_token_ids", _TOKEN_IDS),
+        ("rejected_token_ids", _TOKEN_IDS),
+    ]
+)
+"""Preferences as TRL's DPO reads them: a conversational prompt and two answers."""
+
+PROMPTS_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("prompt", _MESSAGES),
+        ("answer", pa.string()),
+        ("answer_type", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("pass_rate", pa.float32()),
+        ("num_tries", pa.int32()),
+    ]
+)
+"""Prompts as TRL's GRPO reads them; it hands the other columns to the reward function."""
+
 ROWS_PER_FILE = 10_000
-
-
-class ExampleSettings(Settings):
-    """Which paths become training examples."""
-
-    max_per_question: Annotated[int, Field(gt=0)] = 5
-    """The paper keeps at most 5 correct paths a question, drawn at random."""
-    max_target_tokens: Annotated[int, Field(gt=0)] = 800
-    """Longer solutions are dropped (paper: under 800 tokens)."""
-    read_last: tuple[AnswerType, ...] = ("number",)
-    """Answer types whose last number or letter counts when no clearer answer was written. Off
-    where guessing is easy: with 25 tries some last letter is nearly always the right one."""
-    seed: int = 0
+_NAMES = ("train", "dropped", "preference_pairs", "rl_prompts")
+_SCHEMAS = (EXAMPLES_SCHEMA, DROPPED_SCHEMA, PAIRS_SCHEMA, PROMPTS_SCHEMA)
 
 
 @dataclass
 class Selection:
-    """What was kept, and why the rest was not."""
+    """What was kept, why the rest was not, and what else was asked for."""
 
     examples: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    overlaps: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Questions of a dataset that overlap with one of evaluation, by both datasets."""
+
+    def tables(self) -> tuple[pa.Table, ...]:
+        """The rows as Arrow tables, in the order of `_NAMES`."""
+        rows = (self.examples, self.dropped, self.pairs, self.prompts)
+        pairs = zip(rows, _SCHEMAS, strict=True)
+        return tuple(pa.Table.from_pylist(of_table, schema=schema) for of_table, schema in pairs)
 
 
 @dataclass(frozen=True)
@@ -79,69 +128,112 @@ class ExampleSelector:
     settings: ExampleSettings
     tokenizer: Any
     template_args: Mapping[str, Any]
+    evaluation: EvaluationWords | None = None
 
     def add_question(self, row: dict[str, Any], selection: Selection) -> None:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
         question = Question.from_row(row)
-        candidates: list[dict[str, Any]] = []
-        seen: set[str] = set()
-        for path in row["paths"] or ():
-            path = path | grade_path(path, question, self.settings.read_last)
-            reason = self._why_dropped(path, seen)
-            if reason:
-                self._drop(selection, path, question, reason)
-            else:
-                seen.add(path["reasoning"])
-                candidates.append(path)
-        drawn = sorted(
-            candidates, key=lambda path: stable_seed(self.settings.seed, path["path_id"])
-        )
-        for path in drawn[self.settings.max_per_question :]:
-            self._drop(selection, path, question, "over_max_per_question")
-        for path in drawn[: self.settings.max_per_question]:
-            self._keep(selection, path, question)
+        overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
+        selection.overlaps.update((question.dataset, other) for other in overlaps)
+        read_last = self.settings.read_last
+        paths = [path | grade_path(path, question, read_last) for path in row["paths"] or ()]
+        graded = Graded(question, paths, self.settings, bool(overlaps))
+        kept, reasons = filter_paths(graded)
+        selection.examples += [self._example(graded, path) for path in kept]
+        selection.dropped += [
+            {"path_id": path_id, "dataset": question.dataset, "reason": reason}
+            for path_id, reason in reasons.items()
+        ]
+        selection.pairs += self._pairs(graded, kept, reasons)
+        if graded.num_tries:
+            selection.prompts.append(_rl_prompt(graded))
 
-    def _why_dropped(self, path: dict[str, Any], seen: set[str]) -> str | None:
-        if path["verdict"] != Verdict.CORRECT:
-            return str(path["verdict"])
-        if not path_finished(path):
-            return str(Verdict.TRUNCATED)
-        if len(path["token_ids"]) > self.settings.max_target_tokens:
-            return "too_long"
-        return "duplicate" if path["reasoning"] in seen else None
+    def _example(self, graded: Graded, path: GradedPath) -> dict[str, Any]:
+        question = shown_question(graded.question, path)
+        prompt = answer_messages(question)
+        solution, ids, added = self._target(question, path)
+        return {
+            "example_id": path["path_id"],
+            "question_id": question.question_id,
+            "dataset": question.dataset,
+            "guideline_id": path["guideline_id"],
+            "pass": path["pass"],
+            "answer_added": added,
+            "vote_share": graded.votes.share(path["predicted"]),
+            "lucky_share": graded.lucky_share,
+            "messages": [*prompt, {"role": "assistant", "content": solution}],
+            "prompt_token_ids": prompt_ids(self.tokenizer, prompt, self.template_args),
+            "target_token_ids": ids,
+        }
 
-    def _drop(
-        self, selection: Selection, path: dict[str, Any], question: Question, reason: str
-    ) -> None:
-        selection.dropped.append(
-            {"path_id": path["path_id"], "dataset": question.dataset, "reason": reason}
-        )
-
-    def _keep(self, selection: Selection, path: dict[str, Any], question: Question) -> None:
-        messages = answer_messages(question)
-        added = path["read_as"] != ReadAs.BOXED
-        solution = with_boxed_answer(path["reasoning"], question) if added else path["reasoning"]
+    def _target(self, question: Question, path: GradedPath) -> tuple[str, list[int], bool]:
+        """The solution as it is learned, its token ids, and whether its answer was added."""
+        solution = path["reasoning"]
+        added = path["read_as"] not in (ReadAs.BOXED, ReadAs.NOTHING)
+        if added:
+            solution = with_boxed_answer(solution, question, shown_answer(path))
         # Sampled ids are what the model really wrote; text is tokenised again only when edited,
         # or when a thinking part was taken off its front.
         edited = added or bool(path["thinking"])
         ids = target_ids(self.tokenizer, solution) if edited else path["token_ids"]
-        selection.examples.append(
-            {
-                "example_id": path["path_id"],
-                "question_id": question.question_id,
-                "dataset": question.dataset,
-                "guideline_id": path["guideline_id"],
-                "answer_added": added,
-                "messages": [*messages, {"role": "assistant", "content": solution}],
-                "prompt_token_ids": prompt_ids(self.tokenizer, messages, self.template_args),
-                "target_token_ids": end_turn(ids, self.tokenizer.eos_token_id),
-            }
-        )
+        return solution, end_turn(ids, self.tokenizer.eos_token_id), added
+
+    def _pairs(
+        self, graded: Graded, kept: Sequence[GradedPath], reasons: Reasons
+    ) -> list[dict[str, Any]]:
+        """Each kept path beside a wrong one of the same prompt, as long as there are any."""
+        rejected = [
+            path
+            for path in in_drawn_order(graded.paths, self.settings.seed)
+            if reasons.get(path["path_id"]) in ("wrong", "minority")
+            and path_finished(path)
+            and len(path["token_ids"]) <= self.settings.max_target_tokens
+        ]
+        pairs = []
+        for chosen in kept:
+            same_prompt = (p for p in rejected if p["option_order"] == chosen["option_order"])
+            other = next(same_prompt, None)
+            if other is not None:
+                rejected.remove(other)
+                pairs.append(self._pair(graded.question, chosen, other))
+        return pairs
+
+    def _pair(self, asked: Question, chosen: GradedPath, rejected: GradedPath) -> dict[str, Any]:
+        question = shown_question(asked, chosen)
+        prompt = answer_messages(question)
+        right, right_ids, _ = self._target(question, chosen)
+        wrong, wrong_ids, _ = self._target(question, rejected)
+        return {
+            "chosen_id": chosen["path_id"],
+            "rejected_id": rejected["path_id"],
+            "question_id": question.question_id,
+            "dataset": question.dataset,
+            "prompt": prompt,
+            "chosen": [{"role": "assistant", "content": right}],
+            "rejected": [{"role": "assistant", "content": wrong}],
+            "prompt_token_ids": prompt_ids(self.tokenizer, prompt, self.template_args),
+            "chosen_token_ids": right_ids,
+            "rejected_token_ids": wrong_ids,
+        }
 
 
-def with_boxed_answer(solution: str, question: Question) -> str:
-    """The solution with its final answer written in the format that the prompt asks for."""
-    return f"{solution}\n\nThe final answer is {boxed_answer(question)}."
+def _rl_prompt(graded: Graded) -> dict[str, Any]:
+    question = graded.question
+    return {
+        "question_id": question.question_id,
+        "dataset": question.dataset,
+        "prompt": answer_messages(question),
+        "answer": question.answer,
+        "answer_type": question.answer_type,
+        "choices": list(question.choices),
+        "pass_rate": graded.num_right / graded.num_tries,
+        "num_tries": graded.num_tries,
+    }
+
+
+def with_boxed_answer(solution: str, question: Question, answer: str) -> str:
+    """The solution with the answer that it gave in the format that the prompt asks for."""
+    return f"{solution}\n\nThe final answer is {box(answer, question.answer_type)}."
 
 
 def select_examples(rows: Iterable[dict[str, Any]], selector: ExampleSelector) -> Selection:
@@ -152,46 +244,124 @@ def select_examples(rows: Iterable[dict[str, Any]], selector: ExampleSelector) -
     return selection
 
 
+# --- the step ----------------------------------------------------------------------------------
+
+
 def select_step_examples(
     paths: Folder,
     questions: Questions,
-    output: Folder,
+    held_out: Questions,
     settings: ExampleSettings,
     start: Model,
     template_args: Mapping[str, Any],
+    output: Folder | None,
 ) -> dict[str, Any]:
     """Select the examples of a step's questions and write them; returns the manifest's facts.
 
-    Beside the examples, `dropped/` has every path left out, with its reason. Runs as a task that
-    starts others: the ledger's files are shared out over the cluster.
+    Without an `output` nothing is written. Runs as a task that starts others: the ledger's files
+    are shared out over the cluster.
     """
+    words = EvaluationWords.of(held_out.read(), settings.contamination.num_words)
     shares = Ledger.read(paths).of(questions.keys()).split(num_cpus())
     selected = map_tasks(
-        _select_share, [(share, settings, start, template_args) for share in shares]
+        _select_share, [(share, settings, start, template_args, words) for share in shares]
     )
-    kept, dropped = ([share[n] for share in selected] for n in (0, 1))
-    _write_sorted(kept, output, "train")
-    _write_sorted(dropped, output.child("dropped"), "dropped")
-    num_examples = sum(table.num_rows for table in kept)
-    reasons = Counter(reason for table in dropped for reason in table["reason"].to_pylist())
-    return {
-        "num_paths": num_examples + sum(reasons.values()),
-        "num_examples": num_examples,
-        "num_answers_added": sum(pc.sum(t["answer_added"]).as_py() or 0 for t in kept),
-        "dropped": dict(reasons.most_common()),
-    }
+    overlaps = sum((counts for _, counts in selected), Counter[tuple[str, str]]())
+    tables = [
+        [schema.empty_table(), *(of_share[n] for of_share, _ in selected)]
+        for n, schema in enumerate(_SCHEMAS)
+    ]
+    tables[0], out = _within_hinted_share(tables[0], settings)
+    tables[1].append(out)
+    if output is not None:
+        for name, of_name in zip(_NAMES, tables, strict=True):
+            _write_sorted(of_name, output if name == "train" else output.child(name), name)
+    return _facts(tables, overlaps)
 
 
 def _select_share(
-    ledger: Ledger, settings: ExampleSettings, start: Model, template_args: Mapping[str, Any]
-) -> tuple[pa.Table, pa.Table]:
-    """The kept and the dropped of some of the ledger's files."""
-    selector = ExampleSelector(settings, load_tokenizer(start.fetch()), template_args)
+    ledger: Ledger,
+    settings: ExampleSettings,
+    start: Model,
+    template_args: Mapping[str, Any],
+    evaluation: EvaluationWords,
+) -> tuple[tuple[pa.Table, ...], Counter[tuple[str, str]]]:
+    """The tables of some of the ledger's files, and the overlaps found in them."""
+    tokenizer = load_tokenizer(start.fetch())
+    selector = ExampleSelector(settings, tokenizer, template_args, evaluation)
     selection = select_examples(ledger.rows(), selector)
-    return (
-        pa.Table.from_pylist(selection.examples, schema=EXAMPLES_SCHEMA),
-        pa.Table.from_pylist(selection.dropped, schema=DROPPED_SCHEMA),
+    return selection.tables(), selection.overlaps
+
+
+def _within_hinted_share(
+    kept: list[pa.Table], settings: ExampleSettings
+) -> tuple[list[pa.Table], pa.Table]:
+    """The examples with as many hinted ones as their share allows, and those that had to go."""
+    of_pass = [(table, pc.greater(table.column("pass"), 0)) for table in kept]
+    hinted = [row for table, mask in of_pass for row in _ids(table.filter(mask))]
+    share, num_plain = settings.max_hinted_share, sum(t.num_rows for t in kept) - len(hinted)
+    most = math.floor(num_plain * share / (1 - share)) if share < 1 else len(hinted)
+    drawn = sorted(hinted, key=lambda row: stable_seed(settings.seed, row["example_id"]))
+    out = {row["example_id"]: row["dataset"] for row in drawn[most:]}
+    gone = pa.array(out, pa.string())
+    left = [table.filter(pc.invert(pc.is_in(table.column("example_id"), gone))) for table in kept]
+    rows = [
+        {"path_id": path_id, "dataset": dataset, "reason": "over_max_hinted_share"}
+        for path_id, dataset in out.items()
+    ]
+    return left, pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
+
+
+def _ids(table: pa.Table) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = table.select(["example_id", "dataset"]).to_pylist()
+    return rows
+
+
+def _facts(tables: list[list[pa.Table]], overlaps: Counter[tuple[str, str]]) -> dict[str, Any]:
+    """The counts of the whole and of each dataset."""
+    kept, dropped = (_small(of_name) for of_name in tables[:2])
+    reasons = Counter(dropped.column("reason").to_pylist())
+    names = pc.unique(pa.chunked_array([*_chunks(kept), *_chunks(dropped)], pa.string()))
+    return {
+        "num_paths": kept.num_rows + dropped.num_rows,
+        "num_examples": kept.num_rows,
+        "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
+        "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
+        "num_preference_pairs": sum(table.num_rows for table in tables[2]),
+        "dropped": dict(reasons.most_common()),
+        "datasets": {
+            name: _dataset_facts(name, kept, dropped, overlaps)
+            for name in sorted(names.to_pylist())
+        },
+    }
+
+
+def _small(tables: list[pa.Table]) -> pa.Table:
+    """All rows of some tables without their long columns."""
+    wanted = {"dataset", "reason", "answer_added", "pass", "lucky_share"}
+    return pa.concat_tables(
+        [table.select([n for n in table.column_names if n in wanted]) for table in tables]
     )
+
+
+def _chunks(table: pa.Table) -> list[pa.Array]:
+    return list(table.column("dataset").chunks)
+
+
+def _dataset_facts(
+    name: str, kept: pa.Table, dropped: pa.Table, overlaps: Counter[tuple[str, str]]
+) -> dict[str, Any]:
+    own_kept, own_dropped = (t.filter(pc.equal(t.column("dataset"), name)) for t in (kept, dropped))
+    reasons = Counter(own_dropped.column("reason").to_pylist())
+    return {
+        "num_paths": own_kept.num_rows + own_dropped.num_rows,
+        "num_examples": own_kept.num_rows,
+        "expected_lucky_share": pc.mean(own_kept.column("lucky_share")).as_py(),
+        "dropped": dict(reasons.most_common()),
+        "overlaps_with": {
+            other: number for (own, other), number in sorted(overlaps.items()) if own == name
+        },
+    }
 
 
 def _write_sorted(tables: list[pa.Table], folder: Folder, name: str) -> None:

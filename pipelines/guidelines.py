@@ -1,4 +1,4 @@
-"""The general reasoning guidelines and the prompts of the three stages, ours or a user's own."""
+"""The general reasoning guidelines and the prompts, ours or a user's own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ _PROMPT_FIELDS = {
     "path": {"question", "structure"},
     "path_from_advice": {"question", "adapted_guideline"},
     "hint": {"answer"},
+    "judge": {"question", "reasoning"},
+    "expand": {"guidelines"},
 }
-_OPTIONAL_PROMPTS = {"path_from_advice", "hint"}
+_OPTIONAL_PROMPTS = {"path_from_advice", "hint", "judge", "expand"}
 _STAGE_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
+_OTHER_FIELDS = {name: _PROMPT_FIELDS[name] for name in ("hint", "judge", "expand")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,23 @@ class Prompts:
     """Of the last stage, in a chain without structure."""
     hint: str
     """Put after the turn of a stage that is shown the right answer."""
+    judge: str
+    """Asks whether a finished path is sound."""
+    expand: str
+    """Asks for one more guideline."""
+
+    def of_paths(self) -> dict[str, str]:
+        """Those that a path may be asked with."""
+        return {name: text for name, text in asdict(self).items() if name != "expand"}
 
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
     """The guidelines of a YAML file: a list of `{id, text}`. Raises `InputError`."""
-    rows = _read_yaml(path)
+    return check_guidelines(_read_yaml(path), str(path))
+
+
+def check_guidelines(rows: Any, path: str) -> tuple[Guideline, ...]:
+    """The guidelines that a parsed YAML file holds. Raises `InputError` naming the `path`."""
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected a list of guidelines, each with `id` and `text`")
     guidelines = tuple(_read_guideline(path, number, row) for number, row in enumerate(rows, 1))
@@ -59,7 +74,7 @@ def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
     return guidelines
 
 
-def _read_guideline(path: Path, number: int, row: Any) -> Guideline:
+def _read_guideline(path: str, number: int, row: Any) -> Guideline:
     if not isinstance(row, dict) or set(row) != {"id", "text"}:
         raise InputError(f"{path}: guideline {number} needs exactly `id` and `text`")
     guideline_id, text = row["id"], row["text"]
@@ -71,7 +86,7 @@ def _read_guideline(path: Path, number: int, row: Any) -> Guideline:
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours where it leaves out `path_from_advice` or `hint`.
+    """The prompts of a YAML file; ours for those of no stage that it leaves out.
 
     Raises `InputError`.
     """
@@ -96,7 +111,7 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(
             f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
         ) from error
-    known_fields = {"answer"} if stage == "hint" else _STAGE_FIELDS
+    known_fields = _OTHER_FIELDS.get(stage, _STAGE_FIELDS)
     if unknown := fields - known_fields:
         known = ", ".join(sorted(known_fields))
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")

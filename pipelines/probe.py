@@ -15,21 +15,22 @@ from pipelines.estimate import ProbedPredictions, ProbedQuestion
 
 PROBE_FILE = "probe.json"
 NUM_PROBED = 20
-GENERATIONS_PER_PATH = 3
 
 
-def read_probed_paths(folder: Folder, questions: Questions) -> list[ProbedQuestion]:
+def read_probed_paths(
+    folder: Folder, questions: Questions, num_stages: int
+) -> list[ProbedQuestion]:
     """Every question of the `paths` step that has its row. Runs as a task."""
     ledger = Ledger.read(folder).of(questions.keys())
     num_bytes = ledger.num_bytes() // max(1, ledger.index.num_rows)
-    return [_probed(row, num_bytes) for row in ledger.index.to_pylist()]
+    return [_probed(row, num_bytes, num_stages) for row in ledger.index.to_pylist()]
 
 
-def _probed(row: dict[str, Any], num_bytes: int) -> ProbedQuestion:
+def _probed(row: dict[str, Any], num_bytes: int, num_stages: int) -> ProbedQuestion:
     return ProbedQuestion(
         dataset=row["dataset"],
         num_paths=row["num_paths"],
-        num_generations=row["num_paths"] * GENERATIONS_PER_PATH,
+        num_generations=row["num_paths"] * num_stages,
         num_tokens=row["num_tokens"],
         num_prompt_tokens=row["num_prompt_tokens"],
         num_accepted=row["num_accepted"],

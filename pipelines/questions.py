@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import InputError
 from cluster.settings import EXTENT, OPERATIONAL, Settings
+from evaluation.answers.own_grader import load_grader
 from evaluation.question import (
     QUESTION_TABLE_SCHEMA,
     SPLITS,
@@ -89,6 +90,10 @@ class DatasetSettings(Settings):
     test_share: Share = 0.0
     """Files and tasks: the share of train that becomes test where there is no test."""
 
+    grader: str | None = None
+    """A grader of the user's own for all its questions, as `package.module:function` (see
+    docs/GRADING.md). Null: its answers are graded by their type."""
+
     weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
     """How often its questions come up, relative to the other datasets: with 2.0 twice as often as
     with 1.0. Every dataset advances from the start, whatever its weight."""
@@ -99,6 +104,13 @@ class DatasetSettings(Settings):
 
     max_accepted_paths: Budget = None
     """The same for right paths: with so many, no further training question of it is begun."""
+
+    @pydantic.field_validator("grader")
+    @classmethod
+    def _can_be_imported(cls, grader: str | None) -> str | None:
+        if grader is not None:
+            load_grader(grader)
+        return grader
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self) -> DatasetSettings:
@@ -117,7 +129,16 @@ class DatasetSettings(Settings):
             self.source.check_domain(self.domain)
         return self
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether its questions come with right answers."""
+        return not isinstance(self.source, FileSource) or self.source.columns.answer is not None
+
     def _check_files(self, source: FileSource) -> None:
+        if not self.is_labelled and (self.dev_share or self.test_share):
+            raise ValueError(
+                "columns.answer is null, so nothing of train can be evaluated on; set dev_share: 0"
+            )
         if self.domain == "in_domain" and not source.train:
             raise ValueError("in_domain needs source.train; or set domain to out_of_domain")
         if self.domain == "out_of_domain" and source.train:
@@ -343,7 +364,16 @@ def _load_dataset(
 def _ordered_questions(
     name: str, settings: DatasetSettings, folder: str, wrong: list[str]
 ) -> Iterator[tuple[int, Question]]:
-    """The questions of a dataset in their final splits, with the number that a limit goes by."""
+    """The questions of a dataset as they are asked, with the number that a limit goes by."""
+    for order, question in _split_questions(name, settings, folder, wrong):
+        own = settings.grader
+        yield order, question if own is None else replace(question, grader=own)
+
+
+def _split_questions(
+    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
+) -> Iterator[tuple[int, Question]]:
+    """The questions in their final splits."""
     source, domain = settings.source, settings.domain
     if isinstance(source, FileSource):
         yield from _carve(read_questions(source, folder, name, domain), settings)

@@ -11,6 +11,7 @@ What a worker of the pool does with one question is `SynthesizePaths`; the row i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +22,15 @@ from cluster.jobs import Slots
 from cluster.ledger import ledger_schema
 from cluster.settings import content_of
 from evaluation.grader import GRADER_VERSION, Verdict, grade
-from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
+from evaluation.question import (
+    QUESTION_SCHEMA,
+    AnswerType,
+    Question,
+    own_letter,
+    shown_letter,
+)
 from pipelines.chain import PATH_TYPE, Recipe, run_chains
+from pipelines.judge import judge_paths
 
 PATHS_SCHEMA = ledger_schema(
     [
@@ -43,7 +51,7 @@ def paths_content(recipe: Recipe, engine: EngineSettings, model_identity: str) -
         "engine": content_of(engine),
         "synthesis": content_of(recipe.settings),
         "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
-        "prompts": asdict(recipe.prompts),
+        "prompts": recipe.prompts.of_paths(),
     }
 
 
@@ -87,7 +95,8 @@ class SynthesizePaths:
         """The graded paths without the right answer shown, or with it."""
         paths = await run_chains(engine, self.recipe, asked, slots, previous, hint_pass)
         # A grade takes processor time; the event loop has an engine to feed.
-        return await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
+        graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
+        return await judge_paths(engine, self.recipe, asked, graded, slots)
 
     def _needs_hint(self, graded: list[dict[str, Any]], previous: dict[str, Any] | None) -> bool:
         """Whether no path was right; what an earlier attempt made with a hint is kept, too."""
@@ -136,23 +145,36 @@ def grade_paths(
 def grade_path(
     path: dict[str, Any], question: Question, read_last: tuple[AnswerType, ...]
 ) -> dict[str, Any]:
-    """The three grading columns of one path; one that failed has no answer to read."""
+    """The three grading columns of one path; one that failed has no answer to read.
+
+    `predicted` is the letter that the option has in the question, not in the order of the path.
+    """
     if path["error"]:
         return {"predicted": None, "verdict": Verdict.ERROR.value, "read_as": None}
     result = grade(
         path["reasoning"],
-        question,
+        shown_question(question, path),
         read_last=question.answer_type in read_last,
         finished=path_finished(path),
     )
+    predicted = result.predicted
     return {
-        "predicted": result.predicted,
+        "predicted": predicted and own_letter(predicted, path["option_order"]),
         "verdict": result.verdict.value,
         "read_as": result.read_as.value,
     }
 
 
-def path_finished(path: dict[str, Any]) -> bool:
+def shown_question(question: Question, path: Mapping[str, Any]) -> Question:
+    """The question as the path was asked it, its options in the path's own order."""
+    return question.with_options(path["option_order"])
+
+
+def shown_answer(path: Mapping[str, Any]) -> str:
+    """What the path answered, by the letters of the options as the path was shown them."""
+    return shown_letter(path["predicted"], path["option_order"])
+
+
+def path_finished(path: Mapping[str, Any]) -> bool:
     """Whether the model ended its solution by itself."""
-    last = path["generations"][-1] if path["generations"] else {}
-    return bool(last.get("finish_reason") == "stop")
+    return any(g["stage"] == "path" and g["finish_reason"] == "stop" for g in path["generations"])

@@ -89,14 +89,7 @@ def scripted_config(tmp_path: Path, model_folder: Path, ray_cluster: str) -> dic
             "global_batch_size": 8,
             "dtype": "float32",
         },
-        "engine": {
-            "implementation": "tests.scripted.ScriptedEngine",
-            "use_gpu": False,
-            "chunk_size": 4,
-            "chunks_in_flight": 2,
-            "max_num_seqs": 8,
-            "flush_s": 0.2,
-        },
+        "engine": {**SCRIPTED_ENGINE},
         "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }
@@ -113,6 +106,16 @@ def write_config(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
 
     return write
 
+
+SCRIPTED_ENGINE: dict[str, Any] = {
+    "implementation": "tests.scripted.ScriptedEngine",
+    "use_gpu": False,
+    "chunk_size": 4,
+    "chunks_in_flight": 2,
+    "max_num_seqs": 8,
+    "flush_s": 0.2,
+}
+"""The `engine` of a config: small chunks, so that a few questions keep several in flight."""
 
 LOCAL_CLUSTER = {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.2}
 """For a run that starts a Ray of its own, as on a laptop."""

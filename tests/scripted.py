@@ -5,7 +5,8 @@ how long each answer is; `crash_file` (the first worker that sees the file remov
 `poison`, a text whose question kills its engine, and `poison_exit`, one that ends the whole
 process; `fail_share` and `slow_share`, in percent of seeds whose generation fails or never ends;
 `log_file`, which gets a line for each answer: a hash of its sum, the seed and the stage;
-`start_log`, which gets one for each engine that starts; `start_s`, how long that takes.
+`start_log`, which gets one for each engine that starts, with its process and niceness;
+`start_s`, how long that takes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from cluster.engine import (
     SamplingSettings,
 )
 
+_PROPOSALS = (
+    "Strategy: Turn the question round and ask what would make its opposite true.",
+    '"Look for a quantity that stays the same whatever happens, and reason from it."',
+    "For example, if Tom has 3 apples, count them.",
+)
 _SUM = re.compile(r"-?\d+(?: [+*-] -?\d+)+")
 
 
@@ -60,7 +66,7 @@ class ScriptedEngine:
         self._options: dict[str, Any] = settings.options
         self._num_answers = 0
         if start_log := self._options.get("start_log"):
-            _append(start_log, f"{os.getpid()}\n")
+            _append(start_log, f"{os.getpid()} {os.nice(0)}\n")
         time.sleep(self._options.get("start_s", 0.0))
 
     async def chat(
@@ -83,6 +89,8 @@ class ScriptedEngine:
         return [Completion(text, ids, "stop", num_prompt_tokens=len(prompt))] * n
 
     def _answer(self, prompt: str, seed: int) -> str:
+        if "general strategies" in prompt:
+            return _PROPOSALS[seed % len(_PROPOSALS)]
         if "\nGuideline: " in prompt:
             return "Look at the signs first."
         if "\nAdvice: " in prompt:

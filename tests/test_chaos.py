@@ -29,7 +29,7 @@ from tests.chaos import (
     ledger_folders,
     sums_config,
 )
-from tests.conftest import ledger_rows, run_driver
+from tests.conftest import SCRIPTED_ENGINE, ledger_rows, run_driver
 
 LATENCY_S = 0.25
 NUM_TRAIN = 32
@@ -37,14 +37,9 @@ NUM_TEST = 2
 GUIDELINES = 3
 NUM_NEEDED = 2 * (NUM_TRAIN * GUIDELINES * 3 + NUM_TEST)
 NUM_ENGINES = 2
-ENGINE: dict[str, Any] = {
-    "implementation": "tests.scripted.ScriptedEngine",
-    "use_gpu": False,
+ENGINE = SCRIPTED_ENGINE | {
     "min_workers": NUM_ENGINES,
     "max_workers": NUM_ENGINES,
-    "chunk_size": 4,
-    "chunks_in_flight": 2,
-    "max_num_seqs": 8,
     "flush_s": 0.5,
 }
 TRIALS: dict[int, Sequence[Kind]] = {

@@ -135,6 +135,7 @@ def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
     before = durable_files(run_folder(scripted_config))
     again = run_driver("run", path, "--until", "paths", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", again.stdout)
+    check_select_counts_and_changes_nothing(run_folder(scripted_config))
     more = ["--set", "questions.datasets.sums.num_train=30", "--set", "engine.chunk_size=3"]
     dry = run_driver("run", path, *more, "--dry-run")
     assert re.search(r"round_0/paths-\w+: run, 54 generations", dry.stdout), dry.stdout
@@ -146,6 +147,27 @@ def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
     written = sum(pq.read_metadata(file).num_rows for file in folder.rglob("*.parquet"))
     assert written == 30
     assert not (folder / "parts").exists()
+
+
+def check_select_counts_and_changes_nothing(run: Path) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    selected = run_driver(
+        "select", run, "--set", "examples.verdict=majority", "--set", "examples.max_per_question=1"
+    )
+    assert selected.returncode == 0, selected.stderr
+    row = re.search(r"\| sums \| 72 \| (\d+) \| [\d.]+ % \|  \| (.*) \|", selected.stdout)
+    assert row, selected.stdout
+    dropped = {reason: int(n) for n, reason in re.findall(r"(\d+) (\w+)", row[2])}
+    assert int(row[1]) + sum(dropped.values()) == 72
+    assert 0 < int(row[1]) <= 24
+    assert {"minority", "duplicate"} <= set(dropped)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_select_of_no_run_says_so(tmp_path: Path) -> None:
+    result = run_driver("select", tmp_path)
+    assert result.returncode == 2
+    assert "is no folder of a run" in result.stderr
 
 
 def test_run_dead_worker_is_started_again_and_every_question_is_there_once(
@@ -251,13 +273,13 @@ def test_run_bad_input_is_one_sentence_with_exit_code_2(
     assert not run_folder(scripted_config).exists()
 
 
-@pytest.mark.parametrize("until", ["path", "paths/0", "x/paths", ""])
+@pytest.mark.parametrize("until", ["path", "paths/0", "x/paths", "0/guidelines", ""])
 def test_run_until_what_is_no_step_is_refused(
     scripted_config: dict[str, Any], write_config: WriteConfig, until: str
 ) -> None:
     result = run_driver("run", write_config(scripted_config), "--until", until)
     assert result.returncode == 2
-    assert "the steps are questions, paths" in result.stderr
+    assert "the steps are questions, guidelines, paths" in result.stderr
 
 
 def test_run_folder_of_another_owner_is_refused_and_left_alone(

@@ -17,7 +17,14 @@ import yaml
 
 from cluster.processes import end_processes
 from tests.chaos import all_rows, check_complete, sums_config, terminate
-from tests.conftest import LOCAL_CLUSTER, REPOSITORY, driver_command, ledger_rows, run_driver
+from tests.conftest import (
+    LOCAL_CLUSTER,
+    REPOSITORY,
+    SCRIPTED_ENGINE,
+    driver_command,
+    ledger_rows,
+    run_driver,
+)
 
 NUM_TRAIN = 12
 QUESTIONS = [
@@ -93,14 +100,7 @@ class Small:
 def small(tmp_path: Path, ray_cluster: str) -> Iterator[Small]:
     tree = sums_config(tmp_path, NUM_TRAIN, 1) | {
         "synthesis": {"guidelines_per_question": GUIDELINES},
-        "engine": {
-            "implementation": "tests.scripted.ScriptedEngine",
-            "use_gpu": False,
-            "chunk_size": 4,
-            "chunks_in_flight": 2,
-            "max_num_seqs": 8,
-            "flush_s": 0.2,
-        },
+        "engine": {**SCRIPTED_ENGINE},
         "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }

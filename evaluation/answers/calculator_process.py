@@ -17,6 +17,8 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -38,6 +40,9 @@ COMPUTING = (
 # What those may get: arithmetic and names; no attribute, index, text, dunder name or huge power.
 _ARITHMETIC = re.compile(r"[\w\s+\-*/^().=,]+")
 _UNSAFE = re.compile(r"__|\.\s*[A-Za-z_]|[0-9]{13}|\*\*[\s(]*[\w.]+[\s)]*\*\*|\*\*[\s(+-]*[0-9]{5}")
+
+
+_FOUR_RULES = re.compile(r"(?!.*\*\*)[0-9\s+\-*/()]+", re.DOTALL)
 
 
 def same_mathematics(truth: str, found: str) -> bool:
@@ -82,11 +87,13 @@ def _solve_alike(gold: Any, target: Any) -> bool:
 
 def family_score(family: str, settings: str, entry: str, answer: str) -> float:
     """The score of a `reasoning_gym` family's own scorer, between 0 and 1."""
-    dataset = _family(family, settings)
+    dataset, asked = _family(family, settings), ast.literal_eval(entry)
     if family in COMPUTING and not _is_arithmetic(answer):
         return 0.0
-    score = float(dataset.score_answer(answer, ast.literal_eval(entry)))
-    return score if math.isfinite(score) else 0.0
+    score = float(dataset.score_answer(answer, asked))
+    if family in STRICTER and not STRICTER[family](answer, asked):
+        return 0.0
+    return score if 0 <= score <= 1 else 0.0  # also for one that is no number
 
 
 @lru_cache(maxsize=64)
@@ -102,6 +109,45 @@ def _family(family: str, settings: str) -> Any:
 def _is_arithmetic(answer: str) -> bool:
     fits = len(answer) <= MAX_EVALUATED and _ARITHMETIC.fullmatch(answer) is not None
     return fits and _UNSAFE.search(answer) is None
+
+
+def _calculates(answer: str, entry: dict[str, Any]) -> bool:
+    """Whether the four rules alone make the target of the given numbers, each used once."""
+    from sympy.parsing.sympy_parser import parse_expr
+
+    used = sorted(map(int, re.findall(r"[0-9]+", answer)))
+    if not _FOUR_RULES.fullmatch(answer) or used != sorted(entry["metadata"]["numbers"]):
+        return False
+    return bool(parse_expr(answer.strip()) == entry["metadata"].get("target", 24))
+
+
+def _is_near_probability(answer: str, entry: dict[str, Any]) -> bool:
+    rational = entry["metadata"]["rational"]
+    probability = Fraction(rational["numerator"], rational["denominator"])
+    return abs(Fraction(answer) - probability) <= min(Fraction(1, 10**4), probability / 100)
+
+
+def _are_same_numbers(answer: str, entry: dict[str, Any]) -> bool:
+    found, wanted = ast.literal_eval(answer), ast.literal_eval(entry["answer"])
+    return [float(number) for number in found] == [float(number) for number in wanted]
+
+
+def _is_same_json(answer: str, entry: dict[str, Any]) -> bool:
+    return bool(json.loads(answer) == json.loads(entry["answer"]))
+
+
+STRICTER: dict[str, Callable[[str, dict[str, Any]], bool]] = {
+    "coin_flip": _is_near_probability,
+    "countdown": _calculates,
+    "game_of_life": _is_same_json,
+    "number_sorting": _are_same_numbers,
+    "puzzle24": _calculates,
+}
+"""Families whose scorers also give full scores to wrong answers, and what is asked besides.
+
+They take `0` for a probability of 0.4, powers and roots among the four rules, in `puzzle24` any
+four numbers and 24.5, a larger board that begins with the right one, and numbers off by one.
+"""
 
 
 def _reply(request: dict[str, Any]) -> dict[str, Any]:

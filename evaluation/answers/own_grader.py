@@ -5,12 +5,15 @@ returns an `evaluation.grader.Grade`::
 
     def my_grader(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade: ...
 
-What it raises is a fault of the grader and ends the run.
+Every process that grades imports it, the driver and the workers on all nodes, and there calls it
+from several threads. What it raises is a fault of its own: while paths and predictions are made the
+question is set aside with it, later it ends the run.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -20,19 +23,30 @@ from cluster.errors import InputError
 
 @lru_cache(maxsize=256)
 def load_grader(path: str) -> Callable[..., Any]:
-    """The function at an import path. Raises InputError where there is none."""
-    module_name, separator, name = path.partition(":")
-    if not separator or not name:
+    """The function at an import path. Raises InputError where there is none that can be called."""
+    module_name, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), name]):
         raise InputError(f"the grader {path!r} is no import path; write package.module:function")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (ImportError, SyntaxError) as error:
         raise InputError(
-            f"the grader {path!r} cannot be imported: {error}; install its package, or start "
-            "the run where Python finds it"
+            f"the grader {path!r} cannot be imported: {error}; install its package, or name its "
+            "folder in PYTHONPATH"
         ) from error
     grader = getattr(module, name, None)
     if not callable(grader):
         raise InputError(f"the grader {path!r}: {module_name} has no function {name!r}; name one")
+    _check_arguments(path, grader)
     found: Callable[..., Any] = grader
     return found
+
+
+def _check_arguments(path: str, grader: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(grader).bind("text", None, read_last=False, finished=True)
+    except TypeError as error:
+        raise InputError(
+            f"the grader {path!r} takes other arguments ({error}); define it as "
+            "(text, question, *, read_last, finished)"
+        ) from error

@@ -4,8 +4,8 @@
       <Question>How many hens?</Question><Answer>3 (hens)</Answer></Problem>
 
 Units in parentheses are left out of the truth. What is then a plain number is graded as one, yes
-and no as themselves, and ratios (`5:6`), lists (`50; 20`), fractions, times and names as texts. The
-hub's copy has no ids: its rows are numbered.
+and no as themselves, and ratios (`5:6`), lists (`50; 20`, also `50 and 20`), fractions, times and
+names as texts. The hub's copy has no ids: its rows are numbered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 from evaluation.hub import Hub
 from evaluation.rows import Row
-from evaluation.task import Draft, Task, plain_number
+from evaluation.task import Draft, Task, plain_number, spoken_list
 
 _UNIT = re.compile(r"\s*\([^()]*\)")
 
@@ -44,6 +44,11 @@ def _draft(text: str, answer: str, key: str | None) -> Draft:
     return Draft(text, answer, "text", key=key)
 
 
+def aliases_of(draft: Draft) -> tuple[str, ...]:
+    """A list as a sentence gives it."""
+    return spoken_list(draft.answer.split("; ")) if draft.answer_type == "text" else ()
+
+
 TASK = Task(
     name="asdiv",
     reasoning="mathematics",
@@ -55,4 +60,5 @@ TASK = Task(
     hub=Hub("EleutherAI/asdiv", {"test": ("validation",)}, ("asdiv",), is_converted=True),
     counts={"test": 2305},
     read_row=read_row,
+    aliases_of=aliases_of,
 )

@@ -67,6 +67,12 @@ def read_row(row: Row) -> Draft:
     return Draft(text, _letter(row, target, options), kind, options, key=key, group=name)
 
 
+def aliases_of(draft: Draft) -> tuple[str, ...]:
+    """Sorted words are as right with commas between them."""
+    is_sorted = "word_sorting" in (draft.group, *(draft.key or "").split("/"))
+    return (", ".join(draft.answer.split()),) if is_sorted else ()
+
+
 def _name(row: Row) -> str:
     found = [part for part in re.split(r"[/.]", row.part) if part in KINDS]
     if not found:
@@ -109,4 +115,5 @@ TASK = Task(
     counts={"test": 6511},
     no_training="it carries the canary of BIG-bench, which asks never to be trained on",
     read_row=read_row,
+    aliases_of=aliases_of,
 )

@@ -2,7 +2,8 @@
 
     {"problem": "...", "answer": "\\\\frac{1}{2}", "unique_id": "test/algebra/42.json", ...}
 
-A truth that is a plain number is graded as one, any other as a LaTeX text.
+A truth that is a plain number is graded as one, since that also reads what stands around a number
+in a sentence ("12 inches"). Any other is LaTeX, compared by its meaning.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ def read_row(row: Row) -> Draft:
     number = None if "$" in answer else plain_number(answer)
     key = row.text("unique_id").removeprefix("test/").removesuffix(".json")
     return Draft(
-        row.text("problem"), number or answer, "text" if number is None else "number", key=key
+        row.text("problem"), number or answer, "math" if number is None else "number", key=key
     )
 
 
 TASK = Task(
     name="math500",
     reasoning="mathematics",
-    answer_types=("number", "text"),
+    answer_types=("number", "math"),
     domain="out_of_domain",
     licence="MIT",
     upstream="github.com/openai/prm800k",
     files={"test": ("prm800k/math_splits/test.jsonl",)},
     hub=Hub("HuggingFaceH4/MATH-500", {"test": ("test",)}),
     counts={"test": 500},
-    note="181 truths are LaTeX.",
+    note="181 truths are LaTeX and compared by meaning.",
     read_row=read_row,
 )

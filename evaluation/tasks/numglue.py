@@ -5,19 +5,23 @@
      "spans": []}, "type": "Type_5"}
 
 Kinds 3 (comparison) and 7 (inference) are choices, the others numbers, or texts where upstream's
-truth is a word, such as a month. Kinds 5 and 6 stand behind a passage. The forms of 3, 6 and 7 were
-written from other projects' loaders and not tried on upstream's files.
+truth is a word, such as a month. Kinds 5 and 6 stand behind a passage; where spans of it are their
+truth, these are right in any order. The forms of 3, 6 and 7 were written from other projects'
+loaders and not tried on upstream's files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evaluation.rows import Row
 from evaluation.task import Draft, Task, plain_number
 
 RELATIONS = ("entailment", "neutral", "contradiction")
+MAX_REORDERED = 4  # spans, which is 24 orders
 
 
 def read_row(row: Row) -> Draft:
@@ -34,22 +38,28 @@ def _read_question(row: Row, group: str) -> Draft:
 
 def _read_passage(row: Row, group: str) -> Draft:
     text = f"{row.text('passage')}\n{row.text('question')}"
-    return _draft(text, _passage_answer(row, row.value("answer")), group)
+    answer, *others = _passage_answers(row, row.value("answer"))
+    return replace(_draft(text, answer, group), aliases=tuple(others))
 
 
-def _passage_answer(row: Row, answer: Any) -> str:
-    """The number, else the spans, else the date; exactly as DROP writes its answers."""
+def _passage_answers(row: Row, answer: Any) -> list[str]:
+    """The number, else the spans in each order, else the date; as DROP writes its answers."""
     if not isinstance(answer, Mapping):
-        return row.written("answer", answer)
+        return [row.written("answer", answer)]
     spans = [row.checked_text("answer", span) for span in answer.get("spans") or ()]
     date = answer.get("date") or {}
     days = [str(date[part]) for part in ("day", "month", "year") if date.get(part)]
     number = answer.get("number")
     if number not in (None, ""):
-        return row.written("answer", number)
-    if not spans and not days:
+        return [row.written("answer", number)]
+    if spans:
+        orders: Iterable[Sequence[str]] = [spans]
+        if len(spans) <= MAX_REORDERED:
+            orders = itertools.permutations(spans)
+        return [", ".join(order) for order in orders]
+    if not days:
         raise row.wrong("answer", "holds no number, no span and no date; mend the row")
-    return ", ".join(spans) or " ".join(days)
+    return [" ".join(days)]
 
 
 def _draft(text: str, answer: str, group: str) -> Draft:

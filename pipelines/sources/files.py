@@ -3,7 +3,7 @@
 One line of a JSONL file, its columns named as `Columns` expects them::
 
     {"id": "gsm8k/train/00042", "question": "Natalia sold ...", "answer": 72,
-     "answer_type": "number", "choices": null}
+     "answer_type": "number", "choices": null, "aliases": null, "grader_data": null}
 
 Whatever is wrong with a file raises `InputError` with the file, the line (Parquet and the hub: the
 row), what is wrong there and the mend. Lines and rows are counted from 1.
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import numpy as np
+import pydantic
 
 from cluster.errors import InputError
 from cluster.settings import Settings
@@ -39,14 +40,22 @@ class Columns(Settings):
     question: str = "question"
     """All the model may see, without the options."""
 
-    answer: str = "answer"
-    """The truth. Options are named by letter."""
+    answer: str | None = "answer"
+    """The truth. Options are named by letter. Null: the files have none, and are only trained on,
+    with `examples.verdict: majority`."""
 
     answer_type: str | None = "answer_type"
-    """One of number, choice, boolean, text. Null: `source.answer_type` holds for every row."""
+    """One of number, choice, boolean, text, math. Null: `source.answer_type` holds for all rows."""
 
     choices: str | None = "choices"
     """The options' texts as a list; only a choice question needs them. Null: there are none."""
+
+    aliases: str | None = "aliases"
+    """Other right answers as a list; a row may do without. Null: there are none."""
+
+    grader_data: str | None = "grader_data"
+    """What a grader of the user's own has to know of a question: a text, or a value that is given
+    to it as JSON; a row may do without. Null: there is none."""
 
     def names(self) -> list[str]:
         """The columns that are read."""
@@ -88,6 +97,12 @@ class FileSource(Settings):
 
     answer_type: AnswerType | None = None
     """The type of every answer whose row does not say its own."""
+
+    @pydantic.model_validator(mode="after")
+    def _has_truths_to_evaluate_with(self) -> FileSource:
+        if self.columns.answer is None and (self.dev or self.test):
+            raise ValueError("columns.answer is null, but dev and test need answers; remove them")
+        return self
 
     def paths(self, split: Split) -> tuple[str, ...]:
         """The files of a split, possibly none."""
@@ -174,12 +189,63 @@ def _to_question(
     text = row.checked_text(columns.question, _value(row, columns.question, "question"))
     answer_type = _answer_type(row, source)
     choices = _choices(row, columns.choices, answer_type)
-    answer = row.written(columns.answer, _value(row, columns.answer, "answer"))
+    return Question(
+        question_id=question_id,
+        dataset=dataset,
+        split=split,
+        domain=domain,
+        question=text,
+        answer=_answer(row, columns.answer, answer_type, choices),
+        answer_type=answer_type,
+        choices=choices,
+        aliases=_aliases(row, columns.aliases, answer_type, choices),
+        grader_data=_grader_data(row, columns.grader_data),
+    )
+
+
+def _answer(row: Row, column: str | None, answer_type: AnswerType, choices: tuple[str, ...]) -> str:
+    """The canonical truth, or nothing where the files have none."""
+    if column is None:
+        return ""
+    return _canonical(row, column, _value(row, column, "answer"), answer_type, choices)
+
+
+def _canonical(
+    row: Row, column: str, answer: Any, answer_type: AnswerType, choices: tuple[str, ...]
+) -> str:
+    written = row.written(column, answer)
     try:
-        canonical = canonical_answer(answer, answer_type, choices)
+        return canonical_answer(written, answer_type, choices)
     except ValueError as error:
-        raise row.wrong(columns.answer, f": {error}") from error
-    return Question(question_id, dataset, split, domain, text, canonical, answer_type, choices)
+        raise row.wrong(column, f": {error}") from error
+
+
+def _aliases(
+    row: Row, column: str | None, answer_type: AnswerType, choices: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The other right answers, written as the answer is."""
+    value = _from_json(row.values.get(column)) if column else None
+    if column is None or not value:
+        return ()
+    if not isinstance(value, list):
+        raise row.wrong(
+            column,
+            f": the aliases must be a list of answers, this is a {kind_of(value)}; mend it, or "
+            "set source.columns.aliases to null",
+        )
+    return tuple(_canonical(row, column, alias, answer_type, choices) for alias in value)
+
+
+def _grader_data(row: Row, column: str | None) -> str:
+    value = row.values.get(column) if column else None
+    if column is None or value is None:
+        return ""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value)
+    except TypeError as error:
+        raise row.wrong(column, f": {error}; write it as a text") from error
+    row.check_characters(column, text)
+    return text
 
 
 def _question_id(row: Row, column: str | None, dataset: str, split: Split, number: int) -> str:

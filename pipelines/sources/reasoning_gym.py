@@ -17,6 +17,12 @@ import pydantic
 
 from cluster.errors import InputError
 from cluster.settings import Settings
+from evaluation.answers.reasoning_gym import (
+    FAMILY_GRADER,
+    KINDS_OF_FAMILIES,
+    family_data,
+    right_answer,
+)
 from evaluation.grader import canonical_answer
 from evaluation.question import SPLITS, Domain, Question, Split
 
@@ -37,8 +43,9 @@ class ReasoningGymSource(Settings):
     seed: pydantic.NonNegativeInt = 0
     """Where the family's stream starts."""
 
-    answer_type: Literal["number", "boolean", "text"] = "number"
-    """What the family's answers are."""
+    answer_type: Literal["number", "boolean", "text"] | None = None
+    """How the answers are read and compared. Null: as fits the family, which is numbers and truth
+    values as such and most others by the family's own scorer."""
 
     @pydantic.field_validator("settings", mode="before")
     @classmethod
@@ -76,6 +83,8 @@ def draw_questions(
         if all(len(texts[split]) >= wanted[split] for split in SPLITS):
             break
         question = _to_question(source, dataset, domain, index, family[index], split_of)
+        if question is None:
+            continue
         if len(texts[question.split]) < wanted[question.split]:
             texts[question.split].add(_digest(question.normalized_text))
             yield question
@@ -125,15 +134,34 @@ def _to_question(
     index: int,
     item: Mapping[str, Any],
     split_of: Callable[[str], Split],
-) -> Question:
-    """Item `index` of the stream, in the split that its text belongs to."""
+) -> Question | None:
+    """Item `index` of the stream, in the split that its text belongs to.
+
+    None for one whose right answer is to say nothing, as some of `ab` are.
+    """
+    kind = source.answer_type or KINDS_OF_FAMILIES.get(source.family)
     try:
-        answer = canonical_answer(str(item["answer"]), source.answer_type)
+        answer = right_answer(source.family, item)
+        if not answer.strip():
+            return None
+        answer = canonical_answer(answer, kind or "text")
+        data = "" if kind else family_data(source.family, source.settings, item)
     except ValueError as error:
+        field = "answer_type" if kind else "family"
         raise InputError(
-            f"questions.datasets.{dataset}.source.answer_type: item {index} of {source.family} "
+            f"questions.datasets.{dataset}.source.{field}: item {index} of {source.family} "
             f"does not fit: {error}"
         ) from error
-    question = Question("", dataset, "train", domain, item["question"], answer, source.answer_type)
+    question = Question(
+        question_id="",
+        dataset=dataset,
+        split="train",
+        domain=domain,
+        question=item["question"],
+        answer=answer,
+        answer_type=kind or "text",
+        grader="" if kind else FAMILY_GRADER,
+        grader_data=data,
+    )
     split = split_of(question.normalized_text)
     return dataclasses.replace(question, question_id=f"{dataset}/{split}/{index:06d}", split=split)

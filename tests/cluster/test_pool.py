@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,9 @@ from cluster.errors import InterruptedRunError
 from cluster.jobs import Job
 from cluster.ledger import Ledger
 from cluster.models import Model
-from cluster.pool import run_jobs
+from cluster.pool import finish_job, run_jobs
 from cluster.runtime import StopRequest
-from cluster.schedule import Questions
+from cluster.schedule import Questions, num_tokens
 from cluster.storage import Folder
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
 from evaluation.question import Question, question_table
@@ -54,6 +55,39 @@ def paths_job(folder: Folder) -> Job:
     return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, QUESTIONS))
 
 
+BOUND = 15_000
+SLOW: dict[str, Any] = {
+    "options": {"latency_s": 0.2, "num_tokens": 100},
+    "max_num_seqs": 4,
+    "flush_s": 0.1,
+}
+"""Answers of 100 tokens, about 2,500 tokens a second: a bound is seen a second late."""
+
+
+def bounded_job(folder: Folder, max_tokens: int, **synthesis: Any) -> Job:
+    """Sixty questions of either of two datasets, in all at least three times the bound."""
+    asked = [
+        Question(f"{d}/train/{n}", d, "train", "in_domain", f"What is {n} + {d}?", "1", "number")
+        for d in ("1", "2")
+        for n in range(60)
+    ]
+    recipe = Recipe.load(0, SynthesisSettings.model_validate_json(json.dumps(synthesis)))
+    handler = SynthesizePaths(recipe, ("number",))
+    return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, asked), {}, max_tokens)
+
+
+def totals(job: Job) -> dict[str, dict[str, int]]:
+    return Ledger.read(job.folder).totals(job.questions.keys())
+
+
+def assert_ends_at(job: Job, bound: int) -> None:
+    """The job has about so many tokens, and both datasets their turns."""
+    made = totals(job)
+    assert bound <= num_tokens(made) < bound + BOUND
+    done = [total["num_done"] for total in made.values()]
+    assert 0.7 * max(done) < min(done) < 60
+
+
 def predictions_job(folder: Folder) -> Job:
     handler = PredictAnswer(EvaluationSettings())
     return Job("predictions", folder, PREDICTIONS_SCHEMA, handler, stored(folder, QUESTIONS))
@@ -74,8 +108,12 @@ def test_pool_does_jobs_of_two_kinds_on_the_same_engines_and_leaves_nothing_behi
         paths_job(Folder.open(str(tmp_path / "paths"))),
         predictions_job(Folder.open(str(tmp_path / "predictions"))),
     ]
-    run_jobs(MODEL, jobs, settings(**changes), stop=StopRequest(), progress_every_s=1)
+    starts = tmp_path / "starts"
+    asked = settings(options={"start_log": str(starts)}, **changes)
+    run_jobs(MODEL, jobs, asked, stop=StopRequest(), progress_every_s=1)
     assert [len(rows(job)) for job in jobs] == [12, 12]
+    niceness = {line.split()[1] for line in starts.read_text().splitlines()}
+    assert niceness == {"0"}, "an engine that yields to everything else waits for its threads"
     assert all(len(row["paths"]) == 2 for row in rows(jobs[0]))
     assert rows(jobs[1])[0]["response"].startswith("I work it out: 5.")
     groups = ray.util.placement_group_table().values()
@@ -95,6 +133,43 @@ def test_pool_asked_to_stop_raises_and_keeps_what_is_finished(
     assert len(rows(job)) < 12
     run_jobs(MODEL, [job], settings(), stop=StopRequest(), progress_every_s=1)
     assert len(rows(job)) == 12
+
+
+def test_pool_bound_over_all_datasets_ends_every_strategy_there_and_what_is_left_is_no_error(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    # Guided paths, 600 tokens a question, come to it in the next test.
+    job = bounded_job(Folder.open(str(tmp_path)), BOUND, chain=["path"], samples=4)
+    run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    assert_ends_at(job, BOUND)
+    assert finish_job(job)["num_done"] < finish_job(job)["num_questions"] == 120
+
+
+def test_pool_bound_holds_over_a_stop_and_a_higher_one_goes_on(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    folder = Folder.open(str(tmp_path))
+    job = bounded_job(folder, BOUND, guidelines_per_question=2)
+    stop = StopRequest()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(
+            run_jobs, MODEL, [job], settings(**SLOW), stop=stop, progress_every_s=1
+        )
+        while len(rows(job)) < 5 and not running.done():
+            time.sleep(0.2)
+        stop.set()
+        with pytest.raises(InterruptedRunError):
+            running.result()
+    assert 0 < num_tokens(totals(job)) < BOUND
+    run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    first = rows(job)
+    assert_ends_at(job, BOUND)
+    again = run_jobs(MODEL, [job], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    assert again.counts == {}
+    higher = bounded_job(folder, 2 * BOUND, guidelines_per_question=2)
+    run_jobs(MODEL, [higher], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
+    assert_ends_at(job, 2 * BOUND)
+    assert [row for row in rows(job) if row in first] == first
 
 
 def test_pool_engine_that_cannot_start_ends_with_its_reason(

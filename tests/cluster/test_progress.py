@@ -44,10 +44,11 @@ def counts(num_questions: int, **changes: int) -> dict[str, int]:
     return base | changes
 
 
-def board(**shares: Share) -> ProgressBoard:
+def board(max_tokens: int | None = None, **shares: Share) -> ProgressBoard:
     """Ten questions of `a`, of which two are done, and twenty of `b`."""
     a = counts(10, num_done=2, num_tokens=100, num_paths=8, num_accepted=4)
-    return ProgressBoard({"paths": {"a": a, "b": counts(20)}}, {"paths": shares})
+    totals = {"paths": {"a": a, "b": counts(20)}, "predictions": {"a": counts(5)}}
+    return ProgressBoard(totals, {"paths": shares}, {"paths": max_tokens, "predictions": None})
 
 
 def report(
@@ -160,6 +161,21 @@ def test_board_closes_a_dataset_that_has_enough_of_all_workers_together(
     assert kept.view()["closed"] == reply["closed"]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "is_closed"), [((0, 0), False), ((20, 29), False), ((20, 30), True), ((50, 0), True)]
+)
+def test_board_closes_all_datasets_of_a_job_that_has_its_tokens(
+    tokens: tuple[int, int], is_closed: bool
+) -> None:
+    kept = board(150, b=Share(max_accepted=7))
+    report(kept, "w1", a={"num_tokens": tokens[0]})
+    reply = report(kept, "w2", b={"num_tokens": tokens[1]})
+    # The predictions beside them have no bound.
+    assert reply["closed"] == ({("paths", "a"), ("paths", "b")} if is_closed else set())
+    # A retry that takes tokens back opens nothing again.
+    assert report(kept, "w1", a={"num_tokens": -100})["closed"] == reply["closed"]
+
+
 def test_board_share_of_a_dataset_that_the_job_has_no_question_of_is_no_error() -> None:
     kept = board(a=Share(max_tokens=100), far=Share(max_tokens=0))
     assert report(kept, "w1")["closed"] == {("paths", "a")}
@@ -250,7 +266,10 @@ def test_board_can_be_sent_to_its_actor() -> None:
 
 
 def view(
-    datasets: dict[str, dict[str, int]], tokens: int = 0, closed: tuple[str, ...] = ()
+    datasets: dict[str, dict[str, int]],
+    tokens: int = 0,
+    closed: tuple[str, ...] = (),
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
     return {
         "num_alive": 2,
@@ -259,6 +278,7 @@ def view(
         "num_tokens": tokens,
         "datasets": {("paths", name): value for name, value in datasets.items()},
         "closed": {("paths", name) for name in closed},
+        "max_tokens": {} if max_tokens is None else {"paths": max_tokens},
     }
 
 
@@ -279,6 +299,27 @@ def test_lines_tell_what_is_done_how_fast_and_how_long_it_takes(clock: Clock) ->
         "paths: 60/100 questions | 200 tok/s | 12 generating | 2 engines | "
         "75.0 % of 40 accepted | 40 s left"
     ]
+
+
+def test_lines_of_a_job_with_a_bound_tell_its_tokens_and_when_the_first_end_comes(
+    clock: Clock,
+) -> None:
+    meter = RateMeter("paths")
+    a, b = counts(50, num_tokens=100), counts(50)
+    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
+    assert line.endswith("| 100 of 1000 tokens")
+    clock.now += 10
+    # Ten of a hundred questions, but already half of the tokens.
+    a, b = counts(50, num_done=5, num_tokens=400), counts(50, num_done=5, num_tokens=200)
+    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
+    assert line.endswith("| 600 of 1000 tokens | 8 s left")
+    # With 90 of a hundred questions done, these end sooner than the tokens.
+    a, b = counts(50, num_done=45, num_tokens=400), counts(50, num_done=45, num_tokens=200)
+    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
+    assert line.endswith("| 1 s left")
+    b |= {"num_tokens": 600}
+    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
+    assert line.endswith("| 1000 of 1000 tokens")
 
 
 def test_lines_rate_is_that_of_the_last_minute(clock: Clock) -> None:

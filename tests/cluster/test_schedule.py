@@ -71,6 +71,7 @@ def plan(
     *,
     execution: str = "2",
     num_slots: int = 2,
+    max_tokens: int | None = None,
     limit: int | None = None,
 ) -> Plan:
     return plan_job(
@@ -82,6 +83,7 @@ def plan(
         num_slots=num_slots,
         smallest=2,
         max_attempts=3,
+        max_tokens=max_tokens,
         limit=limit,
     )
 
@@ -333,6 +335,19 @@ def test_plan_leaves_out_a_dataset_that_has_enough(
     rows = all_rows(folder, made)
     assert {row["dataset"] for row in rows} == ({"b"} if is_left_out else {"a", "b"})
     assert len(rows) == (4 if is_left_out else 8)
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(None, 6), (101, 6), (100, 0), (0, 0)])
+def test_plan_of_a_job_that_has_its_tokens_opens_no_question(
+    tmp_path: Path, max_tokens: int | None, expected: int
+) -> None:
+    folder = Folder.open(str(tmp_path))
+    asked = questions(a=4, b=4)
+    # Not even those whose failed paths could be tried again.
+    write(folder, answer(asked[0], num_tokens=60, num_failed=1), answer(asked[4], num_tokens=40))
+    write(folder, answer(question("a", 3, text="old"), num_tokens=10**6), chunk="parts/1/000007")
+    made = plan(folder, store(folder, *asked), max_tokens=max_tokens)
+    assert made.num_open == len(all_rows(folder, made)) == (expected and expected + 1)
 
 
 def test_plan_share_of_a_dataset_without_questions_is_no_error(tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def test_config_every_file_in_the_repository_loads(path: Path) -> None:
         ("questions.datasets.sums.source.famly=x", "questions.datasets.sums.source.family?"),
         ("examples.read_last=[numbr]", "examples.read_last.0"),
         ("model=x", "model: "),
+        (
+            "questions.datasets.sums.grader=nowhere.at_all:grade",
+            "questions.datasets.sums.grader: the grader 'nowhere.at_all:grade' cannot be imported: "
+            "No module named 'nowhere'; install its package",
+        ),
+        ("questions.datasets.sums.grader=grade", "questions.datasets.sums.grader: the grader"),
         ("synthesis.stages.path.temperature=-1", "synthesis.stages.path.temperature"),
     ],
 )

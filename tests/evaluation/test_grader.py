@@ -92,9 +92,7 @@ def real_outputs() -> Iterator[tuple[AnswerType, Case]]:
 
 
 @pytest.mark.parametrize(("answer_type", "case"), real_outputs())
-def test_grade_real_output_is_judged_as_a_person_would(
-    answer_type: AnswerType, case: Case
-) -> None:
+def test_grade_real_output_is_judged_as_a_person_would(answer_type: AnswerType, case: Case) -> None:
     result = grade_case(case, answer_type)
     assert (result.verdict, result.read_as) == (case.verdict, case.read_as), result
 

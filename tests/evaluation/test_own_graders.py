@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,10 +41,41 @@ def test_grade_by_own_grader_that_raises_is_a_fault() -> None:
         grade(r"\boxed{eight}", EVEN, read_last=False)
 
 
+def takes_too_little(text: str) -> Grade:
+    """A function that is no grader."""
+    raise NotImplementedError
+
+
+def says_yes(text: str, question: Question, *, read_last: bool, finished: bool) -> Any:
+    """A grader that returns what is no grade."""
+    return True
+
+
+def test_grade_by_own_grader_that_returns_no_grade_is_a_fault() -> None:
+    question = replace(EVEN, grader=f"{__name__}:says_yes")
+    with pytest.raises(TypeError, match="says_yes returned True, which is no Grade"):
+        grade(r"\boxed{8}", question, read_last=False)
+
+
+def test_load_grader_whose_module_is_broken_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_a_grader.py").write_text("def grade(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"half_a_grader\.py, line 1"):
+        load_grader("half_a_grader:grade")
+
+
 @pytest.mark.parametrize(
     ("path", "what"),
     [
         ("no_colon", "no import path"),
+        ("", "no import path"),
+        (":function", "no import path"),
+        (".module:function", "no import path"),
+        ("package.module:", "no import path"),
+        ("my module:function", "no import path"),
+        (f"{__name__}:takes_too_little", "takes other arguments"),
         ("no_such_package.module:function", "cannot be imported"),
         (f"{__name__}:missing", "has no function 'missing'"),
         (f"{__name__}:EVEN", "has no function 'EVEN'"),
@@ -117,6 +149,33 @@ def test_grade_by_family_takes_another_right_answer() -> None:
 )
 def test_grade_by_family_of_a_hostile_answer_is_not_right(family: str, answer: str) -> None:
     assert judged(family_question(family), answer) != CORRECT
+
+
+@pytest.mark.parametrize(
+    ("family", "right", "wrong"),
+    [
+        ("coin_flip", r"\frac{7}{128}", "0.0"),
+        ("countdown", "7 + 8", "15"),
+        ("game_of_life", "[[0, 1], [1, 0]]", "[[0, 1], [1, 0], [1, 1]]"),
+        ("number_sorting", "['1.5', '2']", "['1.5', '2.5']"),
+        ("puzzle24", r"(9 - 5) \times (7 - 1)", "6 * 4 * 1 * 1"),
+        ("puzzle24", "(9 - 5) * (7 - 1)", "9 + 5 + 7 + 1**9 + 2"),
+    ],
+)
+def test_grade_by_family_is_stricter_than_a_scorer_that_takes_wrong_answers(
+    family: str, right: str, wrong: str
+) -> None:
+    metadata = {
+        "coin_flip": {"rational": {"numerator": 7, "denominator": 128}},
+        "countdown": {"numbers": [7, 8], "target": 15},
+        "number_sorting": {"direction": "ascending"},
+        "puzzle24": {"numbers": [1, 5, 7, 9]},
+    }.get(family, {})
+    truth = {"coin_flip": "0.0546875"}.get(family, right)
+    entry = {"question": "?", "answer": truth, "metadata": metadata}
+    question = replace(EVEN, grader=FAMILY_GRADER, grader_data=family_data(family, {}, entry))
+    assert judged(question, right) == CORRECT
+    assert judged(question, wrong) == WRONG
 
 
 def test_family_data_of_what_no_literal_holds_is_refused() -> None:

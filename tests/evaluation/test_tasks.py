@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import InputError
+from evaluation.grader import Verdict, grade
 from evaluation.hub import Hub, load_hub_split
 from evaluation.question import SPLITS, Question, Split
 from evaluation.task import find_task, plain_number, read_task, tasks
@@ -167,6 +168,7 @@ def test_numglue_reads_all_eight_kinds(tmp_path: Path) -> None:
         ("numglue/test/t8/00000", "83", "number"),
     ]
     assert questions[5].question == "They scored twice.\nHow often?"
+    assert [q.aliases for q in questions if q.aliases] == [("Bob, Ann",)]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +314,22 @@ def test_asdiv_leaves_units_and_keeps_what_is_no_number(tmp_path: Path) -> None:
     assert questions[3].question == "Ann & Bob row. How far?"
 
 
+def test_asdiv_list_is_as_right_in_a_sentence(tmp_path: Path) -> None:
+    answers = ["50 (roses); 20 (tulips)", "7; 8; 9", "9 (apples)", "Ann"]
+    problems = [asdiv_problem(n, answer) for n, answer in enumerate(answers)]
+    write(tmp_path, "dataset/ASDiv.xml", ASDIV.format("\n".join(problems)))
+    lists, three, number, name = read("asdiv", tmp_path)
+    assert lists.aliases == ("50 and 20",)
+    assert three.aliases == ("7, 8 and 9", "7, 8, and 9")
+    assert number.aliases == name.aliases == ()
+    own = {"id": "asdiv/test/1", "dataset": "asdiv", "answer": "50; 20", "answer_type": "text"}
+    write(tmp_path, "asdiv.test.jsonl", lines(OURS | own))
+    assert read("asdiv", tmp_path)[0].aliases == lists.aliases
+    for said in ("50; 20", "50, 20", "50 and 20"):
+        assert grade(f"\\boxed{{{said}}}", lists, read_last=False).verdict == Verdict.CORRECT
+    assert grade("\\boxed{20 and 50}", lists, read_last=False).verdict == Verdict.WRONG
+
+
 def test_asdiv_wrong_problem_is_named_by_line(tmp_path: Path) -> None:
     problems = [asdiv_problem(1, "2 (km)"), asdiv_problem(2, "(km)")]
     write(tmp_path, "ASDiv.xml", ASDIV.format("\n".join(problems)))
@@ -395,6 +413,15 @@ def test_bbh_reads_every_kind_of_target(tmp_path: Path) -> None:
     assert questions["bbh/test/snarks/0000"].choices == ("The NB",)
 
 
+def test_bbh_sorted_words_may_have_commas(tmp_path: Path) -> None:
+    write_bbh(tmp_path, {"word_sorting": ("Sort: b a", "a b"), "dyck_languages": ("[ [", "] ]")})
+    with_aliases = {q.question_id: q.aliases for q in read("bbh", tmp_path) if q.aliases}
+    assert with_aliases == {"bbh/test/word_sorting/0000": ("a, b",)}
+    own = {"id": "bbh/test/word_sorting/0000", "dataset": "bbh", "answer_type": "text"}
+    write(tmp_path, "bbh.test.jsonl", lines(OURS | own | {"answer": "a b"}))
+    assert read("bbh", tmp_path)[0].aliases == ("a, b",)
+
+
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
@@ -440,8 +467,8 @@ def test_anli_hub_form_gives_the_same_question(tmp_path: Path) -> None:
 
 
 def test_math500_tells_numbers_from_latex(tmp_path: Path) -> None:
-    answers = [("12", "12", "number"), ("\\frac{1}{2}", "\\frac{1}{2}", "text")]
-    answers += [("\\$18.90", "\\$18.90", "text"), ("3, 5", "3, 5", "text")]
+    answers = [("12", "12", "number"), ("\\frac{1}{2}", "\\frac{1}{2}", "math")]
+    answers += [("\\$18.90", "\\$18.90", "math"), ("3, 5", "3, 5", "math")]
     rows = [
         {"problem": "How much?", "answer": answer, "unique_id": f"test/algebra/{n}.json"}
         for n, (answer, _, _) in enumerate(answers)
@@ -450,6 +477,13 @@ def test_math500_tells_numbers_from_latex(tmp_path: Path) -> None:
     questions = read("math500", tmp_path)
     assert [(q.answer, q.answer_type) for q in questions] == [row[1:] for row in answers]
     assert questions[0].question_id == "math500/test/algebra/0"
+
+
+def test_math500_rows_of_our_own_format_that_say_text_are_latex(tmp_path: Path) -> None:
+    own = OURS | {"id": "math500/test/algebra/1", "dataset": "math500"}
+    latex = {"id": "math500/test/algebra/2", "answer": "\\frac{1}{2}", "answer_type": "text"}
+    write(tmp_path, "math500.test.jsonl", lines(own, own | latex))
+    assert [q.answer_type for q in read("math500", tmp_path)] == ["number", "math"]
 
 
 def test_wrong_rows_up_to_a_number_are_left_out_and_told(tmp_path: Path) -> None:
@@ -485,9 +519,15 @@ def test_rows_in_our_own_format_are_read_as_they_stand(tmp_path: Path) -> None:
     assert renamed[0].question_id == "mine/test/gsm8k/test/00007"
 
 
+def test_rows_in_our_own_format_may_have_aliases(tmp_path: Path) -> None:
+    write(tmp_path, "gsm8k.test.jsonl", lines(OURS | {"aliases": ["2.0", "3"]}))
+    assert read("gsm8k", tmp_path)[0].aliases == ("3",)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        ({"aliases": ["none"]}, "the number 'none' cannot be read"),
         ({"dataset": "bbh"}, "column 'dataset' says 'bbh', not 'gsm8k'"),
         ({"split": "train"}, "column 'split' says 'train', not 'test'"),
         ({"answer_type": "integer"}, "column 'answer_type' says 'integer'"),

@@ -32,6 +32,7 @@ from pipelines.chain import (
     run_chains,
     split_thinking,
     stable_seed,
+    stage_messages,
 )
 from pipelines.guidelines import load_guidelines, load_prompts
 from tests.scripted import ScriptedEngine
@@ -444,6 +445,46 @@ def test_plain_chain_asks_the_evaluation_prompt_for_many_answers_at_once() -> No
 def test_plain_chain_more_samples_keep_the_first_ones() -> None:
     few, many = (chains(Asked(), recipe(chain=["path"], samples=n)) for n in (32, 48))
     assert many[:32] == few
+
+
+COLOURS = Question(
+    "d/train/2",
+    "d",
+    "train",
+    "in_domain",
+    "Which?",
+    "B",
+    "choice",
+    ("red", "green", "blue", "white"),
+)
+
+
+def test_shuffled_options_are_drawn_for_each_path_and_asked_alone() -> None:
+    plan = recipe(chain=["path"], samples=20, shuffle_options=True)
+    tasks = plan.tasks(COLOURS)
+    orders = [task.option_order for task in tasks]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len(set(orders)) > 5
+    assert [task.option_order for task in plan.tasks(COLOURS)] == orders
+    assert recipe(chain=["path"], samples=20).tasks(COLOURS)[0].option_order == ()
+    assert {task.option_order for task in plan.tasks(QUESTION)} == {()}
+    engine = Asked()
+    paths = asyncio.run(run_chains(engine, plan, COLOURS, Slots(64)))
+    assert engine.counts == [1] * 20
+    prompts = [answer_messages(COLOURS.with_options(order))[0]["content"] for order in orders]
+    assert sorted(engine.prompts) == sorted(prompts)
+    assert [tuple(path["option_order"]) for path in paths] == orders
+
+
+def test_shuffled_options_hint_has_the_letter_that_the_path_is_shown() -> None:
+    plan = recipe(shuffle_options=True, hint_stages=["path"], guidelines_per_question=1)
+    [task] = plan.tasks(COLOURS, hint_pass=1)
+    columns = {"adapted_guideline": "a", "structure": "s"}
+    [message] = stage_messages("path", plan, COLOURS, task, columns)
+    shown = COLOURS.with_options(task.option_order)
+    assert f"right answer is {shown.shown_answer}" in message["content"]
+    assert shown.shown_answer.endswith(") green")
+    assert f"\n{shown.shown_answer}" in message["content"], "as it stands among the options"
 
 
 def test_plain_chain_failed_request_is_tried_again_alone() -> None:

@@ -244,6 +244,60 @@ def test_dataset_with_limits_is_taken_to_end_there(share: Share, num_begun: int)
     assert any("end at the limits" in said for said in made.assumptions) == (num_begun < 1000)
 
 
+def two_datasets() -> list[ProbedQuestion]:
+    """Questions of 100 tokens, and of 300."""
+    return [
+        question(tokens, accepted, name)
+        for name, tokens in (("a", 100), ("b", 300))
+        for accepted in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "shares", "begun"),
+    [
+        (None, {}, (500, 500)),
+        (10**9, {}, (500, 500)),
+        (40_000, {}, (100, 100)),
+        # Three of `a`, with 300 tokens, for each one of `b`, which has as many.
+        (60_000, {"a": Share(weight=3)}, (300, 100)),
+        # One that ends at a limit of its own leaves the rest to the other.
+        (40_000, {"b": Share(max_tokens=3_000)}, (370, 10)),
+        # One that has no more questions does, too.
+        (160_000, {"a": Share(weight=3)}, (500, 367)),
+        # What was probed is there.
+        (100, {}, (3, 3)),
+    ],
+)
+def test_bound_over_all_datasets_ends_them_in_their_turns(
+    max_tokens: int | None, shares: dict[str, Share], begun: tuple[int, int]
+) -> None:
+    sizes = {"a": 500, "b": 500}
+    got = estimate(*two_datasets(), num_questions=sizes, shares=shares, max_tokens=max_tokens)
+    assert tuple(dataset.num_questions for dataset in got.datasets) == begun
+    assert got.paths == 5 * sum(begun)
+    said = any("end at budget.generated_tokens or" in one for one in got.assumptions)
+    assert said == (max_tokens is not None and begun != (500, 500))
+
+
+def test_bound_is_what_the_tokens_of_all_rounds_end_at() -> None:
+    probed = [question(tokens, 2) for tokens in (95, 100, 105)]
+    more: dict[str, Any] = {"predictions": NO_ANSWERS, "num_predictions": 0, "rounds": 3}
+    free = estimate(*probed, num_questions={"a": 1000}, **more)
+    low, high = ends(free.tokens)[1:]
+    assert 150_000 < low < 300_000 < 303_000 < high
+    bound = estimate(*probed, num_questions={"a": 1000}, max_tokens=50_000, **more)
+    assert ends(bound.tokens) == (150_000, 150_000, 150_000)
+    # Either all questions end below the bound, or it is reached.
+    near = estimate(*probed, num_questions={"a": 1000}, max_tokens=101_000, **more)
+    assert ends(near.tokens) == pytest.approx((300_000, low, 303_000))
+    assert ends(bound.hours)[1] < ends(free.hours)[1]
+
+
+def test_bound_with_nothing_probed_is_unknown() -> None:
+    assert estimate(predictions=NO_ANSWERS, max_tokens=100).tokens == Range(None, None, None)
+
+
 def test_more_probed_than_there_is_gets_refused() -> None:
     with pytest.raises(ValueError, match="5 questions were probed of 4"):
         estimate(*[question()] * 5)
@@ -348,7 +402,14 @@ def test_budget_with_an_unknown_upper_end_warns() -> None:
     assert "cannot say whether" in warning
 
 
+def test_budget_of_tokens_refuses_nothing() -> None:
+    assert not Budget(generated_tokens=1).can_refuse
+    assert Budget(max_hours=1.0).can_refuse
+    assert check_budget(estimate(question(100), question(300)), Budget(generated_tokens=1)) == []
+
+
 def test_settings_change_nothing_that_was_made() -> None:
+    assert content_of(Budget(generated_tokens=5)) == {}
     assert Budget.model_validate_json('{"max_hours": 8}').max_hours == 8
     assert content_of(Budget(max_hours=1.0)) == content_of(CostSettings(gpu_hour=1.0)) == {}
 

@@ -20,15 +20,17 @@ from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
 from pipelines.examples import (
     DROPPED_SCHEMA,
+    EXAMPLES_SCHEMA,
     ROWS_PER_FILE,
     ExampleSelector,
-    ExampleSettings,
     Selection,
+    _within_hinted_share,
     _write_sorted,
     select_examples,
     select_step_examples,
     with_boxed_answer,
 )
+from pipelines.filters import ExampleSettings
 from pipelines.synthesis import PATHS_SCHEMA
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
@@ -38,10 +40,14 @@ def path(name: str, reasoning: str, **changes: Any) -> dict[str, Any]:
     return {
         "path_id": f"0/regenesis/d/train/1/{name}/0/0",
         "guideline_id": name,
+        "pass": 0,
+        "option_order": [],
+        "structure": "",
         "reasoning": reasoning,
         "thinking": "",
         "token_ids": [5, 6, 7],
-        "generations": [{"finish_reason": "stop"}],
+        "judged": None,
+        "generations": [{"stage": "path", "finish_reason": "stop"}],
         "error": None,
     } | changes
 
@@ -58,7 +64,7 @@ def reasons(selection: Selection) -> dict[str, int]:
 
 
 def test_selection_counts_every_path_once_with_its_reason(model_folder: Path) -> None:
-    cut = [{"finish_reason": "length"}]
+    cut = [{"stage": "path", "finish_reason": "length"}]
     selection = select(
         model_folder,
         path("a", "It is \\boxed{4}"),
@@ -194,6 +200,10 @@ def write_paths(folder: Folder, questions: list[Question], rows_per_part: int = 
         writer.write(rows[start : start + rows_per_part])
 
 
+def held_out(questions: Questions) -> Questions:
+    return Questions(questions.folder, ("dev", "test"))
+
+
 def stored(folder: Folder, questions: list[Question]) -> Questions:
     folder.write_table("questions.parquet", question_table(questions))
     return Questions(folder, ("train",))
@@ -211,22 +221,41 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
     facts = []
     for output in outputs:
         facts.append(
-            run_task(select_step_examples, root.child("paths"), asked, output, settings, model, {})
+            run_task(
+                select_step_examples,
+                root.child("paths"),
+                asked,
+                held_out(asked),
+                settings,
+                model,
+                {},
+                output,
+            )
         )
         compact(root.child("paths"), PATHS_SCHEMA)
-    assert (
-        facts
-        == [{"num_paths": 18, "num_examples": 12, "num_answers_added": 6, "dropped": {"wrong": 6}}]
-        * 2
-    )
-    for folder in (outputs[0], outputs[0].child("dropped")):
-        twin = outputs[1] if folder == outputs[0] else outputs[1].child("dropped")
+    of_all = {"num_paths": 18, "num_examples": 12, "dropped": {"wrong": 6}}
+    of_dataset = {"expected_lucky_share": 0.0, "overlaps_with": {}}
+    expected = {
+        **of_all,
+        "num_answers_added": 6,
+        "num_hinted": 0,
+        "num_preference_pairs": 6,
+        "datasets": {"d": {**of_all, **of_dataset}},
+    }
+    assert facts == [expected] * 2
+    for name in ("", "dropped", "preference_pairs", "rl_prompts"):
+        folder, twin = (output.child(name) if name else output for output in outputs)
         table = folder.read_table()
         ids = table.column(0).to_pylist()
         assert ids == sorted(ids)
         assert len(set(ids)) == len(ids)
         assert table.equals(twin.read_table())
-    assert outputs[0].walk() == ["dropped/dropped-00000.parquet", "train-00000.parquet"]
+    assert outputs[0].walk() == [
+        "dropped/dropped-00000.parquet",
+        "preference_pairs/preference_pairs-00000.parquet",
+        "rl_prompts/rl_prompts-00000.parquet",
+        "train-00000.parquet",
+    ]
 
 
 def test_step_examples_load_in_datasets_and_arrow(
@@ -236,13 +265,15 @@ def test_step_examples_load_in_datasets_and_arrow(
     questions = training_questions(1)
     write_paths(root.child("paths"), questions)
     folder = root.child("examples")
+    asked = stored(root.child("questions"), questions)
     select_step_examples(
         root.child("paths"),
-        stored(root.child("questions"), questions),
-        folder,
+        asked,
+        held_out(asked),
         ExampleSettings(),
         Model("tiny", str(model_folder), str(tmp_path / "cache")),
         {},
+        folder,
     )
     folder.commit({"step": "examples"})
     loaded = load_dataset(
@@ -259,16 +290,116 @@ def test_step_examples_of_no_rows_are_none(
     model_folder: Path, tmp_path: Path, ray_cluster: str
 ) -> None:
     root = Folder.open(str(tmp_path))
+    asked = stored(root.child("questions"), training_questions(2))
     facts = select_step_examples(
         root.child("paths"),
-        stored(root.child("questions"), training_questions(2)),
-        root.child("examples"),
+        asked,
+        held_out(asked),
         ExampleSettings(),
         Model("tiny", str(model_folder), str(tmp_path / "cache")),
         {},
+        root.child("examples"),
     )
-    assert facts == {"num_paths": 0, "num_examples": 0, "num_answers_added": 0, "dropped": {}}
+    assert (facts["num_paths"], facts["num_examples"], facts["dropped"]) == (0, 0, {})
+    assert root.child("examples").walk() == []
+
+
+def test_step_examples_without_an_output_are_only_counted(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = training_questions(3)
+    write_paths(root.child("paths"), questions)
+    asked = stored(root.child("questions"), questions)
+    model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
+    before = root.walk()
+    settings = ExampleSettings(max_per_question=1)
+    facts = select_step_examples(
+        root.child("paths"), asked, held_out(asked), settings, model, {}, None
+    )
+    assert facts["dropped"] == {"wrong": 3, "over_max_per_question": 3}
+    assert root.walk() == before
 
 
 def test_boxed_answer_is_added_after_the_solution() -> None:
-    assert with_boxed_answer("Done.", QUESTION) == "Done.\n\nThe final answer is \\boxed{4}."
+    boxed = with_boxed_answer("Done.", QUESTION, "4")
+    assert boxed == "Done.\n\nThe final answer is \\boxed{4}."
+
+
+OPTIONS = Question(
+    "d/train/2", "d", "train", "in_domain", "Which?", "C", "choice", ("red", "green", "blue")
+)
+
+
+def test_example_of_shuffled_options_is_asked_as_its_path_was(model_folder: Path) -> None:
+    # Shown as A) blue B) red C) green: the right answer's letter is A.
+    shuffled = path("a", "Blue: the answer is (A).", option_order=[2, 0, 1])
+    plain = path("b", "It is \\boxed{C}")
+    wrong = path("c", "It is \\boxed{C}", option_order=[2, 0, 1])
+    selection = select(model_folder, shuffled, plain, wrong, question=OPTIONS)
+    assert reasons(selection) == {"wrong": 1}
+    by_guideline = {example["guideline_id"]: example for example in selection.examples}
+    asked, answered = by_guideline["a"]["messages"]
+    assert "A) blue\nB) red\nC) green" in asked["content"]
+    assert answered["content"].endswith("The final answer is \\boxed{A}.")
+    assert "A) red\nB) green\nC) blue" in by_guideline["b"]["messages"][0]["content"]
+    assert by_guideline["a"]["vote_share"] == pytest.approx(2 / 3), "both said blue"
+    [pair] = selection.pairs
+    assert pair["chosen_id"] == shuffled["path_id"]
+    assert pair["rejected_id"] == wrong["path_id"], "only this one has the same prompt"
+
+
+def test_preference_pairs_are_of_one_prompt_and_prompts_have_pass_rates(
+    model_folder: Path,
+) -> None:
+    selection = select(
+        model_folder,
+        path("a", "It is \\boxed{4}"),
+        path("b", "So \\boxed{4}"),
+        path("c", "It is \\boxed{5}"),
+        path("d", "No idea"),
+    )
+    [pair] = selection.pairs
+    assert pair["prompt"] == answer_messages(QUESTION)
+    assert pair["chosen"][0]["content"] in ("It is \\boxed{4}", "So \\boxed{4}")
+    assert pair["rejected"] == [{"role": "assistant", "content": "It is \\boxed{5}"}]
+    eos = load_tokenizer(str(model_folder)).eos_token_id
+    assert pair["rejected_token_ids"] == [5, 6, 7, eos]
+    [prompt] = selection.prompts
+    assert (prompt["pass_rate"], prompt["num_tries"], prompt["answer"]) == (0.5, 4, "4")
+    assert prompt["prompt"] == answer_messages(QUESTION)
+
+
+def test_majority_examples_say_their_share_and_keep_their_own_answer(model_folder: Path) -> None:
+    paths = [path(f"g{n}", f"Way {n}: the answer is 5") for n in range(3)]
+    selection = select(model_folder, *paths, path("w", "\\boxed{4}"), verdict="majority")
+    assert reasons(selection) == {"minority": 1}
+    for example in selection.examples:
+        assert example["vote_share"] == pytest.approx(0.75)
+        assert example["lucky_share"] is None
+        assert example["messages"][-1]["content"].endswith("The final answer is \\boxed{5}.")
+
+
+def kept_table(num_hinted: int, num_plain: int) -> pa.Table:
+    rows = [
+        {"example_id": f"{n:03d}", "dataset": "d", "pass": int(n < num_hinted)}
+        for n in range(num_hinted + num_plain)
+    ]
+    return pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("share", "num_left"), [(1.0, 9), (0.5, 6), (0.25, 2), (0.0, 0), (0.99, 9)]
+)
+def test_hinted_examples_are_at_most_their_share(share: float, num_left: int) -> None:
+    settings = ExampleSettings(max_hinted_share=share)
+    whole = kept_table(9, 6)
+    tables, out = _within_hinted_share([whole.slice(0, 5), whole.slice(5)], settings)
+    left = pa.concat_tables(tables)
+    hinted = sum(left.column("pass").to_pylist())
+    assert hinted == num_left
+    assert left.num_rows == 6 + num_left
+    assert out.num_rows == 9 - num_left
+    assert hinted <= share * left.num_rows + 1e-9
+    one_share, _ = _within_hinted_share([whole], settings)
+    assert one_share[0].equals(left), "which ones go does not hang on the shares"

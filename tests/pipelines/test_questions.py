@@ -15,6 +15,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.settings import content_of
+from evaluation.grader import Verdict, grade
 from evaluation.question import QUESTION_TABLE_SCHEMA, SPLITS, Question
 from pipelines.questions import ROWS_PER_BATCH, QuestionSet, QuestionSettings, load_questions
 
@@ -68,6 +69,45 @@ def family(name: str, num: int = 30, **more: Any) -> dict[str, Any]:
 
 def counts_of(loaded: QuestionSet, dataset: str, split: str) -> Mapping[str, Any]:
     return next(c for c in loaded.counts if (c["dataset"], c["split"]) == (dataset, split))
+
+
+NEAR = """
+from evaluation.answers.place import find_answer
+from evaluation.grader import Grade, ReadAs, Verdict
+
+
+def grade(text, question, *, read_last, finished):
+    read_as, answer = find_answer(text, last=read_last, finished=finished)
+    if answer is None:
+        return Grade(None, Verdict.NO_ANSWER, ReadAs.NOTHING)
+    near = abs(float(answer) - float(question.answer)) <= float(question.grader_data)
+    also = answer in question.aliases
+    return Grade(answer, Verdict.CORRECT if near or also else Verdict.WRONG, read_as)
+"""
+
+
+def test_files_with_a_grader_of_the_users_own_and_aliases_load_and_grade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "near.py").write_text(NEAR)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "q.csv").write_text(
+        'id,question,answer,also,how_near\na,How far?,100,"[""7"", ""8""]",2.5\n'
+    )
+    columns = {"aliases": "also", "grader_data": "how_near"}
+    source = {"test": "q.csv", "answer_type": "number", "columns": columns}
+    mine = files(**source) | {"domain": "out_of_domain"}
+    [question] = asked(load(tmp_path, mine=mine | {"grader": "near:grade"}))
+    responses = {r"\boxed{98}": "correct", r"\boxed{97}": "wrong", r"\boxed{8}": "correct"}
+    responses |= {"Hm.": "no_answer", r"<think>\boxed{97}</think>\boxed{101}": "correct"}
+    verdicts = {text: grade(text, question, read_last=False).verdict for text in responses}
+    assert verdicts == responses
+
+    [by_type] = asked(load(tmp_path, mine=mine))
+    assert by_type.grader == ""
+    assert grade(r"\boxed{98}", by_type, read_last=False).verdict == Verdict.WRONG
+    assert grade(r"\boxed{8.0}", by_type, read_last=False).verdict == Verdict.CORRECT
+    assert by_type.fingerprint != question.fingerprint
 
 
 def test_dev_is_carved_from_train_by_id(tmp_path: Path) -> None:

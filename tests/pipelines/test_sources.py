@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 import pytest
+from reasoning_gym.factory import DATASETS, create_dataset
 
 from cluster.errors import InputError
+from evaluation.grader import Verdict, boxed_answer, grade
 from evaluation.question import Question
+from pipelines.questions import DatasetSettings
 from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 
@@ -137,6 +141,35 @@ def test_csv_cells_are_texts_and_options_a_json_list(tmp_path: Path) -> None:
     assert (first.question, first.answer) == ("Which, of these\ntwo?", "B")
     assert first.choices == ("hot, dry", "2")
     assert (second.question_id, second.answer, second.choices) == ("mine/test/b", "2", ())
+
+
+def test_aliases_and_grader_data_are_read_where_they_stand(tmp_path: Path) -> None:
+    row = GOOD | {"answer": "New York", "answer_type": "text", "aliases": ["NYC", 10]}
+    question = read_rows(tmp_path, row | {"grader_data": {"tests": [1, None]}})[0]
+    assert question.aliases == ("NYC", "10")
+    assert question.grader_data == '{"tests": [1, null]}'
+    assert read_rows(tmp_path, GOOD | {"aliases": None, "grader_data": "as it is"}) == [
+        replace(read_rows(tmp_path, GOOD)[0], grader_data="as it is")
+    ]
+    named = Columns(aliases="also", grader_data=None)
+    row = GOOD | {"aliases": "not ours", "also": ["2.50"], "grader_data": "x"}
+    question = read_rows(tmp_path, row, columns=named)[0]
+    assert (question.aliases, question.grader_data) == (("2.5",), "")
+
+
+def test_csv_aliases_are_a_json_list(tmp_path: Path) -> None:
+    lines = ["id,question,answer,aliases,grader_data", 'a,Where?,NYC,"[""New York""]",5', "b,?,x,,"]
+    (tmp_path / "q.csv").write_text("\n".join(lines))
+    first, second = read(tmp_path, test="q.csv", answer_type="text")
+    assert (first.aliases, first.grader_data) == (("New York",), "5")
+    assert (second.aliases, second.grader_data) == ((), "")
+
+
+def test_parquet_aliases_are_a_list(tmp_path: Path) -> None:
+    row = GOOD | {"aliases": ["3", "4"], "grader_data": {"tolerance": 0.5}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "q.parquet")
+    (question,) = read(tmp_path, test="q.parquet")
+    assert (question.aliases, question.grader_data) == (("3", "4"), '{"tolerance": 0.5}')
 
 
 @pytest.mark.parametrize(
@@ -299,6 +332,10 @@ def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected:
         ),
         ({"answer_type": "choice", "answer": "A", "choices": ["x\0"]}, "a NUL character at 1"),
         ({"choices": ["x", "y"]}, "a number question has no options"),
+        ({"aliases": "two"}, "column 'aliases': the aliases must be a list of answers, this is a"),
+        ({"aliases": ["many"]}, "column 'aliases': the number 'many' cannot be read"),
+        ({"aliases": [None]}, "column 'aliases': expected a text, found a null"),
+        ({"grader_data": "a\0"}, "column 'grader_data': a NUL character at 1"),
         ({"id": "a"}, "stands already at"),
     ],
 )
@@ -356,6 +393,7 @@ def test_bad_parquet_row_is_named_by_row(tmp_path: Path) -> None:
         ("answer", date(2024, 1, 1), "column 'answer': expected a text, found a date"),
         ("answer_type", 3, "column 'answer_type': unknown answer type 3"),
         ("choices", "x, y", "column 'choices': a number question has no options"),
+        ("grader_data", [date(2024, 1, 1)], "column 'grader_data': Object of type date is not"),
     ],
 )
 def test_parquet_column_of_a_wrong_type_is_refused(
@@ -432,6 +470,48 @@ def test_family_stream_keeps_repeats_beyond_what_is_wanted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "answer_type", "by_scorer"),
+    [
+        ("simple_equations", "number", False),
+        ("game_of_life_halting", "boolean", False),
+        ("spell_backward", "text", False),
+        ("rotate_matrix", "text", True),
+        ("graph_color", "text", True),
+    ],
+)
+def test_family_is_graded_as_fits_it(family: str, answer_type: str, by_scorer: bool) -> None:
+    for question in draw(family=family)[:2]:
+        assert question.answer_type == answer_type
+        assert bool(question.grader) == bool(question.grader_data) == by_scorer
+        result = grade(boxed_answer(question), question, read_last=False)
+        assert result.verdict == Verdict.CORRECT
+
+
+def test_family_with_an_answer_type_is_graded_as_that() -> None:
+    question = draw(family="base_conversion", answer_type="text")[0]
+    assert (question.answer_type, question.grader) == ("text", "")
+
+
+def test_family_is_not_asked_what_is_answered_by_nothing() -> None:
+    settings = {"length": 4}
+    answered = [q.answer for q in draw(family="ab", settings=settings)]
+    assert len(answered) >= 20
+    assert all(answered)
+    entries = create_dataset("ab", **settings, seed=0, size=200)
+    assert any(not entry["answer"] for entry in entries)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(DATASETS) - {"boxnet", "composite", "rush_hour"}))
+def test_every_family_with_answers_grades_its_own_as_right(family: str) -> None:
+    source = ReasoningGymSource(kind="reasoning_gym", family=family, seed=3)
+    wanted: Any = {"train": 0, "dev": 0, "test": 3}
+    for question in draw_questions(source, "mine", "out_of_domain", wanted, all_to_test):
+        result = grade(boxed_answer(question), question, read_last=False)
+        assert result.verdict == Verdict.CORRECT, question.answer
+
+
+@pytest.mark.parametrize(
     ("source", "expected"),
     [
         ({"family": "chain_sums"}, r"source\.family: .*'chain_sums'; nearest: chain_sum"),
@@ -439,10 +519,44 @@ def test_family_stream_keeps_repeats_beyond_what_is_wanted() -> None:
         ({"family": "chain_sum", "settings": {"seed": 2}}, r"settings\.seed: give source\.seed"),
         ({"family": "chain_sum", "settings": {"min_terms": 9}}, "chain_sum refuses them"),
         ({"family": "chain_sum", "settings": {"min_terms": "two"}}, "chain_sum refuses them"),
-        ({"family": "spell_backward"}, r"source\.answer_type: item 0 of spell_backward"),
+        (
+            {"family": "spell_backward", "answer_type": "number"},
+            r"source\.answer_type: item 0 of spell_backward",
+        ),
+        ({"family": "rush_hour"}, r"source\.family: .* comes without a right answer"),
         ({"family": "coin_flip", "settings": {"max_trials": 3}}, r"gave \d+ different test"),
     ],
 )
 def test_family_that_cannot_serve_is_refused(source: dict[str, Any], expected: str) -> None:
     with pytest.raises(InputError, match=r"questions\.datasets\.mine.*" + expected):
         draw(**source)
+
+
+def unlabelled(**changes: Any) -> dict[str, Any]:
+    columns = {"answer": None, "answer_type": None, "choices": None}
+    source = {"kind": "files", "train": "t.jsonl", "columns": columns, "answer_type": "number"}
+    return {"source": source | changes.pop("source", {}), "dev_share": 0.0} | changes
+
+
+def test_questions_without_answers_are_trained_on_by_the_majority(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "question": f"What is {n} + 1?"} for n in range(3)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = DatasetSettings.model_validate(unlabelled())
+    questions = list(read_questions(dataset.source, str(tmp_path), "d", "in_domain"))  # type: ignore[arg-type]
+    assert [question.answer for question in questions] == ["", "", ""]
+    assert not dataset.is_labelled
+    result = grade("So \\boxed{3}", questions[2], read_last=False)
+    assert (result.predicted, result.verdict) == ("3", "unlabelled")
+    assert grade("No idea", questions[2], read_last=False).verdict == "no_answer"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": {"test": "t.jsonl"}}, "dev and test need answers"),
+        ({"dev_share": 0.1}, "set dev_share: 0"),
+    ],
+)
+def test_questions_without_answers_are_not_evaluated_on(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DatasetSettings.model_validate(unlabelled(**changes))

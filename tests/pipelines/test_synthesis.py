@@ -58,9 +58,10 @@ def stored(row: dict[str, Any], attempt: int = 0) -> dict[str, Any]:
 
 
 def path(verdict: str, *finish_reasons: str, error: str | None = None) -> dict[str, Any]:
+    counts = {"num_tokens": 10, "num_prompt_tokens": 100}
     generations = [
-        {"finish_reason": reason, "num_tokens": 10, "num_prompt_tokens": 100}
-        for reason in finish_reasons
+        {"stage": stage, "finish_reason": reason, **counts}
+        for stage, reason in zip(("adapt", "structure", "path"), finish_reasons, strict=False)
     ]
     return {"verdict": verdict, "generations": generations, "error": error}
 
@@ -86,13 +87,20 @@ def test_counts_are_those_of_the_paths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reasons", "expected"),
-    [((), False), (("stop",), True), (("stop", "length"), False), (("length", "stop"), True)],
+    ("stages", "expected"),
+    [
+        ({}, False),
+        ({"path": "stop"}, True),
+        ({"adapt": "stop", "structure": "stop"}, False),
+        ({"adapt": "length", "path": "stop"}, True),
+        ({"adapt": "stop", "path": "length", "judge": "stop"}, False),
+    ],
 )
-def test_path_is_finished_when_its_last_generation_ended_by_itself(
-    reasons: tuple[str, ...], expected: bool
+def test_path_is_finished_when_its_solution_ended_by_itself(
+    stages: dict[str, str], expected: bool
 ) -> None:
-    assert path_finished(path("", *reasons)) == expected
+    generations = [{"stage": name, "finish_reason": why} for name, why in stages.items()]
+    assert path_finished({"generations": generations}) == expected
 
 
 @pytest.mark.parametrize(

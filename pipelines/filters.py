@@ -1,0 +1,285 @@
+"""The filters: which of a question's paths are learned from, and why the others are not.
+
+Each is a function of a question with all its graded paths, and of those that are still in. It
+returns the ids that go out, each with its reason; `filter_paths` applies them in turn::
+
+    {"0/regenesis/d/train/1/decompose/0/0": "wrong", "0/regenesis/d/train/1/plan/0/0": "too_long"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.settings import Settings
+from evaluation.grader import Verdict
+from evaluation.question import AnswerType, Question
+from pipelines.chain import stable_seed
+from pipelines.contamination import ContaminationSettings
+from pipelines.leaks import Leak, find_leak
+from pipelines.similarity import equations, most_diverse, shingles, similarity
+from pipelines.synthesis import path_finished
+from pipelines.votes import Votes, count_votes
+
+GradedPath = Mapping[str, Any]
+Reasons = dict[str, str]
+UnitShare = Annotated[float, Field(ge=0, le=1)]
+
+
+class ExampleSettings(Settings):
+    """Which paths become training examples."""
+
+    verdict: Literal["ground_truth", "majority", "unfiltered"] = "ground_truth"
+    """What makes a path right: its answer is the ground truth, or that of most paths of its
+    question. `unfiltered` is the control: as many paths of each question as ground truth would
+    keep, drawn whatever they answer."""
+    min_vote_share: UnitShare = 0.0
+    """With `majority`: the share of all paths that the majority needs. A tie is none."""
+    pass_rate: tuple[UnitShare, UnitShare] = (0.0, 1.0)
+    """Questions of which a smaller or larger share of the paths is right are left out: what is
+    right by chance, and what the model can do already."""
+    min_correct_above_chance: Annotated[float, Field(ge=0)] | None = None
+    """Right paths that a question needs beyond those that guessing would give: 25 guesses among
+    four options give 6.25."""
+    max_target_tokens: Annotated[int, Field(gt=0)] = 800
+    """Longer solutions are dropped, in the model's own tokens (paper: under 800 tokens)."""
+    drop_unsound: bool = True
+    """Drop what the model itself found unsound, where `synthesis.judge` asked it."""
+    drop_leaks: tuple[Leak, ...] = ("hint", "guideline")
+    """Solutions that cite the hint, or the guideline; paths whose structure holds the answer."""
+    contamination: ContaminationSettings = ContaminationSettings()
+    distinct_by: Literal["text", "equations"] = "text"
+    """Of solutions with the same text, or the same equations in their order, one is kept."""
+    max_similarity: UnitShare = 1.0
+    """Of solutions of a question that share more of their words in a row (Jaccard, runs of three)
+    one is kept."""
+    max_per_question: Annotated[int, Field(gt=0)] = 5
+    """The paper keeps at most 5 correct paths a question, drawn at random."""
+    draw: Literal["seed", "diversity"] = "seed"
+    """Which ones: by chance, or those that are least alike."""
+    max_hinted_share: UnitShare = 1.0
+    """The share of all examples that may come from paths that were shown the answer."""
+    read_last: tuple[AnswerType, ...] = ("number",)
+    """Answer types whose last number or letter counts when no clearer answer was written. Off
+    where guessing is easy: with 25 tries some last letter is nearly always the right one."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExampleSettings:
+        if self.pass_rate[0] > self.pass_rate[1]:
+            raise ValueError("pass_rate: the lower bound is above the upper one; swap them")
+        if self.min_vote_share and self.verdict != "majority":
+            raise ValueError("min_vote_share: is for verdict majority; remove it")
+        return self
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A question with all its paths as the grader of today judges them."""
+
+    question: Question
+    paths: Sequence[GradedPath]
+    settings: ExampleSettings
+    is_contaminated: bool = False
+
+    @cached_property
+    def votes(self) -> Votes:
+        return count_votes(self.question, self.paths)
+
+    @cached_property
+    def right(self) -> frozenset[str]:
+        """The ids of the paths whose answer counts as right."""
+        if self.settings.verdict == "majority":
+            winner = self.votes.majority(self.settings.min_vote_share)
+            of_winner = (p for p in self.paths if self.votes.is_of(p["predicted"], winner))
+            return frozenset(path["path_id"] for path in of_winner if not path["pass"])
+        return frozenset(p["path_id"] for p in self.paths if p["verdict"] == Verdict.CORRECT)
+
+    @property
+    def num_tries(self) -> int:
+        """Paths that had a chance to be right without being told the answer."""
+        return self.votes.num_voters
+
+    @property
+    def num_answers(self) -> int:
+        """Those of them that gave an answer."""
+        return sum(self.votes.groups.values())
+
+    @property
+    def num_right(self) -> int:
+        return sum(path["path_id"] in self.right and not path["pass"] for path in self.paths)
+
+    @property
+    def lucky_share(self) -> float | None:
+        """The expected share of the right paths that guessed; None where the truth is not asked.
+
+        Correction for guessing: where an answer is either known or guessed among k options, w
+        wrong answers tell of w / (k - 1) that were guessed right.
+        """
+        if self.settings.verdict != "ground_truth":
+            return None
+        chance = chance_of(self.question)
+        if chance == 1 or not self.num_right:
+            return 1.0 if chance else 0.0
+        num_wrong = self.num_answers - self.num_right
+        return min(1.0, num_wrong * chance / (1 - chance) / self.num_right)
+
+
+Filter = Callable[[Graded, Sequence[GradedPath]], Reasons]
+
+
+def chance_of(question: Question) -> float:
+    """How often a guess is right: one over the number of options; 0 where there are none."""
+    if question.answer_type == "boolean":
+        return 0.5
+    return 1 / len(question.choices) if question.choices else 0.0
+
+
+def filter_paths(graded: Graded) -> tuple[list[GradedPath], Reasons]:
+    """The paths that are kept, in the order they were drawn, and the reason of each other one."""
+    control = graded.settings.verdict == "unfiltered"
+    kept, reasons = _apply(UNJUDGED_FILTERS if control else FILTERS, graded)
+    drawn = draw(graded, kept)
+    number = graded.settings.max_per_question
+    over = "over_max_per_question"
+    if control:
+        true_one = graded.settings.model_copy(update={"verdict": "ground_truth"})
+        as_many, _ = filter_paths(
+            Graded(graded.question, graded.paths, true_one, graded.is_contaminated)
+        )
+        number, over = len(as_many), "over_number_of_right"
+    return drawn[:number], reasons | {path["path_id"]: over for path in drawn[number:]}
+
+
+def _apply(filters: Sequence[Filter], graded: Graded) -> tuple[list[GradedPath], Reasons]:
+    left = in_drawn_order(graded.paths, graded.settings.seed)
+    reasons: Reasons = {}
+    for each in filters:
+        reasons |= each(graded, left)
+        left = [path for path in left if path["path_id"] not in reasons]
+    return left, reasons
+
+
+def in_drawn_order(paths: Sequence[GradedPath], seed: int) -> list[GradedPath]:
+    """By a draw for each id, so that neither the order of the paths nor of the files counts."""
+    return sorted(paths, key=lambda path: stable_seed(seed, path["path_id"]))
+
+
+def draw(graded: Graded, paths: Sequence[GradedPath]) -> list[GradedPath]:
+    """The paths with those first that are to be kept."""
+    if graded.settings.draw == "seed":
+        return list(paths)
+    taken = most_diverse([path["reasoning"] for path in paths], graded.settings.max_per_question)
+    return [paths[n] for n in [*taken, *sorted({*range(len(paths))} - {*taken})]]
+
+
+# --- the filters -------------------------------------------------------------------------------
+
+
+def unfinished(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """Failed in the engine, or cut off by the token limit."""
+    return {
+        path["path_id"]: str(Verdict.ERROR if path["error"] else Verdict.TRUNCATED)
+        for path in paths
+        if path["error"] or not path_finished(path)
+    }
+
+
+def not_right(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """Another answer than the ground truth or the majority, or none that could be read."""
+    return {
+        path["path_id"]: _why_not_right(graded, path)
+        for path in paths
+        if path["path_id"] not in graded.right
+    }
+
+
+def _why_not_right(graded: Graded, path: GradedPath) -> str:
+    if graded.settings.verdict != "majority" or path["predicted"] is None or path["error"]:
+        return str(path["verdict"])
+    if path["pass"]:
+        return "hinted"
+    winner = graded.votes.majority(graded.settings.min_vote_share)
+    return "no_majority" if winner is None else "minority"
+
+
+def too_long(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    most = graded.settings.max_target_tokens
+    return {path["path_id"]: "too_long" for path in paths if len(path["token_ids"]) > most}
+
+
+def unsound(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """The model, asked as a judge, found a fault in it."""
+    wanted = graded.settings.drop_unsound
+    return {p["path_id"]: "judged_unsound" for p in paths if wanted and p["judged"] == "no"}
+
+
+def leaking(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """Leans on a hint, a structure or a guideline that the model will not be shown."""
+    wanted = graded.settings.drop_leaks
+    leaks = ((path["path_id"], find_leak(graded.question, path, wanted)) for path in paths)
+    return {path_id: f"leak_{leak}" for path_id, leak in leaks if leak}
+
+
+def contaminated(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """The question overlaps with one of evaluation."""
+    drop = graded.settings.contamination.drop and graded.is_contaminated
+    return {path["path_id"]: "contaminated" for path in paths} if drop else {}
+
+
+def outside_pass_rate(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """The question is too hard or too easy."""
+    low, high = graded.settings.pass_rate
+    rate = graded.num_right / graded.num_tries if graded.num_tries else 0.0
+    reason = "pass_rate_too_low" if rate < low else "pass_rate_too_high" if rate > high else None
+    return {path["path_id"]: reason for path in paths} if reason else {}
+
+
+def lucky(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """The question was answered rightly hardly more often than by guessing."""
+    least = graded.settings.min_correct_above_chance
+    above = graded.num_right - graded.num_answers * chance_of(graded.question)
+    return {p["path_id"]: "lucky" for p in paths} if least is not None and above < least else {}
+
+
+def repeated(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+    """Of equal or nearly equal solutions all but the first drawn one."""
+    return dict(_repeated(paths, graded.settings))
+
+
+def _repeated(paths: Sequence[GradedPath], settings: ExampleSettings) -> Iterator[tuple[str, str]]:
+    texts: set[str] = set()
+    worked_out: set[tuple[str, ...]] = set()
+    kept: list[frozenset[str]] = []
+    for path in paths:
+        text = path["reasoning"]
+        own = equations(text) if settings.distinct_by == "equations" else ()
+        words = shingles(text) if settings.max_similarity < 1 else frozenset()
+        if text in texts:
+            yield path["path_id"], "duplicate"
+        elif own and own in worked_out:
+            yield path["path_id"], "same_equations"
+        elif words and any(similarity(words, other) > settings.max_similarity for other in kept):
+            yield path["path_id"], "near_duplicate"
+        else:
+            texts.add(text)
+            worked_out.add(own)
+            kept.append(words)
+
+
+FILTERS: tuple[Filter, ...] = (
+    not_right,
+    unfinished,
+    too_long,
+    unsound,
+    leaking,
+    contaminated,
+    outside_pass_rate,
+    lucky,
+    repeated,
+)
+UNJUDGED_FILTERS: tuple[Filter, ...] = tuple(each for each in FILTERS if each is not not_right)

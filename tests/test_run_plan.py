@@ -1,0 +1,256 @@
+"""What a config comes to before anything is made: the steps of a run, and their folders."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.errors import InputError
+from cluster.settings import fingerprint, load_settings
+from pipelines.strategy import strategies, with_strategy
+from pipelines.synthesis import SynthesizePaths
+from regenesis import Config, Run, describe_plan, plan_run
+from tests.conftest import REPOSITORY, arithmetic
+
+CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")
+DOCUMENT = (REPOSITORY / "docs" / "STRATEGIES.md").read_text()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> dict[str, Any]:
+    """A config for a cluster, with four questions and a model that nobody loads."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "llama3_8b.yaml").read_text())
+    datasets = arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)
+    storage = {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")}
+    return tree | {
+        "model": {"path": str(model)},
+        "questions": {"datasets": datasets},
+        "storage": storage,
+    }
+
+
+def plan(tree: dict[str, Any], folder: Path, *overrides: str) -> Run:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return plan_run(load_settings(Config, path, overrides, with_strategy))
+
+
+# --- a bound over all datasets -----------------------------------------------------------------
+
+
+def test_bound_of_tokens_is_an_extent_of_the_paths(base: dict[str, Any], tmp_path: Path) -> None:
+    free, bound, higher = (
+        plan(base, tmp_path, f"budget.generated_tokens={number}").rounds[0].paths
+        for number in ("null", "500", "900")
+    )
+    assert free.folder == bound.folder == higher.folder
+    assert len({free.extent, bound.extent, higher.extent}) == 3
+    # As it was before there was such a bound.
+    questions = plan(base, tmp_path).questions
+    assert free.extent == fingerprint(questions.extent("train"), [])
+    bound.commit()
+    assert bound.is_done
+    assert not higher.is_done
+    assert not free.is_done
+
+
+def test_bound_of_tokens_reaches_the_pool_and_the_dry_run(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    run = plan(base, tmp_path, "budget.generated_tokens=500")
+    assert run.paths_job(run.rounds[0]).max_tokens == 500
+    assert run.prediction_job(run.base_predictions).max_tokens is None
+    assert "end at about 500 generated tokens" in describe_plan(run)
+    paths = run.rounds[0].paths
+    assert f"{paths.folder.name}: run, 300 generations" in describe_plan(run)
+    paths.commit()
+    # Questions that the bound left out are no longer to be done.
+    assert re.search(rf"{paths.folder.name}: skip, finished\n", describe_plan(run))
+
+
+@pytest.mark.parametrize(("strategy", "expected"), [("direct", 4 * 25), ("star", 4)])
+def test_dry_run_counts_the_stages_that_a_chain_has(
+    base: dict[str, Any], tmp_path: Path, strategy: str, expected: int
+) -> None:
+    described = describe_plan(plan(base, tmp_path, f"synthesis.strategy={strategy}"))
+    assert re.search(rf"round_0/paths-\w+: run, {expected} generations", described)
+
+
+# --- proposed guidelines -----------------------------------------------------------------------
+
+
+def test_run_without_an_expansion_has_no_step_for_it(base: dict[str, Any], tmp_path: Path) -> None:
+    run = plan(base, tmp_path)
+    assert run.guidelines_step is None
+    assert not [name for name in run.step_names() if "guidelines" in name]
+    assert "expand" not in json.dumps(run.rounds[0].paths.content)
+    assert "expansion" not in run.rounds[0].paths.content
+
+
+def test_folders_of_all_rounds_follow_from_what_the_expansion_is_made_of(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    def folders(*overrides: str) -> tuple[str, ...]:
+        run = plan(base, tmp_path, "rounds=2", *overrides)
+        assert run.guidelines_step is not None
+        assert f"base/{run.guidelines_step.folder.name}" == run.step_names()[1]
+        paths = (this.paths.folder.path for this in run.rounds)
+        return (run.guidelines_step.folder.path, *paths)
+
+    three = folders("synthesis.expand_guidelines=3")
+    assert three == folders("synthesis.expand_guidelines=3", "engine.max_num_seqs=9")
+    plain = plan(base, tmp_path, "rounds=2")
+    assert plain.rounds[0].paths.folder.path not in three
+    for other in (
+        ("synthesis.expand_guidelines=4",),
+        ("synthesis.expand_guidelines=3", "synthesis.seed=1"),
+        ("synthesis.expand_guidelines=3", "synthesis.stages.expand.temperature=0.2"),
+    ):
+        assert not {*folders(*other)} & {*three}
+
+
+def test_dry_run_leaves_room_for_all_proposals_until_they_are_made(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    run = plan(base, tmp_path, "synthesis.expand_guidelines=3")
+    assert run.guidelines_step is not None
+    described = describe_plan(run)
+    assert re.search(r"base/guidelines-\w+: run, 3 generations", described)
+    assert re.search(rf"round_0/paths-\w+: run, {4 * 28 * 3} generations", described)
+    rows = [{"id": "a", "text": "One."}, {"id": "proposed-01", "text": "Another one."}]
+    run.guidelines_step.folder.write_bytes("guidelines.yaml", yaml.safe_dump(rows).encode())
+    # Not before its manifest stands.
+    assert len(run.recipe(run.rounds[0]).guidelines) == 25
+    run.guidelines_step.commit()
+    described = describe_plan(run)
+    assert re.search(r"base/guidelines-\w+: skip, finished\n", described)
+    assert re.search(rf"round_0/paths-\w+: run, {4 * 2 * 3} generations", described)
+    handler = run.paths_job(run.rounds[0]).handler
+    assert isinstance(handler, SynthesizePaths)
+    assert [each.guideline_id for each in handler.recipe.guidelines] == ["a", "proposed-01"]
+
+
+# --- docs/STRATEGIES.md ------------------------------------------------------------------------
+
+
+def overrides_in_document() -> list[list[str]]:
+    """The `--set` values of each command and of each line of settings in its blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [
+        [value for flag, value in itertools.pairwise(words) if flag == "--set"]
+        for words in commands
+        if "--set" in words
+    ]
+
+
+@pytest.mark.parametrize("overrides", overrides_in_document(), ids=" ".join)
+def test_settings_in_the_document_make_a_run_of_its_own(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    for name in ("guidelines", "prompts"):
+        ours = (REPOSITORY / "pipelines" / f"{name}.yaml").read_text()
+        (tmp_path / f"my_{name}.yaml").write_text(ours.replace("question", "problem"))
+    prompts = tmp_path / "my_prompts.yaml"
+    prompts.write_text(prompts.read_text().replace("{problem}", "{question}"))
+    monkeypatch.chdir(tmp_path)
+    plain, run = plan(base, tmp_path), plan(base, tmp_path, *overrides)
+    assert describe_plan(run)
+    assert run.rounds[0].examples.identity != plain.rounds[0].examples.identity
+    assert run.base_predictions.identity == plain.base_predictions.identity
+
+
+def test_document_has_the_commands_and_the_ablations() -> None:
+    assert len(overrides_in_document()) >= 15
+
+
+def test_table_in_the_document_says_what_the_strategies_set(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in DOCUMENT.splitlines()
+        if line.startswith("| `")
+    ]
+    assert {row[0].strip("`") for row in rows} == set(strategies())
+    for name, paths, temperature, keeps, _, source in rows:
+        run = plan(base, tmp_path, f"synthesis.strategy={name.strip('`')}")
+        config = run.config
+        assert run.paths_job(run.rounds[0]).handler.width == int(paths.split()[0].strip(","))
+        assert config.synthesis.stages.path.temperature == float(temperature)
+        assert source == strategies()[name.strip("`")].source
+        if "at most" in keeps:
+            assert config.examples.max_per_question == int(keeps.split()[-1])
+        assert config.training.start_from == "base"
+
+
+@pytest.mark.parametrize("config", CLUSTER_CONFIGS)
+@pytest.mark.parametrize("name", list(strategies()))
+def test_configs_for_a_cluster_leave_a_strategy_what_it_sets(config: str, name: str) -> None:
+    path = REPOSITORY / "configs" / f"{config}.yaml"
+    overrides = [f"synthesis.strategy={name}"]
+    made = load_settings(Config, path, overrides, with_strategy).model_dump(mode="json")
+    assert contains(made, strategies()[name].settings)
+
+
+def contains(tree: Any, part: Any) -> bool:
+    """Whether a tree has all that a part of it says."""
+    if not hasattr(part, "items"):
+        return bool(tree == part)
+    return all(contains(tree[name], value) for name, value in part.items())
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_run_that_would_show_a_truth_which_it_does_not_use_is_refused(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    hinted = ("synthesis.hint_stages=[path]", "examples.verdict=majority")
+    with pytest.raises(InputError, match="hint_stages shows the ground truth"):
+        plan(base, tmp_path, *hinted)
+
+
+def test_run_of_questions_without_answers_goes_by_the_majority_only(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "bare.jsonl").write_text('{"id": "1", "question": "What is 5 + 1?"}\n')
+    columns = {"answer": None, "answer_type": None, "choices": None}
+    bare = {
+        "source": {
+            "kind": "files",
+            "train": str(tmp_path / "bare.jsonl"),
+            "columns": columns,
+            "answer_type": "number",
+        },
+        "dev_share": 0.0,
+    }
+    base["questions"]["datasets"]["bare"] = bare
+    with pytest.raises(InputError, match=r"datasets\.bare has no answers"):
+        plan(base, tmp_path)
+    run = plan(base, tmp_path, "examples.verdict=majority")
+    assert run.questions.split("train").num_rows == 5
+
+
+def test_examples_hang_on_the_held_out_questions_only_where_overlaps_are_dropped(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    def examples(*overrides: str) -> str:
+        return plan(base, tmp_path, *overrides).rounds[0].examples.identity
+
+    fewer = "questions.datasets.sums.num_test=1"
+    drop = "examples.contamination.drop=true"
+    assert examples() == examples(fewer)
+    assert examples(drop) != examples(drop, fewer)
