@@ -23,12 +23,18 @@ def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return result
 
 
-def map_tasks(function: Callable[..., R], calls: Iterable[tuple[Any, ...]]) -> list[R]:
-    """Run a function once for each tuple of arguments, as many at once as there are CPUs."""
+def map_tasks(
+    function: Callable[..., R], calls: Iterable[tuple[Any, ...]], shared: tuple[Any, ...] = ()
+) -> list[R]:
+    """Run a function once for each tuple of arguments, as many at once as there are CPUs.
+
+    The `shared` arguments come last in every call; they are stored once, not once for each.
+    """
     import ray
 
     remote = _remote(function).options(num_cpus=1)
-    return list(ray.get([remote.remote(*call) for call in calls]))
+    stored = [ray.put(argument) for argument in shared]
+    return list(ray.get([remote.remote(*call, *stored) for call in calls]))
 
 
 def num_cpus() -> int:

@@ -32,7 +32,6 @@ __all__ = [
     "ReadAs",
     "Verdict",
     "box",
-    "boxed_answer",
     "canonical_answer",
     "grade",
     "same_answer",
@@ -127,12 +126,6 @@ def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str
     if not plain_text(answer):
         raise ValueError(f"the answer {answer!r} is empty: give every question a truth")
     return KINDS[answer_type].canonical(answer, tuple(choices))
-
-
-def boxed_answer(question: Question) -> str:
-    r"""The truth as the prompt asks for it, `\boxed{72}`; `grade` calls it correct."""
-    answer = canonical_answer(question.answer, question.answer_type, question.choices)
-    return box(answer, question.answer_type)
 
 
 def box(answer: str, answer_type: AnswerType) -> str:

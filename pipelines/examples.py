@@ -264,7 +264,9 @@ def select_step_examples(
     words = EvaluationWords.of(held_out.read(), settings.contamination.num_words)
     shares = Ledger.read(paths).of(questions.keys()).split(num_cpus())
     selected = map_tasks(
-        _select_share, [(share, settings, start, template_args, words) for share in shares]
+        _select_share,
+        [(share,) for share in shares],
+        shared=(settings, start, template_args, words),
     )
     overlaps = sum((counts for _, counts in selected), Counter[tuple[str, str]]())
     tables = [

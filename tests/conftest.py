@@ -14,6 +14,8 @@ import yaml
 
 from cluster.ledger import Ledger
 from cluster.storage import Folder
+from evaluation.grader import box, canonical_answer
+from evaluation.question import Question
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -154,3 +156,9 @@ def ray_cluster() -> Iterator[str]:
     context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+def boxed_truth(question: Question) -> str:
+    r"""The truth as the prompt asks for it, `\boxed{72}`, which the grader has to call correct."""
+    answer = canonical_answer(question.answer, question.answer_type, question.choices)
+    return box(answer, question.answer_type)

@@ -80,7 +80,6 @@ def is_part(path: Path) -> bool:
 def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
-    scripted_config["cluster"] = LOCAL_CLUSTER
     undisturbed = scripted_config | {"run": "undisturbed"}
     whole = run_driver("run", write_config(undisturbed), "--until", "examples")
     assert whole.returncode == 0, whole.stderr

@@ -12,6 +12,7 @@ from evaluation.grader import ReadAs, Verdict
 
 CORRECT, WRONG = Verdict.CORRECT, Verdict.WRONG
 NO_ANSWER, TRUNCATED, ERROR = Verdict.NO_ANSWER, Verdict.TRUNCATED, Verdict.ERROR
+UNLABELLED = Verdict.UNLABELLED
 BOXED, PHRASE, LAST, NOTHING = ReadAs.BOXED, ReadAs.PHRASE, ReadAs.LAST, ReadAs.NOTHING
 
 FRUITS = ("apple", "banana", "a dog", "cherry pie")
@@ -313,7 +314,7 @@ NUMBER_TEXTS = [
     Case("answer tag never closed", "<answer>72", "72", NO_ANSWER, NOTHING),
     Case("spelled after phrase", "The answer is twelve.", "12", CORRECT, PHRASE),
     Case("spelled, more to it", "The answer is one of these.", "1", NO_ANSWER, NOTHING),
-    Case("empty truth", r"\boxed{72}", "", ERROR, BOXED),
+    Case("empty truth", r"\boxed{72}", "", UNLABELLED, BOXED),
     Case("no truth of its type", r"\boxed{72}", "twelve apples", ERROR, BOXED),
     Case(
         "rambling",

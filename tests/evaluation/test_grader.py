@@ -16,13 +16,12 @@ from evaluation.grader import (
     Grade,
     ReadAs,
     Verdict,
-    boxed_answer,
     canonical_answer,
     grade,
     same_answer,
 )
 from evaluation.question import AnswerType, Question
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, boxed_truth
 from tests.evaluation.grading_table import (
     BOOLEAN_CASES,
     BOXED,
@@ -127,7 +126,9 @@ def test_grade_prediction_is_shown_in_canonical_form(
 
 
 def test_grade_prediction_without_truth_can_still_be_counted() -> None:
-    assert grade(r"\boxed{7}", question_of(""), read_last=False) == Grade("7", ERROR, BOXED)
+    assert grade(r"\boxed{7}", question_of(""), read_last=False) == Grade(
+        "7", Verdict.UNLABELLED, BOXED
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_canonical_answer_of_another_type_is_refused_with_a_mend(
     ],
 )
 def test_boxed_answer_of_a_question_is_graded_correct(question: Question, box: str) -> None:
-    assert boxed_answer(question) == box
+    assert boxed_truth(question) == box
     assert grade(box, question, read_last=False).verdict == CORRECT
 
 
@@ -332,7 +333,7 @@ def test_boxed_answer_of_random_text_is_graded_correct() -> None:
         if "think>" in text or "box" in text or r"\text" in text or not re.search(r"\w\w", text):
             continue
         question = question_of(text, "text")
-        result = grade(boxed_answer(question), question, read_last=False)
+        result = grade(boxed_truth(question), question, read_last=False)
         assert result.verdict == CORRECT, text
 
 
@@ -344,5 +345,5 @@ def test_boxed_answer_of_every_benchmark_row_is_graded_correct(path: Path) -> No
         choices = tuple(row["choices"] or ())
         question = question_of(row["answer"], row["answer_type"], choices)
         assert canonical_answer(row["answer"], row["answer_type"], choices) == row["answer"].strip()
-        result = grade(boxed_answer(question), question, read_last=False)
+        result = grade(boxed_truth(question), question, read_last=False)
         assert (result.verdict, result.read_as) == (CORRECT, BOXED), row["id"]

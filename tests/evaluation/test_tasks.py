@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from evaluation.hub import Hub, load_hub_split
 from evaluation.question import SPLITS, Question, Split
 from evaluation.task import find_task, plain_number, read_task, tasks
 from evaluation.tasks.bbh import KINDS
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, boxed_truth
 
 NAMES = ["anli", "aqua", "arc_challenge", "arc_easy", "asdiv", "asdiv_a", "bbh", "gsm8k"]
 NAMES += ["math500", "numglue", "openbookqa", "reclor", "strategyqa", "strategyqa_facts", "svamp"]
@@ -594,3 +595,12 @@ def test_shared_files_hold_the_published_numbers_of_rows() -> None:
             assert {q.answer_type for q in questions} <= set(task.answer_types)
             read_of.add(task.name)
     assert read_of == set(NAMES) - {"reclor"}
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the benchmark files are not here")
+def test_shared_math500_is_numbers_and_latex_each_right_against_itself() -> None:
+    questions = read("math500", SHARED_DATA)
+    assert Counter(q.answer_type for q in questions) == {"number": 319, "math": 181}
+    for question in questions:
+        result = grade(boxed_truth(question), question, read_last=False)
+        assert result.verdict == Verdict.CORRECT, question.answer

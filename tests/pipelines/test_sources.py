@@ -16,11 +16,12 @@ import pytest
 from reasoning_gym.factory import DATASETS, create_dataset
 
 from cluster.errors import InputError
-from evaluation.grader import Verdict, boxed_answer, grade
+from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 from pipelines.questions import DatasetSettings
 from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
+from tests.conftest import boxed_truth
 
 GOOD = {"id": "a", "question": "What is 1 + 1?", "answer": "2", "answer_type": "number"}
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -483,7 +484,7 @@ def test_family_is_graded_as_fits_it(family: str, answer_type: str, by_scorer: b
     for question in draw(family=family)[:2]:
         assert question.answer_type == answer_type
         assert bool(question.grader) == bool(question.grader_data) == by_scorer
-        result = grade(boxed_answer(question), question, read_last=False)
+        result = grade(boxed_truth(question), question, read_last=False)
         assert result.verdict == Verdict.CORRECT
 
 
@@ -507,7 +508,7 @@ def test_every_family_with_answers_grades_its_own_as_right(family: str) -> None:
     source = ReasoningGymSource(kind="reasoning_gym", family=family, seed=3)
     wanted: Any = {"train": 0, "dev": 0, "test": 3}
     for question in draw_questions(source, "mine", "out_of_domain", wanted, all_to_test):
-        result = grade(boxed_answer(question), question, read_last=False)
+        result = grade(boxed_truth(question), question, read_last=False)
         assert result.verdict == Verdict.CORRECT, question.answer
 
 
