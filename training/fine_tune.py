@@ -64,10 +64,11 @@ def fine_tune(
     for examples), all of them over every attempt, and weights_sha256
     (`training.saving.weights_fingerprint`). Writes no manifest.
 
-    Raises `InputError` for examples that are too few or not the model's, LoRA targets
-    that match nothing, more workers or memory than there are, and checkpoints of another training
-    in `output`, all of it before a weight is loaded; `ray.train.TrainingFailedError` when workers
-    failed more than `settings.max_failures` times.
+    Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
+    nothing, more workers or memory than there are, an offload folder that cannot be used, and
+    checkpoints of another training in `output`, all of it before a weight is loaded; also for a
+    training that diverges. Raises `ray.train.TrainingFailedError` when workers failed more than
+    `settings.max_failures` times.
     """
     found = run_task(survey, examples, settings, dataset)
     _refuse_other_checkpoints(output.child(CHECKPOINTS), _plan(model, found, settings))

@@ -243,6 +243,19 @@ def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
 
 
 @pytest.mark.slow
+def test_fine_tune_that_diverges_is_ended_and_not_tried_again(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    settings = FULL.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0})
+    steps: list[dict[str, float]] = []
+    output = Folder.open(str(tmp_path))
+    with pytest.raises(InputError, match=r"diverged at step \d.* lower training\.learning_rate"):
+        fine_tune(_model(tiny_model), examples, output, settings, on_step=steps.append)
+    assert [step["step"] for step in steps] == [1.0], "the first step moved all weights away"
+    assert "config.json" not in output.file_names()
+
+
+@pytest.mark.slow
 def test_fine_tune_tokens_of_another_model_are_refused(
     tiny_model: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
