@@ -106,7 +106,7 @@ def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings
     targets = settings.lora.target_modules
     if settings.method != "lora" or isinstance(targets, str):
         return
-    names = [name for name, _ in _linear_layers(skeleton)]
+    names = [name for name, _ in linear_layers(skeleton)]
     for target in targets:
         if not any(_is_target(name, target) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names})
@@ -116,15 +116,16 @@ def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings
             )
 
 
-def _linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
+def linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
     """Names and modules of all linear layers but the output head."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's: the same with its weight transposed
 
     head = skeleton.get_output_embeddings()
     return [
         (name, module)
         for name, module in skeleton.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     ]
 
 
@@ -179,8 +180,8 @@ def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
         return sum(parameter.numel() for parameter in skeleton.parameters())
     targets = settings.lora.target_modules
     return sum(
-        settings.lora.rank * (layer.in_features + layer.out_features)
-        for name, layer in _linear_layers(skeleton)
+        settings.lora.rank * sum(layer.weight.shape)
+        for name, layer in linear_layers(skeleton)
         if isinstance(targets, str) or any(_is_target(name, target) for target in targets)
     )
 

@@ -171,7 +171,7 @@ def _refuse_useless(
     ids: list[str], kept: list[str], longest: int, settings: TrainingSettings, where: str
 ) -> None:
     if not ids:
-        raise InputError(f"no training examples in {where}")
+        raise InputError(f"no training examples in {where}; make some, or leave its questions out")
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"example {twice!r} stands twice in {where}; ids must be distinct")
