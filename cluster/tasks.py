@@ -14,7 +14,8 @@ R = TypeVar("R")
 
 def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one function on some node and wait for it. Raises what the function raised."""
-    return _get([_remote(function).remote(*args, **kwargs)])[0]  # type: ignore[no-any-return]
+    result: R = _get([_remote(function).remote(*args, **kwargs)])[0]
+    return result
 
 
 def map_tasks(

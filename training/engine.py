@@ -64,7 +64,7 @@ def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
         # Overlap needs streams, which a CPU has not.
         "overlap_comm": on_gpu,
     }
-    place = {"device": "cpu", "pin_memory": on_gpu}
+    place: dict[str, Any] = {"device": "cpu", "pin_memory": on_gpu}
     if settings.offload_folder is not None:
         place |= {"device": "nvme", "nvme_path": settings.offload_folder}
     if settings.offload_optimizer:

@@ -6,6 +6,7 @@ step of each epoch with half a batch; learning rate 1e-3 for all weights and 1e-
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 import pytest
 
 from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.engine import SamplingSettings, engine_environment
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
+from tests.cluster.test_engine import SETTINGS as ENGINE
+from tests.cluster.test_engine import Started, greedy_ids
 from tests.training.conftest import write_rows
 from tests.training.matrix import (
     DTYPES,
@@ -200,3 +204,35 @@ def test_cells_of_other_families_without_a_template_equal_plain_torch_and_load_a
     trained = train_cells(settings, tmp_path / "model", sums, tmp_path / "output")
     for name, cell in trained.items():
         _check(name, cell, train_plainly(tmp_path / "model", sums, settings[name]))
+
+
+@pytest.mark.slow
+def test_vllm_serves_what_was_saved_whole_merged_and_as_an_adapter(
+    model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    names = {"whole": "zero3/full/padded/float32", "merged": "zero3/lora/padded/float32"}
+    trained = train_cells({n: ALL[n] for n in names.values()}, model_folder, sums, tmp_path)
+    folders = {form: trained[name].folder for form, name in names.items()}
+    chat = [{"role": "user", "content": "3 + 10?"}]
+    ids = prompt_ids(load_tokenizer(str(model_folder)), chat, {})
+    base, whole, merged = (
+        greedy_ids(AutoModelForCausalLM.from_pretrained(folder), ids, 16)
+        for folder in (model_folder, folders["whole"], folders["merged"])
+    )
+    assert base not in (whole, merged), "the training must show"
+    for folder, adapter, expected in (
+        (folders["whole"], None, whole),
+        (folders["merged"], None, merged),
+        (model_folder, str(folders["merged"] / ADAPTER), merged),
+    ):
+        engine = ENGINE.model_copy(update={"dtype": "float32", "adapter": adapter})
+        os.environ.update(engine_environment(engine))
+        started = Started(folder, engine)
+        try:
+            sampling = SamplingSettings(temperature=0.0, max_tokens=16)
+            [completion] = started.chat(chat, sampling)
+        finally:
+            started.close()
+        assert completion.token_ids == expected
