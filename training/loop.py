@@ -156,7 +156,9 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
                 step, data.num_steps, settings.learning_rate, settings.warmup_ratio
             )
             _seed_step(settings.seed, step, rank)
-            loss, grad_norm = _train_step(engine, share, rate)
+            loss = add_gradients(engine, share)
+            set_learning_rate(engine, rate)
+            grad_norm = step_engine(engine)
             _refuse_divergence(step, loss, grad_norm)
             seconds = time.perf_counter() - began
             progress = _advance(progress, share, loss, seconds, waited)
@@ -210,9 +212,8 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         yield observe
 
 
-def _train_step(engine: Any, share: Share, rate: float) -> tuple[float, float]:
-    """One optimizer step. Returns the mean loss over the global batch's answer tokens and the
-    gradient norm before clipping.
+def add_gradients(engine: Any, share: Share) -> float:
+    """The gradients of one step. Returns the mean loss over the global batch's answer tokens.
 
     DeepSpeed averages gradients over the workers, so each worker's weighted sum of token losses is
     scaled by workers / weight of all answer tokens of the global batch: what is applied is the
@@ -227,10 +228,8 @@ def _train_step(engine: Any, share: Share, rate: float) -> tuple[float, float]:
         loss = answer_loss(engine, micro, engine.device)
         engine.backward(loss * (num_ranks / share.total_weight), scale_wrt_gas=False)
         total += loss.detach()
-    set_learning_rate(engine, rate)
-    grad_norm = step_engine(engine)
     torch.distributed.all_reduce(total)
-    return total.item() / share.total_weight, grad_norm
+    return float(total.item() / share.total_weight)
 
 
 def answer_loss(model: Any, micro: MicroBatch, device: Any) -> Any:
