@@ -218,8 +218,12 @@ def contains(tree: Any, part: Any) -> bool:
 def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
-    base["questions"]["datasets"] |= arithmetic("more_sums", 10**6, num_train=2, num_test=2)
-    base["questions"]["datasets"] |= arithmetic("far", 2 * 10**6, "out_of_domain", num_test=2)
+    base["questions"]["datasets"] |= arithmetic(
+        "more_sums", 10**6, num_train=2, num_dev=0, num_test=2
+    )
+    base["questions"]["datasets"] |= arithmetic(
+        "far", 2 * 10**6, "out_of_domain", num_dev=0, num_test=2
+    )
     joint = plan(base, tmp_path)
     run = plan(base, tmp_path, "training.mix=per_dataset")
     [this] = run.rounds
@@ -231,7 +235,7 @@ def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
         *("predictions-more_sums", "predictions-sums"),
         *("scores-more_sums", "scores-sums"),
     ]
-    assert len({step.folder for step in this.steps()}) == 8
+    assert len({step.folder.path for step in this.steps()}) == 8
     assert all(f"round_0/{step.folder.name}: run" in describe_plan(run) for step in this.steps())
     assert this.examples.identity == joint.rounds[0].examples.identity
 
