@@ -60,14 +60,14 @@ COVERING = (
     "zero3-offload/lora/padded/float32/mixed",
 )
 
-# float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides a
-# gradient by its own size, so where it is near zero its sign, and with it the whole step, is chance.
+# float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides
+# a gradient by its own size, so where it is near zero the sign of a whole step is chance.
 TOLERANCES = {
     "float32": {"loss": 1e-5, "norm": 1e-4, "way": 1e-4, "logits": 1e-5},
     "bfloat16": {"loss": 5e-3, "norm": 2e-2, "way": 0.05, "logits": 2e-2},
 }
-"""Of losses absolute; of gradient norms relative; of the weights' distance as a part of the way that
-they went in training; of logits relative to their maximum."""
+"""Of losses absolute; of gradient norms relative; of the weights' distance as a part of the way
+that they went in training; of logits relative to their maximum."""
 
 Plainly = Callable[[TrainingSettings], Reference]
 
