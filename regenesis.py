@@ -17,10 +17,10 @@ import os
 import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pydantic
 import yaml
@@ -229,9 +229,11 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in facts["dropped"].items()) or "none"
     say(
-        f"examples: kept {facts['num_examples']} of {facts['num_paths']} paths "
+        f"examples: kept {facts['num_kept_paths']} of {facts['num_paths']} paths "
         f"({facts['num_answers_added']} with the boxed answer added); dropped: {reasons}"
     )
+    if facts["num_examples"] != facts["num_kept_paths"]:
+        say(f"examples: {facts['num_examples']}, in other forms and original solutions, too")
     for line in format_overlaps(facts):
         say(line)
     if not facts["num_examples"]:
@@ -246,14 +248,14 @@ def tune_models(run: Run, this: Round, stop: StopRequest) -> None:
     """Fine-tune on the examples with Ray Train and DeepSpeed ZeRO: one model, or one a dataset."""
     missing = [branch for branch in this.branches if not branch.model.is_done]
     for branch in missing[1:]:  # refused now, not after the trainings before it
-        run_task(survey, this.examples.folder, run.config.training, branch.dataset)
+        run_task(survey, this.examples.folder, this.training, branch.dataset)
     for branch in missing:
         with stop.at_once():
             facts = fine_tune(
                 this.start,
                 this.examples.folder,
                 branch.model.folder,
-                run.config.training,
+                this.training,
                 dataset=branch.dataset,
                 on_step=TrainingPrinter(branch.model.name, run.config.cluster.progress_every_s),
             )
@@ -314,6 +316,7 @@ class Round:
     """Synthesises the paths."""
     start: Model
     """Is fine-tuned."""
+    training: TrainingSettings
     paths: Step
     examples: Step
     branches: tuple[Branch, ...]
@@ -465,22 +468,21 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
     datasets: Sequence[str | None] = [None]
     if config.training.mix == "per_dataset":
         datasets = sorted(run.questions.num_kept("train"))
-    branches = tuple(plan_branch(run, folder, examples, start, name) for name in datasets)
-    return Round(number, recipe, generator, start, paths, examples, branches)
+    made_from = {"examples": examples.identity, "start": start.identity}
+    training = config.training.of_round(number)
+    branches = tuple(
+        plan_branch(run, folder, made_from | {"training": content_of(training)}, name)
+        for name in datasets
+    )
+    return Round(number, recipe, generator, start, training, paths, examples, branches)
 
 
 def plan_branch(
-    run: Run, parent: Folder, examples: Step, start: Model, dataset: str | None
+    run: Run, parent: Folder, made_from: Mapping[str, Any], dataset: str | None
 ) -> Branch:
     """The steps of one tuned model; with a dataset, its name is in theirs."""
     config, suffix = run.config, f"-{dataset}" if dataset else ""
-    content = {
-        "examples": examples.identity,
-        "start": start.identity,
-        "training": content_of(config.training),
-        "dataset": dataset,
-    }
-    model = Step.below(parent, f"model{suffix}", content)
+    model = Step.below(parent, f"model{suffix}", {**made_from, "dataset": dataset})
     tuned = tuned_model(model.folder, config.storage.cache)
     predictions = plan_predictions(config, parent, tuned, run.questions, suffix)
     compared = {

@@ -76,6 +76,10 @@ class TrainingSettings(Settings):
     num_epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the examples, each in an order of its own."""
 
+    epochs_growth: Annotated[float, Field(ge=1)] = 1.0
+    """Each round has so many times the passes of the one before, rounded to whole ones (STaR, arXiv
+    2203.14465, makes a fifth more steps in each)."""
+
     global_batch_size: Annotated[int, Field(ge=1)] = 16
     """Examples a step, over all workers and accumulated micro-batches."""
 
@@ -169,6 +173,11 @@ class TrainingSettings(Settings):
 
     max_failures: Annotated[int, Field(ge=0), OPERATIONAL] = 1
     """How often a failed worker group is started again before the run gives up."""
+
+    def of_round(self, number: int) -> TrainingSettings:
+        """The settings of one round, counted from 0."""
+        num_epochs = round(self.num_epochs * self.epochs_growth**number)
+        return self.model_copy(update={"num_epochs": num_epochs, "epochs_growth": 1.0})
 
     @property
     def is_mixed(self) -> bool:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipelines.examples import (
     DROPPED_SCHEMA,
     EXAMPLES_SCHEMA,
     ROWS_PER_FILE,
+    Counts,
     ExampleSelector,
     Selection,
     _within_hinted_share,
@@ -216,7 +218,9 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    assert select_examples(rows, selector) == Selection(num_lucky={"d": 0.0})
+    assert select_examples(rows, selector) == Selection(
+        counts=Counts(Counter({"d": 0}), defaultdict(float, {"d": 0.0}))
+    )
 
 
 def test_selection_judges_by_todays_grader(model_folder: Path) -> None:
@@ -302,7 +306,7 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
             )
         )
         compact(root.child("paths"), PATHS_SCHEMA)
-    of_all = {"num_paths": 18, "num_examples": 12, "dropped": {"wrong": 6}}
+    of_all = {"num_paths": 18, "num_kept_paths": 12, "num_examples": 12, "dropped": {"wrong": 6}}
     of_dataset = {"expected_lucky_share": 0.0, "overlaps_with": {}}
     expected = {
         **of_all,
@@ -472,3 +476,65 @@ def test_hinted_examples_are_at_most_their_share(share: float, num_left: int) ->
     assert hinted <= share * left.num_rows + 1e-9
     one_share, _ = _within_hinted_share([whole], settings)
     assert one_share[0].equals(left), "which ones go does not hang on the shares"
+
+
+# --- forms and original solutions --------------------------------------------------------------
+
+
+def test_each_path_is_learned_in_each_form_and_an_answer_alone_once(model_folder: Path) -> None:
+    forms = ("evaluation", "plain", "answer_only")
+    first, second = path("a", "It is \\boxed{4}"), path("b", "Two and two: \\boxed{4}")
+    selection = select(model_folder, first, second, forms=forms)
+    prompts = {
+        row["example_id"].partition("/1/")[2]: row["messages"][0]["content"]
+        for row in selection.examples
+    }
+    assert len(prompts) == len(selection.examples) == 5
+    assert sum("step by step" in prompt for prompt in prompts.values()) == 2
+    assert all(QUESTION.text in prompt for prompt in prompts.values())
+    alone = [row for row in selection.examples if row["form"] == "answer_only"]
+    assert [row["messages"][1]["content"] for row in alone] == ["\\boxed{4}"]
+    tokenizer = load_tokenizer(str(model_folder))
+    for row in selection.examples:
+        asked = prompt_ids(tokenizer, row["messages"][:1], {})
+        assert row["prompt_token_ids"] == asked
+        if row["form"] == "answer_only":
+            assert tokenizer.decode(row["target_token_ids"][:-1]) == "\\boxed{4}"
+        else:  # what the model sampled
+            assert row["target_token_ids"][:3] == [5, 6, 7]
+    assert selection.counts.num_paths["d"] == 2
+    assert not selection.dropped
+
+
+def test_original_solution_is_learned_beside_the_paths(model_folder: Path) -> None:
+    question = replace(QUESTION, solution="Two and two make four.")
+    wrong = path("a", "It is \\boxed{5}")
+    assert not select(model_folder, wrong, question=question).examples
+    (row,) = select(model_folder, wrong, question=question, original_solutions=True).examples
+    assert row["example_id"] == f"original/{QUESTION.question_id}"
+    assert (row["form"], row["guideline_id"], row["pass"]) == ("original", None, 0)
+    solution = "Two and two make four.\n\nThe final answer is \\boxed{4}."
+    assert row["messages"][1]["content"] == solution
+    tokenizer = load_tokenizer(str(model_folder))
+    assert tokenizer.decode(row["target_token_ids"][:-1]) == solution
+    assert not select(model_folder, wrong, original_solutions=True).examples
+    short = {"original_solutions": True, "max_target_tokens": 10}
+    assert not select(model_folder, wrong, question=question, **short).examples
+
+
+def test_facts_count_paths_and_not_their_forms(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = [replace(each, solution="Add two.") for each in training_questions(3)]
+    write_paths(root.child("paths"), questions)
+    asked = stored(root.child("questions"), questions)
+    model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
+    settings = ExampleSettings(forms=("plain", "answer_only"), original_solutions=True)
+    facts = select_step_examples(
+        root.child("paths"), asked, held_out(asked), settings, model, {}, None
+    )
+    assert (facts["num_paths"], facts["num_kept_paths"]) == (9, 6)
+    assert facts["num_examples"] == 6 + 3 + 3
+    assert facts["datasets"]["d"]["num_kept_paths"] == 6
+    assert facts["dropped"] == {"wrong": 3}

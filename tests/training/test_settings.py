@@ -75,3 +75,11 @@ def test_deepspeed_config_offload_pins_memory_beside_a_gpu_only() -> None:
         zero = deepspeed_config(settings, 2)["zero_optimization"]
         assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": pinned}
         assert zero["offload_param"] == {"device": "cpu", "pin_memory": pinned}
+
+
+def test_epochs_grow_from_round_to_round() -> None:
+    settings = TrainingSettings(num_epochs=3, epochs_growth=1.2)
+    assert [settings.of_round(number).num_epochs for number in range(5)] == [3, 4, 4, 5, 6]
+    assert TrainingSettings(num_epochs=3).of_round(4) == TrainingSettings(num_epochs=3)
+    # A round is what it trains, however it came to its number of epochs.
+    assert settings.of_round(1) == TrainingSettings(num_epochs=4)
