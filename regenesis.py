@@ -60,7 +60,7 @@ from cluster.settings import (
     settings_of,
     with_overrides,
 )
-from cluster.steps import STEPS_FILE, Step, check_run_folder, claim_run_folder
+from cluster.steps import STEPS_FILE, Step, check_run_folder
 from cluster.storage import Folder
 from cluster.tasks import run_task
 from evaluation.grade_file import format_verdicts, grade_file
@@ -113,6 +113,7 @@ from training.settings import TrainingSettings
 
 STEPS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
 ROUND_STEPS = STEPS[2:]
+NO_TRAINING = "questions.datasets: no question to train on; one has to be in_domain"
 
 
 class Config(Settings):
@@ -388,12 +389,16 @@ def check_run(config: Config) -> tuple[Folder, Model]:
     folder = Folder.open(config.storage.root).child(config.run)
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
+    Recipe.load(0, config.synthesis)
+    datasets = config.questions.datasets
+    if not any(dataset.domain == "in_domain" for dataset in datasets.values()):
+        raise InputError(NO_TRAINING)
     if config.synthesis.hint_stages and config.examples.verdict == "majority":
         raise InputError(
             "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
             "runs that do not know it; set one of them otherwise"
         )
-    for name, dataset in config.questions.datasets.items():
+    for name, dataset in datasets.items():
         if not dataset.is_labelled and config.examples.verdict != "majority":
             raise InputError(
                 f"questions.datasets.{name} has no answers (columns.answer is null); "
@@ -405,12 +410,11 @@ def check_run(config: Config) -> tuple[Folder, Model]:
 def begin_run(config: Config) -> Run:
     """Take the run's folder and make its first step: train, dev and test, disjoint by text.
 
-    Raises `InputError` for a question that cannot be asked.
+    Raises `InputError`, and leaves nothing, for a question that cannot be asked.
     """
     folder, base = check_run(config)
-    claim_run_folder(folder, config.run)
     every_s = config.cluster.progress_every_s
-    questions = run_apart(store_questions, config.questions, folder, every_s)
+    questions = run_apart(store_questions, config.questions, folder, config.run, every_s)
     say(format_counts(questions))
     return plan_run(config, folder, base, questions)
 
@@ -418,7 +422,7 @@ def begin_run(config: Config) -> Run:
 def plan_run(config: Config, folder: Folder, base: Model, questions: QuestionFacts) -> Run:
     """Lay out the steps. Raises `InputError` when there is nothing to train on."""
     if not questions.num_kept("train"):
-        raise InputError("questions.datasets: no question to train on; one has to be in_domain")
+        raise InputError(NO_TRAINING)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
     run = Run(
         config=config,

@@ -66,7 +66,7 @@ def measure(number: int) -> dict[str, Any]:
         times = []
         for _ in range(2):
             began = time.monotonic()
-            facts = run_apart(store_questions, settings, run, 10.0)
+            facts = run_apart(store_questions, settings, run, "questions", 10.0)
             times.append(round(time.monotonic() - began, 1))
         step = questions_step(run, facts)
         return {

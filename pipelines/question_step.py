@@ -22,7 +22,7 @@ from importlib import metadata
 from cluster.errors import InputError
 from cluster.progress import format_seconds
 from cluster.settings import fingerprint
-from cluster.steps import Step
+from cluster.steps import Step, claim_run_folder
 from cluster.storage import Folder
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
@@ -45,11 +45,12 @@ def questions_step(run: Folder, questions: QuestionFacts) -> Step:
 
 
 def store_questions(
-    settings: QuestionSettings, run: Folder, progress_every_s: float
+    settings: QuestionSettings, run: Folder, name: str, progress_every_s: float
 ) -> QuestionFacts:
     """Load the questions of a run and finish its `questions` step, unless that is still right.
 
-    Raises `InputError` as `load_questions` does, and when the folder cannot be written.
+    The folder becomes that of the run of this name once the questions are good. Raises
+    `InputError` as `load_questions` does, and when the folder is another's or cannot be written.
     """
     origin = questions_origin(settings)
     with _keeping(run):
@@ -60,6 +61,7 @@ def store_questions(
     facts = loaded.facts()
     step = questions_step(run, facts)
     with _keeping(run):
+        claim_run_folder(run, name)
         if not step.is_done:
             step.folder.write_table(QUESTIONS_FILE, loaded.table)
             step.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))

@@ -56,7 +56,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[QuestionSettings]:
 
 
 def store(settings: QuestionSettings, run: Folder) -> QuestionFacts:
-    return store_questions(settings, run, 10.0)
+    return store_questions(settings, run, "mine", 10.0)
 
 
 def test_questions_are_stored_with_their_facts_in_the_manifest(folder: Path, run: Folder) -> None:
@@ -151,8 +151,22 @@ def test_origin_is_unknown_for_a_hub_and_a_task_and_a_missing_file(folder: Path)
 
 def test_unwritable_folder_is_refused_by_name(folder: Path) -> None:
     (folder / "taken").write_text("a file")
-    with pytest.raises(InputError, match=r"taken cannot be used"):
+    with pytest.raises(InputError, match=r"taken cannot be"):
         store(settings_of(folder), Folder.open(str(folder / "taken")))
+
+
+def test_bad_questions_leave_no_folder(folder: Path, run: Folder) -> None:
+    (folder / "a.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"a\.jsonl:1"):
+        store(settings_of(folder), run)
+    assert not Path(run.path).exists()
+
+
+def test_folder_of_another_run_is_refused(folder: Path, run: Folder) -> None:
+    store(settings_of(folder), run)
+    write_rows(folder, "a.jsonl", *range(21))
+    with pytest.raises(InputError, match="holds something else"):
+        store_questions(settings_of(folder), run, "other", 10.0)
 
 
 def test_stored_questions_can_be_read_by_columns(folder: Path, run: Folder) -> None:
