@@ -94,7 +94,9 @@ def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | N
 
 def _names_another(letter: str, rest: str, choices: Choices) -> bool:
     """Whether what follows a letter begins with another option's text, or most of its words."""
-    text = _TEXT_END.split(rest, maxsplit=1)[0].strip("\"'()*. ")
+    text = _TEXT_END.split(rest, maxsplit=1)[0].strip("\"'()*. ") if rest else ""
+    if not text:
+        return False
     named = _match_option(text, choices)
     if named is not None and named.keys:
         return letter not in named.keys
