@@ -17,11 +17,12 @@ import os
 import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import pydantic
 import yaml
 from pydantic import Field
 
@@ -106,6 +107,7 @@ from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from pipelines.task_listing import format_task, format_tasks
+from training.examples import survey
 from training.fine_tune import fine_tune
 from training.settings import TrainingSettings
 
@@ -133,6 +135,24 @@ class Config(Settings):
     cost: CostSettings = CostSettings()
     budget: Budget = Budget()
 
+    @pydantic.model_validator(mode="after")
+    def _one_model_goes_on(self) -> Config:
+        if self.rounds > 1 and self.training.mix == "per_dataset":
+            raise ValueError(
+                f"rounds: {self.rounds} needs one model to go on with, and training.mix: "
+                "per_dataset makes several; set rounds: 1 or training.mix: joint"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _thinking_stays_whole(self) -> Config:
+        if self.examples.thinking == "keep" and self.training.too_long == "truncate":
+            raise ValueError(
+                "training.too_long: truncate could cut through the thinking that "
+                "examples.thinking: keep leaves in; set too_long: drop or thinking: strip"
+            )
+        return self
+
 
 # --- the method --------------------------------------------------------------------------------
 
@@ -151,7 +171,7 @@ def improve(run: Run, stop: StopRequest, until: str | None) -> None:
         for name, do in (
             ("paths", synthesize_paths),
             ("examples", choose_examples),
-            ("model", tune_model),
+            ("model", tune_models),
             ("predictions", predict_answers),
             ("scores", score_models),
         ):
@@ -213,9 +233,11 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
     )
     reasons = ", ".join(f"{n} {reason}" for reason, n in facts["dropped"].items()) or "none"
     say(
-        f"examples: kept {facts['num_examples']} of {facts['num_paths']} paths "
+        f"examples: kept {facts['num_kept_paths']} of {facts['num_paths']} paths "
         f"({facts['num_answers_added']} with the boxed answer added); dropped: {reasons}"
     )
+    if facts["num_examples"] != facts["num_kept_paths"]:
+        say(f"examples: {facts['num_examples']}, in other forms and original solutions, too")
     for line in format_overlaps(facts):
         say(line)
     if not facts["num_examples"]:
@@ -226,47 +248,66 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
     this.examples.commit(**facts)
 
 
-def tune_model(run: Run, this: Round, stop: StopRequest) -> None:
-    """Fine-tune on the examples with Ray Train and DeepSpeed ZeRO."""
-    if this.model.is_done:
-        return
-    with stop.at_once():
-        facts = fine_tune(
-            this.start,
-            this.examples.folder,
-            this.model.folder,
-            run.config.training,
-            on_step=TrainingPrinter(run.config.cluster.progress_every_s),
-        )
-    this.model.commit(**facts)
+def tune_models(run: Run, this: Round, stop: StopRequest) -> None:
+    """Fine-tune on the examples with Ray Train and DeepSpeed ZeRO: one model, or one a dataset."""
+    missing = [branch for branch in this.branches if not branch.model.is_done]
+    for branch in missing[1:]:  # refused now, not after the trainings before it
+        run_task(survey, this.examples.folder, this.training, branch.dataset)
+    for branch in missing:
+        with stop.at_once():
+            facts = fine_tune(
+                this.start,
+                this.examples.folder,
+                branch.model.folder,
+                this.training,
+                dataset=branch.dataset,
+                on_step=TrainingPrinter(branch.model.name, run.config.cluster.progress_every_s),
+            )
+        branch.model.commit(**facts)
 
 
 def predict_answers(run: Run, this: Round, stop: StopRequest) -> None:
-    """The tuned model's greedy answers, and the base model's where they are still missing."""
-    for model, step in ((run.base, run.base_predictions), (this.tuned, this.predictions)):
+    """The tuned models' greedy answers, and the base model's where they are still missing."""
+    of_branches = [(branch.tuned, branch.predictions) for branch in this.branches]
+    for model, step in ((run.base, run.base_predictions), *of_branches):
         if not step.is_done:
             generate(run, model, [(step, run.prediction_job(step))], stop)
 
 
 def score_models(run: Run, this: Round, stop: StopRequest) -> None:
     """Base and tuned side by side, in domain and out of domain."""
-    scores = run_task(
-        score_predictions,
-        run.stored_questions("dev", "test"),
-        run.base_predictions.folder,
-        this.predictions.folder,
-    )
-    table = format_scores(scores)
-    if not this.scores.is_done:
-        this.scores.folder.write_table("scores.parquet", scores_table(scores))
-        this.scores.folder.write_bytes("scores.md", f"{table}\n".encode())
-        this.scores.commit()
-    say(f"\nround {this.number}, base > tuned, in percent with 95 % intervals\n\n{table}\n")
+    for branch in this.branches:
+        scores = run_task(
+            score_predictions,
+            run.stored_questions("dev", "test"),
+            run.base_predictions.folder,
+            branch.predictions.folder,
+            branch.dataset,
+        )
+        table = format_scores(scores)
+        if not branch.scores.is_done:
+            branch.scores.folder.write_table("scores.parquet", scores_table(scores))
+            branch.scores.folder.write_bytes("scores.md", f"{table}\n".encode())
+            branch.scores.commit()
+        tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
+        say(f"\nround {this.number}, base > {tuned}, in percent with 95 % intervals\n\n{table}\n")
     for name, reason in run.questions.broken.items():
         say(f"the dataset {name} was set aside: {reason}")
 
 
 # --- the plan ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a round makes of its examples: a tuned model, its answers, their scores."""
+
+    dataset: str | None
+    """Whose examples are learnt; None is all."""
+    tuned: Model
+    model: Step
+    predictions: Step
+    scores: Step
 
 
 @dataclass(frozen=True)
@@ -279,12 +320,18 @@ class Round:
     """Synthesises the paths."""
     start: Model
     """Is fine-tuned."""
-    tuned: Model
+    training: TrainingSettings
     paths: Step
     examples: Step
-    model: Step
-    predictions: Step
-    scores: Step
+    branches: tuple[Branch, ...]
+    """One, or with `training.mix: per_dataset` one for each dataset."""
+
+    def steps(self) -> list[Step]:
+        """All steps, in the order in which they are made."""
+        of_branches = [
+            getattr(branch, name) for name in ROUND_STEPS[2:] for branch in self.branches
+        ]
+        return [self.paths, self.examples, *of_branches]
 
 
 @dataclass(frozen=True)
@@ -305,7 +352,7 @@ class Run:
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
         proposed = [self.guidelines_step] if self.guidelines_step else []
-        of_rounds = [getattr(this, name) for this in self.rounds for name in ROUND_STEPS]
+        of_rounds = [step for this in self.rounds for step in this.steps()]
         return [self.questions_step, *proposed, self.base_predictions, *of_rounds]
 
     def step_names(self) -> list[str]:
@@ -393,7 +440,8 @@ def plan_run(config: Config, folder: Folder, base: Model, questions: QuestionFac
     )
     rounds: list[Round] = []
     for number in range(config.rounds):
-        rounds.append(plan_round(run, number, rounds[-1].tuned if rounds else base))
+        # Several models go no further: `Config` refuses a second round with them.
+        rounds.append(plan_round(run, number, rounds[-1].branches[0].tuned if rounds else base))
     return replace(run, rounds=tuple(rounds))
 
 
@@ -424,26 +472,33 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
             **held_out_content(run),
         },
     )
-    model = Step.below(
-        folder,
-        "model",
-        {
-            "examples": examples.identity,
-            "start": start.identity,
-            "training": content_of(config.training),
-        },
+    datasets: Sequence[str | None] = [None]
+    if config.training.mix == "per_dataset":
+        datasets = sorted(run.questions.num_kept("train"))
+    made_from = {"examples": examples.identity, "start": start.identity}
+    training = config.training.of_round(number)
+    branches = tuple(
+        plan_branch(run, folder, made_from | {"training": content_of(training)}, name)
+        for name in datasets
     )
+    return Round(number, recipe, generator, start, training, paths, examples, branches)
+
+
+def plan_branch(
+    run: Run, parent: Folder, made_from: Mapping[str, Any], dataset: str | None
+) -> Branch:
+    """The steps of one tuned model; with a dataset, its name is in theirs."""
+    config, suffix = run.config, f"-{dataset}" if dataset else ""
+    model = Step.below(parent, f"model{suffix}", {**made_from, "dataset": dataset})
     tuned = tuned_model(model.folder, config.storage.cache)
-    predictions = plan_predictions(config, folder, tuned, run.questions)
+    predictions = plan_predictions(config, parent, tuned, run.questions, suffix)
     compared = {
         "base": run.base_predictions.identity,
         "tuned": predictions.identity,
         "grader": GRADER_VERSION,
     }
-    scores = Step.below(folder, "scores", compared)
-    return Round(
-        number, recipe, generator, start, tuned, paths, examples, model, predictions, scores
-    )
+    scores = Step.below(parent, f"scores{suffix}", compared)
+    return Branch(dataset, tuned, model, predictions, scores)
 
 
 def held_out_content(run: Run) -> dict[str, str]:
@@ -462,11 +517,11 @@ def plan_guidelines(
 
 
 def plan_predictions(
-    config: Config, parent: Folder, model: Model, questions: QuestionFacts
+    config: Config, parent: Folder, model: Model, questions: QuestionFacts, suffix: str = ""
 ) -> Step:
     """The predictions of one model on all held-out questions."""
     content = predictions_content(config.evaluation, config.engine, model.identity)
-    return Step.below(parent, "predictions", content, questions.extent("dev", "test"))
+    return Step.below(parent, f"predictions{suffix}", content, questions.extent("dev", "test"))
 
 
 def generate(run: Run, model: Model, jobs: Sequence[tuple[Step, Job]], stop: StopRequest) -> None:
@@ -520,7 +575,7 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
             max_per_question=config.examples.max_per_question,
             num_predictions=sum(run.questions.num_kept("dev", "test").values()),
             rounds=config.rounds,
-            num_models_predicted=config.rounds + 1,
+            num_models_predicted=1 + sum(len(each.branches) for each in run.rounds),
             shares=run.paths_job(this).shares,
             max_tokens=config.budget.generated_tokens,
         ),
@@ -591,7 +646,8 @@ def format_counts(questions: QuestionFacts) -> str:
 class TrainingPrinter:
     """Prints the progress line of a training, at most every so many seconds, and its last step."""
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, name: str, every_s: float) -> None:
+        self._name = name
         self._every_s = every_s
         self._last_s = -math.inf
 
@@ -602,10 +658,12 @@ class TrainingPrinter:
             return
         self._last_s = now
         left = format_seconds(steps_left * facts["tokens"] / facts["tokens_per_s"])
+        mfu = f"MFU {facts['mfu']:.0%} | " if "mfu" in facts else ""
         say(
-            f"model: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
+            f"{self._name}: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
             f"loss {facts['loss']:.4f} | lr {facts['learning_rate']:.2e} | "
-            f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {left} left"
+            f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {mfu}"
+            f"{left} left"
         )
 
 
@@ -620,14 +678,12 @@ def describe_plan(run: Run, questions: QuestionSet) -> str:
         step_line("base", run.base_predictions, num_predictions(run.base_predictions, questions))
     )
     for this in run.rounds:
-        generations = {
-            "paths": num_path_generations(run, this, questions),
-            "predictions": num_predictions(this.predictions, questions),
+        generations = {this.paths.name: num_path_generations(run, this, questions)} | {
+            branch.predictions.name: num_predictions(branch.predictions, questions)
+            for branch in this.branches
         }
-        for name in ROUND_STEPS:
-            lines.append(
-                step_line(f"round_{this.number}", getattr(this, name), generations.get(name, 0))
-            )
+        for step in this.steps():
+            lines.append(step_line(f"round_{this.number}", step, generations.get(step.name, 0)))
     if bound := run.config.budget.generated_tokens:
         lines.append(f"  the paths of a round end at about {bound} generated tokens")
     return "\n".join(lines)

@@ -4,7 +4,8 @@ A row of the `questions` step, for example::
 
     {"question_id": "gsm8k/train/00042", "dataset": "gsm8k", "split": "train",
      "domain": "in_domain", "question": "A shop sold ...", "answer": "72",
-     "answer_type": "number", "choices": [], "aliases": [], "grader": "", "grader_data": ""}
+     "answer_type": "number", "choices": [], "aliases": [], "grader": "", "grader_data": "",
+     "solution": ""}
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ QUESTION_SCHEMA = pa.schema(
         ("aliases", pa.list_(pa.string())),
         ("grader", pa.string()),
         ("grader_data", pa.string()),
+        ("solution", pa.string()),
     ]
 )
 
@@ -53,6 +55,7 @@ class Question:
     position in `choices`, `yes` or `no`, free text, or LaTeX. `choices` is empty unless the type is
     `choice`. `aliases` are other right answers. `grader` is the import path of a grader of the
     question's own (`evaluation.answers.own_grader`), `grader_data` what that one needs to know.
+    `solution` is how a person came to the answer, where the dataset has it; no model is shown it.
     """
 
     question_id: str
@@ -66,6 +69,7 @@ class Question:
     aliases: tuple[str, ...] = ()
     grader: str = ""
     grader_data: str = ""
+    solution: str = ""
 
     @property
     def text(self) -> str:
@@ -103,6 +107,8 @@ class Question:
         content = "\x1f".join([self.text, self.answer, self.answer_type])
         if self.aliases or self.grader:
             content = "\x1f".join([content, *self.aliases, self.grader, self.grader_data])
+        if self.solution:
+            content = "\x1f".join([content, "solution", self.solution])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def to_row(self) -> dict[str, Any]:
@@ -113,7 +119,7 @@ class Question:
     def from_row(cls, row: dict[str, Any]) -> Question:
         """The inverse of `to_row`; columns that are not the question's own are left aside.
 
-        Rows written before a question had aliases and a grader of its own lack these columns.
+        Rows of earlier versions lack aliases, a grader of its own, or the solution.
         """
         own = {name: row[name] for name in QUESTION_SCHEMA.names if row.get(name) is not None}
         lists = {name: tuple(row.get(name) or ()) for name in ("choices", "aliases")}

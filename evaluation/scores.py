@@ -167,14 +167,24 @@ def compare_scores(
     return scores
 
 
-def score_predictions(questions: Questions, base: Folder, tuned: Folder) -> list[Score]:
-    """The scores of two models' predictions, judged by today's grader. Runs as a task."""
+def score_predictions(
+    questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
+) -> list[Score]:
+    """The scores of two models' predictions, judged by today's grader. Runs as a task.
+
+    For a model tuned on one dataset, all others are out of domain.
+    """
     asked = questions.read()
     answers = [
         {row["question_id"]: regrade(row) for row in Ledger.read(folder).of(asked).rows()}
         for folder in (base, tuned)
     ]
-    return compare_scores([Question.from_row(row) for row in asked.to_pylist()], *answers)
+    rows = asked.to_pylist()
+    if tuned_on is not None:
+        rows = [
+            row if row["dataset"] == tuned_on else row | {"domain": "out_of_domain"} for row in rows
+        ]
+    return compare_scores([Question.from_row(row) for row in rows], *answers)
 
 
 def scores_table(scores: Sequence[Score]) -> pa.Table:

@@ -59,6 +59,9 @@ class Draft:
     group: str = ""
     """A part of the task that is named in the id, such as `r1` or `word_sorting`."""
 
+    solution: str = ""
+    """How a person came to the answer, without the line that only names it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -191,6 +194,7 @@ def read_task(
                 answer_type=draft.answer_type,
                 choices=draft.choices,
                 aliases=tuple(aliases),
+                solution=draft.solution,
             )
 
 
@@ -251,7 +255,15 @@ def _own_draft(task: Task, split: Split, row: Row) -> Draft:
     choices = row.options("choices") if row.values.get("choices") else ()
     aliases = row.texts("aliases") if row.values.get("aliases") else ()
     answer = row.written("answer", row.value("answer"))
-    return Draft(row.text("question"), answer, answer_type, choices, aliases, key=row.text("id"))
+    return Draft(
+        row.text("question"),
+        answer,
+        answer_type,
+        choices,
+        aliases,
+        key=row.text("id"),
+        solution=row.text("solution") if row.values.get("solution") else "",
+    )
 
 
 # ---------------------------------------------------------------------------- where rows stand

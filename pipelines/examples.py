@@ -4,7 +4,7 @@ A row, for example::
 
     {"example_id": "0/regenesis/gsm8k/train/00042/decompose/0/0", "question_id": ...,
      "dataset": "gsm8k", "guideline_id": "decompose", "pass": 0, "answer_added": False,
-     "vote_share": 0.64, "lucky_share": 0.0,
+     "vote_share": 0.64, "lucky_share": 0.0, "form": "evaluation",
      "messages": [{"role": "user", ...}, {"role": "assistant", ...}],
      "prompt_token_ids": [1, 4093, ...], "target_token_ids": [788, ..., 2]}
 
@@ -18,22 +18,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.chat import end_turn, load_tokenizer, opens_thinking, prompt_ids, target_ids
+from cluster.errors import InputError
 from cluster.ledger import Ledger
 from cluster.models import Model
 from cluster.schedule import Questions
 from cluster.storage import Folder
 from cluster.tasks import map_tasks, num_cpus
 from evaluation.grader import ReadAs, box
-from evaluation.prompt import answer_messages
+from evaluation.prompt import Form, Message, answer_messages, learned_messages
 from evaluation.question import Question
 from pipelines.chain import stable_seed
 from pipelines.contamination import EvaluationWords
@@ -61,6 +63,7 @@ EXAMPLES_SCHEMA = pa.schema(
         ("answer_added", pa.bool_()),
         ("vote_share", pa.float32()),  # of its question's paths with the same answer
         ("lucky_share", pa.float32()),  # of its question's right paths that guessed, expected
+        ("form", pa.string()),  # of the prompt, or `original`: the solution it came with
         ("messages", _MESSAGES),
         ("prompt_token_ids", _TOKEN_IDS),
         ("target_token_ids", _TOKEN_IDS),
@@ -99,9 +102,33 @@ PROMPTS_SCHEMA = pa.schema(
 )
 """Prompts as TRL's GRPO reads them; it hands the other columns to the reward function."""
 
+THINK = "<think>\n"
+"""How thinking begins, where the prompt has not begun it."""
+
+ORIGINAL = "original"
+
 ROWS_PER_FILE = 10_000
 _NAMES = ("train", "dropped", "preference_pairs", "rl_prompts")
 _SCHEMAS = (EXAMPLES_SCHEMA, DROPPED_SCHEMA, PAIRS_SCHEMA, PROMPTS_SCHEMA)
+
+
+@dataclass
+class Counts:
+    """What is counted of the questions, and not of the rows that are made of them."""
+
+    num_paths: Counter[str] = field(default_factory=Counter)
+    """By dataset."""
+    num_lucky: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Kept paths that are expected to have guessed, by dataset."""
+    overlaps: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Questions of a dataset that overlap with one of evaluation, by both datasets."""
+
+    def add(self, other: Counts) -> None:
+        """Count also what another share of the questions has."""
+        self.num_paths.update(other.num_paths)
+        self.overlaps.update(other.overlaps)
+        for dataset, number in other.num_lucky.items():
+            self.num_lucky[dataset] += number
 
 
 @dataclass
@@ -112,10 +139,7 @@ class Selection:
     dropped: list[dict[str, str]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     prompts: list[dict[str, Any]] = field(default_factory=list)
-    overlaps: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Questions of a dataset that overlap with one of evaluation, by both datasets."""
-    num_lucky: dict[str, float] = field(default_factory=dict)
-    """Examples that are expected to have guessed, by dataset."""
+    counts: Counts = field(default_factory=Counts)
 
     def tables(self) -> tuple[pa.Table, ...]:
         """The rows as Arrow tables, in the order of `_NAMES`."""
@@ -126,25 +150,48 @@ class Selection:
 
 @dataclass(frozen=True)
 class ExampleSelector:
-    """Selects the examples of one question at a time; needs no memory of the others."""
+    """Selects the examples of one question at a time; needs no memory of the others.
+
+    Raises `InputError` for a tokenizer without an end-of-sequence token, and where the prompt opens
+    a thinking that shall be stripped.
+    """
 
     settings: ExampleSettings
     tokenizer: Any
     template_args: Mapping[str, Any]
     evaluation: EvaluationWords | None = None
 
+    def __post_init__(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                "model.path: the tokenizer names no eos_token, so that nothing could be learned of "
+                "where an answer ends; name one in its tokenizer_config.json"
+            )
+        if self.settings.thinking == "strip" and self._prompt_opens_thinking:
+            raise InputError(
+                "examples.thinking: strip, but the chat template ends the prompt with <think>, "
+                "which an answer without thinking would leave open; set it to keep, or switch "
+                "thinking off in evaluation.template_args"
+            )
+
+    @cached_property
+    def _prompt_opens_thinking(self) -> bool:
+        prompt = prompt_ids(self.tokenizer, [{"role": "user", "content": "?"}], self.template_args)
+        return opens_thinking(self.tokenizer, prompt)
+
     def add_question(self, row: dict[str, Any], selection: Selection) -> None:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
         question = Question.from_row(row)
         overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
-        selection.overlaps.update((question.dataset, other) for other in overlaps)
+        counts = selection.counts
+        counts.overlaps.update((question.dataset, other) for other in overlaps)
         read_last = self.settings.read_last
         paths = [path | grade_path(path, question, read_last) for path in row["paths"] or ()]
         graded = Graded(question, paths, self.settings, bool(overlaps))
         kept, reasons = filter_paths(graded)
-        selection.examples += [self._example(graded, path) for path in kept]
-        before = selection.num_lucky.get(question.dataset, 0.0)
-        selection.num_lucky[question.dataset] = before + num_lucky_kept(graded, kept)
+        counts.num_paths[question.dataset] += len(paths)
+        counts.num_lucky[question.dataset] += num_lucky_kept(graded, kept)
+        selection.examples += self._examples(graded, kept)
         selection.dropped += [
             {"path_id": path_id, "dataset": question.dataset, "reason": reason}
             for path_id, reason in reasons.items()
@@ -153,35 +200,94 @@ class ExampleSelector:
         if graded.num_tries:
             selection.prompts.append(_rl_prompt(graded))
 
-    def _example(self, graded: Graded, path: GradedPath) -> dict[str, Any]:
+    def _examples(self, graded: Graded, kept: Sequence[GradedPath]) -> Iterator[dict[str, Any]]:
+        """The examples of one question: each kept path in each form, then its own solution."""
+        for number, path in enumerate(kept):
+            for form in self.settings.forms:
+                if form != "answer_only" or number == 0:  # they are all the same answer
+                    yield self._example(graded, path, form)
+        if self.settings.original_solutions and graded.question.solution:
+            yield from self._original(graded)
+
+    def _example(self, graded: Graded, path: GradedPath, form: Form) -> dict[str, Any]:
         question = shown_question(graded.question, path)
-        prompt = answer_messages(question)
-        solution, ids, added = self._target(question, path)
+        target = self._target(question, path)
+        if form == "answer_only":
+            answer = box(shown_answer(path), question.answer_type)
+            target = self._edited(answer)
+        name = path["path_id"] if form == "evaluation" else f"{path['path_id']}/{form}"
         return {
-            "example_id": path["path_id"],
-            "question_id": question.question_id,
-            "dataset": question.dataset,
+            "example_id": name,
             "guideline_id": path["guideline_id"],
             "pass": path["pass"],
-            "answer_added": added,
             "vote_share": graded.votes.share(path["predicted"]),
             "lucky_share": graded.lucky_share,
+            "form": form,
+        } | self._learned(question, learned_messages(question, form), target)
+
+    def _original(self, graded: Graded) -> Iterator[dict[str, Any]]:
+        """The solution that the question came with, unless a filter of questions or length is
+        against it."""
+        question = graded.question
+        target = self._edited(with_boxed_answer(question.solution, question, question.answer))
+        is_out = graded.is_contaminated and self.settings.contamination.drop
+        if is_out or len(target[1]) > self.settings.max_target_tokens:
+            return
+        yield {
+            "example_id": f"{ORIGINAL}/{question.question_id}",
+            "guideline_id": None,
+            "pass": 0,
+            "vote_share": 1.0,
+            "lucky_share": 0.0,
+            "form": ORIGINAL,
+        } | self._learned(question, answer_messages(question), target)
+
+    def _learned(
+        self, question: Question, prompt: list[Message], target: tuple[str, list[int], bool]
+    ) -> dict[str, Any]:
+        """The columns of a prompt and what is learned to answer it."""
+        solution, ids, added = target
+        return {
+            "question_id": question.question_id,
+            "dataset": question.dataset,
+            "answer_added": added,
             "messages": [*prompt, {"role": "assistant", "content": solution}],
             "prompt_token_ids": prompt_ids(self.tokenizer, prompt, self.template_args),
             "target_token_ids": ids,
         }
 
+    def _edited(self, text: str) -> tuple[str, list[int], bool]:
+        """A text that no model sampled, as `_target` gives it."""
+        if self._prompt_opens_thinking:
+            text = f"{THINK}\n</think>\n\n{text}"
+        shown = THINK if self._prompt_opens_thinking else ""
+        ids = target_ids(self.tokenizer, text.removeprefix(shown))
+        return text, end_turn(ids, self.tokenizer.eos_token_id), True
+
     def _target(self, question: Question, path: GradedPath) -> tuple[str, list[int], bool]:
         """The solution as it is learned, its token ids, and whether its answer was added."""
+        sampled = self.tokenizer.decode(path["token_ids"])
         solution = path["reasoning"]
         added = path["read_as"] not in (ReadAs.BOXED, ReadAs.NOTHING)
         if added:
             solution = with_boxed_answer(solution, question, shown_answer(path))
-        # Sampled ids are what the model really wrote; text is tokenised again only when edited,
-        # or when a thinking part was taken off its front.
-        edited = added or bool(path["thinking"])
-        ids = target_ids(self.tokenizer, solution) if edited else path["token_ids"]
+        if self._prompt_opens_thinking or (
+            self.settings.thinking == "keep" and "</think>" in sampled
+        ):
+            solution = f"{THINK}{path['thinking']}\n</think>\n\n{solution}"
+        # Sampled ids are what the model really wrote; text is tokenised again only when edited.
+        if not added and self._is_as_sampled(solution, sampled):
+            ids = path["token_ids"]
+        else:
+            shown = THINK if self._prompt_opens_thinking else ""
+            ids = target_ids(self.tokenizer, solution.removeprefix(shown))
         return solution, end_turn(ids, self.tokenizer.eos_token_id), added
+
+    def _is_as_sampled(self, solution: str, sampled: str) -> bool:
+        """Whether the model wrote just what the target has to hold of `<think>` and `</think>`."""
+        opens = solution.startswith(THINK) and not self._prompt_opens_thinking
+        closes = solution.startswith(THINK)
+        return (opens, closes) == (sampled.lstrip().startswith("<think>"), "</think>" in sampled)
 
     def _pairs(
         self, graded: Graded, kept: Sequence[GradedPath], reasons: Reasons
@@ -273,12 +379,11 @@ def select_step_examples(
         [(share,) for share in shares],
         shared=(settings, start, template_args, words),
     )
-    overlaps = sum((counts for _, counts, _ in selected), Counter[tuple[str, str]]())
-    num_lucky: dict[str, float] = defaultdict(float)
-    for dataset, number in sorted(pair for _, _, lucky in selected for pair in lucky.items()):
-        num_lucky[dataset] += number
+    counts = Counts()
+    for _, of_share in selected:
+        counts.add(of_share)
     tables = [
-        [schema.empty_table(), *(of_share[n] for of_share, _, _ in selected)]
+        [schema.empty_table(), *(of_share[n] for of_share, _ in selected)]
         for n, schema in enumerate(_SCHEMAS)
     ]
     tables[0], out = _within_hinted_share(tables[0], settings)
@@ -286,7 +391,7 @@ def select_step_examples(
     if output is not None:
         for name, of_name in zip(_NAMES, tables, strict=True):
             _write_sorted(of_name, output if name == "train" else output.child(name), name)
-    return _facts(tables, overlaps, num_lucky)
+    return _facts(tables, counts, settings)
 
 
 def _select_share(
@@ -295,12 +400,12 @@ def _select_share(
     start: Model,
     template_args: Mapping[str, Any],
     evaluation: EvaluationWords,
-) -> tuple[tuple[pa.Table, ...], Counter[tuple[str, str]], dict[str, float]]:
-    """The tables of some of the ledger's files, and what `Selection` counts in them."""
+) -> tuple[tuple[pa.Table, ...], Counts]:
+    """The tables of some of the ledger's files, and what is counted in them."""
     tokenizer = load_tokenizer(start.fetch())
     selector = ExampleSelector(settings, tokenizer, template_args, evaluation)
     selection = select_examples(ledger.rows(), selector)
-    return selection.tables(), selection.overlaps, selection.num_lucky
+    return selection.tables(), selection.counts
 
 
 def _within_hinted_share(
@@ -328,34 +433,39 @@ def _ids(table: pa.Table) -> list[dict[str, str]]:
 
 
 def _facts(
-    tables: list[list[pa.Table]],
-    overlaps: Counter[tuple[str, str]],
-    num_lucky: Mapping[str, float],
+    tables: list[list[pa.Table]], counts: Counts, settings: ExampleSettings
 ) -> dict[str, Any]:
     """The counts of the whole and of each dataset."""
     kept, dropped = (_small(of_name) for of_name in tables[:2])
     reasons = Counter(dropped.column("reason").to_pylist())
-    names = pc.unique(pa.chunked_array([*_chunks(kept), *_chunks(dropped)], pa.string()))
+    names = {*counts.num_paths, *pc.unique(kept.column("dataset")).to_pylist()}
     return {
-        "num_paths": kept.num_rows + dropped.num_rows,
+        "num_paths": counts.num_paths.total(),
+        "num_kept_paths": _of_paths(kept, settings).num_rows,
         "num_examples": kept.num_rows,
         "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
         "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
         "num_preference_pairs": sum(table.num_rows for table in tables[2]),
         "dropped": dict(reasons.most_common()),
         "datasets": {
-            name: _dataset_facts(name, kept, dropped, overlaps, num_lucky)
-            for name in sorted(names.to_pylist())
+            name: _dataset_facts(name, kept, dropped, counts, settings) for name in sorted(names)
         },
     }
 
 
 def _small(tables: list[pa.Table]) -> pa.Table:
     """All rows of some tables without their long columns."""
-    wanted = {"dataset", "reason", "answer_added", "pass", "lucky_share"}
+    wanted = {"dataset", "reason", "answer_added", "pass", "lucky_share", "form"}
     return pa.concat_tables(
         [table.select([n for n in table.column_names if n in wanted]) for table in tables]
     )
+
+
+def _of_paths(kept: pa.Table, settings: ExampleSettings) -> pa.Table:
+    """One example of each kept path."""
+    with_reasoning = [form for form in settings.forms if form != "answer_only"]
+    first = [*with_reasoning, "answer_only"][0]
+    return kept.filter(pc.equal(kept.column("form"), first))
 
 
 def _lucky_share(kept: pa.Table, num_lucky: float) -> float | None:
@@ -364,26 +474,23 @@ def _lucky_share(kept: pa.Table, num_lucky: float) -> float | None:
     return round(min(1.0, num_lucky / kept.num_rows), 6) if is_known else None
 
 
-def _chunks(table: pa.Table) -> list[pa.Array]:
-    return list(table.column("dataset").chunks)
-
-
 def _dataset_facts(
     name: str,
     kept: pa.Table,
     dropped: pa.Table,
-    overlaps: Counter[tuple[str, str]],
-    num_lucky: Mapping[str, float],
+    counts: Counts,
+    settings: ExampleSettings,
 ) -> dict[str, Any]:
     own_kept, own_dropped = (t.filter(pc.equal(t.column("dataset"), name)) for t in (kept, dropped))
     reasons = Counter(own_dropped.column("reason").to_pylist())
     return {
-        "num_paths": own_kept.num_rows + own_dropped.num_rows,
+        "num_paths": counts.num_paths[name],
+        "num_kept_paths": _of_paths(own_kept, settings).num_rows,
         "num_examples": own_kept.num_rows,
-        "expected_lucky_share": _lucky_share(own_kept, num_lucky.get(name, 0.0)),
+        "expected_lucky_share": _lucky_share(_of_paths(own_kept, settings), counts.num_lucky[name]),
         "dropped": dict(reasons.most_common()),
         "overlaps_with": {
-            other: number for (own, other), number in sorted(overlaps.items()) if own == name
+            other: number for (own, other), number in sorted(counts.overlaps.items()) if own == name
         },
     }
 

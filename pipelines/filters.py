@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from cluster.settings import Settings
 from evaluation.grader import Verdict
+from evaluation.prompt import Form
 from evaluation.question import AnswerType, Question
 from pipelines.chain import stable_seed
 from pipelines.contamination import ContaminationSettings
@@ -63,6 +64,15 @@ class ExampleSettings(Settings):
     """Which ones: by chance, or those that are least alike."""
     max_hinted_share: UnitShare = 1.0
     """The share of all examples that may come from paths that were shown the answer."""
+    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("evaluation",)
+    """How the question of an example is put; each kept path is learned in each of these forms, an
+    answer without its reasoning once a question (LMSI mixes forms, arXiv 2210.11610)."""
+    original_solutions: bool = False
+    """Also learn the solutions that the questions come with, where they do (RFT, arXiv 2308.01825,
+    adds its own to them)."""
+    thinking: Literal["strip", "keep"] = "strip"
+    """What a thinking model wrote in `<think>`: not learned, or learned as it stands before the
+    solution."""
     read_last: tuple[AnswerType, ...] = ("number",)
     """Answer types whose last number or letter counts when no clearer answer was written. Off
     where guessing is easy: with 25 tries some last letter is nearly always the right one."""

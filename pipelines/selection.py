@@ -68,7 +68,7 @@ def format_selection(facts: Mapping[str, Any]) -> str:
 
 
 def _line(name: str, facts: Mapping[str, Any]) -> str:
-    num_paths, num_kept = facts["num_paths"], facts["num_examples"]
+    num_paths, num_kept = facts["num_paths"], facts["num_kept_paths"]
     of_paths = f"{100 * num_kept / num_paths:.1f} %" if num_paths else ""
     share = facts.get("expected_lucky_share")
     lucky = f"{100 * share:.1f} %" if share is not None else ""

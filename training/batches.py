@@ -5,15 +5,23 @@ One example with a prompt of three tokens and a target of two::
     input_ids  5  6  7  8  9
     labels     .  .  .  8  9      (. is -100: no loss)
 
-Which examples form a step depends on the seed and the example ids alone, never on files, blocks
-or the number of workers.
+It packed into one row with an example of one prompt and one target token::
+
+    input_ids     5  6  7  8  9  5  3
+    labels        .  .  .  8  9  .  3
+    position_ids  0  1  2  3  4  0  1
+    ends          5  7
+
+Which examples form a step depends on the seed and the example ids alone, never on files, blocks,
+packing or the number of workers.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +31,7 @@ IGNORED = -100
 """The label that torch's cross entropy leaves out."""
 
 Tokens = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,8 @@ class Example:
     example_id: str
     prompt: Sequence[int]
     target: Sequence[int]
+    weight: float = 1.0
+    """How much each of its target tokens counts, against those of other examples."""
 
     @property
     def length(self) -> int:
@@ -40,11 +51,21 @@ class Example:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What goes through the model at once: three int64 arrays of [rows, tokens]."""
+    """What goes through the model at once: arrays of [rows, tokens].
+
+    A padded batch has an attention mask; a packed one is a single row and has positions and ends.
+    """
 
     input_ids: Tokens
-    attention_mask: Tokens
     labels: Tokens
+    weights: Weights
+    """Of each label; of no meaning where nothing is learnt."""
+    attention_mask: Tokens | None = None
+    """1 for tokens, 0 for padding."""
+    position_ids: Tokens | None = None
+    """Within each packed example."""
+    ends: tuple[int, ...] = ()
+    """Where each packed example ends: the column after its last token."""
 
 
 def labels_of(example: Example) -> list[int]:
@@ -63,11 +84,32 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     attention_mask = np.full(shape, 0 if examples else 1, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
+    weights = np.ones(shape, dtype=np.float32)
     for row, example in enumerate(examples):
         input_ids[row, : example.length] = [*example.prompt, *example.target]
         attention_mask[row, : example.length] = 1
         labels[row, : example.length] = labels_of(example)
-    return MicroBatch(input_ids, attention_mask, labels)
+        weights[row] = example.weight
+    return MicroBatch(input_ids, labels, weights, attention_mask=attention_mask)
+
+
+def pack(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
+    """The examples one after another in a single row, each with positions from 0.
+
+    Without examples, two padding tokens and no labels, as in `collate`. No label crosses from one
+    example into the next: each begins with a prompt.
+    """
+    ids = [token for example in examples for token in [*example.prompt, *example.target]]
+    labels = [label for example in examples for label in labels_of(example)]
+    weights = [example.weight for example in examples for _ in range(example.length)]
+    lengths = [example.length for example in examples] or [2]
+    return MicroBatch(
+        np.array([ids or [pad_token_id] * 2], dtype=np.int64),
+        np.array([labels or [IGNORED] * 2], dtype=np.int64),
+        np.array([weights or [1.0] * 2], dtype=np.float32),
+        position_ids=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])[None],
+        ends=tuple(np.cumsum(lengths).tolist()),
+    )
 
 
 def answer_positions(labels: Tokens) -> Tokens:
@@ -79,13 +121,77 @@ def answer_positions(labels: Tokens) -> Tokens:
     return positions if positions.size else np.zeros(1, dtype=np.int64)
 
 
-def epoch_order(example_ids: Sequence[str], seed: int, epoch: int) -> list[int]:
-    """The indices of the ids in the order of one epoch: sorted by a hash of seed, epoch and id."""
+def epoch_order(
+    example_ids: Sequence[str],
+    seed: int,
+    epoch: int,
+    quotas: Mapping[str, int] | None = None,
+    datasets: Sequence[str] = (),
+) -> list[int]:
+    """The indices of the ids in the order of one epoch: sorted by a hash of seed, epoch and id.
 
-    def key(index: int) -> bytes:
-        return hashlib.sha256(f"{seed}/{epoch}/{example_ids[index]}".encode()).digest()
+    With `quotas`, an epoch takes so many examples of each dataset. A dataset is an endless stream
+    of passes over its examples, each in an order of its own, and an epoch takes the next piece of
+    it: over a training all of its examples are seen equally often, give or take one.
+    """
+    if quotas is None:
+        return sorted(range(len(example_ids)), key=lambda i: _hash(seed, epoch, example_ids[i]))
+    chosen = [
+        (number, index)
+        for dataset, quota in quotas.items()
+        for number, index in _piece(example_ids, datasets, dataset, seed, epoch * quota, quota)
+    ]
+    # The piece has the smallest hashes of its pass, so the order within the epoch needs others.
+    chosen.sort(key=lambda pair: _hash(seed, epoch, f"{pair[0]}/{example_ids[pair[1]]}"))
+    return [index for _, index in chosen]
 
-    return sorted(range(len(example_ids)), key=key)
+
+def _piece(
+    example_ids: Sequence[str],
+    datasets: Sequence[str],
+    dataset: str,
+    seed: int,
+    start: int,
+    count: int,
+) -> list[tuple[int, int]]:
+    """Elements of a dataset's stream of passes from `start` on: (pass, index of the example)."""
+    members = [index for index, name in enumerate(datasets) if name == dataset]
+    passes = range(start // len(members), (start + count - 1) // len(members) + 1)
+    stream = [
+        (number, index)
+        for number in passes
+        for index in sorted(members, key=lambda i: _hash(seed, f"pass {number}", example_ids[i]))
+    ]
+    skipped = start - passes.start * len(members)
+    return stream[skipped : skipped + count]
+
+
+def _hash(seed: int, epoch: int | str, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
+
+
+def mix_quotas(
+    counts: Mapping[str, int], weights: Mapping[str, float] | None, temperature: float
+) -> dict[str, int] | None:
+    """Examples of each dataset in an epoch, which has as many as there are in all.
+
+    A dataset's share is proportional to its weight, or without weights to n^(1/temperature): 1
+    leaves the examples as they are, a high temperature gives all datasets the same share. None
+    when every example is simply taken once an epoch. Rounded by largest remainders.
+    """
+    if weights is None and temperature == 1:
+        return None
+    total = sum(counts.values())
+    wanted = {
+        name: weights[name] if weights is not None else count ** (1 / temperature)
+        for name, count in sorted(counts.items())
+    }
+    exact = {name: total * share / sum(wanted.values()) for name, share in wanted.items()}
+    quotas = {name: math.floor(share) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (quotas[name] - exact[name], name))
+    for name in by_remainder[: total - sum(quotas.values())]:
+        quotas[name] += 1
+    return {name: quota for name, quota in quotas.items() if quota}
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
@@ -117,6 +223,37 @@ def micro_batches(
         [batch[i] for i in by_length[start * unit : (start + 1) * unit][rank::num_ranks]]
         for start in range(rounds)
     ]
+
+
+def packed_micro_batches(
+    batch: Sequence[int], lengths: Sequence[int], row_tokens: int, num_ranks: int, rank: int
+) -> list[list[int]]:
+    """One rank's share of a global batch, as rows of at most `row_tokens` tokens to be packed.
+
+    `lengths` holds the tokens of each element of `batch`, none above `row_tokens`. All ranks get
+    the same number of rows, the fewest for which it works out: the longest example first, each
+    into the row that is emptiest, so that ranks that wait for each other have like work. Rows
+    may be empty; there is always at least one.
+    """
+    rounds = max(1, math.ceil(sum(lengths) / (row_tokens * num_ranks)))
+    while (rows := _fill_rows(batch, lengths, rounds * num_ranks, row_tokens)) is None:
+        rounds += 1
+    return rows[rank::num_ranks]
+
+
+def _fill_rows(
+    batch: Sequence[int], lengths: Sequence[int], num_rows: int, row_tokens: int
+) -> list[list[int]] | None:
+    """The batch over so many rows, fullest row first; None when one would be too full."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    loads = [(0, row) for row in range(num_rows)]
+    for i in sorted(range(len(batch)), key=lambda i: (-lengths[i], batch[i])):
+        load, row = heapq.heappop(loads)
+        if load + lengths[i] > row_tokens:
+            return None
+        rows[row].append(batch[i])
+        heapq.heappush(loads, (load + lengths[i], row))
+    return [rows[row] for _, row in sorted(loads, key=lambda pair: (-pair[0], pair[1]))]
 
 
 def learning_rate(step: int, num_steps: int, peak: float, warmup_ratio: float) -> float:

@@ -14,6 +14,7 @@ import os
 import warnings
 from typing import Any
 
+from training.packing import use_packed_attention
 from training.settings import TrainingSettings
 
 
@@ -25,10 +26,7 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     """
     half = settings.dtype == "bfloat16"
     config: dict[str, Any] = {
-        "train_batch_size": settings.global_batch_size,
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.global_batch_size
-        // (settings.micro_batch_size * world_size),
+        **_batch_config(settings, world_size),
         "bf16": {"enabled": half},
         "zero_optimization": _zero_config(settings),
         "gradient_clipping": settings.max_grad_norm,
@@ -43,6 +41,21 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     return config
 
 
+def _batch_config(settings: TrainingSettings, world_size: int) -> dict[str, int]:
+    """Sizes that agree with each other, as DeepSpeed demands; the loop counts for itself.
+
+    How many packed rows make a step differs from step to step. Two are named, because DeepSpeed
+    may leave out what only accumulation needs when there is one.
+    """
+    micro = 1 if settings.packing else settings.micro_batch_size
+    steps = 2 if settings.packing else settings.global_batch_size // (micro * world_size)
+    return {
+        "train_batch_size": micro * steps * world_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": steps,
+    }
+
+
 def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
     on_gpu = settings.gpus_per_worker > 0
     zero: dict[str, Any] = {
@@ -51,8 +64,13 @@ def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
         # Overlap needs streams, which a CPU has not.
         "overlap_comm": on_gpu,
     }
-    if settings.offload_optimizer and on_gpu:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    place: dict[str, Any] = {"device": "cpu", "pin_memory": on_gpu}
+    if settings.offload_folder is not None:
+        place |= {"device": "nvme", "nvme_path": settings.offload_folder}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = place
+    if settings.offload_weights:
+        zero["offload_param"] = place
     return zero
 
 
@@ -72,6 +90,11 @@ def prepare_process(settings: TrainingSettings) -> None:
     if settings.gpus_per_worker == 0:
         # Else DeepSpeed compiles a shared-memory collective, which only its inference uses.
         deepspeed.ops.__compatible_ops__ = {}
+    else:
+        import ray.train.torch
+
+        # Before the first collective operation, which takes the current device.
+        torch.cuda.set_device(ray.train.torch.get_device())
 
 
 def build_engine(source: str, settings: TrainingSettings, world_size: int) -> Any:
@@ -85,6 +108,8 @@ def build_engine(source: str, settings: TrainingSettings, world_size: int) -> An
     config = deepspeed_config(settings, world_size)
     torch.manual_seed(settings.seed)  # the adapters' first weights, the same on every worker
     model = _load_model(source, settings, config)
+    if settings.packing:
+        use_packed_attention(model)
     if settings.method == "lora":
         model = _add_adapters(model, settings)
     if settings.gradient_checkpointing:

@@ -5,22 +5,25 @@ step's numbers to a callback. On the workers: `training.loop.train_worker`. In b
 (names, folders and settings) goes out; step numbers and one final dict come back. Weights, tokens
 and checkpoints go from the workers to storage directly.
 
-Killed at any moment and called again with the same arguments, it goes on from the last checkpoint
-in `output/checkpoints`: Ray Train keeps a snapshot of its checkpoints under the run's name, and a
-trainer with the same name and storage path reads it.
+Interrupted or killed at any moment and called again with the same arguments, it goes on from the
+last checkpoint in `output/checkpoints`: Ray Train keeps a snapshot of its checkpoints under the
+run's name, and a trainer with the same name and storage path reads it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import InputError
 from cluster.models import Model
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
+from cluster.tasks import run_task
 from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
 from training.settings import TrainingSettings
@@ -42,32 +45,42 @@ def fine_tune(
     output: Folder,
     settings: TrainingSettings,
     *,
+    dataset: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
     """Tune `model` and save it, with its tokenizer, in `output`.
 
-    Needs an initialised Ray, with the resources of all workers free at once; a local folder must
-    be there on every worker's node. `on_step` is called in the caller's thread with step
-    (1-based), num_steps, loss (mean over the global batch's answer tokens, nats), learning_rate,
-    grad_norm (before clipping), tokens (prompts and targets) and tokens_per_s; after a failure,
-    steps since the last checkpoint come again. An exception it raises, as Ctrl-C, ends the call;
-    the workers end with the process or with `ray.shutdown`.
+    With a `dataset`, only its examples are learnt. Needs an initialised Ray, with the resources of
+    all workers free at once; a local folder must be there on every worker's node. `on_step` is
+    called in the caller's thread with step (1-based), num_steps, loss (mean over the global batch's
+    answer tokens, nats), learning_rate, grad_norm (before clipping), tokens (prompts and targets)
+    and tokens_per_s, and on a GPU that is known mfu; after a failure, steps since the last
+    checkpoint come again. An exception it raises ends the call, and so does Ctrl-C, after one more
+    checkpoint; the workers end with the process or with `ray.shutdown`.
 
-    Returns num_examples, num_dropped_too_long, num_steps, num_tokens (prompts and targets seen),
-    num_trained_tokens (targets only), first_loss, last_loss and seconds (in steps), all of them
-    over every attempt. Writes no manifest.
+    Returns num_examples, num_dropped_too_long, num_truncated, datasets (examples of each, where the
+    config asks for them), num_steps, num_tokens (prompts and targets seen), num_trained_tokens
+    (targets only), first_loss, last_loss, seconds (in steps) and data_seconds (of these, waiting
+    for examples), all of them over every attempt, and weights_sha256
+    (`training.saving.weights_fingerprint`). Writes no manifest.
 
-    Raises `InputError` when there is nothing to train on, when the examples are not the model's,
-    and when checkpoints of another training stand in `output`; `ray.train.TrainingFailedError`
-    when workers failed more than `settings.max_failures` times.
+    Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
+    nothing, more workers or memory than there are, an offload folder that cannot be used, and
+    checkpoints of another training in `output`, all of it before a weight is loaded; also for a
+    training that diverges. Raises `ray.train.TrainingFailedError` when workers failed more than
+    `settings.max_failures` times.
     """
-    found = survey(examples, settings.max_length)
+    found = run_task(survey, examples, settings, dataset)
     _refuse_other_checkpoints(output.child(CHECKPOINTS), _plan(model, found, settings))
-    progress = _run(model, examples, output, settings, on_step or (lambda metrics: None))
+    _refuse_too_many_workers(settings)
+    job = Job(model, examples, output, settings, dataset)
+    progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
     return {
         "num_examples": found.num_examples,
         "num_dropped_too_long": found.num_dropped_too_long,
+        "num_truncated": found.num_truncated,
+        **({"datasets": found.counts} if found.counts else {}),
         **progress,
     }
 
@@ -89,8 +102,7 @@ def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None
     earlier = checkpoints.read_json(PLAN)
     if checkpoints.read_json(SNAPSHOT) is None:
         # None was finished, or a crash tore Ray's list, which Ray would refuse: begin again.
-        if SNAPSHOT in checkpoints.file_names():
-            checkpoints.filesystem.delete_file(f"{checkpoints.path}/{SNAPSHOT}")
+        checkpoints.delete_files([SNAPSHOT])
     elif earlier is not None and earlier != plan:
         changed = [
             f"{key} was {earlier.get(key)!r}, now {plan[key]!r}"
@@ -104,26 +116,67 @@ def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None
     checkpoints.write_json(PLAN, plan)
 
 
-def _run(
-    model: Model, examples: Folder, output: Folder, settings: TrainingSettings, on_step: OnStep
-) -> dict[str, Any]:
+def _refuse_too_many_workers(settings: TrainingSettings) -> None:
+    """Raises `InputError` when a Ray of our own, which cannot grow, has no room for all workers.
+
+    Another cluster may get more nodes: there Ray Train waits for them, `START_ATTEMPTS` minutes.
+    """
+    import ray
+
+    if not ray._private.worker._global_node.head:
+        return
+    needed = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    there = ray.cluster_resources()
+    room = min(int(there.get(name, 0) // count) for name, count in needed.items() if count)
+    if room < settings.num_workers:
+        has = f"{there.get('GPU', 0):.0f} GPUs and {there.get('CPU', 0):.0f} CPUs"
+        raise InputError(
+            f"training.num_workers {settings.num_workers} workers of {settings.gpus_per_worker} "
+            f"GPUs and {settings.cpus_per_worker} CPUs do not fit: this machine has {has}, room "
+            f"for {room}; lower training.num_workers, gpus_per_worker or cpus_per_worker"
+        )
+
+
+def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
     """Train on the workers and give each step to `on_step`. Returns the final progress."""
     import ray
 
     board = ray.remote(num_cpus=0)(StepBoard).remote()
-    trainer = _trainer(Job(model, examples, output, settings, board), output, settings)
+    trainer = _trainer(replace(job, board=board))
     future = _in_thread(trainer.fit)
     try:
-        finished = False
-        while not finished:
-            finished = bool(wait([future], timeout=0.5).done)
-            for metrics in ray.get(board.take.remote()):
-                on_step(metrics)
-        return dict(future.result().return_value)
+        _follow(future, board, on_step)
+        result = dict(future.result().return_value)
     except ray.train.TrainingFailedError as error:
         raise _user_error(error) or error from None
     finally:
         ray.kill(board)
+    if "refused" in result:
+        raise InputError(result["refused"])
+    return result
+
+
+def _follow(future: Future[Any], board: Any, on_step: OnStep) -> None:
+    """Hand steps to `on_step` until the training is over.
+
+    Ctrl-C after the first step lets the workers make a checkpoint before it ends the call; a second
+    one does not wait for that.
+    """
+    import ray
+
+    has_begun = finished = False
+    try:
+        while not finished:
+            finished = bool(wait([future], timeout=0.5).done)
+            for metrics in ray.get(board.take.remote()):
+                has_begun = True
+                on_step(metrics)
+    except KeyboardInterrupt:
+        if has_begun:
+            print("training: a checkpoint, then the end", file=sys.stderr, flush=True)
+            ray.get(board.stop.remote())
+            wait([future])
+        raise
 
 
 def _in_thread(call: Callable[[], Any]) -> Future[Any]:
@@ -143,11 +196,12 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def _trainer(job: Job, output: Folder, settings: TrainingSettings) -> Any:
+def _trainer(job: Job) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
 
+    settings, output = job.settings, job.output
     on_gpu = settings.gpus_per_worker > 0
     return _quiet_trainer_class()(
         train_worker,

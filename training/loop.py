@@ -3,8 +3,9 @@
 On the driver: nothing of this file but the two small classes that travel, `Job` and `StepBoard`.
 On a worker: `train_worker` and all it calls; torch and deepspeed are imported there.
 In between: the `Job` goes to the workers; token ids are read by them from storage; after each step
-the first worker sends a handful of numbers to the `StepBoard`, an actor that the driver empties;
-checkpoints go to storage through `ray.train.report`, which also hands them back after a crash.
+the first worker sends a handful of numbers to the `StepBoard`, an actor that the driver empties,
+and learns whether the driver wants to stop; checkpoints go to storage through `ray.train.report`,
+which also hands them back after a crash.
 
 Step metrics do not go through `ray.train.report`: its queue holds one report, which the controller
 takes every two seconds, so a step could not be shorter than that.
@@ -16,36 +17,25 @@ import hashlib
 import math
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from cluster.errors import InputError
 from cluster.models import Model
 from cluster.storage import Folder
-from training.batches import (
-    IGNORED,
-    Example,
-    MicroBatch,
-    answer_positions,
-    batch_of_step,
-    collate,
-    epoch_order,
-    learning_rate,
-    micro_batches,
-    steps_per_epoch,
-)
+from training.batches import IGNORED, MicroBatch, answer_positions, learning_rate
+from training.checks import RefusedError, agree, check_training
 from training.engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.examples import read_examples
+from training.packing import model_inputs, refuse_leak
 from training.saving import save_trained
 from training.settings import TrainingSettings
-
-PAD = 0
-"""The id that fills a batch up. Any will do: it is masked and never a label."""
+from training.speed import peak_flops_here, work_of
+from training.steps import Share, StepData
+from training.tracking import tracking
 
 TAG = "state"
 """The folder that DeepSpeed makes inside a checkpoint."""
@@ -59,7 +49,9 @@ class Job:
     examples: Folder
     output: Folder
     settings: TrainingSettings
-    board: Any
+    dataset: str | None = None
+    """Only the examples of this one; None takes all."""
+    board: Any = None
     """The handle of a `StepBoard` actor."""
 
 
@@ -74,133 +66,158 @@ class Progress:
     first_loss: float = math.nan
     last_loss: float = math.nan
     seconds: float = 0.0
+    """In steps."""
+    data_seconds: float = 0.0
+    """Of these, until the examples of a step were at hand."""
 
-
-@dataclass(frozen=True)
-class Share:
-    """What one worker does in one step, and how large the step is over all workers."""
-
-    micro_batches: list[MicroBatch]
-    num_tokens: int
-    num_answer_tokens: int
+    @property
+    def is_complete(self) -> bool:
+        return self.next_step == self.num_steps
 
 
 class StepBoard:
-    """Holds step metrics until the driver takes them. A plain class; the driver makes the actor."""
+    """Holds step metrics until the driver takes them, and its wish that the workers stop.
+
+    A plain class; the driver makes the actor.
+    """
 
     def __init__(self) -> None:
         self._steps: list[dict[str, float]] = []
+        self._is_stopped = False
 
-    def put(self, metrics: dict[str, float]) -> None:
+    def put(self, metrics: dict[str, float]) -> bool:
+        """Add a step; returns whether it shall be the last."""
         self._steps.append(metrics)
+        return self._is_stopped
+
+    def stop(self) -> None:
+        self._is_stopped = True
 
     def take(self) -> list[dict[str, float]]:
         taken, self._steps = self._steps, []
         return taken
 
 
-class StepData:
-    """The examples, cut into one worker's share of each step."""
-
-    def __init__(self, table: pa.Table, settings: TrainingSettings, rank: int, num_ranks: int):
-        self._ids: list[str] = table.column("example_id").to_pylist()
-        self._prompts = table.column("prompt_token_ids").combine_chunks()
-        self._targets = table.column("target_token_ids").combine_chunks()
-        self._settings = settings
-        self._rank, self._num_ranks = rank, num_ranks
-        self._order_of = lru_cache(maxsize=1)(
-            lambda epoch: epoch_order(self._ids, settings.seed, epoch)
-        )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self._ids), self._settings.global_batch_size)
-
-    @property
-    def num_steps(self) -> int:
-        return self.steps_per_epoch * self._settings.num_epochs
-
-    def share(self, step: int) -> Share:
-        order = self._order_of(step // self.steps_per_epoch)
-        batch = batch_of_step(order, step, self._settings.global_batch_size)
-        examples = {index: self._example(index) for index in batch}
-        lengths = [examples[index].length for index in batch]
-        micros = micro_batches(
-            batch, lengths, self._settings.micro_batch_size, self._num_ranks, self._rank
-        )
-        return Share(
-            [collate([examples[index] for index in micro], PAD) for micro in micros],
-            sum(lengths),
-            sum(len(example.target) for example in examples.values()),
-        )
-
-    def _example(self, index: int) -> Example:
-        prompt, target = self._prompts[index].values, self._targets[index].values
-        return Example(self._ids[index], prompt.to_numpy(), target.to_numpy())
-
-
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train, save and return the final `Progress` as a dict. `config["job"]` is a `Job`."""
+    """Train, save and return the final `Progress` as a dict. `config["job"]` is a `Job`.
+
+    A training that the driver stopped ends with a checkpoint, unsaved. Where the workers refuse
+    what they are given, or it diverges, the dict is `{"refused": "why"}`: a refusal is a result,
+    while an exception would make Ray Train start all workers again.
+    """
+    job: Job = config["job"]
+    prepare_process(job.settings)
+    try:
+        engine, data = load(job)
+        progress = train(engine, data, _load_checkpoint(engine, job.settings), job)
+    except RefusedError as error:
+        return {"refused": str(error)}
+    if not progress.is_complete:
+        return asdict(progress)
+    weights = save_trained(engine, job.model.fetch(), job.output, job.settings)
+    return {**asdict(progress), "weights_sha256": weights}
+
+
+def load(job: Job) -> tuple[Any, StepData]:
+    """The engine and this worker's part of the data. Every worker must call it.
+
+    Raises `RefusedError`, most of the time before a weight is loaded.
+    """
     import ray.train
 
-    job: Job = config["job"]
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    prepare_process(job.settings)
-    table = read_examples(job.examples, job.settings.max_length)
+    table = read_examples(job.examples, job.settings, job.dataset)
     model = job.model.fetch()
-    _refuse_foreign_tokens(table, model)
-    data = StepData(table, job.settings, rank, num_ranks)
+    agree(lambda: check_training(model, table, job.settings, context.get_local_world_size()))
     engine = build_engine(model, job.settings, num_ranks)
-    progress = _load_checkpoint(engine, job.settings)
-    progress = _train(engine, data, progress, job, rank)
-    save_trained(engine, model, job.output, job.settings, rank)
-    return asdict(progress)
+    if job.settings.packing:
+        vocab_size = engine.module.config.get_text_config().vocab_size
+        agree(lambda: refuse_leak(engine, vocab_size, engine.device))
+    return engine, StepData(table, job.settings, rank, num_ranks)
 
 
-def _refuse_foreign_tokens(table: pa.Table, model: str) -> None:
-    """Raises `InputError` when an id is not in the model's vocabulary, which is never resized."""
-    from transformers import AutoConfig
+def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
+    """Run the steps that are left, report each, and checkpoint as the config says.
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    size = config.get_text_config().vocab_size
-    for name in ("prompt_token_ids", "target_token_ids"):
-        largest = pc.max(pc.list_flatten(table.column(name))).as_py()
-        if largest >= size:
-            raise InputError(
-                f"{name} holds token {largest}, but {model} has a vocabulary of {size}; "
-                "the examples were made with another tokenizer"
-            )
+    When the driver asks for it, the step is finished and a checkpoint is the last thing made.
+    Raises `RefusedError` when loss or gradients are not finite any more.
+    """
+    import torch
 
-
-def _train(engine: Any, data: StepData, start: Progress, job: Job, rank: int) -> Progress:
-    """Run the steps that are left, tell the driver of each, and checkpoint as the config says."""
-    settings = job.settings
+    settings, rank = job.settings, torch.distributed.get_rank()
     progress = replace(start, num_steps=data.num_steps)
-    for step in range(start.next_step, data.num_steps):
-        began = time.perf_counter()
-        share = data.share(step)
-        rate = learning_rate(step, data.num_steps, settings.learning_rate, settings.warmup_ratio)
-        _seed_step(settings.seed, step, rank)
-        loss, grad_norm = _train_step(engine, share, rate)
-        _refuse_divergence(step, loss, grad_norm)
-        seconds = time.perf_counter() - began
-        progress = _advance(progress, share, loss, seconds)
-        if rank == 0:
-            metrics = _step_metrics(progress, share, rate, grad_norm, seconds)
-            job.board.put.remote(metrics)
-        if _checkpoint_is_due(progress, settings):
-            _save_checkpoint(engine, progress, settings)
+    with _observers(engine, job, start, rank) as observe:
+        for step in range(start.next_step, data.num_steps):
+            began = time.perf_counter()
+            share = data.share(step)
+            waited = time.perf_counter() - began
+            rate = learning_rate(
+                step, data.num_steps, settings.learning_rate, settings.warmup_ratio
+            )
+            _seed_step(settings.seed, step, rank)
+            loss = add_gradients(engine, share)
+            set_learning_rate(engine, rate)
+            grad_norm = step_engine(engine)
+            _refuse_divergence(step, loss, grad_norm)
+            seconds = time.perf_counter() - began
+            progress = _advance(progress, share, loss, seconds, waited)
+            facts = {"learning_rate": rate, "grad_norm": grad_norm}
+            is_last = _any_worker(observe(progress, share, facts, seconds), engine.device)
+            if _checkpoint_is_due(progress, settings) or is_last:
+                _save_checkpoint(engine, progress, settings)
+            if is_last:
+                break
     return progress
 
 
-def _train_step(engine: Any, share: Share, rate: float) -> tuple[float, float]:
-    """One optimizer step. Returns the mean loss over the global batch's answer tokens and the
-    gradient norm before clipping.
+def _any_worker(says_so: bool, device: Any) -> bool:
+    """Whether any worker says so; every worker must ask."""
+    import torch
 
-    DeepSpeed averages gradients over the workers, so each worker's sum of token losses is scaled
-    by workers / answer tokens of the global batch: what is applied is the gradient of the mean
-    over all its answer tokens, however they are spread.
+    flag = torch.tensor(int(says_so), device=device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag.item())
+
+
+Observe = Callable[[Progress, Share, dict[str, float], float], bool]
+"""Told of a step, returns whether it shall be the last."""
+
+
+@contextmanager
+def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Observe]:
+    """The function that is told of each step: on the first worker the driver's board and the
+    trackers, on the others nobody."""
+    import ray
+
+    if rank > 0:
+        yield lambda progress, share, facts, seconds: False
+        return
+    work, peak = work_of(engine.module), peak_flops_here()
+    with tracking(job.output, job.settings.tracking, start.next_step) as log:
+
+        def observe(
+            progress: Progress, share: Share, facts: dict[str, float], seconds: float
+        ) -> bool:
+            seen = {"loss": progress.last_loss, **facts}
+            seen["tokens_per_s"] = share.num_tokens / seconds
+            if work and peak:
+                flops = work.flops(share.num_tokens, share.num_answer_tokens)
+                seen["mfu"] = flops / seconds / (peak * job.settings.num_workers)
+            log(progress.next_step, seen)
+            steps = {"step": progress.next_step, "num_steps": progress.num_steps}
+            metrics = {**steps, **seen, "tokens": share.num_tokens}
+            return bool(ray.get(job.board.put.remote(metrics)))
+
+        yield observe
+
+
+def add_gradients(engine: Any, share: Share) -> float:
+    """The gradients of one step. Returns the mean loss over the global batch's answer tokens.
+
+    DeepSpeed averages gradients over the workers, so each worker's weighted sum of token losses is
+    scaled by workers / weight of all answer tokens of the global batch: what is applied is the
+    gradient of the mean over all its answer tokens, however they are spread.
     """
     import torch
 
@@ -209,16 +226,14 @@ def _train_step(engine: Any, share: Share, rate: float) -> tuple[float, float]:
     for index, micro in enumerate(share.micro_batches):
         engine.set_gradient_accumulation_boundary(index + 1 == len(share.micro_batches))
         loss = answer_loss(engine, micro, engine.device)
-        engine.backward(loss * (num_ranks / share.num_answer_tokens), scale_wrt_gas=False)
+        engine.backward(loss * (num_ranks / share.total_weight), scale_wrt_gas=False)
         total += loss.detach()
-    set_learning_rate(engine, rate)
-    grad_norm = step_engine(engine)
     torch.distributed.all_reduce(total)
-    return total.item() / share.num_answer_tokens, grad_norm
+    return float(total.item() / share.total_weight)
 
 
 def answer_loss(model: Any, micro: MicroBatch, device: Any) -> Any:
-    """The sum of the cross entropies of a micro-batch's answer tokens, in float32.
+    """The weighted sum of the cross entropies of a micro-batch's answer tokens, in float32.
 
     Logits are made only where some row's next token is learnt: with 100,000 words in the
     vocabulary those of the prompts would be the largest tensor of all.
@@ -227,15 +242,18 @@ def answer_loss(model: Any, micro: MicroBatch, device: Any) -> Any:
 
     positions = answer_positions(micro.labels)
     logits = model(
-        input_ids=torch.from_numpy(micro.input_ids).to(device),
-        attention_mask=torch.from_numpy(micro.attention_mask).to(device),
+        **model_inputs(micro, device),
         logits_to_keep=torch.from_numpy(positions).to(device),
         use_cache=False,
     ).logits
-    labels = torch.from_numpy(np.ascontiguousarray(micro.labels[:, positions + 1])).to(device)
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    labels, weights = (
+        torch.from_numpy(np.ascontiguousarray(array[:, positions + 1])).to(device).flatten()
+        for array in (micro.labels, micro.weights)
     )
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="none"
+    )
+    return losses @ weights
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
@@ -247,14 +265,17 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _refuse_divergence(step: int, loss: float, grad_norm: float) -> None:
+    """Raises `RefusedError`; both numbers are the same on every worker."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
+        raise RefusedError(
             f"training diverged at step {step + 1}: loss {loss}, gradient norm {grad_norm}; "
             "lower training.learning_rate or raise training.warmup_ratio"
         )
 
 
-def _advance(progress: Progress, share: Share, loss: float, seconds: float) -> Progress:
+def _advance(
+    progress: Progress, share: Share, loss: float, seconds: float, waited: float
+) -> Progress:
     return replace(
         progress,
         next_step=progress.next_step + 1,
@@ -263,21 +284,8 @@ def _advance(progress: Progress, share: Share, loss: float, seconds: float) -> P
         first_loss=loss if progress.next_step == 0 else progress.first_loss,
         last_loss=loss,
         seconds=progress.seconds + seconds,
+        data_seconds=progress.data_seconds + waited,
     )
-
-
-def _step_metrics(
-    progress: Progress, share: Share, rate: float, grad_norm: float, seconds: float
-) -> dict[str, float]:
-    return {
-        "step": progress.next_step,
-        "num_steps": progress.num_steps,
-        "loss": progress.last_loss,
-        "learning_rate": rate,
-        "grad_norm": grad_norm,
-        "tokens": share.num_tokens,
-        "tokens_per_s": share.num_tokens / seconds,
-    }
 
 
 def _checkpoint_is_due(progress: Progress, settings: TrainingSettings) -> bool:

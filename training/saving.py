@@ -9,6 +9,7 @@ Importing this module imports neither torch nor deepspeed.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -43,16 +44,18 @@ class IncompleteSaveError(RuntimeError):
     """What was read back is not what was trained; nothing has been copied to storage."""
 
 
-def save_trained(
-    engine: Any, source: str, output: Folder, settings: TrainingSettings, rank: int
-) -> None:
+def save_trained(engine: Any, source: str, output: Folder, settings: TrainingSettings) -> str:
     """Write the trained model into `output`. Every worker must call it.
 
-    Raises `IncompleteSaveError` when the files, loaded again, are not the trained weights.
+    Returns the fingerprint of the weights on the first worker, nothing on the others. Raises
+    `IncompleteSaveError` when the files, loaded again, are not the trained weights.
     """
-    state = gather_state(engine.module, only_trained=settings.method == "lora", keep=rank == 0)
-    if rank > 0:
-        return
+    import torch
+
+    first = torch.distributed.get_rank() == 0
+    state = gather_state(engine.module, only_trained=settings.method == "lora", keep=first)
+    if not first:
+        return ""
     with tempfile.TemporaryDirectory(prefix="regenesis-model-") as name:
         folder = Path(name)
         if settings.method == "lora":
@@ -63,6 +66,7 @@ def save_trained(
         _copy_tokenizer(source, folder)
         check_saved(folder, state, settings.dtype)
         output.copy_from_local(folder)
+        return weights_fingerprint(folder)
 
 
 def gather_state(module: Any, *, only_trained: bool, keep: bool) -> State:
@@ -116,7 +120,7 @@ def _write_merged(
 
 
 def _check_adapter(folder: Path, adapter: State) -> None:
-    """Compare the written adapter with the trained one, as multisets: peft renames the tensors."""
+    """Compare the written adapter with the trained one; peft leaves its own name for it out."""
     from safetensors.torch import load_file
 
     saved = load_file(folder / "adapter_model.safetensors")
@@ -146,6 +150,30 @@ def check_saved(folder: Path, state: State, dtype: str) -> None:
         raise IncompleteSaveError(f"saved and trained differ: {sorted(set(loaded) ^ set(state))}")
     for name, tensor in _weights(loaded):
         _compare(name, tensor, state[name], f"torch.{dtype}")
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Of all tensors in a folder's safetensors files, 64 hex digits.
+
+    Over one line a tensor, sorted: its name, type, shape and the SHA-256 of its bytes. So neither
+    the order nor the number of the files counts, and whoever reads the tensors can compare.
+    """
+    from safetensors import safe_open
+
+    lines = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            lines += [tensor_line(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def tensor_line(name: str, tensor: Any) -> str:
+    """What the fingerprint holds of a tensor: `model.norm.weight torch.bfloat16 [576] 3fa9...`."""
+    import torch
+
+    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    digest = hashlib.sha256(data).hexdigest()
+    return f"{name} {tensor.dtype} {list(tensor.shape)} {digest}"
 
 
 def _weights(state: State) -> Iterator[tuple[str, Any]]:

@@ -38,6 +38,26 @@ class LoraSettings(Settings):
     """Names of the linear layers that get an adapter, or every one but the output head."""
 
 
+class TrackingSettings(Settings):
+    """Where a training's numbers go besides the terminal."""
+
+    tensorboard: Annotated[bool, OPERATIONAL] = True
+    """TensorBoard files in `tensorboard/` of the model's folder."""
+
+    wandb_project: Annotated[str | None, OPERATIONAL] = None
+    """Project of a Weights & Biases run; null makes none. Needs the extra `trackers`."""
+
+    wandb_mode: Annotated[Literal["online", "offline"], OPERATIONAL] = "online"
+    """Offline writes into `wandb/` of the model's folder, for `wandb sync`."""
+
+    mlflow_experiment: Annotated[str | None, OPERATIONAL] = None
+    """Experiment of an MLflow run; null makes none. Needs the extra `trackers`."""
+
+    mlflow_uri: Annotated[str | None, OPERATIONAL] = None
+    """Tracking server or store of MLflow, such as `http://host:5000` or `sqlite:////mnt/runs.db`;
+    null is MLflow's own choice."""
+
+
 class TrainingSettings(Settings):
     """How the model is tuned on the chosen reasoning paths."""
 
@@ -56,6 +76,10 @@ class TrainingSettings(Settings):
     num_epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the examples, each in an order of its own."""
 
+    epochs_growth: Annotated[float, Field(ge=1)] = 1.0
+    """Each round has so many times the passes of the one before, rounded to whole ones (STaR, arXiv
+    2203.14465, makes a fifth more steps in each)."""
+
     global_batch_size: Annotated[int, Field(ge=1)] = 16
     """Examples a step, over all workers and accumulated micro-batches."""
 
@@ -69,7 +93,28 @@ class TrainingSettings(Settings):
     """Global gradient norm above which gradients are scaled down; 0 never does."""
 
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """Tokens of prompt and target together. A longer example is dropped and counted, never cut."""
+    """Tokens of prompt and target together."""
+
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What becomes of a longer example: left out, or its target cut, so that the end of the turn
+    is not learnt from it. Both are counted; one whose prompt alone is too long is left out."""
+
+    min_examples: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    """A training on fewer is refused; null is `global_batch_size`, so that one batch is full."""
+
+    mix: Literal["joint", "per_dataset"] = "joint"
+    """One model on the examples of all datasets, or one for each dataset (the paper)."""
+
+    dataset_weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    """Each dataset's share of the examples trained, in any unit; null leaves them as they are."""
+
+    dataset_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """A dataset of n examples gets a share proportional to n^(1/temperature): 1 as they are, a
+    high one the same for all (arXiv 1910.10683)."""
+
+    weight_by: str | None = None
+    """Column of the examples that says how much an example's tokens count, as vote_share; null
+    counts all alike."""
 
     seed: int = 0
     """Decides the order of the examples, the adapters' first weights and the dropout."""
@@ -84,11 +129,26 @@ class TrainingSettings(Settings):
     micro_batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 4
     """Examples that go through the model at once on one worker; lower it when memory is short."""
 
+    packing: Annotated[bool, OPERATIONAL] = False
+    """Put examples one after another into rows of `row_tokens` instead of padding them; each
+    attends to itself only, and the loss is the same. `micro_batch_size` has no effect then."""
+
+    row_tokens: Annotated[int | None, Field(ge=2), OPERATIONAL] = None
+    """Most tokens of a packed row, which goes through the model at once; null is `max_length`."""
+
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     offload_optimizer: Annotated[bool, OPERATIONAL] = False
-    """Keep the optimizer's state in host memory. No effect without a GPU: it is there already."""
+    """Keep the optimizer's state in host memory and update the weights there. Without a GPU it
+    is there already."""
+
+    offload_weights: Annotated[bool, OPERATIONAL] = False
+    """Keep the split weights in host memory as well; zero_stage 3 only."""
+
+    offload_folder: Annotated[str | None, OPERATIONAL] = None
+    """A folder on a fast local disk of every node: what is offloaded lies there instead of in host
+    memory. zero_stage 3 only; DeepSpeed needs libaio for it."""
 
     checkpoint_every_n_steps: Annotated[int, Field(ge=0), OPERATIONAL] = 0
     """Steps between two checkpoints from which a killed run goes on; 0 makes none."""
@@ -105,11 +165,51 @@ class TrainingSettings(Settings):
     gpus_per_worker: Annotated[int, Field(ge=0, le=1), OPERATIONAL] = 0
     """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL."""
 
+    check_memory: Annotated[bool, OPERATIONAL] = True
+    """Refuse a training that by estimate needs more memory than a worker has."""
+
+    tracking: Annotated[TrackingSettings, OPERATIONAL] = TrackingSettings()
+    """TensorBoard, Weights & Biases, MLflow."""
+
     max_failures: Annotated[int, Field(ge=0), OPERATIONAL] = 1
     """How often a failed worker group is started again before the run gives up."""
 
+    def of_round(self, number: int) -> TrainingSettings:
+        """The settings of one round, counted from 0."""
+        num_epochs = round(self.num_epochs * self.epochs_growth**number)
+        return self.model_copy(update={"num_epochs": num_epochs, "epochs_growth": 1.0})
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether an epoch takes some examples more often than others."""
+        return self.dataset_weights is not None or self.dataset_temperature != 1
+
+    @property
+    def tokens_per_row(self) -> int:
+        """Most tokens of a packed row."""
+        return self.row_tokens or self.max_length
+
+    @pydantic.model_validator(mode="after")
+    def _rows_hold_the_longest(self) -> TrainingSettings:
+        if self.tokens_per_row < self.max_length:
+            raise ValueError(
+                f"row_tokens {self.row_tokens} is less than max_length {self.max_length}: an "
+                "example of that length fits into no row; raise one or lower the other"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _mix_is_one_of_three(self) -> TrainingSettings:
+        if self.dataset_weights is not None and self.dataset_temperature != 1:
+            raise ValueError("give dataset_weights or dataset_temperature, not both")
+        if self.mix == "per_dataset" and self.is_mixed:
+            raise ValueError("mix: per_dataset mixes nothing; leave out the weights or temperature")
+        return self
+
     @pydantic.model_validator(mode="after")
     def _batch_fills_the_workers(self) -> TrainingSettings:
+        if self.packing:
+            return self
         unit = self.num_workers * self.micro_batch_size
         if self.global_batch_size % unit:
             raise ValueError(
@@ -123,6 +223,15 @@ class TrainingSettings(Settings):
     def _offload_has_something_to_move(self) -> TrainingSettings:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; set one or turn it off")
+        if self.offload_weights and self.zero_stage < 3:
+            raise ValueError("offload_weights needs zero_stage 3; set it or turn it off")
+        if self.offload_folder is not None and (
+            self.zero_stage < 3 or not (self.offload_optimizer or self.offload_weights)
+        ):
+            raise ValueError(
+                "offload_folder needs zero_stage 3, and offload_optimizer or offload_weights to "
+                "put something there; set them or leave it out"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -25,7 +25,9 @@ def read_row(row: Row) -> Draft:
     correct = row.text("correct")
     if correct not in [letter for letter, _ in _named(options)]:
         raise row.wrong("correct", f"is {correct!r}, which is not the letter of an option")
-    return Draft(row.text("question"), correct, "choice", texts)
+    solution = row.values.get("rationale")
+    given = solution.strip() if isinstance(solution, str) else ""
+    return Draft(row.text("question"), correct, "choice", texts, solution=given)
 
 
 def _named(options: tuple[str, ...]) -> list[tuple[str, str]]:

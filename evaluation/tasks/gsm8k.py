@@ -2,10 +2,13 @@
 
     {"question": "Tom has ...", "answer": "He has 2 + 1 = <<2+1=3>>3 ...\\n#### 3"}
 
-Upstream writes its answers' thousands with commas; they are dropped. It has no dev split.
+Upstream writes its answers' thousands with commas; they are dropped, as are its notes for a
+calculator (`<<2+1=3>>`). It has no dev split.
 """
 
 from __future__ import annotations
+
+import re
 
 from evaluation.hub import Hub
 from evaluation.rows import Row
@@ -14,11 +17,12 @@ from evaluation.task import Draft, Task, plain_number
 
 def read_row(row: Row) -> Draft:
     """The number behind the last `####` is the truth."""
-    _, marks, end = row.text("answer").rpartition("####")
+    solution, marks, end = row.text("answer").rpartition("####")
     number = plain_number(end) if marks else None
     if number is None:
         raise row.wrong("answer", "does not end with #### and a number; mend the row")
-    return Draft(row.text("question"), number, "number")
+    without_calculator = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return Draft(row.text("question"), number, "number", solution=without_calculator)
 
 
 TASK = Task(

@@ -53,6 +53,9 @@ class Columns(Settings):
     aliases: str | None = "aliases"
     """Other right answers as a list; a row may do without. Null: there are none."""
 
+    solution: str | None = "solution"
+    """How a person came to the answer, a text; a row may do without. Null: there is none."""
+
     grader_data: str | None = "grader_data"
     """What a grader of the user's own has to know of a question: a text, or a value that is given
     to it as JSON; a row may do without. Null: there is none."""
@@ -200,6 +203,7 @@ def _to_question(
         choices=choices,
         aliases=_aliases(row, columns.aliases, answer_type, choices),
         grader_data=_grader_data(row, columns.grader_data),
+        solution=_solution(row, columns.solution),
     )
 
 
@@ -246,6 +250,11 @@ def _grader_data(row: Row, column: str | None) -> str:
         raise row.wrong(column, f": {error}; write it as a text") from error
     row.check_characters(column, text)
     return text
+
+
+def _solution(row: Row, column: str | None) -> str:
+    value = row.values.get(column) if column else None
+    return row.checked_text(column or "", value) if value else ""
 
 
 def _question_id(row: Row, column: str | None, dataset: str, split: Split, number: int) -> str:

@@ -13,7 +13,11 @@ STRATEGY = Strategy(
             "samples": 32,
             "stages": {"path": {"temperature": 0.7}},
         },
-        "examples": {"verdict": "majority", "max_per_question": 32},
-        "training": {"start_from": "base"},
+        "examples": {
+            "verdict": "majority",
+            "max_per_question": 32,
+            "forms": ["evaluation", "plain", "answer_only"],
+        },
+        "training": {"start_from": "base", "weight_by": "vote_share"},
     },
 )

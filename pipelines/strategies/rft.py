@@ -13,7 +13,11 @@ STRATEGY = Strategy(
             "samples": 100,
             "stages": {"path": {"temperature": 0.7}},
         },
-        "examples": {"distinct_by": "equations", "max_per_question": 100},
+        "examples": {
+            "distinct_by": "equations",
+            "max_per_question": 100,
+            "original_solutions": True,
+        },
         "training": {"start_from": "base"},
     },
 )

@@ -15,6 +15,6 @@ STRATEGY = Strategy(
             "stages": {"path": {"temperature": 0.0}},
         },
         "examples": {"max_per_question": 1},
-        "training": {"start_from": "base"},
+        "training": {"start_from": "base", "epochs_growth": 1.2},
     },
 )

@@ -16,7 +16,9 @@ from evaluation.question import (
 )
 
 PLAIN = Question("d/1", "d", "test", "in_domain", "Where?", "New York", "text")
-FULL = replace(PLAIN, aliases=("NYC", "N.Y."), grader="mine:grade", grader_data="{}")
+FULL = replace(
+    PLAIN, aliases=("NYC", "N.Y."), grader="mine:grade", grader_data="{}", solution="So."
+)
 
 
 @pytest.mark.parametrize("question", [PLAIN, FULL])
@@ -29,10 +31,10 @@ def test_from_row_of_to_row_is_the_question(question: Question) -> None:
 
 def test_from_row_of_before_the_new_columns_has_none_of_them() -> None:
     row = PLAIN.to_row()
-    for name in ("aliases", "grader", "grader_data"):
+    for name in ("aliases", "grader", "grader_data", "solution"):
         del row[name]
     assert Question.from_row(row) == PLAIN
-    nulls = dict.fromkeys(("aliases", "grader", "grader_data"))
+    nulls = dict.fromkeys(("aliases", "grader", "grader_data", "solution"))
     assert Question.from_row(PLAIN.to_row() | nulls) == PLAIN
 
 
@@ -42,8 +44,9 @@ def test_fingerprint_changes_with_what_is_right() -> None:
         replace(PLAIN, grader="mine:grade"),
         replace(PLAIN, grader="mine:grade", grader_data="{}"),
         replace(PLAIN, answer="York"),
+        replace(PLAIN, solution="It is said to be."),
     ]
-    assert len({question.fingerprint for question in [PLAIN, *others]}) == 5
+    assert len({question.fingerprint for question in [PLAIN, *others]}) == 6
     assert replace(PLAIN, question_id="d/2").fingerprint == PLAIN.fingerprint
 
 

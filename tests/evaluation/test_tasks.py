@@ -104,6 +104,7 @@ def test_gsm8k_truth_stands_behind_the_last_mark(tmp_path: Path) -> None:
         ("gsm8k/test/00000", "2", "number"),
     ]
     assert questions[0].domain == "in_domain"
+    assert [question.solution for question in questions] == ["1 + 1 = 2", "Many.", "1 + 1 = 2"]
 
 
 @pytest.mark.parametrize("answer", ["Two hens.", "#### two"])

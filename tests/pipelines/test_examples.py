@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
 import random
-from collections import Counter
+import shutil
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import pyarrow.dataset
 import pytest
 from datasets import load_dataset
 
-from cluster.chat import load_tokenizer, prompt_ids
+from cluster.chat import load_tokenizer, prompt_ids, target_ids
+from cluster.errors import InputError
 from cluster.ledger import PartWriter, compact
 from cluster.models import Model
 from cluster.schedule import Questions, chunk_folder
@@ -18,10 +22,12 @@ from cluster.storage import Folder
 from cluster.tasks import run_task
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
+from pipelines.chain import split_thinking
 from pipelines.examples import (
     DROPPED_SCHEMA,
     EXAMPLES_SCHEMA,
     ROWS_PER_FILE,
+    Counts,
     ExampleSelector,
     Selection,
     _within_hinted_share,
@@ -128,11 +134,76 @@ def test_example_prompt_ids_are_those_of_the_evaluation(model_folder: Path) -> N
     assert example["messages"][:-1] == answer_messages(QUESTION)
 
 
-def test_example_thinking_is_not_learned_with_the_answer(model_folder: Path) -> None:
-    thought = path("a", "It is \\boxed{4}", thinking="hm", token_ids=[1, 2, 3])
-    example = select(model_folder, thought).examples[0]
+@pytest.fixture
+def thinking_model(model_folder: Path, tmp_path: Path) -> Path:
+    """The small model with a chat template that begins the thinking in the prompt."""
+    folder = shutil.copytree(model_folder, tmp_path / "thinking")
+    template = folder / "chat_template.jinja"
+    opened = template.read_text().replace("assistant\n", "assistant\n<think>\n")
+    assert opened != template.read_text()
+    template.write_text(opened)
+    return folder
+
+
+ANSWER = "It is \\boxed{4}"
+THOUGHT = f"<think>\nhm\n</think>\n\n{ANSWER}"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("sampled", [THOUGHT, THOUGHT.removeprefix("<think>\n"), ANSWER])
+@pytest.mark.parametrize("thinking", ["strip", "keep"])
+@pytest.mark.parametrize("boxed", [True, False])
+def test_example_thinking_is_learned_whole_or_not_at_all(
+    opened: bool,
+    sampled: str,
+    thinking: str,
+    boxed: bool,
+    model_folder: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    model = request.getfixturevalue("thinking_model") if opened else model_folder
+    tokenizer = load_tokenizer(str(model))
+    text = sampled if boxed else sampled.replace("\\boxed{4}", "4.")
+    thought, answer, _ = split_thinking(text)
+    ids = target_ids(tokenizer, text)
+    one = path("a", answer, thinking=thought, token_ids=ids)
+    if opened and thinking == "strip":
+        with pytest.raises(InputError, match=r"examples\.thinking: strip, but the chat template"):
+            select(model, one, thinking=thinking)
+        return
+    [example] = select(model, one, thinking=thinking).examples
+    shown, learned = (
+        tokenizer.decode(example[f"{part}_token_ids"]) for part in ("prompt", "target")
+    )
+    answered = shown.rpartition("assistant\n")[2] + learned
+    kept = bool(thought) and thinking == "keep"
+    assert answered.count("<think>") == answered.count("</think>") == int(kept or opened)
+    assert ("hm" in answered) == kept
+    assert answered.endswith("\\boxed{4}<|end|>" if boxed else "\\boxed{4}.<|end|>")
+    assert example["messages"][-1]["content"] + "<|end|>" == answered
+    if boxed and learned == text + "<|end|>":
+        assert example["target_token_ids"][:-1] == ids
+
+
+def test_example_sampled_thinking_is_learned_by_its_own_ids(model_folder: Path) -> None:
     tokenizer = load_tokenizer(str(model_folder))
-    assert tokenizer.decode(example["target_token_ids"]) == "It is \\boxed{4}<|end|>"
+    ids = [*target_ids(tokenizer, "<think>\nhm  </think> ok"), 7, 7]
+    sampled = path("a", f"ok {ANSWER}", thinking="hm", token_ids=ids)
+    [example] = select(model_folder, sampled, thinking="keep").examples
+    assert example["target_token_ids"] == [*ids, tokenizer.eos_token_id]
+
+
+def test_examples_of_a_tokenizer_without_an_end_are_refused(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "endless")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            facts = json.loads((folder / name).read_text())
+            facts.pop("eos_token", None)
+            (folder / name).write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="names no eos_token"):
+        select(folder, path("a", ANSWER))
 
 
 @pytest.mark.parametrize(("read_last", "num"), [((), 0), (("number",), 1)])
@@ -147,7 +218,9 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    assert select_examples(rows, selector) == Selection(num_lucky={"d": 0.0})
+    assert select_examples(rows, selector) == Selection(
+        counts=Counts(Counter({"d": 0}), defaultdict(float, {"d": 0.0}))
+    )
 
 
 def test_selection_judges_by_todays_grader(model_folder: Path) -> None:
@@ -233,7 +306,7 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
             )
         )
         compact(root.child("paths"), PATHS_SCHEMA)
-    of_all = {"num_paths": 18, "num_examples": 12, "dropped": {"wrong": 6}}
+    of_all = {"num_paths": 18, "num_kept_paths": 12, "num_examples": 12, "dropped": {"wrong": 6}}
     of_dataset = {"expected_lucky_share": 0.0, "overlaps_with": {}}
     expected = {
         **of_all,
@@ -403,3 +476,65 @@ def test_hinted_examples_are_at_most_their_share(share: float, num_left: int) ->
     assert hinted <= share * left.num_rows + 1e-9
     one_share, _ = _within_hinted_share([whole], settings)
     assert one_share[0].equals(left), "which ones go does not hang on the shares"
+
+
+# --- forms and original solutions --------------------------------------------------------------
+
+
+def test_each_path_is_learned_in_each_form_and_an_answer_alone_once(model_folder: Path) -> None:
+    forms = ("evaluation", "plain", "answer_only")
+    first, second = path("a", "It is \\boxed{4}"), path("b", "Two and two: \\boxed{4}")
+    selection = select(model_folder, first, second, forms=forms)
+    prompts = {
+        row["example_id"].partition("/1/")[2]: row["messages"][0]["content"]
+        for row in selection.examples
+    }
+    assert len(prompts) == len(selection.examples) == 5
+    assert sum("step by step" in prompt for prompt in prompts.values()) == 2
+    assert all(QUESTION.text in prompt for prompt in prompts.values())
+    alone = [row for row in selection.examples if row["form"] == "answer_only"]
+    assert [row["messages"][1]["content"] for row in alone] == ["\\boxed{4}"]
+    tokenizer = load_tokenizer(str(model_folder))
+    for row in selection.examples:
+        asked = prompt_ids(tokenizer, row["messages"][:1], {})
+        assert row["prompt_token_ids"] == asked
+        if row["form"] == "answer_only":
+            assert tokenizer.decode(row["target_token_ids"][:-1]) == "\\boxed{4}"
+        else:  # what the model sampled
+            assert row["target_token_ids"][:3] == [5, 6, 7]
+    assert selection.counts.num_paths["d"] == 2
+    assert not selection.dropped
+
+
+def test_original_solution_is_learned_beside_the_paths(model_folder: Path) -> None:
+    question = replace(QUESTION, solution="Two and two make four.")
+    wrong = path("a", "It is \\boxed{5}")
+    assert not select(model_folder, wrong, question=question).examples
+    (row,) = select(model_folder, wrong, question=question, original_solutions=True).examples
+    assert row["example_id"] == f"original/{QUESTION.question_id}"
+    assert (row["form"], row["guideline_id"], row["pass"]) == ("original", None, 0)
+    solution = "Two and two make four.\n\nThe final answer is \\boxed{4}."
+    assert row["messages"][1]["content"] == solution
+    tokenizer = load_tokenizer(str(model_folder))
+    assert tokenizer.decode(row["target_token_ids"][:-1]) == solution
+    assert not select(model_folder, wrong, original_solutions=True).examples
+    short = {"original_solutions": True, "max_target_tokens": 10}
+    assert not select(model_folder, wrong, question=question, **short).examples
+
+
+def test_facts_count_paths_and_not_their_forms(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = [replace(each, solution="Add two.") for each in training_questions(3)]
+    write_paths(root.child("paths"), questions)
+    asked = stored(root.child("questions"), questions)
+    model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
+    settings = ExampleSettings(forms=("plain", "answer_only"), original_solutions=True)
+    facts = select_step_examples(
+        root.child("paths"), asked, held_out(asked), settings, model, {}, None
+    )
+    assert (facts["num_paths"], facts["num_kept_paths"]) == (9, 6)
+    assert facts["num_examples"] == 6 + 3 + 3
+    assert facts["datasets"]["d"]["num_kept_paths"] == 6
+    assert facts["dropped"] == {"wrong": 3}

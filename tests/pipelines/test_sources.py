@@ -144,6 +144,15 @@ def test_csv_cells_are_texts_and_options_a_json_list(tmp_path: Path) -> None:
     assert (second.question_id, second.answer, second.choices) == ("mine/test/b", "2", ())
 
 
+def test_solution_is_read_where_it_stands(tmp_path: Path) -> None:
+    told = GOOD | {"solution": "First one, then the other.", "how": 3}
+    assert read_rows(tmp_path, told)[0].solution == "First one, then the other."
+    assert read_rows(tmp_path, GOOD)[0].solution == ""
+    assert read_rows(tmp_path, told, columns=Columns(solution=None))[0].solution == ""
+    with pytest.raises(InputError, match="column 'how'"):
+        read_rows(tmp_path, told, columns=Columns(solution="how"))
+
+
 def test_aliases_and_grader_data_are_read_where_they_stand(tmp_path: Path) -> None:
     row = GOOD | {"answer": "New York", "answer_type": "text", "aliases": ["NYC", 10]}
     question = read_rows(tmp_path, row | {"grader_data": {"tests": [1, None]}})[0]

@@ -17,6 +17,8 @@ SCHEMA = pa.schema(
         ("question_id", pa.string()),
         ("prompt_token_ids", pa.list_(pa.int32())),
         ("target_token_ids", pa.list_(pa.int32())),
+        ("dataset", pa.string()),
+        ("vote_share", pa.float32()),
     ]
 )
 
@@ -34,6 +36,8 @@ def make_rows(count: int) -> list[dict[str, Any]]:
                 "question_id": f"question/{index}",
                 "prompt_token_ids": prompt,
                 "target_token_ids": [*target, 2],
+                "dataset": "few" if index < 5 else "many",
+                "vote_share": (1 + index % 4) / 4,
             }
         )
     return rows

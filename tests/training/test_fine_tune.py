@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.fs
 import pytest
 
 from cluster.errors import InputError
 from cluster.models import Model
 from cluster.storage import Folder
-from tests.training.conftest import write_rows
-from training.batches import batch_of_step, epoch_order, learning_rate
+from tests.training.conftest import make_rows, write_rows
+from tests.training.events import read_scalars
+from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
 from training.fine_tune import CHECKPOINTS, SNAPSHOT, fine_tune
-from training.settings import LoraSettings, TrainingSettings
+from training.settings import TrainingSettings
+from training.tracking import TENSORBOARD
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +37,7 @@ FULL = TrainingSettings(
     zero_stage=2,
     max_length=15,
 )
+WITH_CHECKPOINTS = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
 
 
 @dataclass(frozen=True)
@@ -55,129 +59,6 @@ def _run(model: Path, examples: Folder, output: Folder, settings: TrainingSettin
     return Run(output, metrics, steps)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    output = Folder.open(str(tmp_path_factory.mktemp("undisturbed")))
-    return _run(tiny_model, examples, output, FULL)
-
-
-def _weights(folder: Path) -> dict[str, Any]:
-    """The weights as transformers loads them; nothing may be missing or unknown."""
-    from transformers import AutoModelForCausalLM
-
-    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    return dict(model.state_dict())
-
-
-def _largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    assert set(one) == set(other)
-    return max(float((one[name] - other[name]).abs().max()) for name in one)
-
-
-def _reference(model_folder: Path, examples: Folder) -> tuple[list[float], list[float], Any]:
-    """The same training as one process of plain torch: no padding, no accumulation, no sharding.
-
-    Returns the losses, the gradient norms and the final weights.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    rows = [r for r in examples.read_table().to_pylist() if _length(r) <= FULL.max_length]
-    ids = [row["example_id"] for row in rows]
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=FULL.weight_decay)
-    per_epoch = -(-len(rows) // FULL.global_batch_size)
-    num_steps = per_epoch * FULL.num_epochs
-    losses, norms = [], []
-    for step in range(num_steps):
-        order = epoch_order(ids, FULL.seed, step // per_epoch)
-        batch = [rows[i] for i in batch_of_step(order, step, FULL.global_batch_size)]
-        token_losses = torch.cat([_token_losses(model, row) for row in batch])
-        optimizer.zero_grad()
-        token_losses.mean().backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), FULL.max_grad_norm)))
-        optimizer.param_groups[0]["lr"] = learning_rate(
-            step, num_steps, FULL.learning_rate, FULL.warmup_ratio
-        )
-        optimizer.step()
-        losses.append(float(token_losses.mean().detach()))
-    return losses, norms, dict(model.state_dict())
-
-
-def _length(row: dict[str, Any]) -> int:
-    return len(row["prompt_token_ids"]) + len(row["target_token_ids"])
-
-
-def _token_losses(model: Any, row: dict[str, Any]) -> Any:
-    """The cross entropy of each target token of one example."""
-    import torch
-
-    tokens = torch.tensor(row["prompt_token_ids"] + row["target_token_ids"])
-    logits = model(input_ids=tokens[None]).logits[0]
-    first = len(row["prompt_token_ids"])
-    return torch.nn.functional.cross_entropy(
-        logits[first - 1 : -1], tokens[first:], reduction="none"
-    )
-
-
-def test_fine_tune_full_zero2_equals_plain_torch(
-    undisturbed: Run, tiny_model: Path, examples: Folder
-) -> None:
-    losses, norms, weights = _reference(tiny_model, examples)
-    assert [step["loss"] for step in undisturbed.steps] == pytest.approx(losses, abs=1e-5)
-    assert [step["grad_norm"] for step in undisturbed.steps] == pytest.approx(norms, rel=1e-4)
-    # A step moves a weight by about the learning rate, 1e-3; nine steps may differ by a hundredth
-    # of one, where Adam divides a gradient near zero by its own size.
-    assert _largest_difference(_weights(Path(undisturbed.output.path)), weights) < 1e-5
-
-
-def test_fine_tune_full_zero2_learns_and_counts(
-    undisturbed: Run, tiny_model: Path, examples: Folder
-) -> None:
-    metrics, steps = undisturbed.metrics, undisturbed.steps
-    kept = [row for row in examples.read_table().to_pylist() if _length(row) <= FULL.max_length]
-    assert metrics["num_examples"] == 19
-    assert metrics["num_dropped_too_long"] == 19 - len(kept) > 0
-    assert metrics["num_trained_tokens"] == 3 * sum(len(row["target_token_ids"]) for row in kept)
-    assert [step["step"] for step in steps] == list(range(1, metrics["num_steps"] + 1))
-    assert metrics["first_loss"] == steps[0]["loss"]
-    assert metrics["last_loss"] == steps[-1]["loss"] < steps[0]["loss"] - 0.3
-    output = Path(undisturbed.output.path)
-    assert _largest_difference(_weights(output), _weights(tiny_model)) > 1e-3
-    tokenizer = "tokenizer_config.json"
-    assert (output / tokenizer).read_bytes() == (tiny_model / tokenizer).read_bytes()
-
-
-def test_fine_tune_lora_zero3_saves_a_full_adapter_and_merges_it(
-    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
-) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    settings = TrainingSettings(
-        method="lora",
-        lora=LoraSettings(rank=4, alpha=8),
-        zero_stage=3,
-        learning_rate=1e-2,
-        num_epochs=2,
-        global_batch_size=8,
-        micro_batch_size=2,
-    )
-    run = _run(tiny_model, examples, Folder.open(str(tmp_path)), settings)
-    assert run.metrics["last_loss"] < run.metrics["first_loss"]
-    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert len(adapter) == 2 * 7 * 2, "two factors for each of seven layers in two blocks"
-    assert all(tensor.numel() and tensor.abs().sum() > 0 for tensor in adapter.values())
-    merged, base = _weights(tmp_path), _weights(tiny_model)
-    changed = {name for name in base if not torch.equal(merged[name], base[name].bfloat16())}
-    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
-    assert changed == {name for name in base if "_proj" in name}
-
-
 DRIVER = """
 import json, sys, ray
 from cluster.models import Model
@@ -193,67 +74,187 @@ fine_tune(Model(model, model, "unused"), Folder.open(examples), Folder.open(outp
 
 def _wait_for_checkpoint(output: Folder, step: int, driver: subprocess.Popen[bytes]) -> None:
     """Wait until Ray Train's snapshot names a checkpoint of at least `step` steps."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         snapshot = json.dumps(output.child(CHECKPOINTS).read_json(SNAPSHOT))
         if any(f"step-{n:06d}" in snapshot for n in range(step, step + 4)):
             return
         assert driver.poll() is None, "the driver ended before it could be killed"
         time.sleep(0.05)
-    raise AssertionError("no checkpoint within two minutes")
+    raise AssertionError("no checkpoint within five minutes")
 
 
-def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
-    undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
-) -> None:
-    output = Folder.open(str(tmp_path / "killed"))
-    settings = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
-    arguments = [str(tiny_model), examples.path, output.path, settings.model_dump_json()]
+@pytest.fixture(scope="module")
+def resumed(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A training whose driver was killed after two steps or more, and that was run again."""
+    output = Folder.open(str(tmp_path_factory.mktemp("killed")))
+    arguments = [str(tiny_model), examples.path, output.path, WITH_CHECKPOINTS.model_dump_json()]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, ray_cluster, *arguments], cwd=ROOT)
-    _wait_for_checkpoint(output, 2, driver)
-    driver.kill()
-    driver.wait()
+    try:
+        _wait_for_checkpoint(output, 2, driver)
+    finally:
+        driver.kill()
+        driver.wait()
     assert "config.json" not in output.file_names(), "killed too late to show anything"
+    return _run(tiny_model, examples, output, WITH_CHECKPOINTS)
 
-    run = _run(tiny_model, examples, output, settings)
 
-    num_steps = undisturbed.metrics["num_steps"]
-    resumed = [int(step["step"]) for step in run.steps]
-    assert resumed[0] > 2, "it began again instead of going on"
-    assert resumed == list(range(resumed[0], num_steps + 1))
-    for key in ("num_steps", "num_tokens", "num_trained_tokens", "first_loss", "last_loss"):
-        assert run.metrics[key] == undisturbed.metrics[key]
-    ours, theirs = _weights(Path(output.path)), _weights(Path(undisturbed.output.path))
-    assert _largest_difference(ours, theirs) == 0
-    kept = [p.name for p in (tmp_path / "killed" / CHECKPOINTS).glob("step-*")]
-    assert len(kept) == settings.keep_checkpoints
-
-    more_workers = settings.model_copy(update={"num_workers": 4})
+def test_fine_tune_killed_and_run_again_goes_on_from_its_checkpoint(
+    resumed: Run, tiny_model: Path, examples: Folder
+) -> None:
+    steps = [int(step["step"]) for step in resumed.steps]
+    num_steps = resumed.metrics["num_steps"]
+    assert steps[0] > 2, "it began again instead of going on"
+    assert steps == list(range(steps[0], num_steps + 1))
+    output = Path(resumed.output.path)
+    kept = [path.name for path in (output / CHECKPOINTS).glob("step-*")]
+    assert len(kept) == WITH_CHECKPOINTS.keep_checkpoints
+    seen = read_scalars(output / TENSORBOARD)
+    assert sorted(seen["training/loss"]) == list(range(1, num_steps + 1))
+    assert set(seen) == {
+        f"training/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+    }
+    more_workers = WITH_CHECKPOINTS.model_copy(update={"num_workers": 4})
     with pytest.raises(InputError, match="num_workers was 2, now 4"):
-        _run(tiny_model, examples, output, more_workers)
+        _run(tiny_model, examples, resumed.output, more_workers)
+
+
+def test_fine_tune_killed_and_run_again_equals_plain_torch(
+    resumed: Run, tiny_model: Path, examples: Folder
+) -> None:
+    expected = train_plainly(tiny_model, examples, FULL)
+    first = int(resumed.steps[0]["step"]) - 1
+    losses = [step["loss"] for step in resumed.steps]
+    assert losses == pytest.approx(expected.losses[first:], abs=1e-5)
+    norms = [step["grad_norm"] for step in resumed.steps]
+    assert norms == pytest.approx(expected.norms[first:], rel=1e-4)
+    # A step moves a weight by about the learning rate, 1e-3; nine steps may differ by a hundredth
+    # of one, where Adam divides a gradient near zero by its own size.
+    weights = saved_weights(Path(resumed.output.path))
+    assert largest_difference(weights, expected.weights) < 1e-5
+    assert resumed.metrics["first_loss"] == pytest.approx(expected.losses[0], abs=1e-5)
+    assert resumed.metrics["last_loss"] == losses[-1] < expected.losses[0] - 0.3
+
+
+def test_fine_tune_killed_and_run_again_counts_all_that_was_trained(
+    resumed: Run, tiny_model: Path, examples: Folder
+) -> None:
+    kept = [row for row in examples.read_table().to_pylist() if length(row) <= FULL.max_length]
+    metrics, epochs = resumed.metrics, FULL.num_epochs
+    assert metrics["num_examples"] == 19
+    assert metrics["num_dropped_too_long"] == 19 - len(kept) > 0
+    assert metrics["num_truncated"] == 0
+    assert metrics["num_tokens"] == epochs * sum(map(length, kept))
+    assert metrics["num_trained_tokens"] == epochs * sum(len(r["target_token_ids"]) for r in kept)
+    output, tokenizer = Path(resumed.output.path), "tokenizer_config.json"
+    assert (output / tokenizer).read_bytes() == (tiny_model / tokenizer).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    output = Folder.open(str(tmp_path_factory.mktemp("undisturbed")))
+    return _run(tiny_model, examples, output, FULL)
+
+
+@pytest.mark.slow
+def test_fine_tune_killed_and_run_again_gives_the_undisturbed_weights(
+    resumed: Run, undisturbed: Run
+) -> None:
+    same = ("num_steps", "num_tokens", "num_trained_tokens", "first_loss", "last_loss")
+    for key in (*same, "weights_sha256"):
+        assert resumed.metrics[key] == undisturbed.metrics[key]
+    ours, theirs = (saved_weights(Path(run.output.path)) for run in (resumed, undisturbed))
+    assert largest_difference(ours, theirs) == 0
+    assert [step["step"] for step in undisturbed.steps] == [*range(1, len(undisturbed.steps) + 1)]
+
+
+def _run_with_a_worker_killed(
+    model: Path, examples: Folder, output: Folder, settings: TrainingSettings
+) -> dict[str, Any]:
+    """The result of a training that loses a worker after four steps or more."""
+    killed: list[int] = []
+
+    def kill_one_worker(metrics: dict[str, float]) -> None:
+        # Ours only: the cluster was started by this process.
+        if metrics["step"] >= 4 and not killed:
+            ours = psutil.Process().children(recursive=True)
+            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers[-1].kill()
+            killed.append(workers[-1].pid)
+
+    metrics = fine_tune(_model(model), examples, output, settings, on_step=kill_one_worker)
+    assert killed
+    return metrics
 
 
 @pytest.mark.slow
 def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
     undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
-    killed: list[int] = []
-
-    def kill_one_worker(metrics: dict[str, float]) -> None:
-        # Ours only: the cluster was started by this process.
-        if metrics["step"] >= 5 and not killed:
-            ours = psutil.Process().children(recursive=True)
-            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
-            workers[-1].kill()
-            killed.append(workers[-1].pid)
-
     output = Folder.open(str(tmp_path))
-    settings = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
-    metrics = fine_tune(_model(tiny_model), examples, output, settings, on_step=kill_one_worker)
-    assert killed
+    metrics = _run_with_a_worker_killed(tiny_model, examples, output, WITH_CHECKPOINTS)
     assert metrics["num_trained_tokens"] == undisturbed.metrics["num_trained_tokens"]
-    theirs = _weights(Path(undisturbed.output.path))
-    assert _largest_difference(_weights(tmp_path), theirs) == 0
+    theirs = saved_weights(Path(undisturbed.output.path))
+    assert largest_difference(saved_weights(tmp_path), theirs) == 0
+
+
+@pytest.mark.slow
+def test_fine_tune_adapters_with_zero3_and_a_worker_killed_equal_plain_torch(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    changes = {"method": "lora", "zero_stage": 3, "learning_rate": 1e-2}
+    settings = WITH_CHECKPOINTS.model_copy(update=changes)
+    output = Folder.open(str(tmp_path))
+    metrics = _run_with_a_worker_killed(tiny_model, examples, output, settings)
+    expected = train_plainly(tiny_model, examples, settings)
+    assert metrics["last_loss"] == pytest.approx(expected.losses[-1], abs=1e-5)
+    # A hundredth of a step, as for all weights.
+    assert largest_difference(saved_weights(tmp_path), expected.weights) < 1e-4
+
+
+@pytest.mark.slow
+def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    # On a file system other than the nodes' own, as an object store is one.
+    local = pyarrow.fs.LocalFileSystem()
+    output = Folder(pyarrow.fs.SubTreeFileSystem(str(tmp_path), local), "model")
+    # Steps of a few milliseconds: enough of them to come in time.
+    settings = FULL.model_copy(update={"num_epochs": 40})
+    last: list[int] = []
+
+    def interrupt(metrics: dict[str, float]) -> None:
+        last.append(int(metrics["step"]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(_model(tiny_model), examples, output, settings, on_step=interrupt)
+    assert "config.json" not in output.file_names(), "stopped too late to show anything"
+    assert list((tmp_path / "model" / CHECKPOINTS).glob("step-*"))
+
+    run = _run(tiny_model, examples, output, settings)
+    begun = int(run.steps[0]["step"])
+    assert last[0] < begun < run.metrics["num_steps"]
+    # Step by step the losses are those of the interrupted and of the plain training.
+    expected = train_plainly(tiny_model, examples, settings).losses[begun - 1 : begun + 9]
+    assert [step["loss"] for step in run.steps[:10]] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_fine_tune_that_diverges_is_ended_and_not_tried_again(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    settings = FULL.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0})
+    steps: list[dict[str, float]] = []
+    output = Folder.open(str(tmp_path))
+    with pytest.raises(InputError, match=r"diverged at step \d.* lower training\.learning_rate"):
+        fine_tune(_model(tiny_model), examples, output, settings, on_step=steps.append)
+    assert [step["step"] for step in steps] == [1.0], "the first step moved all weights away"
+    assert "config.json" not in output.file_names()
 
 
 @pytest.mark.slow
@@ -261,13 +262,21 @@ def test_fine_tune_tokens_of_another_model_are_refused(
     tiny_model: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
     examples = Folder.open(str(tmp_path / "examples"))
-    row = {
-        "example_id": "e",
-        "question_id": "q",
-        "prompt_token_ids": [1],
-        "target_token_ids": [256],
-    }
-    write_rows(examples, "part-000.parquet", [row])
-    settings = FULL.model_copy(update={"max_failures": 0})
+    rows = make_rows(8)
+    rows[3]["target_token_ids"] = [256]
+    write_rows(examples, "part-000.parquet", rows)
+    settings = FULL.model_copy(update={"max_length": 100, "max_failures": 0})
     with pytest.raises(InputError, match=r"token 256, but .* vocabulary of 256"):
         _run(tiny_model, examples, Folder.open(str(tmp_path / "output")), settings)
+
+
+def test_fine_tune_more_workers_than_the_machine_holds_is_refused(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    output = Folder.open(str(tmp_path))
+    on_gpus = FULL.model_copy(update={"gpus_per_worker": 1})
+    with pytest.raises(InputError, match="this machine has 0 GPUs and 2 CPUs, room for 0"):
+        _run(tiny_model, examples, output, on_gpus)
+    too_many = FULL.model_copy(update={"num_workers": 4})
+    with pytest.raises(InputError, match=r"room for 2; lower training\.num_workers"):
+        _run(tiny_model, examples, output, too_many)

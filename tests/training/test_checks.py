@@ -1,0 +1,106 @@
+"""The workers' refusals, without workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import InputError
+from cluster.storage import Folder
+from training.checks import check_training, largest_batch, model_size
+from training.examples import read_examples
+from training.memory import BatchSize
+from training.settings import LoraSettings, TrackingSettings, TrainingSettings
+
+BASE = TrainingSettings(global_batch_size=8, max_length=100)
+
+
+def _check(model: Path, examples: Folder, **changes: Any) -> None:
+    settings = BASE.model_copy(update=changes)
+    check_training(str(model), read_examples(examples, settings), settings, workers_on_node=1)
+
+
+def test_check_training_that_fits_passes(tiny_model: Path, examples: Folder) -> None:
+    _check(tiny_model, examples)
+    _check(tiny_model, examples, method="lora")
+    targets = LoraSettings(target_modules=("q_proj", "layers.0.mlp.up_proj"))
+    _check(tiny_model, examples, method="lora", lora=targets)
+
+
+@pytest.mark.parametrize("target", ["q_projection", "proj", "lm_head", "embed_tokens"])
+def test_check_training_lora_target_that_matches_nothing_is_refused(
+    tiny_model: Path, examples: Folder, target: str
+) -> None:
+    targets = LoraSettings(target_modules=("q_proj", target))
+    with pytest.raises(
+        InputError, match=f"{target!r} matches no layer .* are down_proj, gate_proj"
+    ):
+        _check(tiny_model, examples, method="lora", lora=targets)
+
+
+def test_check_training_of_rows_that_no_memory_holds_is_refused(
+    tiny_model: Path, examples: Folder
+) -> None:
+    with pytest.raises(InputError, match=r"would fit with .*training\.packing: false"):
+        _check(tiny_model, examples, packing=True, row_tokens=10**10)
+    _check(tiny_model, examples, packing=True, row_tokens=10**10, check_memory=False)
+
+
+def test_check_training_with_an_offload_folder_that_cannot_be_written_is_refused(
+    tiny_model: Path, examples: Folder, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for folder, why in (("file", "Not a directory"), ("nothing", "No such file")):
+        place = str(tmp_path / folder)
+        with pytest.raises(InputError, match=rf"offload_folder '{place}' cannot be .* \({why}"):
+            _check(tiny_model, examples, zero_stage=3, offload_weights=True, offload_folder=place)
+
+
+@pytest.mark.parametrize(
+    ("tracking", "package"),
+    [
+        (TrackingSettings(wandb_project="p"), "wandb"),
+        (TrackingSettings(mlflow_experiment="e"), "mlflow"),
+    ],
+)
+def test_check_training_without_the_trackers_package_is_refused(
+    tiny_model: Path,
+    examples: Folder,
+    tracking: TrackingSettings,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=rf"names {package}, .*regenesis\[trackers\]"):
+        _check(tiny_model, examples, tracking=tracking)
+
+
+def test_model_size_equals_the_loaded_model(tiny_model: Path) -> None:
+    import peft
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    config = AutoConfig.from_pretrained(tiny_model)
+    size = model_size(model, config, BASE)
+    assert size is not None
+    assert size.num_parameters == size.num_trained == model.num_parameters()
+    assert (size.num_layers, size.hidden_size, size.vocab_size) == (2, 64, 256)
+    lora = BASE.model_copy(update={"method": "lora", "lora": LoraSettings(rank=4)})
+    adapted = model_size(model, config, lora)
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    )
+    assert adapted is not None
+    assert adapted.num_trained == wrapped.get_nb_trainable_parameters()[0]
+
+
+def test_largest_batch_counts_padding_of_the_longest_examples(examples: Folder) -> None:
+    table = read_examples(examples, BASE)
+    rows = table.to_pylist()
+    longest = max(len(r["prompt_token_ids"]) + len(r["target_token_ids"]) for r in rows)
+    longest_target = max(len(row["target_token_ids"]) for row in rows)
+    assert largest_batch(table, BASE) == BatchSize(4 * longest, 4 * longest_target)
+    packed = BASE.model_copy(update={"packing": True, "row_tokens": 512})
+    assert largest_batch(table, packed) == BatchSize(512, 512)

@@ -1,0 +1,259 @@
+"""ZeRO 0 to 3 and offload, all weights and LoRA, packed and padded, against plain torch.
+
+Six steps on a two-layer model with a tokenizer and a chat template, on two CPU workers, the last
+step of each epoch with half a batch; learning rate 1e-3 for all weights and 1e-2 for adapters.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.engine import SamplingSettings, engine_environment
+from cluster.settings import content_of, fingerprint
+from cluster.storage import Folder
+from tests.cluster.test_engine import SETTINGS as ENGINE
+from tests.cluster.test_engine import Started, greedy_ids
+from tests.training.conftest import write_rows
+from tests.training.matrix import (
+    DTYPES,
+    LAYOUTS,
+    METHODS,
+    STAGES,
+    Reference,
+    Trained,
+    cells,
+    distance,
+    gradients_of_cells,
+    gradients_plainly,
+    num_linear_layers,
+    saved_weights,
+    train_cells,
+    train_plainly,
+)
+from training.saving import ADAPTER
+from training.settings import TrainingSettings
+
+# Examples of one dataset oftener than they are, each with a weight of its own.
+MIXED = {"dataset_temperature": 3.0, "weight_by": "vote_share"}
+
+ALL = {name: settings for dtype in DTYPES for name, settings in cells(dtype).items()}
+ALL |= {f"{name}/mixed": settings.model_copy(update=MIXED) for name, settings in ALL.items()}
+
+COVERING = (
+    # Every pair of stage, method and layout is in one of these.
+    "zero0/full/packed/float32",
+    "zero0/lora/padded/bfloat16",
+    "zero1/full/padded/float32",
+    "zero1/lora/packed/bfloat16",
+    "zero2/full/packed/float32/mixed",
+    "zero2/lora/padded/float32",
+    "zero3/full/padded/bfloat16",
+    "zero3/lora/packed/float32",
+    "zero3-offload/full/packed/float32",
+    "zero3-offload/lora/padded/float32/mixed",
+)
+
+# float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides
+# a gradient by its own size, so where it is near zero the sign of a whole step is chance.
+TOLERANCES = {
+    "float32": {"loss": 1e-5, "norm": 1e-4, "way": 1e-4, "logits": 1e-5},
+    "bfloat16": {"loss": 5e-3, "norm": 2e-2, "way": 0.05, "logits": 2e-2},
+}
+"""Of losses absolute; of gradient norms relative; of the weights' distance as a part of the way
+that they went in training; of logits relative to their maximum."""
+
+Plainly = Callable[[TrainingSettings], Reference]
+
+
+@pytest.fixture(scope="module")
+def sums(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """20 examples as the pipeline makes them: a chat prompt, an answer, the end of the turn."""
+    tokenizer = load_tokenizer(str(model_folder))
+    rows = []
+    for index in range(20):
+        question = [{"role": "user", "content": f"{index} + {7 * index % 11}?"}]
+        answer = target_ids(tokenizer, f"It is {index + 7 * index % 11}." + "!" * (index % 5))
+        rows.append(
+            {
+                "example_id": f"sums/{index}",
+                "question_id": f"sums/{index}",
+                "prompt_token_ids": prompt_ids(tokenizer, question, {}),
+                "target_token_ids": end_turn(answer, tokenizer.eos_token_id),
+                "dataset": "few" if index < 5 else "many",
+                "vote_share": (1 + index % 4) / 4,
+            }
+        )
+    folder = Folder.open(str(tmp_path_factory.mktemp("sums")))
+    write_rows(folder, "part-000.parquet", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plainly(model_folder: Path, sums: Folder) -> Plainly:
+    """The reference of a cell; the same for all stages and layouts."""
+
+    known: dict[str, Reference] = {}
+
+    def train_once(settings: TrainingSettings) -> Reference:
+        key = fingerprint(content_of(settings))
+        if key not in known:
+            known[key] = train_plainly(model_folder, sums, settings)
+        return known[key]
+
+    return train_once
+
+
+def _check(name: str, cell: Trained, expected: Reference) -> None:
+    """Everything that holds for a cell."""
+    settings = ALL[name]
+    off = TOLERANCES[settings.dtype]
+    losses = [step["loss"] for step in cell.steps]
+    assert losses == pytest.approx(expected.losses, abs=off["loss"]), name
+    assert sum(losses[3:]) < sum(losses[:3]), f"{name} has not learnt"
+    norms = [step["grad_norm"] for step in cell.steps]
+    assert norms == pytest.approx(expected.norms, rel=off["norm"]), name
+    weights = saved_weights(cell.folder)
+    way = distance(expected.weights, expected.start)
+    assert distance(weights, expected.weights) < off["way"] * way, name
+    assert cell.logits_off < off["logits"], name
+    assert load_tokenizer(str(cell.folder)).chat_template
+    if settings.method == "lora":
+        from safetensors.torch import load_file
+
+        adapter = load_file(cell.folder / ADAPTER / "adapter_model.safetensors")
+        assert len(adapter) == 2 * num_linear_layers(cell.folder), f"{name}: two factors for each"
+        assert all(tensor.numel() and tensor.abs().sum() > 0 for tensor in adapter.values()), name
+
+
+def test_covering_cells_equal_plain_torch_and_load_again(
+    model_folder: Path, sums: Folder, plainly: Plainly, ray_cluster: str, tmp_path: Path
+) -> None:
+    trained = train_cells({name: ALL[name] for name in COVERING}, model_folder, sums, tmp_path)
+    for name, cell in trained.items():
+        _check(name, cell, plainly(ALL[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_cells_equal_plain_torch_and_load_again(
+    dtype: str,
+    model_folder: Path,
+    sums: Folder,
+    plainly: Plainly,
+    ray_cluster: str,
+    tmp_path: Path,
+) -> None:
+    trained = train_cells(cells(dtype), model_folder, sums, tmp_path)
+    assert len(trained) == len(STAGES) * len(METHODS) * len(LAYOUTS)
+    for name, cell in trained.items():
+        _check(name, cell, plainly(ALL[name]))
+
+
+@pytest.mark.slow
+def test_gradients_of_every_stage_equal_plain_torch_tensor_by_tensor(
+    model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    layout_of = {"full": "packed", "lora": "padded"}
+    settings = {
+        name: ALL[name]
+        for stage in STAGES
+        for method, layout in layout_of.items()
+        for name in [f"{stage}/{method}/{layout}/float32/mixed"]
+    }
+    found = gradients_of_cells(settings, model_folder, sums, tmp_path)
+    for name, gradients in found.items():
+        expected = gradients_plainly(model_folder, sums, settings[name])
+        assert set(gradients) == set(expected), name
+        for tensor, gradient in expected.items():
+            off = abs(gradients[tensor] - gradient).max()
+            assert off <= 1e-5 * abs(gradient).max(), f"{name}: {tensor} is off by {off}"
+
+
+OF_OTHER_FAMILIES = (
+    "zero2/full/packed/float32",
+    "zero2/lora/padded/float32",
+    "zero3/full/padded/float32",
+    "zero3/lora/packed/float32",
+)
+
+
+def _gpt2() -> Any:
+    """Learnt positions, tied embeddings, and layers that are no `torch.nn.Linear`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=64, n_layer=2, n_head=4)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config.bos_token_id = config.eos_token_id = 256
+    return GPT2LMHeadModel(config)
+
+
+def _qwen3() -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [_gpt2, _qwen3])
+def test_cells_of_other_families_without_a_template_equal_plain_torch_and_load_again(
+    make: Callable[[], Any], model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(model_folder / name, tmp_path / "model" / name)
+    settings = {name: ALL[name] for name in OF_OTHER_FAMILIES}
+    trained = train_cells(settings, tmp_path / "model", sums, tmp_path / "output")
+    for name, cell in trained.items():
+        _check(name, cell, train_plainly(tmp_path / "model", sums, settings[name]))
+
+
+@pytest.mark.slow
+def test_vllm_serves_what_was_saved_whole_merged_and_as_an_adapter(
+    model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    names = {"whole": "zero3/full/padded/float32", "merged": "zero3/lora/padded/float32"}
+    trained = train_cells({n: ALL[n] for n in names.values()}, model_folder, sums, tmp_path)
+    folders = {form: trained[name].folder for form, name in names.items()}
+    chat = [{"role": "user", "content": "3 + 10?"}]
+    ids = prompt_ids(load_tokenizer(str(model_folder)), chat, {})
+    base, whole, merged = (
+        greedy_ids(AutoModelForCausalLM.from_pretrained(folder), ids, 16)
+        for folder in (model_folder, folders["whole"], folders["merged"])
+    )
+    assert base not in (whole, merged), "the training must show"
+    for folder, adapter, expected in (
+        (folders["whole"], None, whole),
+        (folders["merged"], None, merged),
+        (model_folder, str(folders["merged"] / ADAPTER), merged),
+    ):
+        engine = ENGINE.model_copy(update={"dtype": "float32", "adapter": adapter})
+        os.environ.update(engine_environment(engine))
+        started = Started(folder, engine)
+        try:
+            sampling = SamplingSettings(temperature=0.0, max_tokens=16)
+            [completion] = started.chat(chat, sampling)
+        finally:
+            started.close()
+        assert completion.token_ids == expected

@@ -1,0 +1,209 @@
+"""What the workers refuse before a weight is loaded.
+
+Tokens of another model, LoRA targets, memory, the folder for offloading, trackers. Every worker
+runs the checks, on the model's config and on a copy of the model without weights, and learns what
+the others found: a refusal of one is a refusal of all. Importing this module imports neither torch
+nor transformers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.errors import InputError
+from cluster.planner import ModelShape
+from training.memory import BatchSize, ModelSize, explain_shortage
+from training.settings import TrainingSettings
+from training.tracking import refuse_missing_trackers
+
+
+class RefusedError(InputError):
+    """An `InputError` that every worker of the group has raised."""
+
+
+def agree(check: Callable[[], None]) -> None:
+    """Run a check that may raise `InputError`; raises `RefusedError` when any worker's did."""
+    import torch
+
+    sentence = ""
+    try:
+        check()
+    except InputError as error:
+        sentence = str(error)
+    sentences: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(sentences, sentence)
+    refusals = [sentence for sentence in sentences if sentence]
+    if refusals:
+        raise RefusedError(refusals[0])
+
+
+def check_training(
+    model: str, table: pa.Table, settings: TrainingSettings, workers_on_node: int
+) -> None:
+    """Raises `InputError` when examples, LoRA targets or memory do not fit, when nothing can be
+    offloaded to the folder named for it, or when a tracker misses."""
+    from transformers import AutoConfig
+
+    refuse_missing_trackers(settings.tracking)
+    if settings.offload_folder is not None:
+        refuse_offload_folder(settings.offload_folder)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    refuse_foreign_tokens(table, model, config.get_text_config().vocab_size)
+    if settings.method == "full" and not settings.check_memory:
+        return
+    skeleton = _without_weights(config)
+    refuse_foreign_targets(skeleton, model, settings)
+    if settings.check_memory:
+        refuse_shortage(skeleton, config, table, settings, workers_on_node)
+
+
+def refuse_offload_folder(folder: str) -> None:
+    """Raises `InputError` when this node cannot write there as DeepSpeed does."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"training.offload_folder {folder!r} cannot be written on a training node "
+            f"({error.strerror}); name a folder that is there on every one of them"
+        ) from error
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise InputError(
+            "training.offload_folder: DeepSpeed finds no libaio to write with on a training node; "
+            "install it with its headers (libaio-dev), or leave the folder out"
+        )
+
+
+def refuse_foreign_tokens(table: pa.Table, model: str, vocab_size: int) -> None:
+    """Raises `InputError` when an id is not in the model's vocabulary, which is never resized."""
+    for name in ("prompt_token_ids", "target_token_ids"):
+        largest = pc.max(pc.list_flatten(table.column(name))).as_py()
+        if largest >= vocab_size:
+            raise InputError(
+                f"{name} holds token {largest}, but {model} has a vocabulary of {vocab_size}; "
+                "the examples were made with another tokenizer"
+            )
+
+
+def _without_weights(config: Any) -> Any:
+    """The model with shapes alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings) -> None:
+    """Raises `InputError` when a LoRA target names no linear layer of the model."""
+    targets = settings.lora.target_modules
+    if settings.method != "lora" or isinstance(targets, str):
+        return
+    names = [name for name, _ in linear_layers(skeleton)]
+    for target in targets:
+        if not any(_is_target(name, target) for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names})
+            raise InputError(
+                f"training.lora.target_modules: {target!r} matches no layer of {model}; its "
+                f"linear layers are {', '.join(known)}"
+            )
+
+
+def linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
+    """Names and modules of all linear layers but the output head."""
+    import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's: the same with its weight transposed
+
+    head = skeleton.get_output_embeddings()
+    return [
+        (name, module)
+        for name, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
+
+
+def _is_target(name: str, target: str) -> bool:
+    """As peft matches an entry of a list: the name itself, or its end after a dot."""
+    return name == target or name.endswith(f".{target}")
+
+
+def refuse_shortage(
+    skeleton: Any,
+    config: Any,
+    table: pa.Table,
+    settings: TrainingSettings,
+    workers_on_node: int,
+) -> None:
+    """Raises `InputError` when the training needs more memory than this worker has."""
+    size = model_size(skeleton, config, settings)
+    if size is None:
+        return
+    there = _memory_of_worker(settings, workers_on_node)
+    shortage = explain_shortage(size, partial(largest_batch, table), settings, *there)
+    if shortage:
+        raise InputError(shortage)
+
+
+def model_size(skeleton: Any, config: Any, settings: TrainingSettings) -> ModelSize | None:
+    """The sizes of a model; None for one whose shape is not understood."""
+    try:
+        shape = ModelShape.from_config(config.to_dict())
+    except InputError:
+        return None
+    experts = shape.experts
+    active = experts.per_token * experts.size + experts.shared_size if experts else 0
+    return ModelSize(
+        num_parameters=sum(parameter.numel() for parameter in skeleton.parameters()),
+        num_trained=_num_trained(skeleton, settings),
+        largest_module=max(
+            sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            for module in skeleton.modules()
+        ),
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        attention_size=(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim,
+        intermediate_size=max(shape.intermediate_size, active),
+        vocab_size=shape.vocab_size,
+    )
+
+
+def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
+    """Parameters with a gradient: all, or two factors for each layer with an adapter."""
+    if settings.method == "full":
+        return sum(parameter.numel() for parameter in skeleton.parameters())
+    targets = settings.lora.target_modules
+    return sum(
+        settings.lora.rank * sum(layer.weight.shape)
+        for name, layer in linear_layers(skeleton)
+        if isinstance(targets, str) or any(_is_target(name, target) for target in targets)
+    )
+
+
+def largest_batch(table: pa.Table, settings: TrainingSettings) -> BatchSize:
+    """The most that may go through the model at once, whatever the order."""
+    prompts = pc.list_value_length(table.column("prompt_token_ids"))
+    targets = pc.list_value_length(table.column("target_token_ids"))
+    longest, longest_target = pc.max(pc.add(prompts, targets)).as_py(), pc.max(targets).as_py()
+    if settings.packing:
+        return BatchSize(settings.tokens_per_row, settings.tokens_per_row)
+    rows = settings.micro_batch_size
+    return BatchSize(rows * longest, rows * min(longest, longest_target))
+
+
+def _memory_of_worker(settings: TrainingSettings, workers_on_node: int) -> tuple[float, float]:
+    """Bytes of the GPU, and of the worker's part of its node's memory."""
+    import psutil
+
+    host = psutil.virtual_memory().total / workers_on_node
+    if settings.gpus_per_worker == 0:
+        return host, host
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory), host

@@ -1,0 +1,178 @@
+"""How packed rows go through a model: attention within each example, never across.
+
+Runs on the training workers only; importing this module imports neither torch nor transformers.
+
+A row of two examples of five and two tokens has `cu_seq_lens_q = [0, 5, 7]`, the name under which
+transformers hands such boundaries to every layer's attention. The attention here reads them and
+makes no mask: on a GPU in 16 bits it is torch's variable-length flash attention, elsewhere each
+example is computed by itself, so a row costs what its examples cost alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.errors import InputError
+from training.batches import Example, MicroBatch, pack
+
+NAME = "regenesis_packed"
+"""Under which transformers knows the attention; it is not written into a saved config."""
+
+LEAK = 0.01
+"""Difference of logits, in their standard deviations, that shows that an example saw another."""
+
+
+def use_packed_attention(model: Any) -> None:
+    """Give a transformers model the attention of this module. It needs `model_inputs` then."""
+    import transformers
+
+    transformers.AttentionInterface.register(NAME, packed_attention)
+    model.set_attn_implementation(NAME)
+
+
+def model_inputs(micro: MicroBatch, device: Any) -> dict[str, Any]:
+    """The arguments of a model's forward pass for a padded or a packed batch."""
+    import torch
+
+    inputs: dict[str, Any] = {"input_ids": torch.from_numpy(micro.input_ids).to(device)}
+    if micro.attention_mask is not None:
+        inputs["attention_mask"] = torch.from_numpy(micro.attention_mask).to(device)
+    if micro.position_ids is not None:
+        bounds = (0, *micro.ends)
+        ends = torch.tensor(bounds, dtype=torch.int32, device=device)
+        longest = max(end - start for start, end in itertools.pairwise(bounds))
+        inputs |= {
+            "position_ids": torch.from_numpy(micro.position_ids).to(device),
+            "cu_seq_lens_q": ends,
+            "cu_seq_lens_k": ends,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+    return inputs
+
+
+def packed_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    *,
+    cu_seq_lens_q: Any,
+    max_length_q: int,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Any = None,
+    **_others: Any,
+) -> tuple[Any, None]:
+    """Causal attention within each example of a row, as transformers calls an attention.
+
+    `query`, `key` and `value` are [1, heads, tokens, head size]; the result is [1, tokens, heads,
+    head size]. Raises `InputError` for what it does not compute: soft caps and sinks.
+    """
+    if softcap is not None or s_aux is not None:
+        raise InputError(
+            "training.packing: the model's attention has soft caps or sinks, which packed "
+            "attention does not compute; set training.packing: false"
+        )
+    window = sliding_window if sliding_window and sliding_window < max_length_q else None
+    if _has_kernel(query) and not dropout:
+        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window), None
+    return _one_by_one(query, key, value, cu_seq_lens_q.tolist(), scaling, dropout, window), None
+
+
+def _has_kernel(query: Any) -> bool:
+    return bool(query.is_cuda) and query.element_size() == 2
+
+
+def _by_kernel(
+    query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float | None, window: Any
+) -> Any:
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows = [states[0].transpose(0, 1) for states in (query, key, value)]
+    # A window counts the token itself; (-1, 0) is all tokens before it and none after.
+    left = window - 1 if window else -1
+    output = varlen_attn(
+        *rows,
+        ends,
+        ends,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(left, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[None]
+
+
+def _one_by_one(
+    query: Any,
+    key: Any,
+    value: Any,
+    ends: Sequence[int],
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> Any:
+    import torch
+
+    outputs = []
+    for start, end in itertools.pairwise(ends):
+        mask = _window_mask(end - start, window, query.device)
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _window_mask(length: int, window: int | None, device: Any) -> Any:
+    """Which tokens each token sees in a sliding window; None where the window holds them all."""
+    import torch
+
+    if window is None or length <= window:
+        return None
+    everything = torch.ones(length, length, dtype=torch.bool, device=device)
+    return everything.tril() & everything.triu(1 - window)
+
+
+def refuse_leak(model: Any, vocab_size: int, device: Any) -> None:
+    """Raises `InputError` when packed examples see each other in this model.
+
+    The same example goes through the model behind two others: its logits must stay the same. Two
+    passes over 16 tokens settle it for any model, also for one whose layers are no attention and
+    carry a state along the row. Every worker must call it, with DeepSpeed's engine.
+    """
+    import torch
+
+    ids = [token % vocab_size for token in range(1, 25)]
+    neighbours = [Example("one", ids[:4], ids[4:8]), Example("other", ids[8:12], ids[12:16])]
+    example = Example("same", ids[16:20], ids[20:])
+    model.eval()
+    with torch.no_grad():
+        one, other = (
+            model(**model_inputs(pack([neighbour, example], 0), device), use_cache=False)
+            .logits[0, -example.length :]
+            .float()
+            for neighbour in neighbours
+        )
+    model.train()
+    difference = float((one - other).abs().max() / one.std())
+    if not difference < LEAK:
+        raise InputError(
+            "training.packing: examples packed into one row see each other in this model (its "
+            f"logits move by {difference:.2g} standard deviations); set training.packing: false"
+        )

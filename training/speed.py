@@ -1,0 +1,64 @@
+"""How fast a step was, against what the GPUs could do: model FLOPs utilisation (arXiv 2204.02311).
+
+Counted are the products that the method needs, not those that recomputation adds: 2 FLOPs a
+parameter and token in the forward pass, 4 in the backward pass of a trained parameter and 2 in
+that of a frozen one; the output layer only where a token is learnt. Attention is left out, so the
+number is a little too low. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# Dense bfloat16, as the vendor's data sheets give it.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of a training step, by what they are done for."""
+
+    per_token: float
+    per_answer_token: float
+
+    def flops(self, num_tokens: int, num_answer_tokens: int) -> float:
+        return self.per_token * num_tokens + self.per_answer_token * num_answer_tokens
+
+
+def work_of(model: Any) -> Work | None:
+    """What a transformers model does for a token; None for one with experts, which do not all."""
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts")):
+        return None
+    head = model.get_output_embeddings().weight
+    tables = {id(head), id(model.get_input_embeddings().weight)}
+    inner = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    return Work(
+        per_token=sum(_flops(parameter) for parameter in inner), per_answer_token=_flops(head)
+    )
+
+
+def _flops(parameter: Any) -> float:
+    # ZeRO-3 leaves an empty tensor in its place and notes how large it was.
+    size = getattr(parameter, "ds_numel", parameter.numel())
+    return float(size) * (6 if parameter.requires_grad else 4)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Of a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None for one that is not known."""
+    words = device_name.replace("-", " ").split()
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in words), None)
+
+
+def peak_flops_here() -> float | None:
+    """Of this process's GPU; None without one."""
+    import torch
+
+    return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
