@@ -55,7 +55,8 @@ def fine_tune(
 
     Returns num_examples, num_dropped_too_long, num_steps, num_tokens (prompts and targets seen),
     num_trained_tokens (targets only), first_loss, last_loss and seconds (in steps), all of them
-    over every attempt. Writes no manifest.
+    over every attempt, and the fingerprints of the saved weights (`training.saving.save_trained`),
+    for the manifest that the caller writes.
 
     Raises `InputError` when there is nothing to train on, when the examples are not the model's,
     and when checkpoints of another training stand in `output`; `ray.train.TrainingFailedError`

@@ -140,7 +140,8 @@ class StepData:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train, save and return the final `Progress` as a dict. `config["job"]` is a `Job`."""
+    """Train, save and return the final `Progress` as a dict, with the fingerprints of the saved
+    weights. `config["job"]` is a `Job`."""
     import ray.train
 
     job: Job = config["job"]
@@ -154,8 +155,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     engine = build_engine(model, job.settings, num_ranks)
     progress = _load_checkpoint(engine, job.settings)
     progress = _train(engine, data, progress, job, rank)
-    save_trained(engine, model, job.output, job.settings, rank)
-    return asdict(progress)
+    fingerprints = save_trained(engine, model, job.output, job.settings, rank)
+    return asdict(progress) | fingerprints
 
 
 def _refuse_foreign_tokens(table: pa.Table, model: str) -> None:

@@ -2,9 +2,9 @@
 
 Runs on the training workers: all of them gather the weights, the first one writes::
 
-    config.json  model.safetensors  tokenizer.json  ...  adapter/ (LoRA only)
+    config.json  model.safetensors  tokenizer.json  weights.txt  ...  adapter/ (LoRA only)
 
-Importing this module imports neither torch nor deepspeed.
+`weights.txt`, in both folders, lists the tensors (`cluster.weights`). Importing this module imports neither torch nor deepspeed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import Folder
+from cluster.weights import write_list
 from training.settings import TrainingSettings
 
 ADAPTER = "adapter"
@@ -45,14 +46,16 @@ class IncompleteSaveError(RuntimeError):
 
 def save_trained(
     engine: Any, source: str, output: Folder, settings: TrainingSettings, rank: int
-) -> None:
+) -> dict[str, str]:
     """Write the trained model into `output`. Every worker must call it.
 
-    Raises `IncompleteSaveError` when the files, loaded again, are not the trained weights.
+    Returns, on the first worker, the fingerprints of what was written: `weights_sha256` and, of a
+    LoRA, `adapter_sha256`. Raises `IncompleteSaveError` when the files, loaded again, are not the
+    trained weights.
     """
     state = gather_state(engine.module, only_trained=settings.method == "lora", keep=rank == 0)
     if rank > 0:
-        return
+        return {}
     with tempfile.TemporaryDirectory(prefix="regenesis-model-") as name:
         folder = Path(name)
         if settings.method == "lora":
@@ -62,7 +65,11 @@ def save_trained(
             engine.module.save_pretrained(folder, state_dict=dict(state), max_shard_size="5GB")
         _copy_tokenizer(source, folder)
         check_saved(folder, state, settings.dtype)
+        fingerprints = {"weights_sha256": write_list(folder)}
+        if settings.method == "lora":
+            fingerprints["adapter_sha256"] = write_list(folder / ADAPTER)
         output.copy_from_local(folder)
+    return fingerprints
 
 
 def gather_state(module: Any, *, only_trained: bool, keep: bool) -> State:
