@@ -37,7 +37,7 @@ class DigestingLoader(DefaultModelLoader):  # type: ignore[misc]
 
 
 def _digest_adapters() -> None:
-    """vLLM has no loader of adapters to register: the function that gets their tensors is wrapped."""
+    """Wrap what gets the tensors of an adapter: for these vLLM has no loader to register."""
     make = LoRAModel.from_lora_tensors.__func__
 
     def from_lora_tensors(cls: Any, lora_model_id: int, tensors: Any, *args: Any, **kw: Any) -> Any:

@@ -93,17 +93,13 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def write_list(folder: Path) -> str:
     """Write the list of a local folder into it. Returns its SHA-256."""
-    text = _list(digest_folder(folder).items())
-    (folder / WEIGHTS).write_text(text)
-    return _sha256(text)
+    data = _list(digest_folder(folder).items())
+    (folder / WEIGHTS).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def _list(digests: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(sorted({f"{name} {digest}" for name, digest in digests}))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _list(digests: Iterable[tuple[str, str]]) -> bytes:
+    return "\n".join(sorted({f"{name} {digest}" for name, digest in digests})).encode()
 
 
 def saved_model(model: Model) -> Saved | None:
@@ -132,16 +128,15 @@ def _read_list(folder: Folder, expected: str | None) -> Saved | None:
     if expected is None:
         return None
     try:
-        text = folder.read_bytes(WEIGHTS).decode()
+        data = folder.read_bytes(WEIGHTS)
     except FileNotFoundError:
-        text = ""
-    if _sha256(text) != expected:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != expected:
         raise InputError(
             f"{folder.uri}/{WEIGHTS} is not the list that its manifest was written for; put back "
             "what was there, or delete the model's folder to train it again"
         )
-    lines = (line.split(" ", 1) for line in text.splitlines())
-    return Saved(folder.uri, {name: digest for name, digest in lines})
+    return Saved(folder.uri, dict(line.split(" ", 1) for line in data.decode().splitlines()))
 
 
 def check_loaded(
@@ -165,7 +160,7 @@ def _check(loaded: Sequence[Digests], saved: Saved | None, read_from: str) -> st
     read = [item for report in loaded for item in report.items()]
     if saved:
         _refuse_others(read, saved, read_from)
-    return _sha256(_list(read)) if read else ""
+    return hashlib.sha256(_list(read)).hexdigest() if read else ""
 
 
 def _refuse_others(read: Sequence[tuple[str, str]], saved: Saved, read_from: str) -> None:

@@ -4,7 +4,8 @@ Runs on the training workers: all of them gather the weights, the first one writ
 
     config.json  model.safetensors  tokenizer.json  weights.txt  ...  adapter/ (LoRA only)
 
-`weights.txt`, in both folders, lists the tensors (`cluster.weights`). Importing this module imports neither torch nor deepspeed.
+`weights.txt`, in either folder, lists its tensors (`cluster.weights`). Importing this module
+imports neither torch nor deepspeed.
 """
 
 from __future__ import annotations

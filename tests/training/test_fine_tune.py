@@ -16,6 +16,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.models import Model
 from cluster.storage import Folder
+from cluster.weights import write_list
 from tests.training.conftest import write_rows
 from training.batches import batch_of_step, epoch_order, learning_rate
 from training.fine_tune import CHECKPOINTS, SNAPSHOT, fine_tune
@@ -147,6 +148,7 @@ def test_fine_tune_full_zero2_learns_and_counts(
     assert metrics["first_loss"] == steps[0]["loss"]
     assert metrics["last_loss"] == steps[-1]["loss"] < steps[0]["loss"] - 0.3
     output = Path(undisturbed.output.path)
+    assert metrics["weights_sha256"] == write_list(output)
     assert _largest_difference(_weights(output), _weights(tiny_model)) > 1e-3
     tokenizer = "tokenizer_config.json"
     assert (output / tokenizer).read_bytes() == (tiny_model / tokenizer).read_bytes()
@@ -172,6 +174,8 @@ def test_fine_tune_lora_zero3_saves_a_full_adapter_and_merges_it(
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(adapter) == 2 * 7 * 2, "two factors for each of seven layers in two blocks"
     assert all(tensor.numel() and tensor.abs().sum() > 0 for tensor in adapter.values())
+    assert run.metrics["adapter_sha256"] == write_list(tmp_path / "adapter")
+    assert run.metrics["weights_sha256"] == write_list(tmp_path)
     merged, base = _weights(tmp_path), _weights(tiny_model)
     changed = {name for name in base if not torch.equal(merged[name], base[name].bfloat16())}
     assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
