@@ -13,6 +13,7 @@ side by side on the same warm engines.
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import signal
 import threading
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +41,8 @@ from cluster.worker import EngineWorker
 STOP_S = 6.0
 """How long the workers get to make durable what is finished, once the run is asked to stop."""
 ASK_EVERY_S = 0.1
+
+_REPOSITORY = str(Path(__file__).resolve().parent.parent)
 
 _AS_URGENT_AS_OTHERS = {"RAY_worker_niceness": "0"}
 """Ray gives its workers nice 15. On a CPU the threads of an engine wait for each other, so that
@@ -309,10 +313,15 @@ def _resources(settings: EngineSettings) -> dict[str, Any]:
     """The processors of one worker, and its environment."""
     # With a placement group vLLM's own Ray workers take the GPUs, inside the same group.
     takes_gpus = settings.use_gpu and not settings.placement_group
+    environment = engine_environment(settings) | _AS_URGENT_AS_OTHERS
+    if settings.placement_group:
+        # They are of a job of their own, and import `cluster.loading`.
+        there = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_REPOSITORY, there]))
     return {
         "num_cpus": settings.cpus_per_worker,
         "num_gpus": settings.gpus_per_worker if takes_gpus else 0,
-        "runtime_env": {"env_vars": engine_environment(settings) | _AS_URGENT_AS_OTHERS},
+        "runtime_env": {"env_vars": environment},
     }
 
 
