@@ -130,11 +130,13 @@ class ScriptedEngine:
 
 
 class ReportingEngine(ScriptedEngine):
-    """Also tells the digests of the tensors in the model's folder."""
+    """Also tells the digests of the tensors in the model's folder; with the option `differ` each
+    engine those of another model."""
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
         super().__init__(model, settings)
         self._model = model
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
-        return [{"model": digest_folder(Path(self._model)), "adapter": {}}]
+        own = {"own": str(os.getpid())} if self._options.get("differ") else {}
+        return [{"model": digest_folder(Path(self._model)) | own, "adapter": {}}]

@@ -245,6 +245,17 @@ def test_pool_copy_of_an_earlier_model_in_the_cache_is_refused(
     assert rows(job) == []
 
 
+def test_pool_whose_engines_read_different_weights_of_a_base_model_ends(
+    model_folder: Path, ray_cluster: str, tmp_path: Path
+) -> None:
+    base = Model("base", str(model_folder), "unused")
+    job = paths_job(Folder.open(str(tmp_path)))
+    options = {"differ": True, "latency_s": 0.3}
+    asked = settings(options=options, min_workers=2, max_num_seqs=1).model_copy(update=REPORTING)
+    with pytest.raises(GenerationStoppedError, match="the engines read different weights"):
+        run_jobs(base, [job], asked, stop=StopRequest(), progress_every_s=1)
+
+
 # --- real vLLM ---------------------------------------------------------------------------------
 
 REAL = EngineSettings(
