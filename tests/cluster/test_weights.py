@@ -226,6 +226,7 @@ def test_pool_notes_what_was_served_and_ends_before_anything_when_a_tensor_was_a
     assert rows(job) == []
 
 
+@pytest.mark.slow
 def test_pool_copy_of_an_earlier_model_in_the_cache_is_refused(
     source: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_pool_copy_of_an_earlier_model_in_the_cache_is_refused(
     assert rows(job) == []
 
 
+@pytest.mark.slow
 def test_pool_whose_engines_read_different_weights_of_a_base_model_ends(
     model_folder: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
