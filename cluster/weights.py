@@ -31,7 +31,8 @@ from cluster.storage import Folder
 
 WEIGHTS = "weights.txt"
 MAX_THREADS = 8
-"""A core digests 0.5 to 2 GB/s; eight do 16 GB in about the time that a disk takes to read them."""
+"""A core at 2.5 GHz without SHA instructions digests 0.34 GB/s: 16 GB are 47 s of one, 6 s of
+eight."""
 
 Digests = Mapping[str, str]
 """By a tensor's name, the rest of its line."""
