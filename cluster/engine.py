@@ -1,7 +1,8 @@
 """The inference engine: one asynchronous vLLM engine behind one method, `chat`.
 
-Everything that knows vLLM is here. An engine lives inside a worker of the pool (`cluster.pool`);
-a test may name another implementation by its import path (`engine.implementation`).
+Everything that knows vLLM is here, and in `cluster.loading` what runs inside its processes. An
+engine lives inside a worker of the pool (`cluster.pool`); a test may name another implementation by
+its import path (`engine.implementation`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast, get_args
+from typing import Annotated, Any, Protocol, cast, get_args, runtime_checkable
 
 from pydantic import Field, field_validator
 
@@ -28,6 +29,13 @@ from cluster.settings import OPERATIONAL, Settings
 # Arguments of vLLM's SamplingParams that are settings here, and those that the run decides.
 _OWN_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
 _RUN_OPTIONS = ("seed", "n", "output_kind", "detokenize", "skip_clone")
+
+LOAD_FORMAT = "regenesis_digests"
+"""vLLM's name for the loader that `cluster.loading` registers."""
+_DIGESTS = {
+    "load_format": LOAD_FORMAT,
+    "worker_extension_cls": "cluster.loading.LoadedTensors",
+}
 
 
 class SamplingSettings(Settings):
@@ -165,6 +173,15 @@ class Engine(Protocol):
         """End the engine's own processes."""
 
 
+@runtime_checkable
+class TellsWeights(Protocol):
+    """An engine that can tell what it serves."""
+
+    async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
+        """The digests (`cluster.weights`) of the tensors that each of its processes read, by name,
+        of the `model` and of the `adapter`."""
+
+
 def make_engine(model: str, settings: EngineSettings) -> Engine:
     """Start the engine that the settings name. Raises `ValueError` when there is no such class."""
     module_name, _, class_name = settings.implementation.rpartition(".")
@@ -286,6 +303,9 @@ class VLLMEngine:
         arguments = _engine_arguments(model, settings)
         known = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
         _refuse_unknown("engine.options", "AsyncEngineArgs", settings.options, known)
+        # Whoever asks for another loader gets it, and cannot serve what a run tuned.
+        self._has_digests = not _DIGESTS.keys() & settings.options.keys()
+        arguments |= _DIGESTS if self._has_digests else {}
         self._adapter = None
         if settings.adapter is not None:
             arguments |= _adapter_arguments(settings.adapter)
@@ -296,6 +316,19 @@ class VLLMEngine:
         self._tokenizer = load_tokenizer(model)
         self._context = int(self._llm.model_config.max_model_len)
         self._request_ids = itertools.count()
+
+    async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
+        """See `TellsWeights`; an adapter is loaded for it. Raises `EngineDiedError`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not self._has_digests:
+            return []
+        try:
+            if self._adapter is not None:
+                await self._llm.add_lora(self._adapter)
+            return list(await self._llm.collective_rpc("loaded_tensors"))
+        except EngineDeadError as error:
+            raise EngineDiedError(f"{_reason(error)}{self._exit_codes()}") from error
 
     async def chat(
         self,

@@ -13,13 +13,15 @@ side by side on the same warm engines.
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +42,8 @@ STOP_S = 6.0
 """How long the workers get to make durable what is finished, once the run is asked to stop."""
 ASK_EVERY_S = 0.1
 
+_REPOSITORY = str(Path(__file__).resolve().parent.parent)
+
 _AS_URGENT_AS_OTHERS = {"RAY_worker_niceness": "0"}
 """Ray gives its workers nice 15. On a CPU the threads of an engine wait for each other, so that
 whatever takes the processor from one of them, if only Ray's own services, holds up all."""
@@ -55,8 +59,10 @@ class PoolSummary:
     """From the first chunk begun on a ready engine to the last row durable."""
     counts: dict[str, float]
     """Sums over all workers, see `EngineWorker`."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of what the engines served (`cluster.weights.check_loaded`)."""
 
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> dict[str, Any]:
         """What a step's manifest says of it; shares between 0 and 1."""
         counts = Counter(self.counts)
         engine_s = counts["busy_s"] + counts["idle_s"]
@@ -72,6 +78,7 @@ class PoolSummary:
             "peak_generations_in_flight": counts["peak_in_flight"],
             "prefix_hit_share": _share(counts["num_cached_tokens"], counts["num_prompt_tokens"]),
             "truncated_share": _share(counts["num_cut_off"], counts["num_generations"]),
+            **self.weights,
         }
 
 
@@ -99,14 +106,14 @@ def run_jobs(
     plans = {job.name: _plan(job, settings, limit) for job in jobs}
     if not any(plan.num_open for plan in plans.values()):
         return PoolSummary(0.0, 0.0, {})
-    counts = _execute(model, jobs, plans, settings, stop, progress_every_s)
+    counts, weights = _execute(model, jobs, plans, settings, stop, progress_every_s)
     if stop.is_set():
         raise InterruptedRunError("stopped; finished questions are kept")
     if limit is None:
         for job in jobs:
             run_task(_check_complete, job, settings.max_attempts)
     span = counts.pop("last_row_at", 0.0) - counts.pop("first_chunk_at", 0.0)
-    return PoolSummary(time.monotonic() - started, max(0.0, span), counts)
+    return PoolSummary(time.monotonic() - started, max(0.0, span), counts, weights)
 
 
 def finish_job(job: Job) -> dict[str, Any]:
@@ -166,8 +173,9 @@ def _execute(
     settings: EngineSettings,
     stop: StopRequest,
     progress_every_s: float,
-) -> dict[str, float]:
-    """Run the pool to its end, or until asked to stop; the counters of all workers."""
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Run the pool to its end, or until asked to stop; the counters of all workers, and which
+    weights they served."""
     import ray
 
     totals = {job.name: plans[job.name].totals for job in jobs}
@@ -192,8 +200,9 @@ def _execute(
         placement.remove()
         wait_until_gone(ray.get(board.processes.remote()), grace_s=3.0 if stop.is_set() else 30.0)
         counts: dict[str, float] = ray.get(board.counts.remote())
+        weights: dict[str, str] = ray.get(board.weights.remote())
         ray.kill(board)
-    return counts
+    return counts, weights
 
 
 def _board(*args: Any) -> Any:
@@ -304,10 +313,15 @@ def _resources(settings: EngineSettings) -> dict[str, Any]:
     """The processors of one worker, and its environment."""
     # With a placement group vLLM's own Ray workers take the GPUs, inside the same group.
     takes_gpus = settings.use_gpu and not settings.placement_group
+    environment = engine_environment(settings) | _AS_URGENT_AS_OTHERS
+    if settings.placement_group:
+        # They are of a job of their own, and import `cluster.loading`.
+        there = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_REPOSITORY, there]))
     return {
         "num_cpus": settings.cpus_per_worker,
         "num_gpus": settings.gpus_per_worker if takes_gpus else 0,
-        "runtime_env": {"env_vars": engine_environment(settings) | _AS_URGENT_AS_OTHERS},
+        "runtime_env": {"env_vars": environment},
     }
 
 

@@ -62,6 +62,7 @@ class ProgressBoard:
         self._chunks: dict[str, str] = {}
         self._deaths: Counter[str] = Counter()
         self._last_error: str | None = None
+        self._weights: dict[str, str] = {}
         self._stopping = False
         self._stopped: set[str] = set()
         self._closed: set[Key] = set()
@@ -117,6 +118,11 @@ class ProgressBoard:
         """Note a question before anything of it is generated: it may be the one that kills."""
         self._open.setdefault(worker_id, set()).add(question_id)
 
+    def note_weights(self, fingerprints: dict[str, str]) -> dict[str, str]:
+        """Note which weights a worker serves; returns those that were noted first."""
+        self._weights = self._weights or fingerprints
+        return self._weights
+
     def note_error(self, error: str) -> None:
         """Keep the last words of a worker or an engine."""
         self._last_error = error
@@ -130,6 +136,10 @@ class ProgressBoard:
 
     def last_error(self) -> str | None:
         return self._last_error
+
+    def weights(self) -> dict[str, str]:
+        """The fingerprints of the weights that the workers serve."""
+        return self._weights
 
     def processes(self) -> list[dict[str, Any]]:
         """Node and process ids of every worker that ever reported."""

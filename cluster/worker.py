@@ -8,6 +8,8 @@ once. A finished row is durable within `flush_s` seconds. What goes wrong stays 
 * an engine that died takes its worker with it: Ray starts another and hands it the same chunks.
   A question that was being answered then runs with no other such question beside it, so that the
   one which kills its engine is found out, and set aside.
+
+Weights that are not those which the run saved end the run before anything is generated.
 """
 
 from __future__ import annotations
@@ -31,14 +33,17 @@ from cluster.engine import (
     EngineSettings,
     GenerationTimeoutError,
     SamplingSettings,
+    TellsWeights,
     bind_cpu_share,
     make_engine,
 )
+from cluster.errors import InputError
 from cluster.jobs import Job, Slots
 from cluster.ledger import SUMMED, PartWriter
 from cluster.models import Model
 from cluster.processes import child_processes
 from cluster.schedule import chunk_folder, read_chunk, read_chunk_again
+from cluster.weights import check_loaded
 
 REPORT_EVERY_S = 1.0
 LIST_PROCESSES_EVERY_S = 20.0
@@ -64,19 +69,21 @@ class EngineWorker:
         self._slots = Slots(settings.generations_in_flight)
         self._alone = asyncio.Lock()
         self._state = _State()
+        self._model, self._model_folder = model, ""
         self._engine = _MeteredEngine(
-            self._start(model), settings.generation_timeout_s, self._state.counts
+            self._start(), settings.generation_timeout_s, self._state.counts
         )
         self._reporter: asyncio.Task[None] | None = None
+        self._weights_check: asyncio.Task[None] | None = None
         self._processes: dict[str, Any] = {}
         self._listed_at = -math.inf
 
-    def _start(self, model: Model) -> Engine:
+    def _start(self) -> Engine:
         try:
-            folder = model.fetch()
+            self._model_folder = self._model.fetch()
             if not self._settings.use_gpu:
-                self._bind_cpu(folder)
-            return make_engine(folder, self._settings)
+                self._bind_cpu(self._model_folder)
+            return make_engine(self._model_folder, self._settings)
         except Exception as error:
             # Ray says that the actor died; the board keeps why.
             self._board.note_error.remote(f"the engine did not start: {_one_line(error)}")
@@ -96,9 +103,12 @@ class EngineWorker:
         """Do one chunk; returns its receipt once every finished row is durable."""
         if self._reporter is None:
             self._reporter = asyncio.create_task(self._report_forever())
+        if self._weights_check is None:
+            self._weights_check = asyncio.create_task(self._check_weights())
         row = chunk.to_pylist()[0]
         self._state.num_chunks += 1
         try:
+            await self._weights_check
             await self._do_chunk(self._jobs[row["job"]], row["execution"], row["chunk"])
         except* EngineDiedError as group:
             await self._die(group.exceptions[0])
@@ -110,6 +120,22 @@ class EngineWorker:
         if self._state.died:
             await asyncio.Event().wait()  # a receipt would say that the chunk is done
         return chunk
+
+    async def _check_weights(self) -> None:
+        """Raises `InputError` when the engine serves other weights than the run saved, or than the
+        pool's first engine."""
+        loaded = await self._engine.loaded_weights()
+        if loaded is None:
+            return
+        facts = await asyncio.to_thread(
+            check_loaded, loaded, self._model, self._model_folder, self._settings.adapter
+        )
+        first = await self._board.note_weights.remote(facts)
+        if facts != first:
+            raise InputError(
+                f"the engines read different weights: {self._model_folder} holds {facts} on one "
+                f"node, {first} on another; make it the same on all nodes"
+            )
 
     async def _do_chunk(self, job: Job, execution: str, chunk: int) -> None:
         self._state.note("first_chunk_at", first=True)
@@ -389,6 +415,11 @@ class _MeteredEngine:
                 raise
             raise GenerationTimeoutError(f"no answer within {self._timeout_s:g} s") from error
         return completions
+
+    async def loaded_weights(self) -> list[dict[str, dict[str, str]]] | None:
+        """See `TellsWeights`; None for an engine that cannot tell."""
+        engine = self._engine
+        return await engine.loaded_weights() if isinstance(engine, TellsWeights) else None
 
     def _change_in_flight(self, change: int) -> None:
         """Time-weighted sums: seconds with any generation in flight, and generation-seconds."""

@@ -28,6 +28,7 @@ from cluster.engine import (
     GenerationError,
     SamplingSettings,
 )
+from cluster.weights import digest_folder
 
 _PROPOSALS = (
     "Strategy: Turn the question round and ask what would make its opposite true.",
@@ -126,3 +127,16 @@ class ScriptedEngine:
 
     def shutdown(self) -> None:
         """Nothing to end."""
+
+
+class ReportingEngine(ScriptedEngine):
+    """Also tells the digests of the tensors in the model's folder; with the option `differ` each
+    engine those of another model."""
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        super().__init__(model, settings)
+        self._model = model
+
+    async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
+        own = {"own": str(os.getpid())} if self._options.get("differ") else {}
+        return [{"model": digest_folder(Path(self._model)) | own, "adapter": {}}]

@@ -61,8 +61,8 @@ def fine_tune(
     Returns num_examples, num_dropped_too_long, num_truncated, datasets (examples of each, where the
     config asks for them), num_steps, num_tokens (prompts and targets seen), num_trained_tokens
     (targets only), first_loss, last_loss, seconds (in steps) and data_seconds (of these, waiting
-    for examples), all of them over every attempt, and weights_sha256
-    (`training.saving.weights_fingerprint`). Writes no manifest.
+    for examples), all of them over every attempt, and the fingerprints of the saved weights
+    (`training.saving.save_trained`). Writes no manifest.
 
     Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and

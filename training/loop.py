@@ -114,8 +114,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
     if not progress.is_complete:
         return asdict(progress)
-    weights = save_trained(engine, job.model.fetch(), job.output, job.settings)
-    return {**asdict(progress), "weights_sha256": weights}
+    fingerprints = save_trained(engine, job.model.fetch(), job.output, job.settings)
+    return {**asdict(progress), **fingerprints}
 
 
 def load(job: Job) -> tuple[Any, StepData]:

@@ -2,14 +2,14 @@
 
 Runs on the training workers: all of them gather the weights, the first one writes::
 
-    config.json  model.safetensors  tokenizer.json  ...  adapter/ (LoRA only)
+    config.json  model.safetensors  tokenizer.json  weights.txt  ...  adapter/ (LoRA only)
 
-Importing this module imports neither torch nor deepspeed.
+`weights.txt`, in either folder, lists its tensors (`cluster.weights`). Importing this module
+imports neither torch nor deepspeed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import Folder
+from cluster.weights import write_list
 from training.settings import TrainingSettings
 
 ADAPTER = "adapter"
@@ -44,18 +45,21 @@ class IncompleteSaveError(RuntimeError):
     """What was read back is not what was trained; nothing has been copied to storage."""
 
 
-def save_trained(engine: Any, source: str, output: Folder, settings: TrainingSettings) -> str:
+def save_trained(
+    engine: Any, source: str, output: Folder, settings: TrainingSettings
+) -> dict[str, str]:
     """Write the trained model into `output`. Every worker must call it.
 
-    Returns the fingerprint of the weights on the first worker, nothing on the others. Raises
-    `IncompleteSaveError` when the files, loaded again, are not the trained weights.
+    Returns, on the first worker, the fingerprints of what was written: `weights_sha256` and, of a
+    LoRA, `adapter_sha256`. Raises `IncompleteSaveError` when the files, loaded again, are not the
+    trained weights.
     """
     import torch
 
     first = torch.distributed.get_rank() == 0
     state = gather_state(engine.module, only_trained=settings.method == "lora", keep=first)
     if not first:
-        return ""
+        return {}
     with tempfile.TemporaryDirectory(prefix="regenesis-model-") as name:
         folder = Path(name)
         if settings.method == "lora":
@@ -65,8 +69,11 @@ def save_trained(engine: Any, source: str, output: Folder, settings: TrainingSet
             engine.module.save_pretrained(folder, state_dict=dict(state), max_shard_size="5GB")
         _copy_tokenizer(source, folder)
         check_saved(folder, state, settings.dtype)
+        fingerprints = {"weights_sha256": write_list(folder)}
+        if settings.method == "lora":
+            fingerprints["adapter_sha256"] = write_list(folder / ADAPTER)
         output.copy_from_local(folder)
-        return weights_fingerprint(folder)
+    return fingerprints
 
 
 def gather_state(module: Any, *, only_trained: bool, keep: bool) -> State:
@@ -150,30 +157,6 @@ def check_saved(folder: Path, state: State, dtype: str) -> None:
         raise IncompleteSaveError(f"saved and trained differ: {sorted(set(loaded) ^ set(state))}")
     for name, tensor in _weights(loaded):
         _compare(name, tensor, state[name], f"torch.{dtype}")
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """Of all tensors in a folder's safetensors files, 64 hex digits.
-
-    Over one line a tensor, sorted: its name, type, shape and the SHA-256 of its bytes. So neither
-    the order nor the number of the files counts, and whoever reads the tensors can compare.
-    """
-    from safetensors import safe_open
-
-    lines = []
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            lines += [tensor_line(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def tensor_line(name: str, tensor: Any) -> str:
-    """What the fingerprint holds of a tensor: `model.norm.weight torch.bfloat16 [576] 3fa9...`."""
-    import torch
-
-    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    digest = hashlib.sha256(data).hexdigest()
-    return f"{name} {tensor.dtype} {list(tensor.shape)} {digest}"
 
 
 def _weights(state: State) -> Iterator[tuple[str, Any]]:

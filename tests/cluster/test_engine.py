@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,8 +33,13 @@ from cluster.engine import (
     make_engine,
     slow_top_p,
 )
+from cluster.errors import InputError
+from cluster.models import tuned_model
+from cluster.storage import Folder
+from cluster.weights import check_loaded, digest_folder
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
+from tests.cluster.test_weights import LINEAR, alter, save_step
 from tests.conftest import REPOSITORY
 
 QUESTION = Question("d/test/1", "d", "test", "in_domain", "What is 2 + 2?", "4", "number")
@@ -79,6 +86,20 @@ def started(model_folder: Path) -> Iterator[Started]:
     started = Started(model_folder, SETTINGS)
     yield started
     started.close()
+
+
+def test_engine_tells_the_digests_of_what_its_loader_read_and_one_other_tensor_is_refused(
+    started: Started, model_folder: Path, tmp_path: Path
+) -> None:
+    loaded = started.run(started.engine.loaded_weights())
+    assert loaded == [{"model": digest_folder(model_folder), "adapter": {}}]
+    source = Path(shutil.copytree(model_folder, tmp_path / "source"))
+    for altered in (False, True):
+        if altered:
+            alter(source)
+        tuned = tuned_model(save_step(source, Folder.open(str(tmp_path / "runs"))), "unused")
+        with pytest.raises(InputError, match=LINEAR) if altered else nullcontext():
+            check_loaded(loaded, tuned, str(model_folder), None)
 
 
 def test_engine_chats_at_once_with_seeds_and_the_prompt_ids_of_training(
@@ -262,6 +283,14 @@ def adapted(model_folder: Path, adapter_folder: Path, started: Started) -> Itera
     os.environ.update(engine_environment(SETTINGS))
 
 
+def test_engine_tells_the_digests_of_its_adapter_before_it_is_asked_for(
+    adapted: Started, model_folder: Path, adapter_folder: Path
+) -> None:
+    model, adapter = digest_folder(model_folder), digest_folder(adapter_folder)
+    assert len(adapter) == 2 * 3 * 2, "two factors for each of three layers in two blocks"
+    assert adapted.run(adapted.engine.loaded_weights()) == [{"model": model, "adapter": adapter}]
+
+
 def test_engine_serves_the_adapter_on_top_of_the_model(
     adapted: Started, model_folder: Path, adapter_folder: Path
 ) -> None:
@@ -356,6 +385,17 @@ def orphans_after_kill(script: str, *arguments: str, within_s: float) -> list[ps
 
 def test_reaper_ends_the_children_of_a_killed_process() -> None:
     assert not orphans_after_kill(PARENT, within_s=15)
+
+
+@pytest.mark.slow
+def test_engine_of_two_processes_tells_the_digests_of_both(model_folder: Path) -> None:
+    settings = SETTINGS.model_copy(update={"tensor_parallel_size": 2})
+    os.environ.update(engine_environment(settings) | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"})
+    started = Started(model_folder, settings)
+    loaded = started.run(started.engine.loaded_weights())
+    started.close()
+    os.environ.update(engine_environment(SETTINGS))
+    assert loaded == [{"model": digest_folder(model_folder), "adapter": {}}] * 2
 
 
 @pytest.mark.slow

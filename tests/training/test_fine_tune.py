@@ -17,6 +17,7 @@ import pytest
 from cluster.errors import InputError
 from cluster.models import Model
 from cluster.storage import Folder
+from cluster.weights import write_list
 from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
 from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
@@ -109,6 +110,7 @@ def test_fine_tune_killed_and_run_again_goes_on_from_its_checkpoint(
     assert steps[0] > 2, "it began again instead of going on"
     assert steps == list(range(steps[0], num_steps + 1))
     output = Path(resumed.output.path)
+    assert resumed.metrics["weights_sha256"] == write_list(output)
     kept = [path.name for path in (output / CHECKPOINTS).glob("step-*")]
     assert len(kept) == WITH_CHECKPOINTS.keep_checkpoints
     seen = read_scalars(output / TENSORBOARD)
@@ -212,6 +214,8 @@ def test_fine_tune_adapters_with_zero3_and_a_worker_killed_equal_plain_torch(
     metrics = _run_with_a_worker_killed(tiny_model, examples, output, settings)
     expected = train_plainly(tiny_model, examples, settings)
     assert metrics["last_loss"] == pytest.approx(expected.losses[-1], abs=1e-5)
+    assert metrics["weights_sha256"] == write_list(tmp_path)
+    assert metrics["adapter_sha256"] == write_list(tmp_path / "adapter")
     # A hundredth of a step, as for all weights.
     assert largest_difference(saved_weights(tmp_path), expected.weights) < 1e-4
 
