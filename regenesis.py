@@ -105,6 +105,7 @@ from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from pipelines.task_listing import format_task, format_tasks
+from training.examples import survey
 from training.fine_tune import fine_tune
 from training.settings import TrainingSettings
 
@@ -137,6 +138,15 @@ class Config(Settings):
             raise ValueError(
                 f"rounds: {self.rounds} needs one model to go on with, and training.mix: "
                 "per_dataset makes several; set rounds: 1 or training.mix: joint"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _thinking_stays_whole(self) -> Config:
+        if self.examples.thinking == "keep" and self.training.too_long == "truncate":
+            raise ValueError(
+                "training.too_long: truncate could cut through the thinking that "
+                "examples.thinking: keep leaves in; set too_long: drop or thinking: strip"
             )
         return self
 
@@ -246,9 +256,10 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
 
 def tune_models(run: Run, this: Round, stop: StopRequest) -> None:
     """Fine-tune on the examples with Ray Train and DeepSpeed ZeRO: one model, or one a dataset."""
-    for branch in this.branches:
-        if branch.model.is_done:
-            continue
+    missing = [branch for branch in this.branches if not branch.model.is_done]
+    for branch in missing[1:]:  # refused now, not after the trainings before it
+        run_task(survey, this.examples.folder, run.config.training, branch.dataset)
+    for branch in missing:
         with stop.at_once():
             facts = fine_tune(
                 this.start,
@@ -446,35 +457,34 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
             **held_out_content(run),
         },
     )
-    planned = Round(number, recipe, generator, start, paths, examples, branches=())
-    datasets: Sequence[str | None] = [None]
+    datasets: list[str | None] = [None]
     if config.training.mix == "per_dataset":
         datasets = sorted(set(run.questions.split("train").column("dataset").to_pylist()))
-    return replace(planned, branches=tuple(plan_branch(run, planned, name) for name in datasets))
+    branches = tuple(plan_branch(run, folder, examples, start, name) for name in datasets)
+    return Round(number, recipe, generator, start, paths, examples, branches)
 
 
-def plan_branch(run: Run, this: Round, dataset: str | None) -> Branch:
+def plan_branch(
+    run: Run, parent: Folder, examples: Step, start: Model, dataset: str | None
+) -> Branch:
     """The steps of one tuned model; with a dataset, its name is in theirs."""
-    config, folder = run.config, run.folder.child(f"round_{this.number}")
-    suffix = f"-{dataset}" if dataset else ""
+    config, suffix = run.config, f"-{dataset}" if dataset else ""
     content = {
-        "examples": this.examples.identity,
-        "start": this.start.identity,
+        "examples": examples.identity,
+        "start": start.identity,
         "training": content_of(config.training),
+        "dataset": dataset,
     }
-    model = Step.below(
-        folder, f"model{suffix}", content | ({"dataset": dataset} if dataset else {})
-    )
+    model = Step.below(parent, f"model{suffix}", content)
     tuned = tuned_model(model.folder, config.storage.cache)
-    predictions = plan_predictions(config, folder, tuned, run.questions, suffix)
+    predictions = plan_predictions(config, parent, tuned, run.questions, suffix)
     compared = {
         "base": run.base_predictions.identity,
         "tuned": predictions.identity,
         "grader": GRADER_VERSION,
     }
-    return Branch(
-        dataset, tuned, model, predictions, Step.below(folder, f"scores{suffix}", compared)
-    )
+    scores = Step.below(parent, f"scores{suffix}", compared)
+    return Branch(dataset, tuned, model, predictions, scores)
 
 
 def held_out_content(run: Run) -> dict[str, str]:
@@ -634,10 +644,12 @@ class TrainingPrinter:
             return
         self._last_s = now
         left = format_seconds(steps_left * facts["tokens"] / facts["tokens_per_s"])
+        mfu = f"MFU {facts['mfu']:.0%} | " if "mfu" in facts else ""
         say(
             f"{self._name}: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
             f"loss {facts['loss']:.4f} | lr {facts['learning_rate']:.2e} | "
-            f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {left} left"
+            f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {mfu}"
+            f"{left} left"
         )
 
 

@@ -6,6 +6,7 @@ drift apart, and no text that already holds a BOS is tokenised a second time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,10 @@ def load_tokenizer(model: str) -> Any:
 def prompt_ids(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]
 ) -> list[int]:
-    """The ids the model sees before it answers; `template_args` such as `enable_thinking`."""
+    """The ids the model sees before it answers; `template_args` such as `enable_thinking`.
+
+    They begin with one BOS where the tokenizer begins a text with one, whatever the template does.
+    """
     ids: list[int] = tokenizer.apply_chat_template(
         [dict(message) for message in messages],
         add_generation_prompt=True,
@@ -38,13 +42,23 @@ def prompt_ids(
         return_dict=False,
         **template_args,
     )
-    return ids
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ids
+    rest = list(itertools.dropwhile(lambda token: token == bos, ids))
+    begins = len(rest) < len(ids) or tokenizer("")["input_ids"][:1] == [bos]
+    return [bos, *rest] if begins else rest
 
 
 def target_ids(tokenizer: Any, text: str) -> list[int]:
     """The ids of an answer written by us, without the end-of-turn token."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def opens_thinking(tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Whether a prompt ends with `<think>`, so that the answer begins inside the thinking."""
+    return str(tokenizer.decode(prompt[-16:])).rstrip().endswith("<think>")
 
 
 def end_turn(ids: Sequence[int], eos_token_id: int) -> list[int]:

@@ -14,12 +14,7 @@ R = TypeVar("R")
 
 def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run one function on some node and wait for it. Raises what the function raised."""
-    import ray
-
-    try:
-        result: R = ray.get(_remote(function).remote(*args, **kwargs))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+    result: R = _get([_remote(function).remote(*args, **kwargs)])[0]
     return result
 
 
@@ -28,13 +23,14 @@ def map_tasks(
 ) -> list[R]:
     """Run a function once for each tuple of arguments, as many at once as there are CPUs.
 
-    The `shared` arguments come last in every call; they are stored once, not once for each.
+    The `shared` arguments come last in every call; they are stored once, not once for each. Raises
+    what the function raised.
     """
     import ray
 
     remote = _remote(function).options(num_cpus=1)
     stored = [ray.put(argument) for argument in shared]
-    return list(ray.get([remote.remote(*call, *stored) for call in calls]))
+    return _get([remote.remote(*call, *stored) for call in calls])
 
 
 def num_cpus() -> int:
@@ -42,6 +38,16 @@ def num_cpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _get(references: list[Any]) -> list[Any]:
+    """The results of tasks. Raises what the first one that failed raised, unwrapped."""
+    import ray
+
+    try:
+        return list(ray.get(references))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def _remote(function: Callable[..., Any]) -> Any:

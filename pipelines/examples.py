@@ -20,13 +20,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.chat import end_turn, load_tokenizer, opens_thinking, prompt_ids, target_ids
+from cluster.errors import InputError
 from cluster.ledger import Ledger
 from cluster.models import Model
 from cluster.schedule import Questions
@@ -98,6 +100,9 @@ PROMPTS_SCHEMA = pa.schema(
 )
 """Prompts as TRL's GRPO reads them; it hands the other columns to the reward function."""
 
+THINK = "<think>\n"
+"""How thinking begins, where the prompt has not begun it."""
+
 ROWS_PER_FILE = 10_000
 _NAMES = ("train", "dropped", "preference_pairs", "rl_prompts")
 _SCHEMAS = (EXAMPLES_SCHEMA, DROPPED_SCHEMA, PAIRS_SCHEMA, PROMPTS_SCHEMA)
@@ -123,12 +128,34 @@ class Selection:
 
 @dataclass(frozen=True)
 class ExampleSelector:
-    """Selects the examples of one question at a time; needs no memory of the others."""
+    """Selects the examples of one question at a time; needs no memory of the others.
+
+    Raises `InputError` for a tokenizer without an end-of-sequence token, and where the prompt opens
+    a thinking that shall be stripped.
+    """
 
     settings: ExampleSettings
     tokenizer: Any
     template_args: Mapping[str, Any]
     evaluation: EvaluationWords | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                "model.path: the tokenizer names no eos_token, so that nothing could be learned of "
+                "where an answer ends; name one in its tokenizer_config.json"
+            )
+        if self.settings.thinking == "strip" and self._prompt_opens_thinking:
+            raise InputError(
+                "examples.thinking: strip, but the chat template ends the prompt with <think>, "
+                "which an answer without thinking would leave open; set it to keep, or switch "
+                "thinking off in evaluation.template_args"
+            )
+
+    @cached_property
+    def _prompt_opens_thinking(self) -> bool:
+        prompt = prompt_ids(self.tokenizer, [{"role": "user", "content": "?"}], self.template_args)
+        return opens_thinking(self.tokenizer, prompt)
 
     def add_question(self, row: dict[str, Any], selection: Selection) -> None:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
@@ -168,15 +195,28 @@ class ExampleSelector:
 
     def _target(self, question: Question, path: GradedPath) -> tuple[str, list[int], bool]:
         """The solution as it is learned, its token ids, and whether its answer was added."""
+        sampled = self.tokenizer.decode(path["token_ids"])
         solution = path["reasoning"]
         added = path["read_as"] not in (ReadAs.BOXED, ReadAs.NOTHING)
         if added:
             solution = with_boxed_answer(solution, question, shown_answer(path))
-        # Sampled ids are what the model really wrote; text is tokenised again only when edited,
-        # or when a thinking part was taken off its front.
-        edited = added or bool(path["thinking"])
-        ids = target_ids(self.tokenizer, solution) if edited else path["token_ids"]
+        if self._prompt_opens_thinking or (
+            self.settings.thinking == "keep" and "</think>" in sampled
+        ):
+            solution = f"{THINK}{path['thinking']}\n</think>\n\n{solution}"
+        # Sampled ids are what the model really wrote; text is tokenised again only when edited.
+        if not added and self._is_as_sampled(solution, sampled):
+            ids = path["token_ids"]
+        else:
+            shown = THINK if self._prompt_opens_thinking else ""
+            ids = target_ids(self.tokenizer, solution.removeprefix(shown))
         return solution, end_turn(ids, self.tokenizer.eos_token_id), added
+
+    def _is_as_sampled(self, solution: str, sampled: str) -> bool:
+        """Whether the model wrote just what the target has to hold of `<think>` and `</think>`."""
+        opens = solution.startswith(THINK) and not self._prompt_opens_thinking
+        closes = solution.startswith(THINK)
+        return (opens, closes) == (sampled.lstrip().startswith("<think>"), "</think>" in sampled)
 
     def _pairs(
         self, graded: Graded, kept: Sequence[GradedPath], reasons: Reasons

@@ -63,6 +63,9 @@ class ExampleSettings(Settings):
     """Which ones: by chance, or those that are least alike."""
     max_hinted_share: UnitShare = 1.0
     """The share of all examples that may come from paths that were shown the answer."""
+    thinking: Literal["strip", "keep"] = "strip"
+    """What a thinking model wrote in `<think>`: not learned, or learned as it stands before the
+    solution."""
     read_last: tuple[AnswerType, ...] = ("number",)
     """Answer types whose last number or letter counts when no clearer answer was written. Off
     where guessing is easy: with 25 tries some last letter is nearly always the right one."""

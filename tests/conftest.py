@@ -89,6 +89,7 @@ def scripted_config(tmp_path: Path, model_folder: Path, ray_cluster: str) -> dic
             "learning_rate": 1e-3,
             "num_epochs": 2,
             "global_batch_size": 8,
+            "min_examples": 1,
             "dtype": "float32",
         },
         "engine": {**SCRIPTED_ENGINE},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,29 +26,6 @@ def two_datasets(scripted_config: dict[str, Any]) -> dict[str, Any]:
     )
     scripted_config["training"] |= {"mix": "per_dataset"}
     return scripted_config
-
-
-def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
-    two_datasets: dict[str, Any], write_config: WriteConfig
-) -> None:
-    dry = run_driver("run", write_config(two_datasets), "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    steps = re.findall(r"round_0/([a-z_-]+)-[0-9a-f]{12}: run", dry.stdout)
-    assert steps == [
-        "paths",
-        "examples",
-        *("model-more_sums", "model-sums"),
-        *("predictions-more_sums", "predictions-sums"),
-        *("scores-more_sums", "scores-sums"),
-    ]
-
-
-def test_per_dataset_with_a_second_round_is_refused(
-    two_datasets: dict[str, Any], write_config: WriteConfig
-) -> None:
-    refused = run_driver("run", write_config(two_datasets | {"rounds": 2}), "--dry-run")
-    assert refused.returncode == 2
-    assert "rounds: 2 needs one model to go on with" in refused.stderr
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from cluster.errors import InputError
 from cluster.settings import fingerprint, load_settings
 from pipelines.strategy import strategies, with_strategy
 from pipelines.synthesis import SynthesizePaths
-from regenesis import Config, Run, describe_plan, plan_run
+from regenesis import Config, Run, TrainingPrinter, describe_plan, plan_run
 from tests.conftest import REPOSITORY, arithmetic
 
 CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")
@@ -212,7 +212,61 @@ def contains(tree: Any, part: Any) -> bool:
     return all(contains(tree[name], value) for name, value in part.items())
 
 
+# --- one model for each dataset ----------------------------------------------------------------
+
+
+def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    base["questions"]["datasets"] |= arithmetic("more_sums", 10**6, num_train=2, num_test=2)
+    base["questions"]["datasets"] |= arithmetic("far", 2 * 10**6, "out_of_domain", num_test=2)
+    joint = plan(base, tmp_path)
+    run = plan(base, tmp_path, "training.mix=per_dataset")
+    [this] = run.rounds
+    assert [branch.dataset for branch in this.branches] == ["more_sums", "sums"]
+    assert [step.name for step in this.steps()] == [
+        "paths",
+        "examples",
+        *("model-more_sums", "model-sums"),
+        *("predictions-more_sums", "predictions-sums"),
+        *("scores-more_sums", "scores-sums"),
+    ]
+    assert len({step.folder for step in this.steps()}) == 8
+    assert all(f"round_0/{step.folder.name}: run" in describe_plan(run) for step in this.steps())
+    assert this.examples.identity == joint.rounds[0].examples.identity
+
+
+def test_training_line_has_the_mfu_where_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"step": 5.0, "num_steps": 9.0, "loss": 0.4, "learning_rate": 1e-6, "grad_norm": 1.2}
+    facts |= {"tokens": 100.0, "tokens_per_s": 50.0}
+    TrainingPrinter("model", every_s=0)(facts)
+    TrainingPrinter("model-gsm8k", every_s=0)(facts | {"mfu": 0.413})
+    plain, known = capsys.readouterr().out.splitlines()
+    assert plain.startswith(
+        "model: step 5/9 | loss 0.4000 | lr 1.00e-06 | grad norm 1.20 | 50 tok/s"
+    )
+    assert "MFU" not in plain
+    assert known.startswith("model-gsm8k: step 5/9")
+    assert "| 50 tok/s | MFU 41% |" in known
+
+
 # --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("rounds=2", "training.mix=per_dataset"), "rounds: 2 needs one model to go on with"),
+        (("examples.thinking=keep", "training.too_long=truncate"), "cut through the thinking"),
+    ],
+)
+def test_config_whose_branches_contradict_each_other_is_refused(
+    overrides: tuple[str, str], sentence: str, base: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        plan(base, tmp_path, *overrides)
+    for one in overrides:
+        plan(base, tmp_path, one)
 
 
 def test_run_that_would_show_a_truth_which_it_does_not_use_is_refused(

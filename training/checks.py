@@ -1,12 +1,14 @@
-"""What the workers refuse before a weight is loaded: tokens, LoRA targets, memory, trackers.
+"""What the workers refuse before a weight is loaded.
 
-Every worker runs the checks, on the model's config and on a copy of the model without weights, and
-learns what the others found: a refusal of one is a refusal of all. Importing this module imports
-neither torch nor transformers.
+Tokens of another model, LoRA targets, memory, the folder for offloading, trackers. Every worker
+runs the checks, on the model's config and on a copy of the model without weights, and learns what
+the others found: a refusal of one is a refusal of all. Importing this module imports neither torch
+nor transformers.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -44,10 +46,13 @@ def agree(check: Callable[[], None]) -> None:
 def check_training(
     model: str, table: pa.Table, settings: TrainingSettings, workers_on_node: int
 ) -> None:
-    """Raises `InputError` when examples, LoRA targets or memory do not fit, or a tracker misses."""
+    """Raises `InputError` when examples, LoRA targets or memory do not fit, when nothing can be
+    offloaded to the folder named for it, or when a tracker misses."""
     from transformers import AutoConfig
 
     refuse_missing_trackers(settings.tracking)
+    if settings.offload_folder is not None:
+        refuse_offload_folder(settings.offload_folder)
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     refuse_foreign_tokens(table, model, config.get_text_config().vocab_size)
     if settings.method == "full" and not settings.check_memory:
@@ -56,6 +61,24 @@ def check_training(
     refuse_foreign_targets(skeleton, model, settings)
     if settings.check_memory:
         refuse_shortage(skeleton, config, table, settings, workers_on_node)
+
+
+def refuse_offload_folder(folder: str) -> None:
+    """Raises `InputError` when this node cannot write there as DeepSpeed does."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"training.offload_folder {folder!r} cannot be written on a training node "
+            f"({error.strerror}); name a folder that is there on every one of them"
+        ) from error
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise InputError(
+            "training.offload_folder: DeepSpeed finds no libaio to write with on a training node; "
+            "install it with its headers (libaio-dev), or leave the folder out"
+        )
 
 
 def refuse_foreign_tokens(table: pa.Table, model: str, vocab_size: int) -> None:
@@ -83,7 +106,7 @@ def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings
     targets = settings.lora.target_modules
     if settings.method != "lora" or isinstance(targets, str):
         return
-    names = [name for name, _ in _linear_layers(skeleton)]
+    names = [name for name, _ in linear_layers(skeleton)]
     for target in targets:
         if not any(_is_target(name, target) for name in names):
             known = sorted({name.rpartition(".")[2] for name in names})
@@ -93,15 +116,16 @@ def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings
             )
 
 
-def _linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
+def linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
     """Names and modules of all linear layers but the output head."""
     import torch
+    from transformers.pytorch_utils import Conv1D  # GPT-2's: the same with its weight transposed
 
     head = skeleton.get_output_embeddings()
     return [
         (name, module)
         for name, module in skeleton.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     ]
 
 
@@ -156,8 +180,8 @@ def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
         return sum(parameter.numel() for parameter in skeleton.parameters())
     targets = settings.lora.target_modules
     return sum(
-        settings.lora.rank * (layer.in_features + layer.out_features)
-        for name, layer in _linear_layers(skeleton)
+        settings.lora.rank * sum(layer.weight.shape)
+        for name, layer in linear_layers(skeleton)
         if isinstance(targets, str) or any(_is_target(name, target) for target in targets)
     )
 

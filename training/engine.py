@@ -64,10 +64,13 @@ def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
         # Overlap needs streams, which a CPU has not.
         "overlap_comm": on_gpu,
     }
+    place: dict[str, Any] = {"device": "cpu", "pin_memory": on_gpu}
+    if settings.offload_folder is not None:
+        place |= {"device": "nvme", "nvme_path": settings.offload_folder}
     if settings.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+        zero["offload_optimizer"] = place
     if settings.offload_weights:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+        zero["offload_param"] = place
     return zero
 
 

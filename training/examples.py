@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +35,7 @@ class Survey:
 
     num_examples: int
     num_dropped_too_long: int
+    num_truncated: int
     counts: dict[str, int]
     """Kept examples of each dataset; empty when the training does not ask for datasets."""
     digest: str
@@ -46,37 +49,64 @@ class Survey:
 def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = None) -> Survey:
     """Count the examples, of one dataset or of all, and check them; one row group in memory.
 
-    Raises `InputError` when there are fewer than a batch takes, when an id comes twice, when a
-    prompt or a target is empty, and when a weight is no positive number.
+    Raises `InputError` when there are too few, when an id comes twice, when a prompt or a target is
+    empty, and when a weight is no positive number.
     """
     ids: list[str] = []
     kept: list[str] = []
     counts: Counter[str] = Counter()
-    longest = 0
+    longest = num_truncated = 0
     for batch in _batches(folder, settings, dataset):
         names = batch.column("example_id").to_pylist()
         lengths = _lengths(batch).to_pylist()
         _refuse_empty(batch, names, folder)
         _refuse_weightless(batch, settings.weight_by, folder)
         ids.extend(names)
-        fits = [n <= settings.max_length for n in lengths]
+        fits = _fits(batch, settings).to_pylist()
         kept.extend(itertools.compress(names, fits))
         if "dataset" in batch.schema.names:
             counts.update(itertools.compress(batch.column("dataset").to_pylist(), fits))
         longest = max([longest, *lengths])
+        num_truncated += sum(n > settings.max_length for n in itertools.compress(lengths, fits))
     where = folder.uri if dataset is None else f"{folder.uri} of the dataset {dataset}"
     _refuse_useless(ids, kept, longest, settings, where)
+    _refuse_too_few(len(kept), settings, where)
     _refuse_unweighted(counts, settings)
     digest = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
-    return Survey(len(ids), len(ids) - len(kept), dict(sorted(counts.items())), digest)
+    num_dropped = len(ids) - len(kept)
+    return Survey(len(ids), num_dropped, num_truncated, dict(sorted(counts.items())), digest)
 
 
 def read_examples(
     folder: Folder, settings: TrainingSettings, dataset: str | None = None
 ) -> pa.Table:
-    """The examples that are short enough; about 4 bytes a token in memory."""
+    """The examples that are learnt, none longer than allowed; about 4 bytes a token in memory."""
     table = pa.Table.from_batches(_batches(folder, settings, dataset))
-    return table.filter(pc.less_equal(_lengths(table), settings.max_length)).combine_chunks()
+    table = table.filter(_fits(table, settings)).combine_chunks()
+    if settings.too_long == "drop":
+        return table
+    targets = "target_token_ids"
+    room = pc.subtract(settings.max_length, pc.list_value_length(table.column("prompt_token_ids")))
+    cut = _cut(table.column(targets).combine_chunks(), room.to_numpy())
+    return table.set_column(table.schema.get_field_index(targets), targets, cut)
+
+
+def _fits(rows: pa.Table | pa.RecordBatch, settings: TrainingSettings) -> pa.Array:
+    """Which rows are learnt: short enough, or short enough once their target is cut."""
+    if settings.too_long == "drop":
+        return pc.less_equal(_lengths(rows), settings.max_length)
+    return pc.less(pc.list_value_length(rows.column("prompt_token_ids")), settings.max_length)
+
+
+def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
+    """Each list without what exceeds its room."""
+    lengths = pc.list_value_length(lists).to_numpy()
+    kept = np.minimum(lengths, room)
+    starts = np.cumsum(lengths) - lengths
+    tokens = lists.flatten().to_numpy()
+    place = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    ends = np.concatenate([[0], np.cumsum(kept)]).astype(np.int32)
+    return pa.ListArray.from_arrays(ends, tokens[place < np.repeat(kept, lengths)])
 
 
 def _columns(settings: TrainingSettings, dataset: str | None) -> list[str]:
@@ -141,19 +171,27 @@ def _refuse_useless(
     ids: list[str], kept: list[str], longest: int, settings: TrainingSettings, where: str
 ) -> None:
     if not ids:
-        raise InputError(f"no training examples in {where}")
+        raise InputError(f"no training examples in {where}; make some, or leave its questions out")
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"example {twice!r} stands twice in {where}; ids must be distinct")
     if not kept:
         raise InputError(
-            f"all {len(ids)} examples in {where} are longer than training.max_length "
+            f"none of the {len(ids)} examples in {where} fits into training.max_length "
             f"{settings.max_length}; the longest has {longest} tokens: set it to that"
         )
-    if len(kept) < settings.global_batch_size:
+
+
+def _refuse_too_few(number: int, settings: TrainingSettings, where: str) -> None:
+    if settings.min_examples is None and number < settings.global_batch_size:
         raise InputError(
-            f"{len(kept)} examples in {where} do not fill one batch of "
-            f"training.global_batch_size {settings.global_batch_size}; lower it or make more"
+            f"{number} examples in {where} do not fill one batch of training.global_batch_size "
+            f"{settings.global_batch_size}; lower it, make more, or set training.min_examples"
+        )
+    if number < (settings.min_examples or 0):
+        raise InputError(
+            f"{number} examples in {where} are fewer than training.min_examples "
+            f"{settings.min_examples}; lower it or make more"
         )
 
 

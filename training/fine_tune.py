@@ -23,6 +23,7 @@ from cluster.errors import InputError
 from cluster.models import Model
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
+from cluster.tasks import run_task
 from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
 from training.settings import TrainingSettings
@@ -57,18 +58,19 @@ def fine_tune(
     checkpoint come again. An exception it raises ends the call, and so does Ctrl-C, after one more
     checkpoint; the workers end with the process or with `ray.shutdown`.
 
-    Returns num_examples, num_dropped_too_long, datasets (examples of each, where the config asks
-    for them), num_steps, num_tokens (prompts and targets seen), num_trained_tokens (targets only),
-    first_loss, last_loss, seconds (in steps) and data_seconds (of these, waiting for examples), all
-    of them over every attempt, and weights_sha256 (`training.saving.weights_fingerprint`). Writes
-    no manifest.
+    Returns num_examples, num_dropped_too_long, num_truncated, datasets (examples of each, where the
+    config asks for them), num_steps, num_tokens (prompts and targets seen), num_trained_tokens
+    (targets only), first_loss, last_loss, seconds (in steps) and data_seconds (of these, waiting
+    for examples), all of them over every attempt, and weights_sha256
+    (`training.saving.weights_fingerprint`). Writes no manifest.
 
-    Raises `InputError` for examples that do not fill a batch or are not the model's, LoRA targets
-    that match nothing, more workers or memory than there are, and checkpoints of another training
-    in `output`, all of it before a weight is loaded; `ray.train.TrainingFailedError` when workers
-    failed more than `settings.max_failures` times.
+    Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
+    nothing, more workers or memory than there are, an offload folder that cannot be used, and
+    checkpoints of another training in `output`, all of it before a weight is loaded; also for a
+    training that diverges. Raises `ray.train.TrainingFailedError` when workers failed more than
+    `settings.max_failures` times.
     """
-    found = survey(examples, settings, dataset)
+    found = run_task(survey, examples, settings, dataset)
     _refuse_other_checkpoints(output.child(CHECKPOINTS), _plan(model, found, settings))
     _refuse_too_many_workers(settings)
     job = Job(model, examples, output, settings, dataset)
@@ -77,6 +79,7 @@ def fine_tune(
     return {
         "num_examples": found.num_examples,
         "num_dropped_too_long": found.num_dropped_too_long,
+        "num_truncated": found.num_truncated,
         **({"datasets": found.counts} if found.counts else {}),
         **progress,
     }
@@ -99,8 +102,7 @@ def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None
     earlier = checkpoints.read_json(PLAN)
     if checkpoints.read_json(SNAPSHOT) is None:
         # None was finished, or a crash tore Ray's list, which Ray would refuse: begin again.
-        if SNAPSHOT in checkpoints.file_names():
-            checkpoints.filesystem.delete_file(f"{checkpoints.path}/{SNAPSHOT}")
+        checkpoints.delete_files([SNAPSHOT])
     elif earlier is not None and earlier != plan:
         changed = [
             f"{key} was {earlier.get(key)!r}, now {plan[key]!r}"

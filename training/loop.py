@@ -102,16 +102,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train, save and return the final `Progress` as a dict. `config["job"]` is a `Job`.
 
     A training that the driver stopped ends with a checkpoint, unsaved. Where the workers refuse
-    what they are given, the dict is `{"refused": "why"}`: a refusal is a result, while an exception
-    would make Ray Train start all workers again.
+    what they are given, or it diverges, the dict is `{"refused": "why"}`: a refusal is a result,
+    while an exception would make Ray Train start all workers again.
     """
     job: Job = config["job"]
     prepare_process(job.settings)
     try:
         engine, data = load(job)
+        progress = train(engine, data, _load_checkpoint(engine, job.settings), job)
     except RefusedError as error:
         return {"refused": str(error)}
-    progress = train(engine, data, _load_checkpoint(engine, job.settings), job)
     if not progress.is_complete:
         return asdict(progress)
     weights = save_trained(engine, job.model.fetch(), job.output, job.settings)
@@ -141,6 +141,7 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
     """Run the steps that are left, report each, and checkpoint as the config says.
 
     When the driver asks for it, the step is finished and a checkpoint is the last thing made.
+    Raises `RefusedError` when loss or gradients are not finite any more.
     """
     import torch
 
@@ -265,8 +266,9 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _refuse_divergence(step: int, loss: float, grad_norm: float) -> None:
+    """Raises `RefusedError`; both numbers are the same on every worker."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise FloatingPointError(
+        raise RefusedError(
             f"training diverged at step {step + 1}: loss {loss}, gradient norm {grad_norm}; "
             "lower training.learning_rate or raise training.warmup_ratio"
         )

@@ -109,7 +109,7 @@ def estimate_memory(model: ModelSize, batch: BatchSize, settings: TrainingSettin
         optimizer=optimizer,
         activations=_activations(model, batch, settings, width),
         logits=batch.num_answer_tokens * model.vocab_size * LOGIT_BYTES,
-        host=moved,
+        host=0 if settings.offload_folder else moved,
     )
 
 

@@ -120,7 +120,7 @@ def _write_merged(
 
 
 def _check_adapter(folder: Path, adapter: State) -> None:
-    """Compare the written adapter with the trained one, as multisets: peft renames the tensors."""
+    """Compare the written adapter with the trained one; peft leaves its own name for it out."""
     from safetensors.torch import load_file
 
     saved = load_file(folder / "adapter_model.safetensors")

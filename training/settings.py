@@ -129,7 +129,14 @@ class TrainingSettings(Settings):
     """Global gradient norm above which gradients are scaled down; 0 never does."""
 
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """Tokens of prompt and target together. A longer example is dropped and counted, never cut."""
+    """Tokens of prompt and target together."""
+
+    too_long: Literal["drop", "truncate"] = "drop"
+    """What becomes of a longer example: left out, or its target cut, so that the end of the turn
+    is not learnt from it. Both are counted; one whose prompt alone is too long is left out."""
+
+    min_examples: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
+    """A training on fewer is refused; null is `global_batch_size`, so that one batch is full."""
 
     mix: Literal["joint", "per_dataset"] = "joint"
     """One model on the examples of all datasets, or one for each dataset (the paper)."""
@@ -175,6 +182,10 @@ class TrainingSettings(Settings):
 
     offload_weights: Annotated[bool, OPERATIONAL] = False
     """Keep the split weights in host memory as well; zero_stage 3 only."""
+
+    offload_folder: Annotated[str | None, OPERATIONAL] = None
+    """A folder on a fast local disk of every node: what is offloaded lies there instead of in host
+    memory. zero_stage 3 only; DeepSpeed needs libaio for it."""
 
     checkpoint_every_n_steps: Annotated[int, Field(ge=0), OPERATIONAL] = 0
     """Steps between two checkpoints from which a killed run goes on; 0 makes none."""
@@ -276,6 +287,13 @@ class TrainingSettings(Settings):
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3; set one or turn it off")
         if self.offload_weights and self.zero_stage < 3:
             raise ValueError("offload_weights needs zero_stage 3; set it or turn it off")
+        if self.offload_folder is not None and (
+            self.zero_stage < 3 or not (self.offload_optimizer or self.offload_weights)
+        ):
+            raise ValueError(
+                "offload_folder needs zero_stage 3, and offload_optimizer or offload_weights to "
+                "put something there; set them or leave it out"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pyarrow.dataset
 import pytest
 from datasets import load_dataset
 
-from cluster.chat import load_tokenizer, prompt_ids
+from cluster.chat import load_tokenizer, prompt_ids, target_ids
+from cluster.errors import InputError
 from cluster.ledger import PartWriter, compact
 from cluster.models import Model
 from cluster.schedule import Questions, chunk_folder
@@ -18,6 +21,7 @@ from cluster.storage import Folder
 from cluster.tasks import run_task
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
+from pipelines.chain import split_thinking
 from pipelines.examples import (
     DROPPED_SCHEMA,
     EXAMPLES_SCHEMA,
@@ -128,11 +132,76 @@ def test_example_prompt_ids_are_those_of_the_evaluation(model_folder: Path) -> N
     assert example["messages"][:-1] == answer_messages(QUESTION)
 
 
-def test_example_thinking_is_not_learned_with_the_answer(model_folder: Path) -> None:
-    thought = path("a", "It is \\boxed{4}", thinking="hm", token_ids=[1, 2, 3])
-    example = select(model_folder, thought).examples[0]
+@pytest.fixture
+def thinking_model(model_folder: Path, tmp_path: Path) -> Path:
+    """The small model with a chat template that begins the thinking in the prompt."""
+    folder = shutil.copytree(model_folder, tmp_path / "thinking")
+    template = folder / "chat_template.jinja"
+    opened = template.read_text().replace("assistant\n", "assistant\n<think>\n")
+    assert opened != template.read_text()
+    template.write_text(opened)
+    return folder
+
+
+ANSWER = "It is \\boxed{4}"
+THOUGHT = f"<think>\nhm\n</think>\n\n{ANSWER}"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("sampled", [THOUGHT, THOUGHT.removeprefix("<think>\n"), ANSWER])
+@pytest.mark.parametrize("thinking", ["strip", "keep"])
+@pytest.mark.parametrize("boxed", [True, False])
+def test_example_thinking_is_learned_whole_or_not_at_all(
+    opened: bool,
+    sampled: str,
+    thinking: str,
+    boxed: bool,
+    model_folder: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    model = request.getfixturevalue("thinking_model") if opened else model_folder
+    tokenizer = load_tokenizer(str(model))
+    text = sampled if boxed else sampled.replace("\\boxed{4}", "4.")
+    thought, answer, _ = split_thinking(text)
+    ids = target_ids(tokenizer, text)
+    one = path("a", answer, thinking=thought, token_ids=ids)
+    if opened and thinking == "strip":
+        with pytest.raises(InputError, match=r"examples\.thinking: strip, but the chat template"):
+            select(model, one, thinking=thinking)
+        return
+    [example] = select(model, one, thinking=thinking).examples
+    shown, learned = (
+        tokenizer.decode(example[f"{part}_token_ids"]) for part in ("prompt", "target")
+    )
+    answered = shown.rpartition("assistant\n")[2] + learned
+    kept = bool(thought) and thinking == "keep"
+    assert answered.count("<think>") == answered.count("</think>") == int(kept or opened)
+    assert ("hm" in answered) == kept
+    assert answered.endswith("\\boxed{4}<|end|>" if boxed else "\\boxed{4}.<|end|>")
+    assert example["messages"][-1]["content"] + "<|end|>" == answered
+    if boxed and answered == text + "<|end|>":
+        assert example["target_token_ids"][:-1] == ids
+
+
+def test_example_sampled_thinking_is_learned_by_its_own_ids(model_folder: Path) -> None:
     tokenizer = load_tokenizer(str(model_folder))
-    assert tokenizer.decode(example["target_token_ids"]) == "It is \\boxed{4}<|end|>"
+    ids = [*target_ids(tokenizer, "<think>\nhm  </think> ok"), 7, 7]
+    sampled = path("a", f"ok {ANSWER}", thinking="hm", token_ids=ids)
+    [example] = select(model_folder, sampled, thinking="keep").examples
+    assert example["target_token_ids"] == [*ids, tokenizer.eos_token_id]
+
+
+def test_examples_of_a_tokenizer_without_an_end_are_refused(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "endless")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            facts = json.loads((folder / name).read_text())
+            facts.pop("eos_token", None)
+            (folder / name).write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="names no eos_token"):
+        select(folder, path("a", ANSWER))
 
 
 @pytest.mark.parametrize(("read_last", "num"), [((), 0), (("number",), 1)])

@@ -17,6 +17,7 @@ from typing import Any
 from cluster.models import Model
 from cluster.storage import Folder
 from training.batches import batch_of_step, epoch_order, learning_rate, mix_quotas
+from training.checks import linear_layers
 from training.engine import prepare_process
 from training.loop import Job, Progress, StepBoard, load, train
 from training.saving import save_trained
@@ -292,3 +293,10 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any], relative: flo
         float(((one[name].float() - weight).abs() - relative * weight.abs()).max())
         for name, weight in ((name, tensor.float()) for name, tensor in other.items())
     )
+
+
+def num_linear_layers(folder: Path) -> int:
+    """Of a saved model, without its output head."""
+    from transformers import AutoModelForCausalLM
+
+    return len(linear_layers(AutoModelForCausalLM.from_pretrained(folder)))

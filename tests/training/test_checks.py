@@ -48,6 +48,16 @@ def test_check_training_of_rows_that_no_memory_holds_is_refused(
     _check(tiny_model, examples, packing=True, row_tokens=10**10, check_memory=False)
 
 
+def test_check_training_with_an_offload_folder_that_cannot_be_written_is_refused(
+    tiny_model: Path, examples: Folder, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for folder, why in (("file", "Not a directory"), ("nothing", "No such file")):
+        place = str(tmp_path / folder)
+        with pytest.raises(InputError, match=rf"offload_folder '{place}' cannot be .* \({why}"):
+            _check(tiny_model, examples, zero_stage=3, offload_weights=True, offload_folder=place)
+
+
 @pytest.mark.parametrize(
     ("tracking", "package"),
     [

@@ -37,7 +37,25 @@ def test_survey_counts_too_long_examples_and_read_leaves_them_out(tmp_path: Path
     settings = SMALL.model_copy(update={"max_length": 4})
     found = survey(folder, settings)
     assert (found.num_examples, found.num_dropped_too_long, found.num_kept) == (2, 1, 1)
+    assert found.num_truncated == 0
     assert read_examples(folder, settings).column("example_id").to_pylist() == ["fits"]
+
+
+def test_truncated_examples_are_counted_and_keep_what_fits_of_their_target(tmp_path: Path) -> None:
+    rows = [
+        _row("fits", [1, 2], [3, 4]),
+        _row("long", [1, 2], [5, 6, 7]),
+        _row("too long a prompt", [1, 2, 3, 4], [5]),
+        _row("one token", [1, 2, 3], [8, 9]),
+    ]
+    folder = _folder(tmp_path, rows)
+    settings = SMALL.model_copy(update={"max_length": 4, "too_long": "truncate"})
+    found = survey(folder, settings)
+    assert (found.num_examples, found.num_dropped_too_long, found.num_truncated) == (4, 1, 2)
+    table = read_examples(folder, settings)
+    assert table.column("example_id").to_pylist() == ["fits", "long", "one token"]
+    assert table.column("prompt_token_ids").to_pylist() == [[1, 2], [1, 2], [1, 2, 3]]
+    assert table.column("target_token_ids").to_pylist() == [[3, 4], [5, 6], [8]]
 
 
 def test_survey_digest_does_not_hang_on_files(tmp_path: Path) -> None:
@@ -85,6 +103,9 @@ def test_survey_of_fewer_examples_than_a_batch_is_refused(tmp_path: Path) -> Non
     settings = SMALL.model_copy(update={"max_length": 100, "global_batch_size": 4})
     with pytest.raises(InputError, match=r"3 examples in .*global_batch_size 4; lower it"):
         survey(folder, settings)
+    assert survey(folder, settings.model_copy(update={"min_examples": 3})).num_kept == 3
+    with pytest.raises(InputError, match=r"3 examples in .* fewer than training\.min_examples 5"):
+        survey(folder, settings.model_copy(update={"min_examples": 5}))
 
 
 def test_survey_without_the_column_of_the_weights_is_refused(tmp_path: Path) -> None:

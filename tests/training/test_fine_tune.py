@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.fs
 import pytest
 
 from cluster.errors import InputError
@@ -20,7 +21,7 @@ from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
 from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
 from training.fine_tune import CHECKPOINTS, SNAPSHOT, fine_tune
-from training.settings import LoraSettings, TrainingSettings
+from training.settings import TrainingSettings
 from training.tracking import TENSORBOARD
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ FULL = TrainingSettings(
     zero_stage=2,
     max_length=15,
 )
+WITH_CHECKPOINTS = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
 
 
 @dataclass(frozen=True)
@@ -55,77 +57,6 @@ def _run(model: Path, examples: Folder, output: Folder, settings: TrainingSettin
     steps: list[dict[str, float]] = []
     metrics = fine_tune(_model(model), examples, output, settings, on_step=steps.append)
     return Run(output, metrics, steps)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
-) -> Run:
-    output = Folder.open(str(tmp_path_factory.mktemp("undisturbed")))
-    return _run(tiny_model, examples, output, FULL)
-
-
-def test_fine_tune_full_zero2_equals_plain_torch(
-    undisturbed: Run, tiny_model: Path, examples: Folder
-) -> None:
-    expected = train_plainly(tiny_model, examples, FULL)
-    losses = [step["loss"] for step in undisturbed.steps]
-    assert losses == pytest.approx(expected.losses, abs=1e-5)
-    norms = [step["grad_norm"] for step in undisturbed.steps]
-    assert norms == pytest.approx(expected.norms, rel=1e-4)
-    # A step moves a weight by about the learning rate, 1e-3; nine steps may differ by a hundredth
-    # of one, where Adam divides a gradient near zero by its own size.
-    assert largest_difference(saved_weights(Path(undisturbed.output.path)), expected.weights) < 1e-5
-
-
-def test_fine_tune_full_zero2_learns_and_counts(
-    undisturbed: Run, tiny_model: Path, examples: Folder
-) -> None:
-    metrics, steps = undisturbed.metrics, undisturbed.steps
-    kept = [row for row in examples.read_table().to_pylist() if length(row) <= FULL.max_length]
-    assert metrics["num_examples"] == 19
-    assert metrics["num_dropped_too_long"] == 19 - len(kept) > 0
-    assert metrics["num_trained_tokens"] == 3 * sum(len(row["target_token_ids"]) for row in kept)
-    assert [step["step"] for step in steps] == list(range(1, metrics["num_steps"] + 1))
-    assert metrics["first_loss"] == steps[0]["loss"]
-    assert metrics["last_loss"] == steps[-1]["loss"] < steps[0]["loss"] - 0.3
-    output = Path(undisturbed.output.path)
-    assert largest_difference(saved_weights(output), saved_weights(tiny_model)) > 1e-3
-    seen = read_scalars(output / TENSORBOARD)
-    assert seen["training/loss"] == {
-        int(step["step"]): pytest.approx(step["loss"]) for step in steps
-    }
-    assert set(seen) == {
-        f"training/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_s")
-    }
-    tokenizer = "tokenizer_config.json"
-    assert (output / tokenizer).read_bytes() == (tiny_model / tokenizer).read_bytes()
-
-
-def test_fine_tune_lora_zero3_saves_a_full_adapter_and_merges_it(
-    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
-) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    settings = TrainingSettings(
-        method="lora",
-        lora=LoraSettings(rank=4, alpha=8),
-        zero_stage=3,
-        learning_rate=1e-2,
-        num_epochs=2,
-        global_batch_size=8,
-        micro_batch_size=2,
-    )
-    run = _run(tiny_model, examples, Folder.open(str(tmp_path)), settings)
-    assert run.metrics["last_loss"] < run.metrics["first_loss"]
-    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert len(adapter) == 2 * 7 * 2, "two factors for each of seven layers in two blocks"
-    assert all(tensor.numel() and tensor.abs().sum() > 0 for tensor in adapter.values())
-    merged, base = saved_weights(tmp_path), saved_weights(tiny_model)
-    changed = {name for name in base if not torch.equal(merged[name], base[name].bfloat16())}
-    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
-    assert changed == {name for name in base if "_proj" in name}
 
 
 DRIVER = """
@@ -153,67 +84,143 @@ def _wait_for_checkpoint(output: Folder, step: int, driver: subprocess.Popen[byt
     raise AssertionError("no checkpoint within two minutes")
 
 
-def test_fine_tune_driver_killed_and_run_again_gives_the_undisturbed_weights(
-    undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
-) -> None:
-    output = Folder.open(str(tmp_path / "killed"))
-    settings = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
-    arguments = [str(tiny_model), examples.path, output.path, settings.model_dump_json()]
+@pytest.fixture(scope="module")
+def resumed(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """A training whose driver was killed after two steps or more, and that was run again."""
+    output = Folder.open(str(tmp_path_factory.mktemp("killed")))
+    arguments = [str(tiny_model), examples.path, output.path, WITH_CHECKPOINTS.model_dump_json()]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, ray_cluster, *arguments], cwd=ROOT)
     _wait_for_checkpoint(output, 2, driver)
     driver.kill()
     driver.wait()
     assert "config.json" not in output.file_names(), "killed too late to show anything"
+    return _run(tiny_model, examples, output, WITH_CHECKPOINTS)
 
-    run = _run(tiny_model, examples, output, settings)
 
-    num_steps = undisturbed.metrics["num_steps"]
-    resumed = [int(step["step"]) for step in run.steps]
-    assert resumed[0] > 2, "it began again instead of going on"
-    assert resumed == list(range(resumed[0], num_steps + 1))
-    for key in ("num_steps", "num_tokens", "num_trained_tokens", "first_loss", "last_loss"):
-        assert run.metrics[key] == undisturbed.metrics[key]
-    ours, theirs = saved_weights(Path(output.path)), saved_weights(Path(undisturbed.output.path))
-    assert largest_difference(ours, theirs) == 0
-    assert run.metrics["weights_sha256"] == undisturbed.metrics["weights_sha256"]
-    seen = read_scalars(Path(output.path) / TENSORBOARD)
+def test_fine_tune_killed_and_run_again_goes_on_from_its_checkpoint(
+    resumed: Run, tiny_model: Path, examples: Folder
+) -> None:
+    steps = [int(step["step"]) for step in resumed.steps]
+    num_steps = resumed.metrics["num_steps"]
+    assert steps[0] > 2, "it began again instead of going on"
+    assert steps == list(range(steps[0], num_steps + 1))
+    output = Path(resumed.output.path)
+    kept = [path.name for path in (output / CHECKPOINTS).glob("step-*")]
+    assert len(kept) == WITH_CHECKPOINTS.keep_checkpoints
+    seen = read_scalars(output / TENSORBOARD)
     assert sorted(seen["training/loss"]) == list(range(1, num_steps + 1))
-    kept = [p.name for p in (tmp_path / "killed" / CHECKPOINTS).glob("step-*")]
-    assert len(kept) == settings.keep_checkpoints
-
-    more_workers = settings.model_copy(update={"num_workers": 4})
+    assert set(seen) == {
+        f"training/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_s")
+    }
+    more_workers = WITH_CHECKPOINTS.model_copy(update={"num_workers": 4})
     with pytest.raises(InputError, match="num_workers was 2, now 4"):
-        _run(tiny_model, examples, output, more_workers)
+        _run(tiny_model, examples, resumed.output, more_workers)
+
+
+def test_fine_tune_killed_and_run_again_equals_plain_torch(
+    resumed: Run, tiny_model: Path, examples: Folder
+) -> None:
+    expected = train_plainly(tiny_model, examples, FULL)
+    first = int(resumed.steps[0]["step"]) - 1
+    losses = [step["loss"] for step in resumed.steps]
+    assert losses == pytest.approx(expected.losses[first:], abs=1e-5)
+    norms = [step["grad_norm"] for step in resumed.steps]
+    assert norms == pytest.approx(expected.norms[first:], rel=1e-4)
+    # A step moves a weight by about the learning rate, 1e-3; nine steps may differ by a hundredth
+    # of one, where Adam divides a gradient near zero by its own size.
+    weights = saved_weights(Path(resumed.output.path))
+    assert largest_difference(weights, expected.weights) < 1e-5
+    assert resumed.metrics["first_loss"] == pytest.approx(expected.losses[0], abs=1e-5)
+    assert resumed.metrics["last_loss"] == losses[-1] < expected.losses[0] - 0.3
+
+
+def test_fine_tune_killed_and_run_again_counts_all_that_was_trained(
+    resumed: Run, tiny_model: Path, examples: Folder
+) -> None:
+    kept = [row for row in examples.read_table().to_pylist() if length(row) <= FULL.max_length]
+    metrics, epochs = resumed.metrics, FULL.num_epochs
+    assert metrics["num_examples"] == 19
+    assert metrics["num_dropped_too_long"] == 19 - len(kept) > 0
+    assert metrics["num_truncated"] == 0
+    assert metrics["num_tokens"] == epochs * sum(map(length, kept))
+    assert metrics["num_trained_tokens"] == epochs * sum(len(r["target_token_ids"]) for r in kept)
+    output, tokenizer = Path(resumed.output.path), "tokenizer_config.json"
+    assert (output / tokenizer).read_bytes() == (tiny_model / tokenizer).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    output = Folder.open(str(tmp_path_factory.mktemp("undisturbed")))
+    return _run(tiny_model, examples, output, FULL)
+
+
+@pytest.mark.slow
+def test_fine_tune_killed_and_run_again_gives_the_undisturbed_weights(
+    resumed: Run, undisturbed: Run
+) -> None:
+    same = ("num_steps", "num_tokens", "num_trained_tokens", "first_loss", "last_loss")
+    for key in (*same, "weights_sha256"):
+        assert resumed.metrics[key] == undisturbed.metrics[key]
+    ours, theirs = (saved_weights(Path(run.output.path)) for run in (resumed, undisturbed))
+    assert largest_difference(ours, theirs) == 0
+    assert [step["step"] for step in undisturbed.steps] == [*range(1, len(undisturbed.steps) + 1)]
+
+
+def _run_with_a_worker_killed(
+    model: Path, examples: Folder, output: Folder, settings: TrainingSettings
+) -> dict[str, Any]:
+    """The result of a training that loses a worker after four steps or more."""
+    killed: list[int] = []
+
+    def kill_one_worker(metrics: dict[str, float]) -> None:
+        # Ours only: the cluster was started by this process.
+        if metrics["step"] >= 4 and not killed:
+            ours = psutil.Process().children(recursive=True)
+            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers[-1].kill()
+            killed.append(workers[-1].pid)
+
+    metrics = fine_tune(_model(model), examples, output, settings, on_step=kill_one_worker)
+    assert killed
+    return metrics
 
 
 @pytest.mark.slow
 def test_fine_tune_worker_killed_goes_on_to_the_undisturbed_weights(
     undisturbed: Run, tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
-    killed: list[int] = []
-
-    def kill_one_worker(metrics: dict[str, float]) -> None:
-        # Ours only: the cluster was started by this process.
-        if metrics["step"] >= 5 and not killed:
-            ours = psutil.Process().children(recursive=True)
-            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
-            workers[-1].kill()
-            killed.append(workers[-1].pid)
-
     output = Folder.open(str(tmp_path))
-    settings = FULL.model_copy(update={"checkpoint_every_n_steps": 2})
-    metrics = fine_tune(_model(tiny_model), examples, output, settings, on_step=kill_one_worker)
-    assert killed
+    metrics = _run_with_a_worker_killed(tiny_model, examples, output, WITH_CHECKPOINTS)
     assert metrics["num_trained_tokens"] == undisturbed.metrics["num_trained_tokens"]
     theirs = saved_weights(Path(undisturbed.output.path))
     assert largest_difference(saved_weights(tmp_path), theirs) == 0
 
 
 @pytest.mark.slow
+def test_fine_tune_adapters_with_zero3_and_a_worker_killed_equal_plain_torch(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    changes = {"method": "lora", "zero_stage": 3, "learning_rate": 1e-2}
+    settings = WITH_CHECKPOINTS.model_copy(update=changes)
+    output = Folder.open(str(tmp_path))
+    metrics = _run_with_a_worker_killed(tiny_model, examples, output, settings)
+    expected = train_plainly(tiny_model, examples, settings)
+    assert metrics["last_loss"] == pytest.approx(expected.losses[-1], abs=1e-5)
+    # A hundredth of a step, as for all weights.
+    assert largest_difference(saved_weights(tmp_path), expected.weights) < 1e-4
+
+
+@pytest.mark.slow
 def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
     tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
-    output = Folder.open(str(tmp_path))
+    # On a file system other than the nodes' own, as an object store is one.
+    local = pyarrow.fs.LocalFileSystem()
+    output = Folder(pyarrow.fs.SubTreeFileSystem(str(tmp_path), local), "model")
     # Steps of a few milliseconds: enough of them to come in time.
     settings = FULL.model_copy(update={"num_epochs": 40})
     last: list[int] = []
@@ -225,7 +232,7 @@ def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
     with pytest.raises(KeyboardInterrupt):
         fine_tune(_model(tiny_model), examples, output, settings, on_step=interrupt)
     assert "config.json" not in output.file_names(), "stopped too late to show anything"
-    assert list((tmp_path / CHECKPOINTS).glob("step-*"))
+    assert list((tmp_path / "model" / CHECKPOINTS).glob("step-*"))
 
     run = _run(tiny_model, examples, output, settings)
     begun = int(run.steps[0]["step"])
@@ -233,6 +240,19 @@ def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
     # Step by step the losses are those of the interrupted and of the plain training.
     expected = train_plainly(tiny_model, examples, settings).losses[begun - 1 : begun + 9]
     assert [step["loss"] for step in run.steps[:10]] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_fine_tune_that_diverges_is_ended_and_not_tried_again(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    settings = FULL.model_copy(update={"learning_rate": 1e30, "warmup_ratio": 0.0})
+    steps: list[dict[str, float]] = []
+    output = Folder.open(str(tmp_path))
+    with pytest.raises(InputError, match=r"diverged at step \d.* lower training\.learning_rate"):
+        fine_tune(_model(tiny_model), examples, output, settings, on_step=steps.append)
+    assert [step["step"] for step in steps] == [1.0], "the first step moved all weights away"
+    assert "config.json" not in output.file_names()
 
 
 @pytest.mark.slow

@@ -6,14 +6,20 @@ step of each epoch with half a batch; learning rate 1e-3 for all weights and 1e-
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.engine import SamplingSettings, engine_environment
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
+from tests.cluster.test_engine import SETTINGS as ENGINE
+from tests.cluster.test_engine import Started, greedy_ids
 from tests.training.conftest import write_rows
 from tests.training.matrix import (
     DTYPES,
@@ -24,10 +30,12 @@ from tests.training.matrix import (
     Trained,
     cells,
     largest_difference,
+    num_linear_layers,
     saved_weights,
     train_cells,
     train_plainly,
 )
+from training.saving import ADAPTER
 from training.settings import TrainingSettings
 
 # Examples of one dataset oftener than they are, each with a weight of its own.
@@ -37,19 +45,17 @@ ALL = {name: settings for dtype in DTYPES for name, settings in cells(dtype).ite
 ALL |= {f"{name}/mixed": settings.model_copy(update=MIXED) for name, settings in ALL.items()}
 
 COVERING = (
-    # Every pair of stage, method and layout is in one of these or in test_fine_tune.py.
+    # Every pair of stage, method and layout is in one of these.
     "zero0/full/packed/float32",
-    "zero0/lora/padded/float32",
-    "zero1/full/packed/float32",
-    "zero2/lora/packed/float32",
-    "zero3/full/padded/float32",
-    "zero3-offload/full/packed/float32",
-    "zero3-offload/lora/padded/float32",
-    "zero1/lora/padded/bfloat16",
-    "zero2/full/packed/bfloat16",
-    "zero3/lora/packed/bfloat16",
+    "zero0/lora/padded/bfloat16",
+    "zero1/full/padded/float32",
+    "zero1/lora/packed/bfloat16",
     "zero2/full/packed/float32/mixed",
-    "zero3/full/padded/float32/mixed",
+    "zero2/lora/padded/float32",
+    "zero3/full/padded/bfloat16",
+    "zero3/lora/packed/float32",
+    "zero3-offload/full/packed/float32",
+    "zero3-offload/lora/padded/float32/mixed",
 )
 
 # float32: the same sums in another order; Adam divides a gradient near zero by its own size, so a
@@ -117,6 +123,12 @@ def _check(name: str, cell: Trained, expected: Reference) -> None:
     assert difference < off["steps"] * settings.learning_rate, name
     assert cell.logits_off < off["logits"], name
     assert load_tokenizer(str(cell.folder)).chat_template
+    if settings.method == "lora":
+        from safetensors.torch import load_file
+
+        adapter = load_file(cell.folder / ADAPTER / "adapter_model.safetensors")
+        assert len(adapter) == 2 * num_linear_layers(cell.folder), f"{name}: two factors for each"
+        assert all(tensor.numel() and tensor.abs().sum() > 0 for tensor in adapter.values()), name
 
 
 def test_covering_cells_equal_plain_torch_and_load_again(
@@ -141,3 +153,86 @@ def test_all_cells_equal_plain_torch_and_load_again(
     assert len(trained) == len(STAGES) * len(METHODS) * len(LAYOUTS)
     for name, cell in trained.items():
         _check(name, cell, plainly(ALL[name]))
+
+
+OF_OTHER_FAMILIES = (
+    "zero2/full/packed/float32",
+    "zero2/lora/padded/float32",
+    "zero3/full/padded/float32",
+    "zero3/lora/packed/float32",
+)
+
+
+def _gpt2() -> Any:
+    """Learnt positions, tied embeddings, and layers that are no `torch.nn.Linear`."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=64, n_layer=2, n_head=4)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config.bos_token_id = config.eos_token_id = 256
+    return GPT2LMHeadModel(config)
+
+
+def _qwen3() -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [_gpt2, _qwen3])
+def test_cells_of_other_families_without_a_template_equal_plain_torch_and_load_again(
+    make: Callable[[], Any], model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(model_folder / name, tmp_path / "model" / name)
+    settings = {name: ALL[name] for name in OF_OTHER_FAMILIES}
+    trained = train_cells(settings, tmp_path / "model", sums, tmp_path / "output")
+    for name, cell in trained.items():
+        _check(name, cell, train_plainly(tmp_path / "model", sums, settings[name]))
+
+
+@pytest.mark.slow
+def test_vllm_serves_what_was_saved_whole_merged_and_as_an_adapter(
+    model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    names = {"whole": "zero3/full/padded/float32", "merged": "zero3/lora/padded/float32"}
+    trained = train_cells({n: ALL[n] for n in names.values()}, model_folder, sums, tmp_path)
+    folders = {form: trained[name].folder for form, name in names.items()}
+    chat = [{"role": "user", "content": "3 + 10?"}]
+    ids = prompt_ids(load_tokenizer(str(model_folder)), chat, {})
+    base, whole, merged = (
+        greedy_ids(AutoModelForCausalLM.from_pretrained(folder), ids, 16)
+        for folder in (model_folder, folders["whole"], folders["merged"])
+    )
+    assert base not in (whole, merged), "the training must show"
+    for folder, adapter, expected in (
+        (folders["whole"], None, whole),
+        (folders["merged"], None, merged),
+        (model_folder, str(folders["merged"] / ADAPTER), merged),
+    ):
+        engine = ENGINE.model_copy(update={"dtype": "float32", "adapter": adapter})
+        os.environ.update(engine_environment(engine))
+        started = Started(folder, engine)
+        try:
+            sampling = SamplingSettings(temperature=0.0, max_tokens=16)
+            [completion] = started.chat(chat, sampling)
+        finally:
+            started.close()
+        assert completion.token_ids == expected

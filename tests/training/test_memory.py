@@ -95,6 +95,13 @@ def test_explain_shortage_of_host_memory_for_what_was_moved_there() -> None:
     assert "10.0 GiB of host memory" in shortage
 
 
+def test_explain_shortage_what_lies_in_a_folder_takes_no_host_memory() -> None:
+    settings = _settings(zero_stage=3, offload_optimizer=True, gradient_checkpointing=True)
+    in_folder = settings.model_copy(update={"offload_folder": "/nvme"})
+    assert explain_shortage(LARGE, lambda _: BATCH, settings, 79 * GIB, 10 * GIB) is not None
+    assert explain_shortage(LARGE, lambda _: BATCH, in_folder, 79 * GIB, 10 * GIB) is None
+
+
 def test_explain_shortage_without_gpus_offers_no_offload() -> None:
     settings = _settings(gpus_per_worker=0)
     shortage = explain_shortage(LARGE, lambda _: BATCH, settings, 4 * GIB, 4 * GIB)

@@ -15,6 +15,8 @@ from training.settings import LoraSettings, TrainingSettings
         ({"global_batch_size": 10, "micro_batch_size": 4}, "set it to 16"),
         ({"offload_optimizer": True, "zero_stage": 0}, "zero_stage 1, 2 or 3"),
         ({"offload_weights": True, "zero_stage": 2}, "needs zero_stage 3"),
+        ({"offload_folder": "/nvme", "zero_stage": 3}, "offload_optimizer or offload_weights"),
+        ({"offload_folder": "/nvme", "offload_optimizer": True}, "needs zero_stage 3"),
         ({"packing": True, "row_tokens": 512}, "less than max_length 2048"),
         ({"dataset_weights": {"a": 1.0}, "dataset_temperature": 2.0}, "not both"),
         ({"mix": "per_dataset", "dataset_temperature": 2.0}, "mixes nothing"),
@@ -56,6 +58,14 @@ def test_deepspeed_config_of_packed_rows_leaves_room_for_any_number_of_them() ->
     assert config["train_batch_size"] == (
         config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 2
     )
+
+
+def test_deepspeed_config_offloads_to_the_folder_where_one_is_named() -> None:
+    fields = {"offload_optimizer": True, "zero_stage": 3, "offload_weights": True}
+    settings = TrainingSettings.model_validate(fields | {"offload_folder": "/nvme/offload"})
+    zero = deepspeed_config(settings, 2)["zero_optimization"]
+    for part in ("offload_optimizer", "offload_param"):
+        assert (zero[part]["device"], zero[part]["nvme_path"]) == ("nvme", "/nvme/offload")
 
 
 def test_deepspeed_config_offload_pins_memory_beside_a_gpu_only() -> None:
