@@ -161,11 +161,12 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
                 step, data.num_steps, settings.learning_rate, settings.warmup_ratio
             )
             _seed_step(settings.seed, step, rank)
-            facts = _train_step(engine, share, rate, settings)
+            facts = add_gradients(engine, share, settings)
+            set_learning_rate(engine, rate)
+            facts |= {"learning_rate": rate, "grad_norm": step_engine(engine)}
             _refuse_divergence(step, facts["loss"], facts["grad_norm"])
             seconds = time.perf_counter() - began
             progress = _advance(progress, share, facts["loss"], seconds, waited)
-            facts["learning_rate"] = rate
             is_last = _any_worker(observe(progress, share, facts, seconds), engine.device)
             if _checkpoint_is_due(progress, settings) or is_last:
                 _save_checkpoint(engine, progress, settings)
@@ -215,14 +216,11 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         yield observe
 
 
-def _train_step(
-    engine: Any, share: Share, rate: float, settings: TrainingSettings
-) -> dict[str, float]:
-    """One optimizer step. Returns loss and what else the objective tells of the global batch, and
-    grad_norm, before clipping.
+def add_gradients(engine: Any, share: Share, settings: TrainingSettings) -> dict[str, float]:
+    """The gradients of one step. Returns loss and what else the objective tells of the global batch.
 
     DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
-    is scaled by their number: what is applied is the gradient of that loss, however the batch is
+    is scaled by their number: what is added is the gradient of that loss, however the batch is
     spread over workers and micro-batches.
     """
     import torch
@@ -235,11 +233,9 @@ def _train_step(
         parts = micro_parts(engine, micro, share, settings, engine.device, kl)
         engine.backward(parts["loss"] * num_ranks, scale_wrt_gas=False)
         sums = {name: sums.get(name, 0.0) + part.detach() for name, part in parts.items()}
-    set_learning_rate(engine, rate)
-    grad_norm = step_engine(engine)
     totals = torch.stack(list(sums.values()))
     torch.distributed.all_reduce(totals)
-    return {**dict(zip(sums, totals.tolist(), strict=True)), "grad_norm": grad_norm}
+    return dict(zip(sums, totals.tolist(), strict=True))
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

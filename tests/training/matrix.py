@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from cluster.storage import Folder
 from training.batches import batch_of_step, epoch_order, learning_rate, mix_quotas
 from training.checks import linear_layers
 from training.engine import prepare_process
-from training.loop import Job, Progress, StepBoard, load, train
+from training.loop import Job, Progress, StepBoard, add_gradients, load, train
 from training.saving import save_trained
 from training.settings import LoraSettings, TrackingSettings, TrainingSettings
 
@@ -86,8 +87,6 @@ def train_cells(
 ) -> dict[str, Trained]:
     """Train every cell on two CPU workers, in one session."""
     import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     board = ray.remote(num_cpus=0)(StepBoard).remote()
     identity = Model(identity=str(model), path=str(model), cache="unused")
@@ -95,17 +94,7 @@ def train_cells(
         name: Job(identity, examples, Folder.open(str(output / name)), one, board=board)
         for name, one in settings.items()
     }
-    trainer = TorchTrainer(
-        partial(_train_all, jobs),
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        run_config=RunConfig(
-            name="matrix",
-            storage_path=str(output),
-            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}},
-        ),
-    )
-    found = trainer.fit().return_value
+    found = _on_two_workers(partial(_train_all, jobs), output)
     steps = iter(ray.get(board.take.remote()))
     ray.kill(board)
     return {
@@ -117,6 +106,61 @@ def train_cells(
         )
         for name, (progress, logits_off) in found.items()
     }
+
+
+def gradients_of_cells(
+    settings: dict[str, TrainingSettings], model: Path, examples: Folder, output: Path
+) -> dict[str, dict[str, Any]]:
+    """The gradient of each trained tensor in the first step of every cell."""
+    identity = Model(identity=str(model), path=str(model), cache="unused")
+    folder = Folder.open(str(output))
+    jobs = {name: Job(identity, examples, folder, one) for name, one in settings.items()}
+    found: dict[str, dict[str, Any]] = _on_two_workers(partial(_gradients_of_all, jobs), output)
+    return found
+
+
+def _on_two_workers(loop: Callable[[], Any], output: Path) -> Any:
+    """What the first of two Ray Train workers returns."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        loop,
+        torch_config=TorchConfig(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="matrix",
+            storage_path=str(output),
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}},
+        ),
+    )
+    return trainer.fit().return_value
+
+
+def _gradients_of_all(jobs: dict[str, Job]) -> dict[str, dict[str, Any]]:
+    """On each worker: one cell after the other."""
+    return {name: _gradients(job) for name, job in jobs.items()}
+
+
+def _gradients(job: Job) -> dict[str, Any]:
+    from deepspeed.utils import safe_get_full_grad
+
+    prepare_process(job.settings)
+    engine, data = load(job)
+    add_gradients(engine, data.share(0), job.settings)
+    gradients = {
+        name: safe_get_full_grad(parameter).float().numpy()
+        for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    }
+    _remove(engine)
+    return gradients
+
+
+def _remove(engine: Any) -> None:
+    """Where one engine follows the other in one process, its hooks and buffers have to go."""
+    engine.destroy()
+    gc.collect()
 
 
 def _train_all(jobs: dict[str, Job]) -> dict[str, tuple[dict[str, Any], float]]:
@@ -132,10 +176,7 @@ def _train_one(job: Job) -> tuple[dict[str, Any], float]:
     progress = train(engine, data, Progress(), job)
     logits = _logits(engine)
     save_trained(engine, job.model.path, job.output, job.settings)
-    # One engine after the other in one process: its hooks and buffers have to go.
-    engine.destroy()
-    del engine
-    gc.collect()
+    _remove(engine)
     off = 0.0
     if torch.distributed.get_rank() == 0:
         from transformers import AutoModelForCausalLM
@@ -179,16 +220,10 @@ class Reference:
 def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> Reference:
     """Train with torch alone, in float32 or with a float32 copy of bfloat16 weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    rows = [r for r in examples.read_table().to_pylist() if length(r) <= settings.max_length]
-    for row in rows:
-        row["weight"] = row[settings.weight_by] if settings.weight_by else 1.0
+    rows = _rows(examples, settings)
     epochs = _epochs(rows, settings)
-    torch.manual_seed(settings.seed)
-    module = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, settings.dtype))
-    if settings.method == "lora":
-        module = _with_adapters(module, settings)
+    module = _load_plainly(model, settings)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     masters = [parameter.detach().clone().float() for parameter in trained]
     optimizer = torch.optim.AdamW(masters, weight_decay=settings.weight_decay)
@@ -212,6 +247,34 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
     if settings.method == "lora":
         module = module.merge_and_unload(safe_merge=True)
     return Reference(losses, norms, dict(module.state_dict()))
+
+
+def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> dict[str, Any]:
+    """The gradient of each trained tensor in the first step, with torch alone in float32."""
+    rows = _rows(examples, settings)
+    module = _load_plainly(model, settings)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    masters = [parameter.detach().clone() for parameter in trained.values()]
+    batch = batch_of_step(_epochs(rows, settings)[0], 0, settings.global_batch_size)
+    _add_gradients(module, list(trained.values()), masters, [rows[i] for i in batch])
+    return {name: m.grad.numpy() for name, m in zip(trained, masters, strict=True)}
+
+
+def _rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """The examples that are learnt, each with its weight."""
+    rows = [r for r in examples.read_table().to_pylist() if length(r) <= settings.max_length]
+    for row in rows:
+        row["weight"] = row[settings.weight_by] if settings.weight_by else 1.0
+    return rows
+
+
+def _load_plainly(model: Path, settings: TrainingSettings) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(settings.seed)
+    module = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, settings.dtype))
+    return _with_adapters(module, settings) if settings.method == "lora" else module
 
 
 def _epochs(rows: list[dict[str, Any]], settings: TrainingSettings) -> list[list[int]]:

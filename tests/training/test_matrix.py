@@ -29,6 +29,8 @@ from tests.training.matrix import (
     Reference,
     Trained,
     cells,
+    gradients_of_cells,
+    gradients_plainly,
     largest_difference,
     num_linear_layers,
     saved_weights,
@@ -153,6 +155,26 @@ def test_all_cells_equal_plain_torch_and_load_again(
     assert len(trained) == len(STAGES) * len(METHODS) * len(LAYOUTS)
     for name, cell in trained.items():
         _check(name, cell, plainly(ALL[name]))
+
+
+@pytest.mark.slow
+def test_gradients_of_every_stage_equal_plain_torch_tensor_by_tensor(
+    model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    layout_of = {"full": "packed", "lora": "padded"}
+    settings = {
+        name: ALL[name]
+        for stage in STAGES
+        for method, layout in layout_of.items()
+        for name in [f"{stage}/{method}/{layout}/float32/mixed"]
+    }
+    found = gradients_of_cells(settings, model_folder, sums, tmp_path)
+    for name, gradients in found.items():
+        expected = gradients_plainly(model_folder, sums, settings[name])
+        assert set(gradients) == set(expected), name
+        for tensor, gradient in expected.items():
+            off = abs(gradients[tensor] - gradient).max()
+            assert off <= 1e-5 * abs(gradient).max(), f"{name}: {tensor} is off by {off}"
 
 
 OF_OTHER_FAMILIES = (
