@@ -192,7 +192,9 @@ def _source(folder: Folder, settings: TrainingSettings) -> Folder:
 
 def _answers(rows: pa.Table | pa.RecordBatch) -> list[str]:
     """The columns with what answers a prompt: the target, and with pairs what was rejected."""
-    return [name for name in ("target_token_ids", "rejected_token_ids") if name in rows.schema.names]
+    return [
+        name for name in ("target_token_ids", "rejected_token_ids") if name in rows.schema.names
+    ]
 
 
 def longest_answers(rows: pa.Table | pa.RecordBatch) -> pa.Array:

@@ -67,9 +67,7 @@ def _read(folder: Folder, name: str, table: pa.Table) -> LogProbs | None:
     return np.stack([stored.column(column).to_numpy() for column in REFERENCES], axis=1)
 
 
-def compute_references(
-    engine: Any, sequences: Sequences, settings: TrainingSettings
-) -> LogProbs:
+def compute_references(engine: Any, sequences: Sequences, settings: TrainingSettings) -> LogProbs:
     """The log-probabilities by the engine's weights as they are, on every worker.
 
     Sequences of like lengths go through the model together, as many at once as in a step.
