@@ -32,7 +32,6 @@ from cluster.errors import InputError
 from cluster.storage import Folder
 from training.settings import TrainingSettings
 
-
 PAIRS = "preference_pairs"
 UNPAIRED = "unpaired_preferences"
 """Where the preferences lie within the folder of the examples."""
@@ -123,7 +122,7 @@ def read_examples(
 ) -> pa.Table:
     """The examples that are learnt, none longer than allowed; about 4 bytes a token in memory.
 
-    With dpo a `rejected_token_ids` stands beside the target, with kto a `question_id` and a `label`.
+    With dpo `rejected_token_ids` stand beside the target, with kto a `question_id` and a `label`.
     """
     table = pa.Table.from_batches(_batches(folder, settings, dataset))
     table = table.filter(_fits(table, settings)).combine_chunks()

@@ -217,7 +217,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
 
 
 def add_gradients(engine: Any, share: Share, settings: TrainingSettings) -> dict[str, float]:
-    """The gradients of one step. Returns loss and what else the objective tells of the global batch.
+    """The gradients of one step. Returns loss and what else is told of its global batch.
 
     DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
     is scaled by their number: what is added is the gradient of that loss, however the batch is

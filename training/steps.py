@@ -94,7 +94,7 @@ class StepData:
         )
 
     def _cut(self, examples: Sequence[Sequence[Example]]) -> list[MicroBatch]:
-        """This worker's part of some examples, each of one sequence or more."""
+        """Of some examples, each of one sequence or more, this worker's part."""
         lengths = [sum(one.length for one in example) for example in examples]
         rows = rows_of_rank(lengths, self._settings, self._rank, self._num_ranks)
         return [form([one for i in row for one in examples[i]], self._settings) for row in rows]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from cluster.errors import InputError
@@ -303,7 +304,7 @@ def test_survey_of_paths_that_are_all_right_or_all_wrong_is_refused(
 ) -> None:
     name = "unpaired_preferences"
     table = preferences.child(name).read_table()
-    one_sided = table.filter(pa.compute.equal(table.column("label"), label))
+    one_sided = table.filter(pc.equal(table.column("label"), label))
     folder = Folder.open(str(tmp_path))
     folder.child(name).write_table("unpaired-00000.parquet", one_sided)
     with pytest.raises(InputError, match=rf"no {missing} paths in .*/{name}: training\.objective"):
