@@ -36,14 +36,18 @@ PAIRS = "preference_pairs"
 UNPAIRED = "unpaired_preferences"
 """Where the preferences lie within the folder of the examples."""
 
-_STORED_NAMES = {
+_STORED_NAMES: dict[str, dict[str, str]] = {
     "sft": {},
     "dpo": {"example_id": "chosen_id", "target_token_ids": "chosen_token_ids"},
     "kto": {"target_token_ids": "completion_token_ids"},
 }
 """How a column is called on storage, where the trainer calls it otherwise."""
 
-_COLUMNS = {"sft": [], "dpo": ["rejected_token_ids"], "kto": ["question_id", "label"]}
+_COLUMNS: dict[str, list[str]] = {
+    "sft": [],
+    "dpo": ["rejected_token_ids"],
+    "kto": ["question_id", "label"],
+}
 """What an objective reads besides ids, prompts and targets."""
 
 _NOTHING_THERE = {
