@@ -13,8 +13,10 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.storage import Folder
+from tests.training import trl_losses
 from tests.training.conftest import make_rows
 from tests.training.preferences import log_prob, write_preferences
+from tests.training.trl_losses import MODEL, REFERENCE, made_model, pairs, unpaired
 from training.batches import (
     Example,
     collate,
@@ -25,17 +27,21 @@ from training.batches import (
 from training.checks import largest_batch
 from training.examples import read_examples, survey
 from training.memory import BatchSize
-from training.objectives import answer_tokens, dpo_parts, kto_parts, micro_parts
+from training.objectives import answer_tokens, dpo_parts, kto_parts, log_ratios, micro_parts
 from training.packing import use_packed_attention
 from training.sequences import REFERENCES, Sequences
 from training.settings import DpoSettings, KtoSettings, TrainingSettings
-from training.steps import StepData
+from training.steps import Share, StepData
 
 DPO = TrainingSettings(
     objective="dpo", global_batch_size=8, micro_batch_size=2, max_length=64, dtype="float32"
 )
 KTO = DPO.model_copy(update={"objective": "kto"})
 SFT = DPO.model_copy(update={"objective": "sft"})
+
+# Printed by `python -m tests.training.trl_losses` with trl 1.16.0.
+TRL_DPO = 1.909623384475708
+TRL_KTO = 0.5751290917396545
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +90,46 @@ def test_kto_parts_equal_the_formula() -> None:
     assert parts["kl"].item() == pytest.approx(0.2 * 2 / 3), "two of the batch's three examples"
 
 
+def _of_trl(ids: list[list[int]], *, weight: float = 1.0, label: bool = True) -> Example:
+    """A sequence with its log-probability under the reference of `trl_losses`."""
+    row = {"prompt_token_ids": ids[0], "target_token_ids": ids[1]}
+    reference = float(log_prob(made_model(REFERENCE), row, "target_token_ids").detach())
+    return Example("x", *ids, weight=weight, reference=reference, is_desirable=label)
+
+
+def test_dpo_with_nll_equals_the_loss_of_trl() -> None:
+    sequences = []
+    for row in pairs():
+        sequences.append(_of_trl([row["prompt_ids"], row["chosen_ids"]]))
+        sequences.append(_of_trl([row["prompt_ids"], row["rejected_ids"]], weight=0.0))
+    num_tokens = sum(len(row["chosen_ids"]) for row in pairs())
+    micro = collate(sequences, 0)
+    share = Share([micro], 0, 0, num_tokens, num_examples=4, mismatched=[])
+    settings = DPO.model_copy(update={"dpo": trl_losses.DPO})
+    parts = micro_parts(made_model(MODEL), micro, share, settings, "cpu", kl=None)
+    assert parts["loss"].item() == pytest.approx(TRL_DPO, abs=1e-5)
+    assert parts["preference_loss"].item() > 0.1, "the reference must show"
+
+
+def test_kto_equals_the_loss_of_trl() -> None:
+    rows = unpaired()
+    micro, mismatched = (
+        collate([_of_trl([r["prompt_ids"], r[name]], label=r["label"]) for r in rows], 0)
+        for name in ("completion_ids", "KL_completion_ids")
+    )
+    model = made_model(MODEL)
+    kl = log_ratios(answer_tokens(model, mismatched, "cpu"), mismatched).mean().clamp(min=0)
+    assert kl > 0.01, "it must show"
+    share = Share([micro], 0, 0, 1, num_examples=8, mismatched=[mismatched])
+    settings = KTO.model_copy(update={"kto": trl_losses.KTO})
+    parts = micro_parts(model, micro, share, settings, "cpu", kl)
+    assert parts["loss"].item() == pytest.approx(TRL_KTO, abs=1e-5)
+
+
 def _parts(model: Any, preferences: Folder, settings: TrainingSettings) -> dict[str, Any]:
     """Of a whole step on one worker, in one micro-batch, with some references."""
+    import torch
+
     whole = settings.model_copy(update={"micro_batch_size": 8, "num_workers": 1})
     table = read_examples(preferences, whole)
     random = np.random.default_rng(2)
@@ -93,7 +137,7 @@ def _parts(model: Any, preferences: Folder, settings: TrainingSettings) -> dict[
         table = table.append_column(name, pa.array(random.normal(-20, 5, table.num_rows)))
     share = StepData(table, whole, 0, 1).share(0)
     [micro] = share.micro_batches
-    return micro_parts(model, micro, share, whole, "cpu", kl=0.0)
+    return micro_parts(model, micro, share, whole, "cpu", kl=torch.zeros(()))
 
 
 def _gradient(model: Any, loss: Any) -> Any:
@@ -143,7 +187,7 @@ def test_packed_parts_and_gradients_equal_padded_ones(
     packed = _parts(model, preferences, packing)
     gradient = _gradient(model, packed["loss"])
     for name, part in padded.items():
-        assert float(packed[name]) == pytest.approx(float(part), abs=1e-5), name
+        assert packed[name].item() == pytest.approx(part.item(), abs=1e-5), name
     assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
@@ -152,14 +196,16 @@ def test_packed_parts_and_gradients_equal_padded_ones(
 def test_micro_parts_of_nothing_are_nothing_but_reach_every_weight(
     form: Any, settings: TrainingSettings, tiny_model: Path, preferences: Folder
 ) -> None:
+    import torch
+
     # A worker without examples in the last batch still has to take part in what all do.
     model = _model(tiny_model)
     if form is pack:
         use_packed_attention(model)
     table = read_examples(preferences, DPO if settings is SFT else settings)
     share = StepData(table, DPO if settings is SFT else settings, 0, 1).share(0)
-    parts = micro_parts(model, form([], 0), share, settings, "cpu", kl=0.0)
-    assert [float(part) for part in parts.values()] == [0.0] * len(parts)
+    parts = micro_parts(model, form([], 0), share, settings, "cpu", kl=torch.zeros(()))
+    assert [part.item() for part in parts.values()] == [0.0] * len(parts)
     assert _gradient(model, parts["loss"]).abs().max() == 0
 
 
