@@ -26,6 +26,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from cluster.apart import run_apart
 from cluster.engine import EngineSettings, slow_top_p
 from cluster.errors import (
     GenerationStoppedError,
@@ -100,7 +101,8 @@ from pipelines.probe import (
     read_probed_paths,
     read_probed_predictions,
 )
-from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.question_step import questions_step, store_questions
+from pipelines.questions import QuestionFacts, QuestionSet, QuestionSettings, load_questions
 from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_selection
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
@@ -166,7 +168,6 @@ class Config(Settings):
 
 def improve(run: Run, stop: StopRequest, until: str | None) -> None:
     """All rounds of self-improvement; a finished step is skipped, an unfinished one goes on."""
-    save_questions(run)
     if until == "questions":
         return
     propose_guidelines(run, stop)
@@ -185,19 +186,6 @@ def improve(run: Run, stop: StopRequest, until: str | None) -> None:
                 raise InterruptedRunError("stopped between two steps")
             if until in (f"{this.number}/{name}", name):
                 return
-
-
-def save_questions(run: Run) -> None:
-    """Train, dev and test, disjoint by text; loading them was the check that they can be asked."""
-    say(format_counts(run.questions))
-    if not run.questions_step.is_done:
-        run.questions_step.folder.write_table("questions.parquet", run.questions.table)
-        run.questions_step.commit(
-            num_questions=run.questions.table.num_rows,
-            counts=run.questions.counts,
-            broken=run.questions.broken,
-            wrong_rows=run.questions.wrong_rows,
-        )
 
 
 def propose_guidelines(run: Run, stop: StopRequest) -> None:
@@ -355,7 +343,7 @@ class Run:
 
     config: Config
     folder: Folder
-    questions: QuestionSet
+    questions: QuestionFacts
     base: Model
     questions_step: Step
     expansion: Expansion | None
@@ -400,28 +388,13 @@ class Run:
         return Job("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
 
 
-def plan_run(config: Config) -> Run:
-    """Load the questions, check the model, and lay out the steps. Raises `InputError`."""
+def check_run(config: Config) -> tuple[Folder, Model]:
+    """The run's folder and the base model. Raises `InputError` for what is wrong without a look
+    at the questions."""
     check_storage_root(config.storage.root)
     folder = Folder.open(config.storage.root).child(config.run)
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
-    questions = load_questions(config.questions)
-    if not questions.split("train").num_rows:
-        raise InputError("questions.datasets: no question to train on; one has to be in_domain")
-    content = {"questions": questions.extent(*SPLITS)}
-    expansion = Expansion.of(Recipe.load(0, config.synthesis))
-    run = Run(
-        config=config,
-        folder=folder,
-        questions=questions,
-        base=base,
-        questions_step=Step.below(folder, "questions", content),
-        expansion=expansion,
-        guidelines_step=plan_guidelines(config, folder.child("base"), base, expansion),
-        base_predictions=plan_predictions(config, folder.child("base"), base, questions),
-        rounds=(),
-    )
     if config.synthesis.hint_stages and config.examples.verdict == "majority":
         raise InputError(
             "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
@@ -433,6 +406,38 @@ def plan_run(config: Config) -> Run:
                 f"questions.datasets.{name} has no answers (columns.answer is null); "
                 "set examples.verdict=majority"
             )
+    return folder, base
+
+
+def begin_run(config: Config) -> Run:
+    """Take the run's folder and make its first step: train, dev and test, disjoint by text.
+
+    Raises `InputError` for a question that cannot be asked.
+    """
+    folder, base = check_run(config)
+    claim_run_folder(folder, config.run)
+    every_s = config.cluster.progress_every_s
+    questions = run_apart(store_questions, config.questions, folder, every_s)
+    say(format_counts(questions))
+    return plan_run(config, folder, base, questions)
+
+
+def plan_run(config: Config, folder: Folder, base: Model, questions: QuestionFacts) -> Run:
+    """Lay out the steps. Raises `InputError` when there is nothing to train on."""
+    if not questions.num_kept("train"):
+        raise InputError("questions.datasets: no question to train on; one has to be in_domain")
+    expansion = Expansion.of(Recipe.load(0, config.synthesis))
+    run = Run(
+        config=config,
+        folder=folder,
+        questions=questions,
+        base=base,
+        questions_step=questions_step(folder, questions),
+        expansion=expansion,
+        guidelines_step=plan_guidelines(config, folder.child("base"), base, expansion),
+        base_predictions=plan_predictions(config, folder.child("base"), base, questions),
+        rounds=(),
+    )
     rounds: list[Round] = []
     for number in range(config.rounds):
         # Several models go no further: `Config` refuses a second round with them.
@@ -467,9 +472,9 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
             **held_out_content(run),
         },
     )
-    datasets: list[str | None] = [None]
+    datasets: Sequence[str | None] = [None]
     if config.training.mix == "per_dataset":
-        datasets = sorted(set(run.questions.split("train").column("dataset").to_pylist()))
+        datasets = sorted(run.questions.num_kept("train"))
     branches = tuple(plan_branch(run, folder, examples, start, name) for name in datasets)
     return Round(number, recipe, generator, start, paths, examples, branches)
 
@@ -513,7 +518,7 @@ def plan_guidelines(
 
 
 def plan_predictions(
-    config: Config, parent: Folder, model: Model, questions: QuestionSet, suffix: str = ""
+    config: Config, parent: Folder, model: Model, questions: QuestionFacts, suffix: str = ""
 ) -> Step:
     """The predictions of one model on all held-out questions."""
     content = predictions_content(config.evaluation, config.engine, model.identity)
@@ -556,20 +561,20 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
     propose_guidelines(run, stop)
     held_out = run.stored_questions("dev", "test")
     speed = probe_speed(run, stop)
-    train = run.questions.split("train").column("dataset").value_counts().to_pylist()
     return estimate_run(
         run_task(
             read_probed_paths,
             this.paths.folder,
             run.stored_questions("train"),
+            config.examples,
             len(config.synthesis.chain),
         ),
         run_task(read_probed_predictions, run.base_predictions.folder, held_out),
         Workload(
-            num_questions={row["values"]: row["counts"] for row in train},
+            num_questions=run.questions.num_kept("train"),
             paths_per_question=run.paths_job(this).handler.width,
             max_per_question=config.examples.max_per_question,
-            num_predictions=run.questions.split("dev", "test").num_rows,
+            num_predictions=sum(run.questions.num_kept("dev", "test").values()),
             rounds=config.rounds,
             num_models_predicted=1 + sum(len(each.branches) for each in run.rounds),
             shares=run.paths_job(this).shares,
@@ -625,7 +630,7 @@ def say_warnings(config: Config) -> None:
         say(f"warning: {slow}")
 
 
-def format_counts(questions: QuestionSet) -> str:
+def format_counts(questions: QuestionFacts) -> str:
     """One line a dataset and split, and one for each dataset or row that was left out."""
     lines = [
         f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
@@ -664,7 +669,7 @@ class TrainingPrinter:
         )
 
 
-def describe_plan(run: Run) -> str:
+def describe_plan(run: Run, questions: QuestionSet) -> str:
     """The steps that would run, and how many generations that is at most."""
     lines = [f"run folder: {run.folder.uri}"]
     lines.append(step_line("", run.questions_step, 0))
@@ -672,11 +677,11 @@ def describe_plan(run: Run) -> str:
         missing = 0 if run.guidelines_step.is_done else run.expansion.number
         lines.append(step_line("base", run.guidelines_step, missing))
     lines.append(
-        step_line("base", run.base_predictions, num_predictions(run, run.base_predictions))
+        step_line("base", run.base_predictions, num_predictions(run.base_predictions, questions))
     )
     for this in run.rounds:
-        generations = {this.paths.name: num_path_generations(run, this)} | {
-            branch.predictions.name: num_predictions(run, branch.predictions)
+        generations = {this.paths.name: num_path_generations(run, this, questions)} | {
+            branch.predictions.name: num_predictions(branch.predictions, questions)
             for branch in this.branches
         }
         for step in this.steps():
@@ -690,25 +695,29 @@ def step_line(parent: str, step: Step, num_generations: int) -> str:
     state = "skip, finished" if step.is_done else "run"
     where = f"{parent}/{step.folder.name}" if parent else step.folder.name
     to_do = num_generations and not step.is_done
-    generations = f", {num_generations} generations" if to_do else ""
+    generations = f", at most {num_generations} generations" if to_do else ""
     return f"  {where}: {state}{generations}"
 
 
-def num_missing(run: Run, step: Step, *splits: Split) -> int:
+def num_missing(step: Step, questions: QuestionSet, *splits: Split) -> int:
     """How many questions of some splits have no row in a step's ledger."""
-    return int(Ledger.read(step.folder).missing(run.questions.split(*splits)).num_rows)
+    return int(Ledger.read(step.folder).missing(questions.split(*splits)).num_rows)
 
 
-def num_path_generations(run: Run, this: Round) -> int:
-    """What is missing of a round's paths, without hints and judge; all proposals taken as kept."""
+def num_path_generations(run: Run, this: Round, questions: QuestionSet) -> int:
+    """At most so many for what is missing of a round's paths: all proposed guidelines kept, every
+    path judged, every question asked again with hints."""
     made = run.guidelines_step is None or run.guidelines_step.is_done
     recipe = run.recipe(this) if made else with_room(this.recipe)
     chains = SynthesizePaths(recipe, run.config.examples.read_last).width
-    return num_missing(run, this.paths, "train") * chains * len(recipe.settings.chain)
+    settings = recipe.settings
+    a_chain = len(settings.chain) + (settings.judge != "none")
+    passes = 2 if settings.hint_stages else 1
+    return num_missing(this.paths, questions, "train") * passes * chains * a_chain
 
 
-def num_predictions(run: Run, step: Step) -> int:
-    return num_missing(run, step, "dev", "test")
+def num_predictions(step: Step, questions: QuestionSet) -> int:
+    return num_missing(step, questions, "dev", "test")
 
 
 # --- the command line --------------------------------------------------------------------------
@@ -718,32 +727,36 @@ def run_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py run CONFIG`."""
     check_until(arguments.until)
     config = load_settings(Config, arguments.config, arguments.set, with_strategy)
-    run = plan_run(config)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if arguments.dry_run:
-        say(f"{resolved}\n{describe_plan(run)}")
+        say(f"{resolved}\n{dry_run(config)}")
         return 0
     say_warnings(config)
-    claim_run_folder(run.folder, config.run)
+    run = begin_run(config)
     for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
         run.folder.write_bytes(name, resolved.encode())
     run.folder.write_json(STEPS_FILE, run.step_names())
     with ray_session(config.cluster) as stop:
         say(f"logs: {log_folder()}")
-        save_questions(run)
         keep_to_budget(run, stop)
         improve(run, stop, arguments.until)
     say(f"run folder: {run.folder.uri}")
     return 0
 
 
+def dry_run(config: Config) -> str:
+    """The plan, from questions that are only looked at: nothing is written."""
+    folder, base = check_run(config)
+    questions = load_questions(config.questions)
+    run = plan_run(config, folder, base, questions.facts())
+    return f"{format_counts(run.questions)}\n{describe_plan(run, questions)}"
+
+
 def plan_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py plan CONFIG`."""
     config = load_settings(Config, arguments.config, arguments.set, with_strategy)
-    run = plan_run(config)
-    claim_run_folder(run.folder, config.run)
+    run = begin_run(config)
     with ray_session(config.cluster) as stop:
-        save_questions(run)
         estimate = estimate_run_from_probe(run, stop)
     say(format_estimate(estimate))
     for warning in check_budget(estimate, config.budget):

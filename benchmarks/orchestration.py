@@ -47,10 +47,10 @@ from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
 GUIDELINES = 25
 QUESTIONS_PER_WRITE = 10_000
 ANSWERS = (
-    "Work out how many were sold in May from the number that was sold in April.",
-    "1. Find April's number. 2. Halve it. 3. Add both. 4. Check the sum.",
-    "In April she sold 48 clips. In May she sold half of that, 24. Together that is "
-    "48 + 24 = 72 clips.\n\nThe final answer is \\boxed{72}.",
+    "Work out how many were sold on Tuesday from the number that was sold on Monday.",
+    "1. Find Monday's number. 2. Halve it. 3. Add both. 4. Check the sum.",
+    "On Monday it sold 48 lamps. On Tuesday it sold half of that, 24. Together that is "
+    "48 + 24 = 72 lamps.\n\nThe final answer is \\boxed{72}.",
 )
 
 
@@ -97,8 +97,8 @@ def write_questions(folder: Folder, num_questions: int) -> Questions:
 def numbered_question(number: int) -> Question:
     """A question of the length of one of GSM8K, told apart by its number."""
     text = (
-        f"Natalia sold clips to 48 of her friends in April ({number}), and then she sold half as "
-        "many clips in May. How many clips did Natalia sell altogether in April and May?"
+        f"A shop sold 48 lamps on Monday ({number}), and half as many on Tuesday, when a delivery "
+        "came late. How many lamps did the shop sell on Monday and Tuesday together?"
     )
     question_id = f"bench/train/{number:08d}"
     return Question(question_id, "bench", "train", "in_domain", text, "72", "number")

@@ -3,7 +3,7 @@
 A row of the `questions` step, for example::
 
     {"question_id": "gsm8k/train/00042", "dataset": "gsm8k", "split": "train",
-     "domain": "in_domain", "question": "Natalia sold ...", "answer": "72",
+     "domain": "in_domain", "question": "A shop sold ...", "answer": "72",
      "answer_type": "number", "choices": [], "aliases": [], "grader": "", "grader_data": ""}
 """
 

@@ -81,7 +81,9 @@ class ProbedQuestion:
     """Generated, in all stages together."""
     num_prompt_tokens: int
     num_accepted: int
-    """Paths with the right answer."""
+    """Paths with the right answer, by ground truth or majority, as `examples.verdict` says."""
+    num_kept: int
+    """Those of them that the filters leave, which look at one question at a time."""
     num_bytes: int
     """Its row on disk, compressed."""
     num_truncated: int
@@ -105,7 +107,7 @@ class Workload:
     are kept; those finished before the probe are left out, or handed in as probed too."""
     paths_per_question: int
     max_per_question: int
-    """Right paths of a question that are kept to learn from (`examples.max_per_question`)."""
+    """Most paths of a question that are kept to learn from (`examples.max_per_question`)."""
     num_predictions: int
     """Held-out questions, each answered once by every model predicted."""
     rounds: int = 1
@@ -189,7 +191,7 @@ class Estimate:
     """Of the rows of paths only."""
     accepted: Range
     kept: Range
-    """Accepted, at most `max_per_question` a question; long and equal ones still go later."""
+    """What the filters leave; those over `examples.max_hinted_share` still go later."""
     cost_per_accepted: Range
     cost_unit: str
     """Of `cost_per_accepted`: the currency, else GPU-hours, else seconds."""
@@ -404,9 +406,8 @@ def _question_parts(
     of_dataset: dict[str, list[ProbedQuestion]] = {name: [] for name in workload.num_questions}
     for question in questions:
         of_dataset[question.dataset].append(question)
-    k = workload.max_per_question
-    samples = {name: _sample(_rows(asked, k), rng) for name, asked in of_dataset.items()}
-    everything = _rows(questions, k)
+    samples = {name: _sample(_rows(asked), rng) for name, asked in of_dataset.items()}
+    everything = _rows(questions)
     ceiling = _ceiling(everything, workload)
     donors = [sample for sample in samples.values() if len(sample.rows)]
     speaking = {
@@ -462,13 +463,12 @@ def _prediction_part(
     return _part(rows, _sample(rows, rng), workload.num_answers, 1, no_ceiling, rng)
 
 
-def _rows(questions: Sequence[ProbedQuestion], max_per_question: int) -> Array:
+def _rows(questions: Sequence[ProbedQuestion]) -> Array:
     """A row a question, a column for each of `_COLUMNS`."""
     rows = [
         (
             *(q.num_paths, q.num_generations, q.num_tokens, q.num_prompt_tokens),
-            *(q.num_bytes, q.num_truncated, q.num_accepted),
-            min(q.num_accepted, max_per_question),
+            *(q.num_bytes, q.num_truncated, q.num_accepted, q.num_kept),
         )
         for q in questions
     ]

@@ -26,7 +26,7 @@ import itertools
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, TypedDict
@@ -213,6 +213,35 @@ class SplitCounts(TypedDict):
 
 
 @dataclass(frozen=True)
+class QuestionFacts:
+    """What a driver has to know of the questions of a run: numbers and names, and no question."""
+
+    extents: Mapping[str, str]
+    """Splits, joined by a comma, to what `QuestionSet.extent` says of them."""
+
+    counts: list[SplitCounts]
+    """One entry for each split that has questions of each dataset that was loaded."""
+
+    broken: Mapping[str, str]
+    """The datasets that were set aside, and the sentence that says what is wrong with each."""
+
+    wrong_rows: Mapping[str, list[str]]
+    """The rows that `source.max_wrong_rows` let be left out, by dataset: a sentence each."""
+
+    def extent(self, *splits: Split) -> str:
+        """What a step over these splits has to cover; one of train, dev with test, and all."""
+        return self.extents[",".join(splits)]
+
+    def num_kept(self, *splits: Split) -> dict[str, int]:
+        """How many questions of some splits are used, by dataset; none is left out."""
+        kept: dict[str, int] = {}
+        for count in self.counts:
+            if count["split"] in splits and count["num_kept"]:
+                kept[count["dataset"]] = kept.get(count["dataset"], 0) + count["num_kept"]
+        return kept
+
+
+@dataclass(frozen=True)
 class QuestionSet:
     """The questions by dataset, split and order of choice, and where the others went."""
 
@@ -220,13 +249,15 @@ class QuestionSet:
     """Rows of `QUESTION_TABLE_SCHEMA`."""
 
     counts: list[SplitCounts]
-    """One entry for each split that has questions of each dataset that was loaded."""
-
     broken: dict[str, str] = field(default_factory=dict)
-    """The datasets that were set aside, and the sentence that says what is wrong with each."""
-
     wrong_rows: dict[str, list[str]] = field(default_factory=dict)
-    """The rows that `source.max_wrong_rows` let be left out, by dataset: a sentence each."""
+    """As in `QuestionFacts`."""
+
+    def facts(self) -> QuestionFacts:
+        """All that is known of the questions but the questions."""
+        asked: tuple[tuple[Split, ...], ...] = (("train",), ("dev", "test"), SPLITS)
+        extents = {",".join(splits): self.extent(*splits) for splits in asked}
+        return QuestionFacts(extents, self.counts, self.broken, self.wrong_rows)
 
     def split(self, *splits: Split) -> pa.Table:
         """The rows of some splits, in their order. Batches of one split are shared, not copied."""
@@ -279,10 +310,13 @@ class _Loaded:
     """The same length: what each question is compared by."""
 
 
-def load_questions(settings: QuestionSettings) -> QuestionSet:
+def load_questions(
+    settings: QuestionSettings, on_progress: Callable[[str, int], None] | None = None
+) -> QuestionSet:
     """Read, make, split and choose the questions of a run; the same settings give the same table.
 
     Cheap enough to run before any model is loaded, which is where bad input should be found.
+    `on_progress` is told a dataset and how many questions of it were read, every ten thousand.
     Raises `InputError` when nothing is left to train on because of broken datasets, for the only
     dataset of a run, and for any broken one where `settings.broken` is `refuse`.
     """
@@ -291,7 +325,8 @@ def load_questions(settings: QuestionSettings) -> QuestionSet:
     loaded: dict[str, list[_Loaded]] = {}
     for name, dataset in settings.datasets.items():
         with _setting_aside(name, settings, broken):
-            loaded[name] = _load_dataset(name, dataset, settings.folder, wrong[name])
+            ordered = _ordered_questions(name, dataset, settings.folder, wrong[name])
+            loaded[name] = _load_dataset(name, dataset, ordered, on_progress)
     taken = _taken(loaded)
     tables: list[pa.Table] = [QUESTION_TABLE_SCHEMA.empty_table()]
     counts: list[SplitCounts] = []
@@ -332,16 +367,20 @@ def _check_what_is_left(
 
 
 def _load_dataset(
-    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
+    name: str,
+    settings: DatasetSettings,
+    ordered: Iterator[tuple[int, Question]],
+    on_progress: Callable[[str, int], None] | None,
 ) -> list[_Loaded]:
     """The splits of one dataset that have questions, train first."""
-    ordered = _ordered_questions(name, settings, folder, wrong)
     orders, identities = array("Q"), array("Q")
     tables = [QUESTION_TABLE_SCHEMA.empty_table()]
     while batch := list(itertools.islice(ordered, ROWS_PER_BATCH)):
         tables.append(question_table([question for _, question in batch]))
         orders.extend(order for order, _ in batch)
         identities.extend(_identity(question) for _, question in batch)
+        if on_progress is not None:
+            on_progress(name, len(orders))
     rows = pa.concat_tables(tables)
     parts = []
     for split in SPLITS:

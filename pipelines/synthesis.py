@@ -4,7 +4,7 @@ What a worker of the pool does with one question is `SynthesizePaths`; the row i
 
     {"question_id": "gsm8k/train/00042", "question_fingerprint": "9f...", "attempt": 0,
      "dataset": "gsm8k", "num_paths": 25, "num_accepted": 11, "num_failed": 0, ...,
-     "question": "Natalia sold ...", "answer": "72", ...,
+     "question": "A shop sold ...", "answer": "72", ...,
      "round": 0, "strategy": "regenesis", "paths": [{...}, ...]}
 """
 

@@ -137,7 +137,7 @@ def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
     check_select_counts_and_changes_nothing(run_folder(scripted_config))
     more = ["--set", "questions.datasets.sums.num_train=30", "--set", "engine.chunk_size=3"]
     dry = run_driver("run", path, *more, "--dry-run")
-    assert re.search(r"round_0/paths-\w+: run, 54 generations", dry.stdout), dry.stdout
+    assert re.search(r"round_0/paths-\w+: run, at most 54 generations", dry.stdout), dry.stdout
     grown = run_driver("run", path, "--until", "paths", *more)
     assert grown.returncode == 0, grown.stderr
     assert {file: file.read_bytes() for file in before} == before

@@ -14,9 +14,10 @@ import yaml
 
 from cluster.errors import InputError
 from cluster.settings import fingerprint, load_settings
+from pipelines.questions import load_questions
 from pipelines.strategy import strategies, with_strategy
 from pipelines.synthesis import SynthesizePaths
-from regenesis import Config, Run, TrainingPrinter, describe_plan, plan_run
+from regenesis import Config, Run, TrainingPrinter, check_run, describe_plan, plan_run
 from tests.conftest import REPOSITORY, arithmetic
 
 CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")
@@ -43,7 +44,12 @@ def base(tmp_path: Path) -> dict[str, Any]:
 def plan(tree: dict[str, Any], folder: Path, *overrides: str) -> Run:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
-    return plan_run(load_settings(Config, path, overrides, with_strategy))
+    config = load_settings(Config, path, overrides, with_strategy)
+    return plan_run(config, *check_run(config), load_questions(config.questions).facts())
+
+
+def described(run: Run) -> str:
+    return describe_plan(run, load_questions(run.config.questions))
 
 
 # --- a bound over all datasets -----------------------------------------------------------------
@@ -71,20 +77,28 @@ def test_bound_of_tokens_reaches_the_pool_and_the_dry_run(
     run = plan(base, tmp_path, "budget.generated_tokens=500")
     assert run.paths_job(run.rounds[0]).max_tokens == 500
     assert run.prediction_job(run.base_predictions).max_tokens is None
-    assert "end at about 500 generated tokens" in describe_plan(run)
+    assert "end at about 500 generated tokens" in described(run)
     paths = run.rounds[0].paths
-    assert f"{paths.folder.name}: run, 300 generations" in describe_plan(run)
+    assert f"{paths.folder.name}: run, at most 300 generations" in described(run)
     paths.commit()
     # Questions that the bound left out are no longer to be done.
-    assert re.search(rf"{paths.folder.name}: skip, finished\n", describe_plan(run))
+    assert re.search(rf"{paths.folder.name}: skip, finished\n", described(run))
 
 
-@pytest.mark.parametrize(("strategy", "expected"), [("direct", 4 * 25), ("star", 4)])
+@pytest.mark.parametrize(("strategy", "expected"), [("direct", 4 * 25), ("star", 2 * 4)])
 def test_dry_run_counts_the_stages_that_a_chain_has(
     base: dict[str, Any], tmp_path: Path, strategy: str, expected: int
 ) -> None:
-    described = describe_plan(plan(base, tmp_path, f"synthesis.strategy={strategy}"))
-    assert re.search(rf"round_0/paths-\w+: run, {expected} generations", described)
+    told = described(plan(base, tmp_path, f"synthesis.strategy={strategy}"))
+    assert re.search(rf"round_0/paths-\w+: run, at most {expected} generations", told)
+
+
+def test_dry_run_counts_judgements_and_the_pass_with_hints(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    more = ("synthesis.judge=correct", "synthesis.hint_stages=[path]")
+    told = described(plan(base, tmp_path, *more))
+    assert re.search(rf"round_0/paths-\w+: run, at most {4 * 25 * 4 * 2} generations", told)
 
 
 # --- proposed guidelines -----------------------------------------------------------------------
@@ -125,17 +139,17 @@ def test_dry_run_leaves_room_for_all_proposals_until_they_are_made(
 ) -> None:
     run = plan(base, tmp_path, "synthesis.expand_guidelines=3")
     assert run.guidelines_step is not None
-    described = describe_plan(run)
-    assert re.search(r"base/guidelines-\w+: run, 3 generations", described)
-    assert re.search(rf"round_0/paths-\w+: run, {4 * 28 * 3} generations", described)
+    told = described(run)
+    assert re.search(r"base/guidelines-\w+: run, at most 3 generations", told)
+    assert re.search(rf"round_0/paths-\w+: run, at most {4 * 28 * 3} generations", told)
     rows = [{"id": "a", "text": "One."}, {"id": "proposed-01", "text": "Another one."}]
     run.guidelines_step.folder.write_bytes("guidelines.yaml", yaml.safe_dump(rows).encode())
     # Not before its manifest stands.
     assert len(run.recipe(run.rounds[0]).guidelines) == 25
     run.guidelines_step.commit()
-    described = describe_plan(run)
-    assert re.search(r"base/guidelines-\w+: skip, finished\n", described)
-    assert re.search(rf"round_0/paths-\w+: run, {4 * 2 * 3} generations", described)
+    told = described(run)
+    assert re.search(r"base/guidelines-\w+: skip, finished\n", told)
+    assert re.search(rf"round_0/paths-\w+: run, at most {4 * 2 * 3} generations", told)
     handler = run.paths_job(run.rounds[0]).handler
     assert isinstance(handler, SynthesizePaths)
     assert [each.guideline_id for each in handler.recipe.guidelines] == ["a", "proposed-01"]
@@ -167,7 +181,7 @@ def test_settings_in_the_document_make_a_run_of_its_own(
     prompts.write_text(prompts.read_text().replace("{problem}", "{question}"))
     monkeypatch.chdir(tmp_path)
     plain, run = plan(base, tmp_path), plan(base, tmp_path, *overrides)
-    assert describe_plan(run)
+    assert described(run)
     assert run.rounds[0].examples.identity != plain.rounds[0].examples.identity
     assert run.base_predictions.identity == plain.base_predictions.identity
 
@@ -218,8 +232,12 @@ def contains(tree: Any, part: Any) -> bool:
 def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
-    base["questions"]["datasets"] |= arithmetic("more_sums", 10**6, num_train=2, num_test=2)
-    base["questions"]["datasets"] |= arithmetic("far", 2 * 10**6, "out_of_domain", num_test=2)
+    base["questions"]["datasets"] |= arithmetic(
+        "more_sums", 10**6, num_train=2, num_dev=0, num_test=2
+    )
+    base["questions"]["datasets"] |= arithmetic(
+        "far", 2 * 10**6, "out_of_domain", num_dev=0, num_test=2
+    )
     joint = plan(base, tmp_path)
     run = plan(base, tmp_path, "training.mix=per_dataset")
     [this] = run.rounds
@@ -231,8 +249,9 @@ def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
         *("predictions-more_sums", "predictions-sums"),
         *("scores-more_sums", "scores-sums"),
     ]
-    assert len({step.folder for step in this.steps()}) == 8
-    assert all(f"round_0/{step.folder.name}: run" in describe_plan(run) for step in this.steps())
+    assert len({step.folder.path for step in this.steps()}) == 8
+    lines = [f"round_0/{step.folder.name}: run" for step in this.steps()]
+    assert [line for line in lines if line not in described(run)] == []
     assert this.examples.identity == joint.rounds[0].examples.identity
 
 
@@ -295,7 +314,7 @@ def test_run_of_questions_without_answers_goes_by_the_majority_only(
     with pytest.raises(InputError, match=r"datasets\.bare has no answers"):
         plan(base, tmp_path)
     run = plan(base, tmp_path, "examples.verdict=majority")
-    assert run.questions.split("train").num_rows == 5
+    assert run.questions.num_kept("train") == {"sums": 4, "bare": 1}
 
 
 def test_examples_hang_on_the_held_out_questions_only_where_overlaps_are_dropped(

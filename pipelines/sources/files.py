@@ -2,7 +2,7 @@
 
 One line of a JSONL file, its columns named as `Columns` expects them::
 
-    {"id": "gsm8k/train/00042", "question": "Natalia sold ...", "answer": 72,
+    {"id": "gsm8k/train/00042", "question": "A shop sold ...", "answer": 72,
      "answer_type": "number", "choices": null, "aliases": null, "grader_data": null}
 
 Whatever is wrong with a file raises `InputError` with the file, the line (Parquet and the hub: the

@@ -112,7 +112,7 @@ NUMBER_BOXES = [
     boxed("72", "{72}", CORRECT),
     boxed("72", r"72^\circ", CORRECT),
     boxed("72", "72 clips in 2 months", CORRECT),
-    boxed("72", r"\text{Natalia sold } 72 \text{ clips}", CORRECT),
+    boxed("72", r"\text{The shop sold } 72 \text{ lamps}", CORRECT),
     # Results of equations.
     boxed("5", "x = 5", CORRECT),
     boxed("5", r"x \approx 5", CORRECT),

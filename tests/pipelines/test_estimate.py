@@ -36,7 +36,11 @@ THREE_DOLLARS = CostSettings(gpu_hour=3.0)
 
 
 def question(
-    num_tokens: int = 100, num_accepted: int = 1, dataset: str = "a", num_paths: int = 5
+    num_tokens: int = 100,
+    num_accepted: int = 1,
+    dataset: str = "a",
+    num_paths: int = 5,
+    most_kept: int = 2,
 ) -> ProbedQuestion:
     return ProbedQuestion(
         dataset=dataset,
@@ -45,6 +49,7 @@ def question(
         num_tokens=num_tokens,
         num_prompt_tokens=2 * num_tokens,
         num_accepted=num_accepted,
+        num_kept=min(num_accepted, most_kept),
         num_bytes=2**20,
         num_truncated=0,
     )
@@ -314,7 +319,7 @@ def population(rng: np.random.Generator, dataset: str, num: int) -> list[ProbedQ
     accepted = rng.binomial(25, easiness)
     tokens = rng.lognormal(math.log(8000), 0.4, num) * (1.5 - easiness)
     return [
-        question(int(length), int(right), dataset, num_paths=25)
+        question(int(length), int(right), dataset, num_paths=25, most_kept=5)
         for length, right in zip(tokens, accepted, strict=True)
     ]
 
@@ -329,7 +334,7 @@ def test_intervals_of_90_percent_hold_the_truth_about_as_often(
     truths = {
         "tokens": sum(q.num_tokens for q in asked),
         "accepted": sum(q.num_accepted for q in asked),
-        "kept": sum(min(5, q.num_accepted) for q in asked),
+        "kept": sum(q.num_kept for q in asked),
     }
     held = dict.fromkeys(truths, 0)
     for _ in range(PROBES):

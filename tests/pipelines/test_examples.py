@@ -179,7 +179,7 @@ def test_example_thinking_is_learned_whole_or_not_at_all(
     assert ("hm" in answered) == kept
     assert answered.endswith("\\boxed{4}<|end|>" if boxed else "\\boxed{4}.<|end|>")
     assert example["messages"][-1]["content"] + "<|end|>" == answered
-    if boxed and answered == text + "<|end|>":
+    if boxed and learned == text + "<|end|>":
         assert example["target_token_ids"][:-1] == ids
 
 

@@ -8,6 +8,7 @@ fixed row are compared with those of the folder it saved, loaded again.
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -219,6 +220,7 @@ class Reference:
 
     losses: list[float]
     norms: list[float]
+    start: dict[str, Any]
     weights: dict[str, Any]
     """As they are saved: adapters merged, in the training's type."""
 
@@ -234,6 +236,7 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
         add_references(module, rows)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     masters = [parameter.detach().clone().float() for parameter in trained]
+    start = saved_weights(model)
     optimizer = torch.optim.AdamW(masters, weight_decay=settings.weight_decay)
     per_epoch = -(-len(rows) // settings.global_batch_size)
     num_steps = per_epoch * settings.num_epochs
@@ -254,7 +257,7 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
         norms.append(float(norm))
     if settings.method == "lora":
         module = module.merge_and_unload(safe_merge=True)
-    return Reference(losses, norms, dict(module.state_dict()))
+    return Reference(losses, norms, start, dict(module.state_dict()))
 
 
 def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> dict[str, Any]:
@@ -372,13 +375,17 @@ def saved_weights(folder: Path) -> dict[str, Any]:
     return dict(model.state_dict())
 
 
-def largest_difference(one: dict[str, Any], other: dict[str, Any], relative: float = 0.0) -> float:
-    """Of two weights at the same place, beyond so much of their size as is allowed."""
+def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Of two weights at the same place."""
     assert set(one) == set(other)
-    return max(
-        float(((one[name].float() - weight).abs() - relative * weight.abs()).max())
-        for name, weight in ((name, tensor.float()) for name, tensor in other.items())
-    )
+    return max(float((one[name].float() - other[name].float()).abs().max()) for name in other)
+
+
+def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Between two sets of weights, as the root of the sum of all squares."""
+    assert set(one) == set(other)
+    squares = (float((one[name].double() - other[name].double()).square().sum()) for name in other)
+    return math.sqrt(sum(squares))
 
 
 def num_linear_layers(folder: Path) -> int:

@@ -1,0 +1,66 @@
+"""What is read of a run's first rows for its estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.ledger import PartWriter
+from cluster.schedule import Questions, chunk_folder
+from cluster.storage import Folder
+from evaluation.question import Question, question_table
+from pipelines.filters import ExampleSettings
+from pipelines.probe import read_probed_paths
+from pipelines.synthesis import PATHS_SCHEMA, count_paths
+
+QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
+
+
+def row_of(question: Question, answers: Sequence[str]) -> dict[str, Any]:
+    """The ledger row of a question whose paths gave these answers."""
+    generation = {"stage": "path", "finish_reason": "stop", "num_tokens": 7, "num_prompt_tokens": 9}
+    paths = [
+        {
+            "path_id": f"0/direct/{question.question_id}/{number}",
+            "pass": 0,
+            "option_order": [],
+            "reasoning": f"Way {number} gives \\boxed{{{answer}}}",
+            "token_ids": [5, 6, 7],
+            "verdict": "correct" if answer == question.answer else "wrong",
+            "generations": [generation],
+            "error": None,
+        }
+        for number, answer in enumerate(answers)
+    ]
+    tie = {"question_fingerprint": question.fingerprint, "attempt": 0, "paths": paths}
+    return question.to_row() | tie | count_paths(paths)
+
+
+def probed(tmp_path: Path, answers: Sequence[str], question: Question, **settings: Any) -> Any:
+    root = Folder.open(str(tmp_path))
+    root.child("questions").write_table("questions.parquet", question_table([question]))
+    writer = PartWriter(root.child("paths").child(chunk_folder("1", 0)), PATHS_SCHEMA)
+    writer.write([row_of(question, answers)])
+    questions = Questions(root.child("questions"), ("train",))
+    (one,) = read_probed_paths(root.child("paths"), questions, ExampleSettings(**settings), 3)
+    return one
+
+
+def test_kept_is_what_the_filters_of_the_config_leave(tmp_path: Path) -> None:
+    answers = ["4", "4", "4", "5"]
+    one = probed(tmp_path, answers, QUESTION, max_per_question=2)
+    assert (one.num_paths, one.num_accepted, one.num_kept) == (4, 3, 2)
+    assert (one.num_generations, one.num_tokens, one.num_prompt_tokens) == (12, 28, 36)
+
+
+def test_too_easy_questions_are_accepted_and_not_kept(tmp_path: Path) -> None:
+    one = probed(tmp_path, ["4", "4", "5"], QUESTION, pass_rate=(0.0, 0.5))
+    assert (one.num_accepted, one.num_kept) == (2, 0)
+
+
+def test_majority_is_accepted_where_no_truth_is_known(tmp_path: Path) -> None:
+    unlabelled = replace(QUESTION, answer="")
+    one = probed(tmp_path, ["5", "5", "4", "5"], unlabelled, verdict="majority")
+    assert (one.num_accepted, one.num_kept) == (3, 3)
