@@ -15,7 +15,7 @@ from tests.training.matrix import (
     METHODS,
     STAGES,
     Trained,
-    largest_difference,
+    distance,
     saved_weights,
     train_cells,
     train_plainly,
@@ -82,9 +82,8 @@ def _check(name: str, cell: Trained, model: Path, preferences: Folder) -> None:
     assert cell.steps[-1]["reward_margin"] > cell.steps[0]["reward_margin"], name
     norms = [step["grad_norm"] for step in cell.steps]
     assert norms == pytest.approx(expected.norms, rel=off["norm"]), name
-    weights = saved_weights(cell.folder)
-    difference = largest_difference(weights, expected.weights, relative=off["rounding"])
-    assert difference < off["steps"] * settings.learning_rate, name
+    way = distance(expected.weights, expected.start)
+    assert distance(saved_weights(cell.folder), expected.weights) < off["way"] * way, name
     assert cell.logits_off < off["logits"], name
 
 
