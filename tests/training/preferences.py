@@ -65,7 +65,7 @@ def write_preferences(folder: Folder, num_pairs: int) -> None:
 def preference_rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
     """What is learnt, in the trainer's names; `other_token_ids` as `training.sequences` has it."""
     if settings.objective == "dpo":
-        rows = examples.child("preference_pairs").read_table().to_pylist()
+        pairs = examples.child("preference_pairs").read_table().to_pylist()
         return [
             {
                 "example_id": row["chosen_id"],
@@ -74,9 +74,9 @@ def preference_rows(examples: Folder, settings: TrainingSettings) -> list[dict[s
                 "target_token_ids": row["chosen_token_ids"],
                 "other_token_ids": row["rejected_token_ids"],
             }
-            for row in rows
+            for row in pairs
         ]
-    rows = examples.child("unpaired_preferences").read_table().to_pylist()
+    rows: list[dict[str, Any]] = examples.child("unpaired_preferences").read_table().to_pylist()
     for row in rows:
         row["target_token_ids"] = row.pop("completion_token_ids")
     ids, questions = ([row[key] for row in rows] for key in ("example_id", "question_id"))

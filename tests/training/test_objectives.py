@@ -90,18 +90,20 @@ def test_kto_parts_equal_the_formula() -> None:
     assert parts["kl"].item() == pytest.approx(0.2 * 2 / 3), "two of the batch's three examples"
 
 
-def _of_trl(ids: list[list[int]], *, weight: float = 1.0, label: bool = True) -> Example:
+def _of_trl(
+    prompt: list[int], target: list[int], *, weight: float = 1.0, label: bool = True
+) -> Example:
     """A sequence with its log-probability under the reference of `trl_losses`."""
-    row = {"prompt_token_ids": ids[0], "target_token_ids": ids[1]}
+    row = {"prompt_token_ids": prompt, "target_token_ids": target}
     reference = float(log_prob(made_model(REFERENCE), row, "target_token_ids").detach())
-    return Example("x", *ids, weight=weight, reference=reference, is_desirable=label)
+    return Example("x", prompt, target, weight=weight, reference=reference, is_desirable=label)
 
 
 def test_dpo_with_nll_equals_the_loss_of_trl() -> None:
     sequences = []
     for row in pairs():
-        sequences.append(_of_trl([row["prompt_ids"], row["chosen_ids"]]))
-        sequences.append(_of_trl([row["prompt_ids"], row["rejected_ids"]], weight=0.0))
+        sequences.append(_of_trl(row["prompt_ids"], row["chosen_ids"]))
+        sequences.append(_of_trl(row["prompt_ids"], row["rejected_ids"], weight=0.0))
     num_tokens = sum(len(row["chosen_ids"]) for row in pairs())
     micro = collate(sequences, 0)
     share = Share([micro], 0, 0, num_tokens, num_examples=4, mismatched=[])
@@ -114,7 +116,7 @@ def test_dpo_with_nll_equals_the_loss_of_trl() -> None:
 def test_kto_equals_the_loss_of_trl() -> None:
     rows = unpaired()
     micro, mismatched = (
-        collate([_of_trl([r["prompt_ids"], r[name]], label=r["label"]) for r in rows], 0)
+        collate([_of_trl(r["prompt_ids"], r[name], label=r["label"]) for r in rows], 0)
         for name in ("completion_ids", "KL_completion_ids")
     )
     model = made_model(MODEL)
@@ -215,7 +217,7 @@ def test_log_probs_of_a_micro_batch_are_those_of_each_example_alone(tiny_model: 
     examples = [
         Example(row["example_id"], row["prompt_token_ids"], row["target_token_ids"]) for row in rows
     ]
-    expected = [float(log_prob(model, row, "target_token_ids")) for row in rows]
+    expected = [log_prob(model, row, "target_token_ids").item() for row in rows]
     padded = answer_tokens(model, collate(examples, 0), "cpu").log_probs
     assert padded.tolist() == pytest.approx(expected, abs=1e-4)
     use_packed_attention(model)
