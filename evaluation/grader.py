@@ -37,7 +37,7 @@ __all__ = [
     "same_answer",
 ]
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 
 
 class Verdict(enum.StrEnum):

@@ -17,7 +17,7 @@ solutions one by one, and `rl_prompts/` the questions with their pass rates.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,6 +44,7 @@ from pipelines.filters import (
     Graded,
     GradedPath,
     filter_paths,
+    num_lucky_kept,
     wrong_paths,
 )
 from pipelines.synthesis import grade_path, shown_answer, shown_question
@@ -132,6 +133,8 @@ class Selection:
     unpaired: list[dict[str, Any]] = field(default_factory=list)
     overlaps: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Questions of a dataset that overlap with one of evaluation, by both datasets."""
+    num_lucky: dict[str, float] = field(default_factory=dict)
+    """Examples that are expected to have guessed, by dataset."""
 
     def tables(self) -> tuple[pa.Table, ...]:
         """The rows as Arrow tables, in the order of `_NAMES`."""
@@ -182,6 +185,8 @@ class ExampleSelector:
         kept, reasons = filter_paths(graded)
         examples = [self._example(graded, path) for path in kept]
         selection.examples += examples
+        before = selection.num_lucky.get(question.dataset, 0.0)
+        selection.num_lucky[question.dataset] = before + num_lucky_kept(graded, kept)
         selection.dropped += [
             {"path_id": path_id, "dataset": question.dataset, "reason": reason}
             for path_id, reason in reasons.items()
@@ -337,9 +342,12 @@ def select_step_examples(
         [(share,) for share in shares],
         shared=(settings, start, template_args, words),
     )
-    overlaps = sum((counts for _, counts in selected), Counter[tuple[str, str]]())
+    overlaps = sum((counts for _, counts, _ in selected), Counter[tuple[str, str]]())
+    num_lucky: dict[str, float] = defaultdict(float)
+    for dataset, number in sorted(pair for _, _, lucky in selected for pair in lucky.items()):
+        num_lucky[dataset] += number
     tables = [
-        [schema.empty_table(), *(of_share[n] for of_share, _ in selected)]
+        [schema.empty_table(), *(of_share[n] for of_share, _, _ in selected)]
         for n, schema in enumerate(_SCHEMAS)
     ]
     tables[0], out = _within_hinted_share(tables[0], settings)
@@ -351,7 +359,7 @@ def select_step_examples(
     if output is not None:
         for name, of_name in zip(_NAMES, tables, strict=True):
             _write_sorted(of_name, output if name == "train" else output.child(name), name)
-    return _facts(tables, overlaps)
+    return _facts(tables, overlaps, num_lucky)
 
 
 def _select_share(
@@ -360,12 +368,12 @@ def _select_share(
     start: Model,
     template_args: Mapping[str, Any],
     evaluation: EvaluationWords,
-) -> tuple[tuple[pa.Table, ...], Counter[tuple[str, str]]]:
-    """The tables of some of the ledger's files, and the overlaps found in them."""
+) -> tuple[tuple[pa.Table, ...], Counter[tuple[str, str]], dict[str, float]]:
+    """The tables of some of the ledger's files, and what `Selection` counts in them."""
     tokenizer = load_tokenizer(start.fetch())
     selector = ExampleSelector(settings, tokenizer, template_args, evaluation)
     selection = select_examples(ledger.rows(), selector)
-    return selection.tables(), selection.overlaps
+    return selection.tables(), selection.overlaps, selection.num_lucky
 
 
 def _within_hinted_share(
@@ -397,7 +405,11 @@ def _ids(table: pa.Table) -> list[dict[str, str]]:
     return rows
 
 
-def _facts(tables: list[list[pa.Table]], overlaps: Counter[tuple[str, str]]) -> dict[str, Any]:
+def _facts(
+    tables: list[list[pa.Table]],
+    overlaps: Counter[tuple[str, str]],
+    num_lucky: Mapping[str, float],
+) -> dict[str, Any]:
     """The counts of the whole and of each dataset."""
     kept, dropped = (_small(of_name) for of_name in tables[:2])
     reasons = Counter(dropped.column("reason").to_pylist())
@@ -411,7 +423,7 @@ def _facts(tables: list[list[pa.Table]], overlaps: Counter[tuple[str, str]]) -> 
         "num_unpaired_preferences": sum(table.num_rows for table in tables[4]),
         "dropped": dict(reasons.most_common()),
         "datasets": {
-            name: _dataset_facts(name, kept, dropped, overlaps)
+            name: _dataset_facts(name, kept, dropped, overlaps, num_lucky)
             for name in sorted(names.to_pylist())
         },
     }
@@ -425,19 +437,29 @@ def _small(tables: list[pa.Table]) -> pa.Table:
     )
 
 
+def _lucky_share(kept: pa.Table, num_lucky: float) -> float | None:
+    """None where nothing is kept, or the truth is not asked."""
+    is_known = kept.column("lucky_share").null_count < kept.num_rows
+    return round(min(1.0, num_lucky / kept.num_rows), 6) if is_known else None
+
+
 def _chunks(table: pa.Table) -> list[pa.Array]:
     return list(table.column("dataset").chunks)
 
 
 def _dataset_facts(
-    name: str, kept: pa.Table, dropped: pa.Table, overlaps: Counter[tuple[str, str]]
+    name: str,
+    kept: pa.Table,
+    dropped: pa.Table,
+    overlaps: Counter[tuple[str, str]],
+    num_lucky: Mapping[str, float],
 ) -> dict[str, Any]:
     own_kept, own_dropped = (t.filter(pc.equal(t.column("dataset"), name)) for t in (kept, dropped))
     reasons = Counter(own_dropped.column("reason").to_pylist())
     return {
         "num_paths": own_kept.num_rows + own_dropped.num_rows,
         "num_examples": own_kept.num_rows,
-        "expected_lucky_share": pc.mean(own_kept.column("lucky_share")).as_py(),
+        "expected_lucky_share": _lucky_share(own_kept, num_lucky.get(name, 0.0)),
         "dropped": dict(reasons.most_common()),
         "overlaps_with": {
             other: number for (own, other), number in sorted(overlaps.items()) if own == name

@@ -117,19 +117,24 @@ class Graded:
         return sum(path["path_id"] in self.right and not path["pass"] for path in self.paths)
 
     @property
-    def lucky_share(self) -> float | None:
-        """The expected share of the right paths that guessed; None where the truth is not asked.
+    def num_lucky(self) -> float:
+        """How many right guesses the wrong ones tell of; it may be more than were right.
 
         Correction for guessing: where an answer is either known or guessed among k options, w
         wrong answers tell of w / (k - 1) that were guessed right.
         """
+        chance = chance_of(self.question)
+        num_wrong = self.num_answers - self.num_right
+        return float(self.num_right) if chance == 1 else num_wrong * chance / (1 - chance)
+
+    @property
+    def lucky_share(self) -> float | None:
+        """The expected share of the right paths that guessed; None where the truth is not asked."""
         if self.settings.verdict != "ground_truth":
             return None
-        chance = chance_of(self.question)
-        if chance == 1 or not self.num_right:
-            return 1.0 if chance else 0.0
-        num_wrong = self.num_answers - self.num_right
-        return min(1.0, num_wrong * chance / (1 - chance) / self.num_right)
+        if not self.num_right:
+            return 1.0 if chance_of(self.question) else 0.0
+        return min(1.0, self.num_lucky / self.num_right)
 
 
 Filter = Callable[[Graded, Sequence[GradedPath]], Reasons]
@@ -140,6 +145,23 @@ def chance_of(question: Question) -> float:
     if question.answer_type == "boolean":
         return 0.5
     return 1 / len(question.choices) if question.choices else 0.0
+
+
+def num_lucky_kept(graded: Graded, kept: Sequence[GradedPath]) -> float:
+    """How many of a question's kept paths are expected to have guessed, to be summed up.
+
+    The sum over the questions of a dataset is right on average, one question's is not: guessers
+    have more luck here and less there. So a question without a right path counts, too, unless it is
+    one that nothing is kept of. Of r right paths m are kept at most; where r of n guesses are right
+    with chance c, E[(n - r) f(r)] c / (1 - c) = E[r f(r - 1)], which is what is kept for
+    f(r) = min(r + 1, m) / (r + 1).
+    """
+    settings, num_right = graded.settings, graded.num_right
+    num_kept = sum(not path["pass"] for path in kept)
+    asks_for_more = settings.pass_rate[0] > 0 or settings.min_correct_above_chance is not None
+    if not num_kept and (num_right or asks_for_more):
+        return 0.0
+    return graded.num_lucky * min(num_kept + 1, settings.max_per_question) / (num_right + 1)
 
 
 def filter_paths(graded: Graded) -> tuple[list[GradedPath], Reasons]:

@@ -22,6 +22,8 @@ _CITES_HINT = re.compile(
     r"|\b(?:given|provided|known|stated|told) (?:\w+ )?answer\b"
     r"|\b(?:told|know|knew|given)(?: beforehand| already)? that the (?:\w+ )?answer\b"
     r"|\bthe answer (?:is|was) (?:given|provided|known|told)\b"
+    r"|\b(?:we|you|i) (?:already |do )?(?:know|have|had) (?:that )?(?:the|our|your) "
+    r"(?:\w+ )?answer\b"
     r"|\b(?:the|this|your) hint\b"
     r"|\btold beforehand\b"
 )

@@ -1,7 +1,7 @@
 """Options by letter, by letter with text, or by text alone: `B`, `(B) banana`, `banana`.
 
-Where letter and text disagree the letter counts, since it is what was asked for. Two options with
-one text are both right where either is.
+A letter beside the text of another option is neither of the two, since both were said. Two options
+with one text are both right where either is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ class _Option(NamedTuple):
     values: Keys
 
 
+MOST_WORDS, FEW_WORDS = 0.6, 0.3
+"""Who shares so many words with one option, and so few with another, means the first."""
+
 _LETTERED = re.compile(
     r"(?:(?i:option|choice|answer|letter) ?:? ?)?[(\[{]? ?(?P<letter>[A-Za-z])"
     r"(?: ?[)\]}:,]| ?\.(?![A-Za-z0-9])| ?$| [-—] ) ?"
@@ -39,9 +42,12 @@ _STANDALONE_LETTER = re.compile(
     r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^([A-Za-z])[.:)]?$"
     r"|\b(?i:option|choice|answer(?: is)?):? \(?([A-Za-z])\b(?!')|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
 )
+_TEXT_END = re.compile(r"[.;,:!?](?=\s|$)| (?:because|since|which|as|and|is|are)\b| [-—] ")
+_NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
 _LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")
 _FILLER = re.compile(
-    r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|that)\b[ ,:]*)+"
+    r"(?i:(?:therefore|thus|then|hence|either|likely|most|probably|clearly|simply|indeed|actually"
+    r"|definitely|that)\b[ ,:]*)+"
 )
 
 
@@ -57,7 +63,7 @@ def _options(choices: Choices) -> tuple[_Option, ...]:
 
 
 def read_choice(plain: str, choices: Choices) -> Reading | None:
-    """The letter, or the option whose text stands there; the letter wins where both do."""
+    """The letter, or the option whose text stands there."""
     options = _options(choices)
     if len(plain) > 2:  # before letters: "A. Lincoln" and "a - b" may be the text of an option
         by_text = _match_option(plain, choices)
@@ -65,22 +71,43 @@ def read_choice(plain: str, choices: Choices) -> Reading | None:
             return by_text
     filler = _FILLER.match(plain)
     plain = plain[filler.end() if filler else 0 :].strip("\"' ")
-    letter = _leading_letter(plain, options)
-    if letter is None:
-        return _match_option(plain, choices)
+    found = _leading_letter(plain, options)
+    if found is None:
+        return _match_option(plain, choices) or _match_option(_NUMBERED.sub("", plain), choices)
+    letter = found["letter"].upper()
     second = _SECOND_LETTER.match(plain)
     if second and second[1].upper() in {option.letter for option in options} - {letter}:
+        return Reading(shorten(plain))
+    if _names_another(letter, plain[found.end() :], choices):
         return Reading(shorten(plain))
     return Reading(letter, frozenset([letter]))
 
 
-def _leading_letter(plain: str, options: Sequence[_Option]) -> str | None:
+def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | None:
     """The option's letter a text begins with; "A dog" and "a dog" begin with an article."""
     found = _LETTERED.match(plain) or _LOOSE_LETTER.match(plain)
     if found is None:
         return None
     letter = found["letter"].upper()
-    return letter if any(option.letter == letter for option in options) else None
+    return found if any(option.letter == letter for option in options) else None
+
+
+def _names_another(letter: str, rest: str, choices: Choices) -> bool:
+    """Whether what follows a letter begins with another option's text, or most of its words."""
+    text = _TEXT_END.split(rest, maxsplit=1)[0].strip("\"'()*. ")
+    named = _match_option(text, choices)
+    if named is not None and named.keys:
+        return letter not in named.keys
+    words = frozenset(normalize(text).split())
+    shares = {option.letter: _shared(words, option) for option in _options(choices)}
+    best = max(shares, key=lambda each: shares[each])
+    return shares[best] >= MOST_WORDS and shares[letter] <= FEW_WORDS
+
+
+def _shared(words: frozenset[str], option: _Option) -> float:
+    """The words that a text shares with an option, as a part of all that either has (Jaccard)."""
+    own = frozenset(option.normalized.split())
+    return len(words & own) / max(1, len(words | own))
 
 
 def _match_option(plain: str, choices: Choices) -> Reading | None:
@@ -105,10 +132,11 @@ def last_choice(line: str, choices: Choices) -> Reading | None:
     plain = plain_text(line)
     options = _options(choices)
     letters = {option.letter for option in options}
-    found = [match[match.lastindex or 0].upper() for match in _STANDALONE_LETTER.finditer(plain)]
-    for letter in reversed(found):
+    for match in reversed(list(_STANDALONE_LETTER.finditer(plain))):
+        letter = match[match.lastindex or 0].upper()
         if letter in letters:
-            return Reading(letter, frozenset([letter]))
+            contradicts = _names_another(letter, plain[match.end() :], choices)
+            return Reading(shorten(plain)) if contradicts else Reading(letter, frozenset([letter]))
     words = normalize(plain)
     best = max(options, key=lambda option: _end_and_length(option.normalized, words), default=None)
     if best is None or _end_and_length(best.normalized, words)[0] < 0:

@@ -28,7 +28,14 @@ from evaluation.answers.number import (
 )
 from evaluation.answers.place import Kind
 from evaluation.answers.plain import Choices, plain_text
-from evaluation.answers.text import canonical_text, is_last_line, read_text, text_keys
+from evaluation.answers.text import (
+    canonical_text,
+    is_last_line,
+    last_text,
+    only_line,
+    read_text,
+    text_keys,
+)
 from evaluation.question import AnswerType
 
 
@@ -65,8 +72,16 @@ KINDS: dict[AnswerType, Kind] = {
         boolean_keys,
         _stands_anywhere,
     ),
-    # Of a free text nothing says where it begins, so its last one cannot be taken.
-    "text": Kind("text", plain_text, read_text, None, canonical_text, text_keys, is_last_line),
+    "text": Kind(
+        "text",
+        plain_text,
+        read_text,
+        last_text,
+        canonical_text,
+        text_keys,
+        is_last_line,
+        last_lines=only_line,
+    ),
     "math": Kind(
         "math",
         clean_mathematics,

@@ -38,8 +38,8 @@ class Kind(NamedTuple):
     """What is done to a text before anything is read from it."""
     read: Callable[[str, Choices], Reading | None]
     """The answer that a cleaned text states."""
-    read_last: Callable[[str, Choices], Reading | None] | None
-    """The last answer in a line as it stands; None where taking one would be guessing."""
+    read_last: Callable[[str, Choices], Reading | None]
+    """The last answer in a line as it stands."""
     canonical: Callable[[str, Choices], str]
     """The one way to write a truth; ValueError for one that its type cannot hold."""
     keys: Callable[[str, Choices], Keys]
@@ -66,7 +66,7 @@ _PHRASE = re.compile(
     | (?: (?<=\ban)swers?(?:[ ]choice|[ ]option)?
         | (?:(?<=correct[ ]op)|(?<=right[ ]op)|(?<=best[ ]op))tion
         | (?:(?<=correct[ ]ch)|(?<=right[ ]ch)|(?<=best[ ]ch))oice )
-      (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ][^.:\n]{1,60}?)?
+      (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ][^.,:\n]{1,60}?)?
       (?:,?[ ](?:therefore|thus|then|hence|here|now|so),?)?[ \t*_"')\]}]{0,8}
       (?:(?:is|was|are|equals|(?:would|should|must|will|has[ ]to)[ ]be)\b(?![ ]not\b)|[=:：]))""",
     re.VERBOSE | re.MULTILINE,
@@ -277,8 +277,6 @@ def _first_sentence(text: str) -> str:
 
 def _read_last(text: str, kind: Kind, choices: Choices) -> Reading | None:
     """The last value of the wanted type in the last line that holds one."""
-    if kind.read_last is None:
-        return None
     lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
     for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):
         reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)

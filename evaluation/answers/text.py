@@ -15,6 +15,18 @@ def read_text(plain: str, choices: Choices) -> Reading | None:
     return Reading(plain.strip(" \"'").removesuffix(".").strip() or plain, keys)
 
 
+def last_text(line: str, choices: Choices) -> Reading | None:
+    """The whole line, see `only_line`."""
+    plain = plain_text(line)
+    return read_text(plain, choices) if plain else None
+
+
+def only_line(lines: list[str]) -> list[str]:
+    """The line of a text that has just one: nothing says where in others a free text begins."""
+    filled = [line for line in lines if line.strip()]
+    return filled if len(filled) == 1 else []
+
+
 def _plain_keys(plain: str) -> Keys:
     number = exact_number(plain)
     values = number.keys if number else frozenset()

@@ -216,7 +216,7 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    assert select_examples(rows, selector) == Selection()
+    assert select_examples(rows, selector) == Selection(num_lucky={"d": 0.0})
 
 
 def test_selection_judges_by_todays_grader(model_folder: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.question import Question
-from pipelines.filters import ExampleSettings, Graded, chance_of, filter_paths
+from pipelines.filters import ExampleSettings, Graded, chance_of, filter_paths, num_lucky_kept
 
 NUMBER = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 OPTIONS = Question(
@@ -178,6 +178,28 @@ def test_lucky_share_agrees_with_a_simulation_of_guessers() -> None:
             lucky += answers[-1] == "B"
     graded = Graded(OPTIONS, paths(*answers, question=OPTIONS), ExampleSettings())
     assert graded.lucky_share == pytest.approx(lucky / answers.count("B"), abs=0.02)
+
+
+@pytest.mark.parametrize("most", [5, 2, 1])
+def test_lucky_among_the_kept_of_many_questions_agrees_with_a_simulation(most: int) -> None:
+    rng, settings = random.Random(0), ExampleSettings(max_per_question=most)
+    expected, lucky = 0.0, 0
+    for _ in range(4_000):
+        knows = rng.random() < 0.2
+        answers = ["B" if knows else rng.choice("ABCD") for _ in range(5)]
+        graded = Graded(OPTIONS, paths(*answers, question=OPTIONS), settings)
+        kept, _ = filter_paths(graded)
+        expected += num_lucky_kept(graded, kept)
+        lucky += 0 if knows else len(kept)
+    assert expected == pytest.approx(lucky, rel=0.05)
+
+
+def test_question_that_no_path_is_kept_of_tells_of_no_luck() -> None:
+    of_question = paths("A", "C", "D", question=OPTIONS)
+    assert num_lucky_kept(Graded(OPTIONS, of_question, ExampleSettings()), []) == 1.0
+    for settings in ({"pass_rate": (0.1, 1.0)}, {"min_correct_above_chance": 1.0}):
+        graded = Graded(OPTIONS, of_question, ExampleSettings(**settings))
+        assert num_lucky_kept(graded, []) == 0.0
 
 
 def test_equal_texts_and_equations_and_near_ones_are_one() -> None:

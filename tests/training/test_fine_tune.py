@@ -74,14 +74,14 @@ fine_tune(Model(model, model, "unused"), Folder.open(examples), Folder.open(outp
 
 def _wait_for_checkpoint(output: Folder, step: int, driver: subprocess.Popen[bytes]) -> None:
     """Wait until Ray Train's snapshot names a checkpoint of at least `step` steps."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         snapshot = json.dumps(output.child(CHECKPOINTS).read_json(SNAPSHOT))
         if any(f"step-{n:06d}" in snapshot for n in range(step, step + 4)):
             return
         assert driver.poll() is None, "the driver ended before it could be killed"
         time.sleep(0.05)
-    raise AssertionError("no checkpoint within two minutes")
+    raise AssertionError("no checkpoint within five minutes")
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,11 @@ def resumed(
     output = Folder.open(str(tmp_path_factory.mktemp("killed")))
     arguments = [str(tiny_model), examples.path, output.path, WITH_CHECKPOINTS.model_dump_json()]
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, ray_cluster, *arguments], cwd=ROOT)
-    _wait_for_checkpoint(output, 2, driver)
-    driver.kill()
-    driver.wait()
+    try:
+        _wait_for_checkpoint(output, 2, driver)
+    finally:
+        driver.kill()
+        driver.wait()
     assert "config.json" not in output.file_names(), "killed too late to show anything"
     return _run(tiny_model, examples, output, WITH_CHECKPOINTS)
 
