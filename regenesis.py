@@ -153,6 +153,16 @@ class Config(Settings):
             )
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _preferences_know_wrong_paths(self) -> Config:
+        if self.training.objective != "sft" and self.examples.verdict == "unfiltered":
+            raise ValueError(
+                f"training.objective: {self.training.objective} learns from right and wrong paths, "
+                "and examples.verdict: unfiltered calls none wrong; set objective: sft or another "
+                "verdict"
+            )
+        return self
+
 
 # --- the method --------------------------------------------------------------------------------
 
@@ -659,9 +669,10 @@ class TrainingPrinter:
         self._last_s = now
         left = format_seconds(steps_left * facts["tokens"] / facts["tokens_per_s"])
         mfu = f"MFU {facts['mfu']:.0%} | " if "mfu" in facts else ""
+        margin = f"margin {facts['reward_margin']:.3f} | " if "reward_margin" in facts else ""
         say(
             f"{self._name}: step {facts['step']:.0f}/{facts['num_steps']:.0f} | "
-            f"loss {facts['loss']:.4f} | lr {facts['learning_rate']:.2e} | "
+            f"loss {facts['loss']:.4f} | {margin}lr {facts['learning_rate']:.2e} | "
             f"grad norm {facts['grad_norm']:.2f} | {facts['tokens_per_s']:.0f} tok/s | {mfu}"
             f"{left} left"
         )

@@ -10,8 +10,8 @@ A row, for example::
 
 Which paths those are is up to `pipelines.filters`; here they become what a trainer reads, on all
 CPUs of the cluster. Beside them `dropped/` has every other path with its reason,
-`preference_pairs/` right and wrong solutions of one prompt, and `rl_prompts/` the questions with
-their pass rates.
+`preference_pairs/` right and wrong solutions of one prompt, `unpaired_preferences/` right and wrong
+solutions one by one, and `rl_prompts/` the questions with their pass rates.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ from pipelines.filters import (
     ExampleSettings,
     Graded,
     GradedPath,
-    Reasons,
     filter_paths,
-    in_drawn_order,
     num_lucky_kept,
+    wrong_paths,
 )
-from pipelines.synthesis import grade_path, path_finished, shown_answer, shown_question
+from pipelines.synthesis import grade_path, shown_answer, shown_question
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TOKEN_IDS = pa.list_(pa.int32())
@@ -88,6 +87,20 @@ PAIRS_SCHEMA = pa.schema(
 )
 """Preferences as TRL's DPO reads them: a conversational prompt and two answers."""
 
+UNPAIRED_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("label", pa.bool_()),  # right; the kept paths and no others
+        ("prompt", _MESSAGES),
+        ("completion", _MESSAGES),
+        ("prompt_token_ids", _TOKEN_IDS),
+        ("completion_token_ids", _TOKEN_IDS),
+    ]
+)
+"""Preferences as TRL's KTO reads them: a conversational prompt, an answer, and what it is worth."""
+
 PROMPTS_SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
@@ -108,8 +121,8 @@ THINK = "<think>\n"
 ORIGINAL = "original"
 
 ROWS_PER_FILE = 10_000
-_NAMES = ("train", "dropped", "preference_pairs", "rl_prompts")
-_SCHEMAS = (EXAMPLES_SCHEMA, DROPPED_SCHEMA, PAIRS_SCHEMA, PROMPTS_SCHEMA)
+_NAMES = ("train", "dropped", "preference_pairs", "rl_prompts", "unpaired_preferences")
+_SCHEMAS = (EXAMPLES_SCHEMA, DROPPED_SCHEMA, PAIRS_SCHEMA, PROMPTS_SCHEMA, UNPAIRED_SCHEMA)
 
 
 @dataclass
@@ -139,11 +152,12 @@ class Selection:
     dropped: list[dict[str, str]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
     prompts: list[dict[str, Any]] = field(default_factory=list)
+    unpaired: list[dict[str, Any]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
 
     def tables(self) -> tuple[pa.Table, ...]:
         """The rows as Arrow tables, in the order of `_NAMES`."""
-        rows = (self.examples, self.dropped, self.pairs, self.prompts)
+        rows = (self.examples, self.dropped, self.pairs, self.prompts, self.unpaired)
         pairs = zip(rows, _SCHEMAS, strict=True)
         return tuple(pa.Table.from_pylist(of_table, schema=schema) for of_table, schema in pairs)
 
@@ -196,7 +210,13 @@ class ExampleSelector:
             {"path_id": path_id, "dataset": question.dataset, "reason": reason}
             for path_id, reason in reasons.items()
         ]
-        selection.pairs += self._pairs(graded, kept, reasons)
+        wrong = wrong_paths(graded, reasons)
+        selection.pairs += self._pairs(graded, kept, wrong)
+        selection.unpaired += [
+            _unpaired(self._example(graded, path, "evaluation"), label=is_right)
+            for of_label, is_right in ((kept, True), (wrong, False))
+            for path in of_label[: self.settings.max_per_question]
+        ]
         if graded.num_tries:
             selection.prompts.append(_rl_prompt(graded))
 
@@ -290,16 +310,10 @@ class ExampleSelector:
         return (opens, closes) == (sampled.lstrip().startswith("<think>"), "</think>" in sampled)
 
     def _pairs(
-        self, graded: Graded, kept: Sequence[GradedPath], reasons: Reasons
+        self, graded: Graded, kept: Sequence[GradedPath], wrong: Sequence[GradedPath]
     ) -> list[dict[str, Any]]:
         """Each kept path beside a wrong one of the same prompt, as long as there are any."""
-        rejected = [
-            path
-            for path in in_drawn_order(graded.paths, self.settings.seed)
-            if reasons.get(path["path_id"]) in ("wrong", "minority")
-            and path_finished(path)
-            and len(path["token_ids"]) <= self.settings.max_target_tokens
-        ]
+        rejected = list(wrong)
         pairs = []
         for chosen in kept:
             same_prompt = (p for p in rejected if p["option_order"] == chosen["option_order"])
@@ -326,6 +340,20 @@ class ExampleSelector:
             "chosen_token_ids": right_ids,
             "rejected_token_ids": wrong_ids,
         }
+
+
+def _unpaired(example: dict[str, Any], *, label: bool) -> dict[str, Any]:
+    *prompt, completion = example["messages"]
+    return {
+        "example_id": example["example_id"],
+        "question_id": example["question_id"],
+        "dataset": example["dataset"],
+        "label": label,
+        "prompt": prompt,
+        "completion": [completion],
+        "prompt_token_ids": example["prompt_token_ids"],
+        "completion_token_ids": example["target_token_ids"],
+    }
 
 
 def _rl_prompt(graded: Graded) -> dict[str, Any]:
@@ -388,6 +416,10 @@ def select_step_examples(
     ]
     tables[0], out = _within_hinted_share(tables[0], settings)
     tables[1].append(out)
+    # Nor are they preferred to others.
+    gone = out.column("path_id")
+    tables[2] = [_without(table, "chosen_id", gone) for table in tables[2]]
+    tables[4] = [_without(table, "example_id", gone) for table in tables[4]]
     if output is not None:
         for name, of_name in zip(_NAMES, tables, strict=True):
             _write_sorted(of_name, output if name == "train" else output.child(name), name)
@@ -419,12 +451,17 @@ def _within_hinted_share(
     drawn = sorted(hinted, key=lambda row: stable_seed(settings.seed, row["example_id"]))
     out = {row["example_id"]: row["dataset"] for row in drawn[most:]}
     gone = pa.array(out, pa.string())
-    left = [table.filter(pc.invert(pc.is_in(table.column("example_id"), gone))) for table in kept]
+    left = [_without(table, "example_id", gone) for table in kept]
     rows = [
         {"path_id": path_id, "dataset": dataset, "reason": "over_max_hinted_share"}
         for path_id, dataset in out.items()
     ]
     return left, pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
+
+
+def _without(table: pa.Table, column: str, gone: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The rows whose id is not gone."""
+    return table.filter(pc.invert(pc.is_in(table.column(column), gone)))
 
 
 def _ids(table: pa.Table) -> list[dict[str, str]]:
@@ -446,6 +483,7 @@ def _facts(
         "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
         "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
         "num_preference_pairs": sum(table.num_rows for table in tables[2]),
+        "num_unpaired_preferences": sum(table.num_rows for table in tables[4]),
         "dropped": dict(reasons.most_common()),
         "datasets": {
             name: _dataset_facts(name, kept, dropped, counts, settings) for name in sorted(names)

@@ -174,7 +174,7 @@ def num_lucky_kept(graded: Graded, kept: Sequence[GradedPath]) -> float:
 def filter_paths(graded: Graded) -> tuple[list[GradedPath], Reasons]:
     """The paths that are kept, in the order they were drawn, and the reason of each other one."""
     control = graded.settings.verdict == "unfiltered"
-    kept, reasons = _apply(UNJUDGED_FILTERS if control else FILTERS, graded)
+    kept, reasons = _apply(UNJUDGED_FILTERS if control else FILTERS, graded, graded.paths)
     drawn = draw(graded, kept)
     number = graded.settings.max_per_question
     over = "over_max_per_question"
@@ -187,8 +187,18 @@ def filter_paths(graded: Graded) -> tuple[list[GradedPath], Reasons]:
     return drawn[:number], reasons | {path["path_id"]: over for path in drawn[number:]}
 
 
-def _apply(filters: Sequence[Filter], graded: Graded) -> tuple[list[GradedPath], Reasons]:
-    left = in_drawn_order(graded.paths, graded.settings.seed)
+def wrong_paths(graded: Graded, reasons: Reasons) -> list[GradedPath]:
+    """Wrong solutions to be preferred less, in the order they were drawn; `reasons` says why each
+    path was dropped. None of a question whose right ones are left out, and none twice."""
+    wrong = [p for p in graded.paths if reasons.get(p["path_id"]) in ("wrong", "minority")]
+    left, _ = _apply(WRONG_FILTERS, graded, wrong)
+    return left
+
+
+def _apply(
+    filters: Sequence[Filter], graded: Graded, paths: Sequence[GradedPath]
+) -> tuple[list[GradedPath], Reasons]:
+    left = in_drawn_order(paths, graded.settings.seed)
     reasons: Reasons = {}
     for each in filters:
         reasons |= each(graded, left)
@@ -315,3 +325,11 @@ FILTERS: tuple[Filter, ...] = (
     repeated,
 )
 UNJUDGED_FILTERS: tuple[Filter, ...] = tuple(each for each in FILTERS if each is not not_right)
+WRONG_FILTERS: tuple[Filter, ...] = (
+    unfinished,
+    too_long,
+    contaminated,
+    outside_pass_rate,
+    lucky,
+    repeated,
+)

@@ -32,6 +32,7 @@ IGNORED = -100
 
 Tokens = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Example:
     target: Sequence[int]
     weight: float = 1.0
     """How much each of its target tokens counts, against those of other examples."""
+    reference: float = 0.0
+    """The target's log-probability under the model that the training starts from; of meaning
+    where preferences are learnt."""
+    is_desirable: bool = True
+    """Whether it shall become likelier; of meaning where preferences are learnt."""
 
     @property
     def length(self) -> int:
@@ -60,6 +66,10 @@ class MicroBatch:
     labels: Tokens
     weights: Weights
     """Of each label; of no meaning where nothing is learnt."""
+    references: Weights
+    """[examples]; see `Example`."""
+    are_desirable: Flags
+    """[examples]; see `Example`."""
     attention_mask: Tokens | None = None
     """1 for tokens, 0 for padding."""
     position_ids: Tokens | None = None
@@ -90,7 +100,9 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
         attention_mask[row, : example.length] = 1
         labels[row, : example.length] = labels_of(example)
         weights[row] = example.weight
-    return MicroBatch(input_ids, labels, weights, attention_mask=attention_mask)
+    return MicroBatch(
+        input_ids, labels, weights, *_preferences(examples), attention_mask=attention_mask
+    )
 
 
 def pack(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
@@ -107,9 +119,26 @@ def pack(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
         np.array([ids or [pad_token_id] * 2], dtype=np.int64),
         np.array([labels or [IGNORED] * 2], dtype=np.int64),
         np.array([weights or [1.0] * 2], dtype=np.float32),
+        *_preferences(examples),
         position_ids=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])[None],
         ends=tuple(np.cumsum(lengths).tolist()),
     )
+
+
+def _preferences(examples: Sequence[Example]) -> tuple[Weights, Flags]:
+    """What a micro-batch holds of its examples' places among preferences."""
+    return (
+        np.array([example.reference for example in examples], dtype=np.float32),
+        np.array([example.is_desirable for example in examples], dtype=np.bool_),
+    )
+
+
+def example_numbers(micro: MicroBatch) -> Tokens:
+    """Of each token, the number of its example within the micro-batch: [rows, tokens]."""
+    rows, width = micro.input_ids.shape
+    if not micro.ends:
+        return np.repeat(np.arange(rows), width).reshape(rows, width)
+    return np.searchsorted(np.array(micro.ends), np.arange(width), side="right")[None]
 
 
 def answer_positions(labels: Tokens) -> Tokens:
@@ -168,6 +197,22 @@ def _piece(
 
 def _hash(seed: int, epoch: int | str, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
+
+
+def mismatched_examples(
+    example_ids: Sequence[str], question_ids: Sequence[str], seed: int
+) -> list[int]:
+    """For each example one of another question: the next in an order of the ids by their hash.
+
+    Where there is no other question, the example itself.
+    """
+    order = sorted(range(len(example_ids)), key=lambda i: _hash(seed, "other", example_ids[i]))
+    found = list(range(len(order)))
+    for place, index in enumerate(order):
+        following = (order[(place + step) % len(order)] for step in range(1, len(order)))
+        others = (other for other in following if question_ids[other] != question_ids[index])
+        found[index] = next(others, index)
+    return found
 
 
 def mix_quotas(

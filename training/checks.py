@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.planner import ModelShape
+from training.examples import longest_answers
 from training.memory import BatchSize, ModelSize, explain_shortage
 from training.settings import TrainingSettings
 from training.tracking import refuse_missing_trackers
@@ -83,7 +84,7 @@ def refuse_offload_folder(folder: str) -> None:
 
 def refuse_foreign_tokens(table: pa.Table, model: str, vocab_size: int) -> None:
     """Raises `InputError` when an id is not in the model's vocabulary, which is never resized."""
-    for name in ("prompt_token_ids", "target_token_ids"):
+    for name in (name for name in table.column_names if name.endswith("_token_ids")):
         largest = pc.max(pc.list_flatten(table.column(name))).as_py()
         if largest >= vocab_size:
             raise InputError(
@@ -189,12 +190,12 @@ def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
 def largest_batch(table: pa.Table, settings: TrainingSettings) -> BatchSize:
     """The most that may go through the model at once, whatever the order."""
     prompts = pc.list_value_length(table.column("prompt_token_ids"))
-    targets = pc.list_value_length(table.column("target_token_ids"))
-    longest, longest_target = pc.max(pc.add(prompts, targets)).as_py(), pc.max(targets).as_py()
+    answers = longest_answers(table)
+    longest, longest_answer = pc.max(pc.add(prompts, answers)).as_py(), pc.max(answers).as_py()
     if settings.packing:
         return BatchSize(settings.tokens_per_row, settings.tokens_per_row)
-    rows = settings.micro_batch_size
-    return BatchSize(rows * longest, rows * min(longest, longest_target))
+    rows = settings.micro_batch_size * settings.sequences_per_example
+    return BatchSize(rows * longest, rows * min(longest, longest_answer))
 
 
 def _memory_of_worker(settings: TrainingSettings, workers_on_node: int) -> tuple[float, float]:

@@ -8,6 +8,10 @@ A row (Parquet; token ids only)::
     prompt_token_ids  [1, 9690, 198, ...]       what the model is asked
     target_token_ids  [504, 1690, ..., 2]       what it shall answer, its end-of-turn token last
     vote_share        0.84                      read when `training.weight_by` names it
+
+With `objective: dpo` the rows are those of `preference_pairs/` beside them, whose `chosen_id` and
+`chosen_token_ids` become the id and the target, with `rejected_token_ids` besides; with `kto` those
+of `unpaired_preferences/`, whose `completion_token_ids` become the target, with a `label`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,36 @@ from cluster.errors import InputError
 from cluster.storage import Folder
 from training.settings import TrainingSettings
 
+PAIRS = "preference_pairs"
+UNPAIRED = "unpaired_preferences"
+"""Where the preferences lie within the folder of the examples."""
+
+_STORED_NAMES: dict[str, dict[str, str]] = {
+    "sft": {},
+    "dpo": {"example_id": "chosen_id", "target_token_ids": "chosen_token_ids"},
+    "kto": {"target_token_ids": "completion_token_ids"},
+}
+"""How a column is called on storage, where the trainer calls it otherwise."""
+
+_COLUMNS: dict[str, list[str]] = {
+    "sft": [],
+    "dpo": ["rejected_token_ids"],
+    "kto": ["question_id", "label"],
+}
+"""What an objective reads besides ids, prompts and targets."""
+
+_NOTHING_THERE = {
+    "sft": "no training examples in {}; make some, or leave its questions out",
+    "dpo": (
+        "no preference pairs in {}: training.objective dpo needs questions with a kept path and a "
+        "wrong one; make more paths a question, or set training.objective: sft"
+    ),
+    "kto": (
+        "no right or wrong paths in {}, which training.objective kto needs; make more paths a "
+        "question, or set training.objective: sft"
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -40,6 +74,8 @@ class Survey:
     """Kept examples of each dataset; empty when the training does not ask for datasets."""
     digest: str
     """Of the kept ids, whatever their order: 16 hex digits."""
+    num_undesirable: int = 0
+    """Kept wrong paths, which only kto learns from."""
 
     @property
     def num_kept(self) -> int:
@@ -50,12 +86,12 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
     """Count the examples, of one dataset or of all, and check them; one row group in memory.
 
     Raises `InputError` when there are too few, when an id comes twice, when a prompt or a target is
-    empty, and when a weight is no positive number.
+    empty, when a weight is no positive number, and when kto would see only right or wrong paths.
     """
     ids: list[str] = []
     kept: list[str] = []
     counts: Counter[str] = Counter()
-    longest = num_truncated = 0
+    longest = num_truncated = num_undesirable = 0
     for batch in _batches(folder, settings, dataset):
         names = batch.column("example_id").to_pylist()
         lengths = _lengths(batch).to_pylist()
@@ -66,33 +102,45 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
         kept.extend(itertools.compress(names, fits))
         if "dataset" in batch.schema.names:
             counts.update(itertools.compress(batch.column("dataset").to_pylist(), fits))
+        if settings.objective == "kto":
+            labels = itertools.compress(batch.column("label").to_pylist(), fits)
+            num_undesirable += sum(not label for label in labels)
         longest = max([longest, *lengths])
         num_truncated += sum(n > settings.max_length for n in itertools.compress(lengths, fits))
-    where = folder.uri if dataset is None else f"{folder.uri} of the dataset {dataset}"
+    uri = _source(folder, settings).uri
+    where = uri if dataset is None else f"{uri} of the dataset {dataset}"
     _refuse_useless(ids, kept, longest, settings, where)
     _refuse_too_few(len(kept), settings, where)
     _refuse_unweighted(counts, settings)
+    if settings.objective == "kto":
+        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, where)
     digest = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
     num_dropped = len(ids) - len(kept)
-    return Survey(len(ids), num_dropped, num_truncated, dict(sorted(counts.items())), digest)
+    return Survey(
+        len(ids), num_dropped, num_truncated, dict(sorted(counts.items())), digest, num_undesirable
+    )
 
 
 def read_examples(
     folder: Folder, settings: TrainingSettings, dataset: str | None = None
 ) -> pa.Table:
-    """The examples that are learnt, none longer than allowed; about 4 bytes a token in memory."""
+    """The examples that are learnt, none longer than allowed; about 4 bytes a token in memory.
+
+    With dpo `rejected_token_ids` stand beside the target, with kto a `question_id` and a `label`.
+    """
     table = pa.Table.from_batches(_batches(folder, settings, dataset))
     table = table.filter(_fits(table, settings)).combine_chunks()
     if settings.too_long == "drop":
         return table
-    targets = "target_token_ids"
     room = pc.subtract(settings.max_length, pc.list_value_length(table.column("prompt_token_ids")))
-    cut = _cut(table.column(targets).combine_chunks(), room.to_numpy())
-    return table.set_column(table.schema.get_field_index(targets), targets, cut)
+    for name in _answers(table):
+        cut = _cut(table.column(name).combine_chunks(), room.to_numpy())
+        table = table.set_column(table.schema.get_field_index(name), name, cut)
+    return table
 
 
 def _fits(rows: pa.Table | pa.RecordBatch, settings: TrainingSettings) -> pa.Array:
-    """Which rows are learnt: short enough, or short enough once their target is cut."""
+    """Which rows are learnt: short enough, or short enough once their answers are cut."""
     if settings.too_long == "drop":
         return pc.less_equal(_lengths(rows), settings.max_length)
     return pc.less(pc.list_value_length(rows.column("prompt_token_ids")), settings.max_length)
@@ -111,7 +159,7 @@ def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
 
 def _columns(settings: TrainingSettings, dataset: str | None) -> list[str]:
     """The columns that a training reads."""
-    columns = ["example_id", "prompt_token_ids", "target_token_ids"]
+    columns = ["example_id", "prompt_token_ids", "target_token_ids", *_COLUMNS[settings.objective]]
     if dataset is not None or settings.is_mixed:
         columns.append("dataset")
     if settings.weight_by is not None:
@@ -122,13 +170,15 @@ def _columns(settings: TrainingSettings, dataset: str | None) -> list[str]:
 def _batches(
     folder: Folder, settings: TrainingSettings, dataset: str | None
 ) -> Iterator[pa.RecordBatch]:
-    columns = _columns(settings, dataset)
-    for name in folder.file_names(".parquet"):
-        file = folder.open_parquet(name)
-        missing = set(columns) - set(file.schema_arrow.names)
+    source, names = _source(folder, settings), _columns(settings, dataset)
+    stored = [_STORED_NAMES[settings.objective].get(name, name) for name in names]
+    for file_name in source.file_names(".parquet"):
+        file = source.open_parquet(file_name)
+        missing = set(stored) - set(file.schema_arrow.names)
         if missing:
-            raise InputError(f"{folder.uri}/{name} has no column {', '.join(sorted(missing))}")
-        for batch in file.iter_batches(columns=columns):
+            raise InputError(f"{source.uri}/{file_name} has no column {', '.join(sorted(missing))}")
+        for rows in file.iter_batches(columns=stored):
+            batch = rows.select(stored).rename_columns(names)
             yield (
                 batch
                 if dataset is None
@@ -136,16 +186,34 @@ def _batches(
             )
 
 
-def _lengths(rows: pa.Table | pa.RecordBatch) -> pa.Array:
-    """Tokens of prompt and target together, per row."""
-    return pc.add(
-        pc.list_value_length(rows.column("prompt_token_ids")),
-        pc.list_value_length(rows.column("target_token_ids")),
+def _source(folder: Folder, settings: TrainingSettings) -> Folder:
+    """Where the rows of an objective lie, given the folder of the examples."""
+    if settings.objective == "sft":
+        return folder
+    return folder.child(PAIRS if settings.objective == "dpo" else UNPAIRED)
+
+
+def _answers(rows: pa.Table | pa.RecordBatch) -> list[str]:
+    """The columns with what answers a prompt: the target, and with pairs what was rejected."""
+    return [
+        name for name in ("target_token_ids", "rejected_token_ids") if name in rows.schema.names
+    ]
+
+
+def longest_answers(rows: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Tokens of each row's target, or of what was rejected where that is longer."""
+    return pc.max_element_wise(
+        *(pc.list_value_length(rows.column(name)) for name in _answers(rows))
     )
 
 
+def _lengths(rows: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Tokens of prompt and longest answer together, per row."""
+    return pc.add(pc.list_value_length(rows.column("prompt_token_ids")), longest_answers(rows))
+
+
 def _refuse_empty(batch: pa.RecordBatch, names: list[str], folder: Folder) -> None:
-    for column in ("prompt_token_ids", "target_token_ids"):
+    for column in ("prompt_token_ids", *_answers(batch)):
         counts = pc.list_value_length(batch.column(column)).to_pylist()
         for name, count in zip(names, counts, strict=True):
             if not count:
@@ -171,7 +239,7 @@ def _refuse_useless(
     ids: list[str], kept: list[str], longest: int, settings: TrainingSettings, where: str
 ) -> None:
     if not ids:
-        raise InputError(f"no training examples in {where}; make some, or leave its questions out")
+        raise InputError(_NOTHING_THERE[settings.objective].format(where))
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"example {twice!r} stands twice in {where}; ids must be distinct")
@@ -203,4 +271,13 @@ def _refuse_unweighted(counts: Mapping[str, int], settings: TrainingSettings) ->
         raise InputError(
             f"training.dataset_weights names {', '.join(sorted(weights or ()))}; there are also "
             f"examples of {', '.join(unknown)}: give each a weight"
+        )
+
+
+def _refuse_one_sided(num_right: int, num_wrong: int, where: str) -> None:
+    if not num_right or not num_wrong:
+        missing = "wrong" if num_right else "right"
+        raise InputError(
+            f"no {missing} paths in {where}: training.objective kto learns from right and wrong "
+            "ones; make more paths a question, or set training.objective: sft"
         )

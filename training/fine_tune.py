@@ -50,19 +50,21 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Tune `model` and save it, with its tokenizer, in `output`.
 
-    With a `dataset`, only its examples are learnt. Needs an initialised Ray, with the resources of
-    all workers free at once; a local folder must be there on every worker's node. `on_step` is
-    called in the caller's thread with step (1-based), num_steps, loss (mean over the global batch's
-    answer tokens, nats), learning_rate, grad_norm (before clipping), tokens (prompts and targets)
-    and tokens_per_s, and on a GPU that is known mfu; after a failure, steps since the last
+    `examples` is the folder of the examples step, within which dpo and kto find theirs. With a
+    `dataset`, only its examples are learnt. Needs an initialised Ray, with the resources of all
+    workers free at once; a local folder must be there on every worker's node. `on_step` is called
+    in the caller's thread with step (1-based), num_steps, loss (of the global batch) and what else
+    `training.objectives` tells, learning_rate, grad_norm (before clipping), tokens (prompts and
+    targets) and tokens_per_s, and on a GPU that is known mfu; after a failure, steps since the last
     checkpoint come again. An exception it raises ends the call, and so does Ctrl-C, after one more
     checkpoint; the workers end with the process or with `ray.shutdown`.
 
-    Returns num_examples, num_dropped_too_long, num_truncated, datasets (examples of each, where the
-    config asks for them), num_steps, num_tokens (prompts and targets seen), num_trained_tokens
-    (targets only), first_loss, last_loss, seconds (in steps) and data_seconds (of these, waiting
-    for examples), all of them over every attempt, and the fingerprints of the saved weights
-    (`training.saving.save_trained`). Writes no manifest.
+    Returns num_examples (of dpo: pairs), num_dropped_too_long, num_truncated, datasets (examples of
+    each, where the config asks for them), num_undesirable (of kto: wrong paths), num_steps,
+    num_tokens (prompts and targets seen), num_trained_tokens (targets only), first_loss, last_loss,
+    seconds (in steps) and data_seconds (of these, waiting for examples), all of them over every
+    attempt, and the fingerprints of the saved weights (`training.saving.save_trained`). Writes no
+    manifest.
 
     Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and
@@ -81,6 +83,7 @@ def fine_tune(
         "num_dropped_too_long": found.num_dropped_too_long,
         "num_truncated": found.num_truncated,
         **({"datasets": found.counts} if found.counts else {}),
+        **({"num_undesirable": found.num_undesirable} if settings.objective == "kto" else {}),
         **progress,
     }
 

@@ -22,15 +22,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from cluster.models import Model
+from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
-from training.batches import IGNORED, MicroBatch, answer_positions, learning_rate
+from training.batches import learning_rate
 from training.checks import RefusedError, agree, check_training
 from training.engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.examples import read_examples
-from training.packing import model_inputs, refuse_leak
+from training.objectives import Parts, divergence, micro_parts
+from training.packing import refuse_leak
+from training.reference import REFERENCE, with_references
 from training.saving import save_trained
 from training.settings import TrainingSettings
 from training.speed import peak_flops_here, work_of
@@ -134,6 +135,10 @@ def load(job: Job) -> tuple[Any, StepData]:
     if job.settings.packing:
         vocab_size = engine.module.config.get_text_config().vocab_size
         agree(lambda: refuse_leak(engine, vocab_size, engine.device))
+    if job.settings.objective != "sft":
+        key = fingerprint(job.model.identity, job.dataset, content_of(job.settings))
+        references = job.output.child(REFERENCE)
+        table = with_references(engine, table, job.settings, references, key)
     return engine, StepData(table, job.settings, rank, num_ranks)
 
 
@@ -156,13 +161,12 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
                 step, data.num_steps, settings.learning_rate, settings.warmup_ratio
             )
             _seed_step(settings.seed, step, rank)
-            loss = add_gradients(engine, share)
+            facts = add_gradients(engine, share, settings)
             set_learning_rate(engine, rate)
-            grad_norm = step_engine(engine)
-            _refuse_divergence(step, loss, grad_norm)
+            facts |= {"learning_rate": rate, "grad_norm": step_engine(engine)}
+            _refuse_divergence(step, facts["loss"], facts["grad_norm"])
             seconds = time.perf_counter() - began
-            progress = _advance(progress, share, loss, seconds, waited)
-            facts = {"learning_rate": rate, "grad_norm": grad_norm}
+            progress = _advance(progress, share, facts["loss"], seconds, waited)
             is_last = _any_worker(observe(progress, share, facts, seconds), engine.device)
             if _checkpoint_is_due(progress, settings) or is_last:
                 _save_checkpoint(engine, progress, settings)
@@ -199,7 +203,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         def observe(
             progress: Progress, share: Share, facts: dict[str, float], seconds: float
         ) -> bool:
-            seen = {"loss": progress.last_loss, **facts}
+            seen = dict(facts)
             seen["tokens_per_s"] = share.num_tokens / seconds
             if work and peak:
                 flops = work.flops(share.num_tokens, share.num_answer_tokens)
@@ -212,48 +216,26 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         yield observe
 
 
-def add_gradients(engine: Any, share: Share) -> float:
-    """The gradients of one step. Returns the mean loss over the global batch's answer tokens.
+def add_gradients(engine: Any, share: Share, settings: TrainingSettings) -> dict[str, float]:
+    """The gradients of one step. Returns loss and what else is told of its global batch.
 
-    DeepSpeed averages gradients over the workers, so each worker's weighted sum of token losses is
-    scaled by workers / weight of all answer tokens of the global batch: what is applied is the
-    gradient of the mean over all its answer tokens, however they are spread.
+    DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
+    is scaled by their number: what is added is the gradient of that loss, however the batch is
+    spread over workers and micro-batches.
     """
     import torch
 
     num_ranks = torch.distributed.get_world_size()
-    total = torch.zeros((), device=engine.device)
+    kl = divergence(engine, share) if settings.objective == "kto" else None
+    sums: Parts = {}
     for index, micro in enumerate(share.micro_batches):
         engine.set_gradient_accumulation_boundary(index + 1 == len(share.micro_batches))
-        loss = answer_loss(engine, micro, engine.device)
-        engine.backward(loss * (num_ranks / share.total_weight), scale_wrt_gas=False)
-        total += loss.detach()
-    torch.distributed.all_reduce(total)
-    return float(total.item() / share.total_weight)
-
-
-def answer_loss(model: Any, micro: MicroBatch, device: Any) -> Any:
-    """The weighted sum of the cross entropies of a micro-batch's answer tokens, in float32.
-
-    Logits are made only where some row's next token is learnt: with 100,000 words in the
-    vocabulary those of the prompts would be the largest tensor of all.
-    """
-    import torch
-
-    positions = answer_positions(micro.labels)
-    logits = model(
-        **model_inputs(micro, device),
-        logits_to_keep=torch.from_numpy(positions).to(device),
-        use_cache=False,
-    ).logits
-    labels, weights = (
-        torch.from_numpy(np.ascontiguousarray(array[:, positions + 1])).to(device).flatten()
-        for array in (micro.labels, micro.weights)
-    )
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels, ignore_index=IGNORED, reduction="none"
-    )
-    return losses @ weights
+        parts = micro_parts(engine, micro, share, settings, engine.device, kl)
+        engine.backward(parts["loss"] * num_ranks, scale_wrt_gas=False)
+        sums = {name: sums.get(name, 0.0) + part.detach() for name, part in parts.items()}
+    totals = torch.stack(list(sums.values()))
+    torch.distributed.all_reduce(totals)
+    return dict(zip(sums, totals.tolist(), strict=True))
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:

@@ -38,6 +38,36 @@ class LoraSettings(Settings):
     """Names of the linear layers that get an adapter, or every one but the output head."""
 
 
+class DpoSettings(Settings):
+    """Direct preference optimisation (arXiv 2305.18290) with an NLL term (arXiv 2404.19733); read
+    only when `objective: dpo`."""
+
+    beta: Annotated[float, Field(ge=0)] = 0.1
+    """How strongly the model is held to the one it starts from; towards 0 the preference teaches
+    nothing."""
+
+    preference_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the preference term, the mean over the pairs of a step; 0 leaves plain SFT on what was
+    chosen."""
+
+    nll_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the negative log-likelihood of what was chosen, which is SFT's loss; 0 is plain DPO."""
+
+
+class KtoSettings(Settings):
+    """Kahneman-Tversky optimisation (arXiv 2402.01306); read only when `objective: kto`."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the model is held to the one it starts from."""
+
+    desirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of a right path's loss. Where the kinds are not equally many, the paper weights them so that
+    the right ones count 1 to 4/3 times as much in all as the wrong ones."""
+
+    undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of a wrong path's loss."""
+
+
 class TrackingSettings(Settings):
     """Where a training's numbers go besides the terminal."""
 
@@ -67,6 +97,16 @@ class TrainingSettings(Settings):
     lora: LoraSettings = LoraSettings()
     """The adapters' shape; no effect on full fine-tuning."""
 
+    objective: Literal["sft", "dpo", "kto"] = "sft"
+    """What is learnt: the kept paths (sft); them rather than wrong ones of the same questions,
+    in pairs (dpo); what is right and what is wrong, path by path (kto)."""
+
+    dpo: DpoSettings = DpoSettings()
+    """The terms of `objective: dpo`; no effect on the others."""
+
+    kto: KtoSettings = KtoSettings()
+    """The terms of `objective: kto`; no effect on the others."""
+
     start_from: Literal["base", "previous"] = "base"
     """Tune the base model in each round (the paper), or the model of the round before."""
 
@@ -81,7 +121,7 @@ class TrainingSettings(Settings):
     2203.14465, makes a fifth more steps in each)."""
 
     global_batch_size: Annotated[int, Field(ge=1)] = 16
-    """Examples a step, over all workers and accumulated micro-batches."""
+    """Examples a step, over all workers and accumulated micro-batches; for dpo, pairs."""
 
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
     """Share of the steps on which the learning rate still rises."""
@@ -134,7 +174,8 @@ class TrainingSettings(Settings):
     attends to itself only, and the loss is the same. `micro_batch_size` has no effect then."""
 
     row_tokens: Annotated[int | None, Field(ge=2), OPERATIONAL] = None
-    """Most tokens of a packed row, which goes through the model at once; null is `max_length`."""
+    """Most tokens of a packed row, which goes through the model at once; null is `max_length`, for
+    dpo twice that, since both answers of a pair share a row."""
 
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -185,16 +226,46 @@ class TrainingSettings(Settings):
         return self.dataset_weights is not None or self.dataset_temperature != 1
 
     @property
+    def sequences_per_example(self) -> int:
+        """Rows of an unpacked micro-batch that an example takes."""
+        return 2 if self.objective == "dpo" else 1
+
+    @property
     def tokens_per_row(self) -> int:
         """Most tokens of a packed row."""
-        return self.row_tokens or self.max_length
+        return self.row_tokens or self.longest_example
+
+    @property
+    def longest_example(self) -> int:
+        """Most tokens of what has to lie in one packed row."""
+        return self.max_length * self.sequences_per_example
 
     @pydantic.model_validator(mode="after")
     def _rows_hold_the_longest(self) -> TrainingSettings:
-        if self.tokens_per_row < self.max_length:
+        if self.tokens_per_row < self.longest_example:
+            twice = "twice " if self.sequences_per_example == 2 else ""
             raise ValueError(
-                f"row_tokens {self.row_tokens} is less than max_length {self.max_length}: an "
-                "example of that length fits into no row; raise one or lower the other"
+                f"row_tokens {self.row_tokens} is less than {twice}max_length {self.max_length}: "
+                "an example of that length fits into no row; raise one or lower the other"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _preferences_teach_something(self) -> TrainingSettings:
+        weights = {
+            "dpo": (self.dpo.preference_weight, self.dpo.nll_weight),
+            "kto": (self.kto.desirable_weight, self.kto.undesirable_weight),
+        }
+        if not any(weights.get(self.objective, (1.0,))):
+            raise ValueError(f"{self.objective}: both weights are 0, so nothing is learnt")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _only_examples_are_weighted(self) -> TrainingSettings:
+        if self.weight_by is not None and self.objective != "sft":
+            raise ValueError(
+                f"weight_by is for objective sft, whose examples have weights; leave it out of "
+                f"objective {self.objective}"
             )
         return self
 

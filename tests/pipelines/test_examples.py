@@ -250,7 +250,9 @@ def training_questions(number: int) -> list[Question]:
     ]
 
 
-def write_paths(folder: Folder, questions: list[Question], rows_per_part: int = 2) -> None:
+def write_paths(
+    folder: Folder, questions: list[Question], rows_per_part: int = 2, *, hinted: bool = False
+) -> None:
     """For each question a right path, one without a box, and a wrong one."""
     rows = [
         question.to_row()
@@ -258,7 +260,7 @@ def write_paths(folder: Folder, questions: list[Question], rows_per_part: int = 
             "question_fingerprint": question.fingerprint,
             "attempt": 0,
             "paths": [
-                path("a", f"It is \\boxed{{{question.answer}}}"),
+                path("a", f"It is \\boxed{{{question.answer}}}", **{"pass": int(hinted)}),
                 path("b", f"The answer is {question.answer}."),
                 path("c", "It is \\boxed{-1}"),
             ],
@@ -313,10 +315,11 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
         "num_answers_added": 6,
         "num_hinted": 0,
         "num_preference_pairs": 6,
+        "num_unpaired_preferences": 18,
         "datasets": {"d": {**of_all, **of_dataset}},
     }
     assert facts == [expected] * 2
-    for name in ("", "dropped", "preference_pairs", "rl_prompts"):
+    for name in ("", "dropped", "preference_pairs", "rl_prompts", "unpaired_preferences"):
         folder, twin = (output.child(name) if name else output for output in outputs)
         table = folder.read_table()
         ids = table.column(0).to_pylist()
@@ -328,6 +331,7 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
         "preference_pairs/preference_pairs-00000.parquet",
         "rl_prompts/rl_prompts-00000.parquet",
         "train-00000.parquet",
+        "unpaired_preferences/unpaired_preferences-00000.parquet",
     ]
 
 
@@ -441,6 +445,61 @@ def test_preference_pairs_are_of_one_prompt_and_prompts_have_pass_rates(
     [prompt] = selection.prompts
     assert (prompt["pass_rate"], prompt["num_tries"], prompt["answer"]) == (0.5, 4, "4")
     assert prompt["prompt"] == answer_messages(QUESTION)
+
+
+def test_unpaired_preferences_are_the_kept_paths_and_wrong_ones(model_folder: Path) -> None:
+    cut = [{"stage": "path", "finish_reason": "length"}]
+    selection = select(
+        model_folder,
+        path("a", "It is \\boxed{4}"),
+        path("b", "So \\boxed{4}"),
+        path("c", "It is \\boxed{5}"),
+        path("d", "It is \\boxed{5}"),
+        path("e", "I think it is \\boxed{6}", generations=cut),
+        path("f", "Surely \\boxed{7}", token_ids=list(range(801))),
+        path("g", "No idea"),
+    )
+    *right, wrong = selection.unpaired
+    assert [row["label"] for row in right] == [True, True]
+    for row, example in zip(right, selection.examples, strict=True):
+        assert row["example_id"] == example["example_id"]
+        assert row["completion_token_ids"] == example["target_token_ids"]
+    assert not wrong["label"]
+    assert wrong["completion"] == [{"role": "assistant", "content": "It is \\boxed{5}"}]
+    for row in selection.unpaired:
+        assert row["prompt"] == answer_messages(QUESTION)
+        assert row["prompt_token_ids"] == selection.examples[0]["prompt_token_ids"]
+
+
+def test_unpaired_preferences_hold_wrong_paths_of_questions_that_none_solved(
+    model_folder: Path,
+) -> None:
+    wrong = [path(f"g{n}", f"It is \\boxed{{{n}}}") for n in range(3)]
+    selection = select(model_folder, *wrong)
+    assert selection.pairs == []
+    assert [row["label"] for row in selection.unpaired] == [False] * 3
+    assert len(select(model_folder, *wrong, max_per_question=2).unpaired) == 2
+    left_out = select(model_folder, *wrong, pass_rate=(0.1, 1.0))
+    assert left_out.unpaired == [], "the question is too hard, whichever way it is learnt"
+
+
+def test_preferences_have_no_hinted_path_beyond_their_share(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = training_questions(4)
+    write_paths(root.child("paths"), questions, hinted=True)
+    asked = stored(root.child("questions"), questions)
+    model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
+    settings = ExampleSettings(max_hinted_share=0.0, max_per_question=2)
+    output = root.child("examples")
+    select_step_examples(root.child("paths"), asked, held_out(asked), settings, model, {}, output)
+    kept = set(output.read_table().column("example_id").to_pylist())
+    assert kept
+    pairs = output.child("preference_pairs").read_table()
+    assert set(pairs.column("chosen_id").to_pylist()) <= kept
+    unpaired = output.child("unpaired_preferences").read_table().to_pylist()
+    assert {row["example_id"] for row in unpaired if row["label"]} == kept
 
 
 def test_majority_examples_say_their_share_and_keep_their_own_answer(model_folder: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,12 @@ from typing import Any
 
 from cluster.models import Model
 from cluster.storage import Folder
+from tests.training.preferences import (
+    add_references,
+    dpo_terms,
+    kto_terms,
+    preference_rows,
+)
 from training.batches import batch_of_step, epoch_order, learning_rate, mix_quotas
 from training.checks import linear_layers
 from training.engine import prepare_process
@@ -148,7 +154,7 @@ def _gradients(job: Job) -> dict[str, Any]:
 
     prepare_process(job.settings)
     engine, data = load(job)
-    add_gradients(engine, data.share(0))
+    add_gradients(engine, data.share(0), job.settings)
     gradients = {
         name: safe_get_full_grad(parameter).float().numpy()
         for name, parameter in engine.module.named_parameters()
@@ -226,6 +232,8 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
     rows = _rows(examples, settings)
     epochs = _epochs(rows, settings)
     module = _load_plainly(model, settings)
+    if settings.objective != "sft":
+        add_references(module, rows)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     masters = [parameter.detach().clone().float() for parameter in trained]
     start = saved_weights(model)
@@ -236,7 +244,7 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
     for step in range(num_steps):
         order = epochs[step // per_epoch]
         batch = [rows[i] for i in batch_of_step(order, step, settings.global_batch_size)]
-        total = _add_gradients(module, trained, masters, batch)
+        total = _add_gradients(trained, masters, _terms(module, batch, settings))
         norm = torch.nn.utils.clip_grad_norm_(masters, settings.max_grad_norm)
         optimizer.param_groups[0]["lr"] = learning_rate(
             step, num_steps, settings.learning_rate, settings.warmup_ratio
@@ -259,12 +267,15 @@ def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     masters = [parameter.detach().clone() for parameter in trained.values()]
     batch = batch_of_step(_epochs(rows, settings)[0], 0, settings.global_batch_size)
-    _add_gradients(module, list(trained.values()), masters, [rows[i] for i in batch])
+    terms = _terms(module, [rows[i] for i in batch], settings)
+    _add_gradients(list(trained.values()), masters, terms)
     return {name: m.grad.numpy() for name, m in zip(trained, masters, strict=True)}
 
 
 def _rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
     """The examples that are learnt, each with its weight."""
+    if settings.objective != "sft":
+        return preference_rows(examples, settings)
     rows = [r for r in examples.read_table().to_pylist() if length(r) <= settings.max_length]
     for row in rows:
         row["weight"] = row[settings.weight_by] if settings.weight_by else 1.0
@@ -307,23 +318,35 @@ def _with_adapters(module: Any, settings: TrainingSettings) -> Any:
     return peft.get_peft_model(module, config, autocast_adapter_dtype=False)
 
 
-def _add_gradients(
-    module: Any, trained: list[Any], masters: list[Any], batch: list[dict[str, Any]]
-) -> float:
-    """Set the masters' gradients to those of the mean loss over the batch; returns that loss."""
+def _add_gradients(trained: list[Any], masters: list[Any], terms: Iterable[Any]) -> float:
+    """Set the masters' gradients to those of the sum of a loss's terms; returns that loss."""
     import torch
 
-    total_weight = sum(row["weight"] * len(row["target_token_ids"]) for row in batch)
     for master in masters:
         master.grad = torch.zeros_like(master)
     total = 0.0
-    for row in batch:
-        loss = row["weight"] * token_losses(module, row).sum() / total_weight
-        grads = torch.autograd.grad(loss, trained)
+    for term in terms:
+        grads = torch.autograd.grad(term, trained)
         for master, grad in zip(masters, grads, strict=True):
             master.grad += grad.float()
-        total += float(loss.detach())
+        total += float(term.detach())
     return total
+
+
+def _terms(module: Any, batch: list[dict[str, Any]], settings: TrainingSettings) -> Iterator[Any]:
+    """The loss of a batch as a sum."""
+    if settings.objective == "dpo":
+        return dpo_terms(module, batch, settings.dpo)
+    if settings.objective == "kto":
+        return kto_terms(module, batch, settings.kto)
+    return _sft_terms(module, batch)
+
+
+def _sft_terms(module: Any, batch: list[dict[str, Any]]) -> Iterator[Any]:
+    """An example at a time."""
+    total_weight = sum(row["weight"] * len(row["target_token_ids"]) for row in batch)
+    for row in batch:
+        yield row["weight"] * token_losses(module, row).sum() / total_weight
 
 
 def length(row: dict[str, Any]) -> int:

