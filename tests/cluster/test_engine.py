@@ -76,8 +76,14 @@ class Started:
         return cast(list[Completion], self.run(self.engine.chat(messages, sampling, seed, n)))
 
     def close(self) -> None:
-        self.engine.shutdown()
+        # On its own loop, as in the product: vLLM closes its sockets there, and a collected context
+        # with an open one waits for ever.
+        self.run(self._close())
         self.loop.close()
+
+    async def _close(self) -> None:
+        self.engine.shutdown()
+        await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="module")

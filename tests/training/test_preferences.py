@@ -83,8 +83,9 @@ def _check(name: str, cell: Trained, model: Path, preferences: Folder) -> None:
     norms = [step["grad_norm"] for step in cell.steps]
     assert norms == pytest.approx(expected.norms, rel=off["norm"]), name
     way = distance(expected.weights, expected.start)
-    # Twice what sft is allowed: seen in bfloat16 were 0.054 of the way, in a LoRA cell of kto.
-    assert distance(saved_weights(cell.folder), expected.weights) < 2 * off["way"] * way, name
+    # In bfloat16 twice what sft is allowed: 0.054 of the way was seen, in a LoRA cell of kto.
+    allowed = off["way"] * (2 if settings.dtype == "bfloat16" else 1)
+    assert distance(saved_weights(cell.folder), expected.weights) < allowed * way, name
     assert cell.logits_off < off["logits"], name
 
 
