@@ -174,6 +174,19 @@ def test_fine_tune_killed_and_run_again_gives_the_undisturbed_weights(
     assert [step["step"] for step in undisturbed.steps] == [*range(1, len(undisturbed.steps) + 1)]
 
 
+def _workers() -> list[psutil.Process]:
+    """Ours only: the cluster was started by this process."""
+    ours = psutil.Process().children(recursive=True)
+    return [process for process in ours if "RayTrainWorker" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _run_with_a_worker_killed(
     model: Path, examples: Folder, output: Folder, settings: TrainingSettings
 ) -> dict[str, Any]:
@@ -181,12 +194,10 @@ def _run_with_a_worker_killed(
     killed: list[int] = []
 
     def kill_one_worker(metrics: dict[str, float]) -> None:
-        # Ours only: the cluster was started by this process.
         if metrics["step"] >= 4 and not killed:
-            ours = psutil.Process().children(recursive=True)
-            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
-            workers[-1].kill()
-            killed.append(workers[-1].pid)
+            worker = _workers()[-1]
+            worker.kill()
+            killed.append(worker.pid)
 
     metrics = fine_tune(_model(model), examples, output, settings, on_step=kill_one_worker)
     assert killed
@@ -246,6 +257,36 @@ def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
     # Step by step the losses are those of the interrupted and of the plain training.
     expected = train_plainly(tiny_model, examples, settings).losses[begun - 1 : begun + 9]
     assert [step["loss"] for step in run.steps[:10]] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_fine_tune_workers_told_to_end_lose_no_step(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    # Steps of a few milliseconds: enough of them to come in time. No failure is allowed.
+    settings = FULL.model_copy(update={"num_epochs": 40, "max_failures": 0})
+    output = Folder.open(str(tmp_path / "told"))
+    told: list[int] = []
+    steps: list[int] = []
+
+    def tell_one_worker(metrics: dict[str, float]) -> None:
+        steps.append(int(metrics["step"]))
+        workers = _workers() if len(told) < 2 else []
+        # One of the first two, then the other one of those that go on from its checkpoint.
+        if len(workers) == 2 and not {worker.pid for worker in workers} & set(told):
+            worker = workers[len(told)]
+            worker.terminate()
+            told.append(worker.pid)
+
+    model = _model(tiny_model)
+    metrics = fine_tune(model, examples, output, settings, on_step=tell_one_worker)
+    assert len(told) == 2
+    assert steps == list(range(1, metrics["num_steps"] + 1))
+    [made] = (tmp_path / "told" / CHECKPOINTS).glob("step-*")
+    assert made.name < f"step-{metrics['num_steps']:06d}", "told too late to show anything"
+    expected = _run(tiny_model, examples, Folder.open(str(tmp_path / "undisturbed")), settings)
+    for key in ("num_tokens", "num_trained_tokens", "last_loss", "weights_sha256"):
+        assert metrics[key] == expected.metrics[key]
 
 
 @pytest.mark.slow
