@@ -23,6 +23,10 @@ from training.memory import BatchSize, ModelSize, explain_shortage
 from training.settings import TrainingSettings
 from training.tracking import refuse_missing_trackers
 
+EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+"""What peft (0.21) takes for a router and its experts where these are no linear layers, also when a
+linear layer has the same name."""
+
 
 class RefusedError(InputError):
     """An `InputError` that every worker of the group has raised."""
@@ -103,18 +107,50 @@ def _without_weights(config: Any) -> Any:
 
 
 def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings) -> None:
-    """Raises `InputError` when a LoRA target names no linear layer of the model."""
+    """Raises `InputError` when a LoRA target names no linear layer of the model, or experts that
+    are one parameter of three dimensions."""
     targets = settings.lora.target_modules
-    if settings.method != "lora" or isinstance(targets, str):
+    if settings.method != "lora":
         return
     names = [name for name, _ in linear_layers(skeleton)]
+    if _has_fused_experts(skeleton):
+        refuse_expert_targets(names, model, targets)
+    if isinstance(targets, str):
+        return
     for target in targets:
         if not any(_is_target(name, target) for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names})
+            known = sorted({_last_part(name) for name in names})
             raise InputError(
                 f"training.lora.target_modules: {target!r} matches no layer of {model}; its "
                 f"linear layers are {', '.join(known)}"
             )
+
+
+def refuse_expert_targets(names: list[str], model: str, targets: str | tuple[str, ...]) -> None:
+    """Raises `InputError` when peft would give adapters to experts, with `all-linear` too."""
+    if isinstance(targets, str) or any(_last_part(target) in EXPERT_NAMES for target in targets):
+        known = sorted({_last_part(name) for name in names} - EXPERT_NAMES)
+        raise InputError(
+            f"training.lora.target_modules: {targets!r} would give adapters to the experts of "
+            f"{model}, which is not supported; name some of its layers outside of them: "
+            f"{', '.join(known)}"
+        )
+
+
+def _has_fused_experts(skeleton: Any) -> bool:
+    """Whether a module, but a convolution, has weights of three dimensions of its own."""
+    import torch
+
+    return any(
+        parameter.ndim == 3
+        for module in skeleton.modules()
+        if not isinstance(module, torch.nn.Conv1d)
+        for parameter in module.parameters(recurse=False)
+    )
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
@@ -172,6 +208,7 @@ def model_size(skeleton: Any, config: Any, settings: TrainingSettings) -> ModelS
         attention_size=(shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim,
         intermediate_size=max(shape.intermediate_size, active),
         vocab_size=shape.vocab_size,
+        experts_per_token=experts.per_token if experts else 0,
     )
 
 

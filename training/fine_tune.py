@@ -27,6 +27,7 @@ from cluster.tasks import run_task
 from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
 from training.settings import TrainingSettings
+from training.termination import catch_sigterm
 
 CHECKPOINTS = "checkpoints"
 PLAN = "plan.json"
@@ -141,7 +142,21 @@ def _refuse_too_many_workers(settings: TrainingSettings) -> None:
 
 
 def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
-    """Train on the workers and give each step to `on_step`. Returns the final progress."""
+    """Train on the workers and give each step to `on_step`. Returns the final progress.
+
+    Workers that end before the last step were told to, and have made a checkpoint: as often as that
+    happens, new ones go on from there. Each time a step is done, so it comes to an end.
+    """
+    progress = _train_once(job, on_step)
+    while progress["next_step"] < progress["num_steps"]:
+        done = f"{progress['next_step']} of {progress['num_steps']} steps"
+        print(f"training: a worker got SIGTERM after {done}; going on", file=sys.stderr, flush=True)
+        progress = _train_once(job, on_step)
+    return progress
+
+
+def _train_once(job: Job, on_step: OnStep) -> dict[str, Any]:
+    """Train until the end, or until a worker is told to end. Returns the progress."""
     import ray
 
     board = ray.remote(num_cpus=0)(StepBoard).remote()
@@ -226,6 +241,7 @@ def _trainer(job: Job) -> Any:
                 max_failures=settings.max_failures, controller_failure_limit=START_ATTEMPTS
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+            callbacks=[_sigterm_callback()],
             worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
@@ -250,6 +266,20 @@ def _quiet_trainer_class() -> Any:
             return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
     return QuietTrainer
+
+
+def _sigterm_callback() -> Any:
+    """Makes each worker note a SIGTERM, from its main thread: Python lets no other do that.
+
+    Ray Train runs a worker callback there, and the training itself in a thread beside it.
+    """
+    from ray.train.v2._internal.execution.callback import WorkerCallback
+
+    class SigtermCallback(WorkerCallback):  # type: ignore[misc]
+        def after_init_train_context(self) -> None:
+            catch_sigterm()
+
+    return SigtermCallback()
 
 
 def _user_error(error: Exception) -> InputError | None:

@@ -36,6 +36,7 @@ from training.saving import save_trained
 from training.settings import TrainingSettings
 from training.speed import peak_flops_here, work_of
 from training.steps import Share, StepData
+from training.termination import is_told_to_end
 from training.tracking import tracking
 
 TAG = "state"
@@ -102,9 +103,10 @@ class StepBoard:
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train, save and return the final `Progress` as a dict. `config["job"]` is a `Job`.
 
-    A training that the driver stopped ends with a checkpoint, unsaved. Where the workers refuse
-    what they are given, or it diverges, the dict is `{"refused": "why"}`: a refusal is a result,
-    while an exception would make Ray Train start all workers again.
+    A training that the driver stopped, or one of whose workers was told to end, ends with a
+    checkpoint, unsaved. Where the workers refuse what they are given, or it diverges, the dict is
+    `{"refused": "why"}`: a refusal is a result, while an exception would make Ray Train start all
+    workers again.
     """
     job: Job = config["job"]
     prepare_process(job.settings)
@@ -145,7 +147,8 @@ def load(job: Job) -> tuple[Any, StepData]:
 def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
     """Run the steps that are left, report each, and checkpoint as the config says.
 
-    When the driver asks for it, the step is finished and a checkpoint is the last thing made.
+    When the driver asks for it, or a worker gets a SIGTERM, the step is finished and a checkpoint
+    is the last thing made.
     Raises `RefusedError` when loss or gradients are not finite any more.
     """
     import torch
@@ -167,7 +170,8 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
             _refuse_divergence(step, facts["loss"], facts["grad_norm"])
             seconds = time.perf_counter() - began
             progress = _advance(progress, share, facts["loss"], seconds, waited)
-            is_last = _any_worker(observe(progress, share, facts, seconds), engine.device)
+            is_last = observe(progress, share, facts, seconds) or is_told_to_end()
+            is_last = _any_worker(is_last, engine.device)
             if _checkpoint_is_due(progress, settings) or is_last:
                 _save_checkpoint(engine, progress, settings)
             if is_last:

@@ -43,6 +43,8 @@ class ModelSize:
     intermediate_size: int
     """Of all the experts that a token goes through, or of the one feed-forward layer."""
     vocab_size: int
+    experts_per_token: int = 0
+    """Experts that a token goes through, the shared ones not among them."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def _activations(
     # and after the rotation, and its output; the feed-forward layer four products.
     norms = 2 * model.hidden_size * (2 * width + 4)
     attention = (2 * model.attention_size + model.hidden_size) * width
-    layer = norms + attention + 4 * model.intermediate_size * width
+    # Each expert keeps the hidden states it is given, and what it makes of them for the router.
+    experts = 2 * model.experts_per_token * model.hidden_size * width
+    layer = norms + attention + experts + 4 * model.intermediate_size * width
     if not settings.gradient_checkpointing:
         return batch.num_tokens * model.num_layers * layer
     return batch.num_tokens * (model.num_layers * model.hidden_size * width + layer)

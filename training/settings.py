@@ -35,7 +35,8 @@ class LoraSettings(Settings):
     """Share of the adapter's inputs dropped while training."""
 
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers that get an adapter, or every one but the output head."""
+    """Names of the linear layers that get an adapter, or every one but the output head; of a
+    mixture of experts they have to be named."""
 
 
 class DpoSettings(Settings):

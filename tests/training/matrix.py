@@ -309,11 +309,12 @@ def _epochs(rows: list[dict[str, Any]], settings: TrainingSettings) -> list[list
 def _with_adapters(module: Any, settings: TrainingSettings) -> Any:
     import peft
 
+    targets = settings.lora.target_modules
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora.rank,
         lora_alpha=settings.lora.alpha,
-        target_modules="all-linear",
+        target_modules=targets if isinstance(targets, str) else list(targets),
     )
     return peft.get_peft_model(module, config, autocast_adapter_dtype=False)
 

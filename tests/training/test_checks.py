@@ -40,6 +40,24 @@ def test_check_training_lora_target_that_matches_nothing_is_refused(
         _check(tiny_model, examples, method="lora", lora=targets)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "gate_proj", "up_proj")])
+def test_check_training_lora_of_experts_is_refused(
+    examples: Folder, tmp_path: Path, targets: Any
+) -> None:
+    from transformers import Qwen2MoeConfig
+
+    # Its shared expert is made of linear layers, of the same names as the others.
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2MoeConfig(vocab_size=256, hidden_size=16, num_experts=4, **sizes)
+    config.architectures = ["Qwen2MoeForCausalLM"]
+    config.save_pretrained(tmp_path)
+    lora = LoraSettings(target_modules=targets)
+    with pytest.raises(InputError, match=r"to the experts of .*: k_proj, o_proj, q_proj, "):
+        _check(tmp_path, examples, method="lora", lora=lora)
+    attention = LoraSettings(target_modules=("q_proj", "v_proj"))
+    _check(tmp_path, examples, method="lora", lora=attention)
+
+
 def test_check_training_of_rows_that_no_memory_holds_is_refused(
     tiny_model: Path, examples: Folder
 ) -> None:
@@ -94,6 +112,31 @@ def test_model_size_equals_the_loaded_model(tiny_model: Path) -> None:
     )
     assert adapted is not None
     assert adapted.num_trained == wrapped.get_nb_trainable_parameters()[0]
+
+
+def test_model_size_of_a_mixture_of_experts_counts_all_of_them_and_gathers_a_layers() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    # Qwen3 30B A3B.
+    config = Qwen3MoeConfig(
+        vocab_size=151936,
+        hidden_size=2048,
+        moe_intermediate_size=768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+    )
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    size = model_size(skeleton, config, BASE)
+    assert size is not None
+    assert size.num_parameters == 30_532_122_624
+    assert size.largest_module == 128 * 3 * 2048 * 768
+    assert (size.intermediate_size, size.experts_per_token) == (8 * 768, 8)
 
 
 def test_largest_batch_counts_padding_of_the_longest_examples(examples: Folder) -> None:

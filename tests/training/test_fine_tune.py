@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import pickle
+import random
 import subprocess
 import sys
 import time
@@ -13,11 +16,13 @@ from typing import Any
 import psutil
 import pyarrow.fs
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import InputError
 from cluster.models import Model
 from cluster.storage import Folder
-from cluster.weights import write_list
+from cluster.weights import WEIGHTS, write_list
 from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
 from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
@@ -61,15 +66,11 @@ def _run(model: Path, examples: Folder, output: Folder, settings: TrainingSettin
 
 
 DRIVER = """
-import json, sys, ray
-from cluster.models import Model
-from cluster.storage import Folder
+import pickle, sys, ray
 from training.fine_tune import fine_tune
-from training.settings import TrainingSettings
-address, model, examples, output, settings = sys.argv[1:]
+address, arguments = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)
-fine_tune(Model(model, model, "unused"), Folder.open(examples), Folder.open(output),
-          TrainingSettings.model_validate_json(settings))
+fine_tune(*pickle.loads(bytes.fromhex(arguments)))
 """
 
 
@@ -85,21 +86,32 @@ def _wait_for_checkpoint(output: Folder, step: int, driver: subprocess.Popen[byt
     raise AssertionError("no checkpoint within five minutes")
 
 
-@pytest.fixture(scope="module")
-def resumed(
-    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+def _run_again(
+    address: str,
+    model: Path,
+    examples: Folder,
+    output: Folder,
+    settings: TrainingSettings,
+    step: int,
 ) -> Run:
-    """A training whose driver was killed after two steps or more, and that was run again."""
-    output = Folder.open(str(tmp_path_factory.mktemp("killed")))
-    arguments = [str(tiny_model), examples.path, output.path, WITH_CHECKPOINTS.model_dump_json()]
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, ray_cluster, *arguments], cwd=ROOT)
+    """A training whose driver was killed after a checkpoint of `step` or more, and run again."""
+    arguments = pickle.dumps((_model(model), examples, output, settings)).hex()
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, address, arguments], cwd=ROOT)
     try:
-        _wait_for_checkpoint(output, 2, driver)
+        _wait_for_checkpoint(output, step, driver)
     finally:
         driver.kill()
         driver.wait()
     assert "config.json" not in output.file_names(), "killed too late to show anything"
-    return _run(tiny_model, examples, output, WITH_CHECKPOINTS)
+    return _run(model, examples, output, settings)
+
+
+@pytest.fixture(scope="module")
+def resumed(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    output = Folder.open(str(tmp_path_factory.mktemp("killed")))
+    return _run_again(ray_cluster, tiny_model, examples, output, WITH_CHECKPOINTS, 2)
 
 
 def test_fine_tune_killed_and_run_again_goes_on_from_its_checkpoint(
@@ -174,6 +186,47 @@ def test_fine_tune_killed_and_run_again_gives_the_undisturbed_weights(
     assert [step["step"] for step in undisturbed.steps] == [*range(1, len(undisturbed.steps) + 1)]
 
 
+def _elsewhere(folder: Path) -> Folder:
+    """On a file system other than the nodes' own, as an object store is one; this one is Python."""
+    store = DirFileSystem(str(folder), LocalFileSystem())
+    return Folder(pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store)), "bucket/model")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "is_local"), [(2, False)])
+def test_fine_tune_killed_at_any_step_and_run_again_gives_the_undisturbed_weights(
+    stage: int,
+    is_local: bool,
+    tiny_model: Path,
+    examples: Folder,
+    ray_cluster: str,
+    tmp_path: Path,
+) -> None:
+    settings = WITH_CHECKPOINTS.model_copy(update={"zero_stage": stage})
+    output = Folder.open(str(tmp_path / "killed")) if is_local else _elsewhere(tmp_path / "killed")
+    step = random.choice((2, 4, 6))
+    again = _run_again(ray_cluster, tiny_model, examples, output, settings, step)
+    steps = [int(metrics["step"]) for metrics in again.steps]
+    assert steps == list(range(steps[0], again.metrics["num_steps"] + 1))
+    assert steps[0] > step, "it began again instead of going on"
+    assert hashlib.sha256(output.read_bytes(WEIGHTS)).hexdigest() == again.metrics["weights_sha256"]
+    undisturbed = _run(tiny_model, examples, Folder.open(str(tmp_path / "undisturbed")), settings)
+    assert again.metrics["weights_sha256"] == undisturbed.metrics["weights_sha256"]
+
+
+def _workers() -> list[psutil.Process]:
+    """Ours only: the cluster was started by this process."""
+    ours = psutil.Process().children(recursive=True)
+    return [process for process in ours if "RayTrainWorker" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _run_with_a_worker_killed(
     model: Path, examples: Folder, output: Folder, settings: TrainingSettings
 ) -> dict[str, Any]:
@@ -181,12 +234,10 @@ def _run_with_a_worker_killed(
     killed: list[int] = []
 
     def kill_one_worker(metrics: dict[str, float]) -> None:
-        # Ours only: the cluster was started by this process.
         if metrics["step"] >= 4 and not killed:
-            ours = psutil.Process().children(recursive=True)
-            workers = [p for p in ours if "RayTrainWorker" in " ".join(p.cmdline())]
-            workers[-1].kill()
-            killed.append(workers[-1].pid)
+            worker = _workers()[-1]
+            worker.kill()
+            killed.append(worker.pid)
 
     metrics = fine_tune(_model(model), examples, output, settings, on_step=kill_one_worker)
     assert killed
@@ -246,6 +297,36 @@ def test_fine_tune_interrupted_keeps_a_checkpoint_and_goes_on_after_it(
     # Step by step the losses are those of the interrupted and of the plain training.
     expected = train_plainly(tiny_model, examples, settings).losses[begun - 1 : begun + 9]
     assert [step["loss"] for step in run.steps[:10]] == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.slow
+def test_fine_tune_workers_told_to_end_lose_no_step(
+    tiny_model: Path, examples: Folder, ray_cluster: str, tmp_path: Path
+) -> None:
+    # Steps of a few milliseconds: enough of them to come in time. No failure is allowed.
+    settings = FULL.model_copy(update={"num_epochs": 40, "max_failures": 0})
+    output = Folder.open(str(tmp_path / "told"))
+    told: list[int] = []
+    steps: list[int] = []
+
+    def tell_one_worker(metrics: dict[str, float]) -> None:
+        steps.append(int(metrics["step"]))
+        workers = _workers() if len(told) < 2 else []
+        # One of the first two, then the other one of those that go on from its checkpoint.
+        if len(workers) == 2 and not {worker.pid for worker in workers} & set(told):
+            worker = workers[len(told)]
+            worker.terminate()
+            told.append(worker.pid)
+
+    model = _model(tiny_model)
+    metrics = fine_tune(model, examples, output, settings, on_step=tell_one_worker)
+    assert len(told) == 2
+    assert steps == list(range(1, metrics["num_steps"] + 1))
+    [made] = (tmp_path / "told" / CHECKPOINTS).glob("step-*")
+    assert made.name < f"step-{metrics['num_steps']:06d}", "told too late to show anything"
+    expected = _run(tiny_model, examples, Folder.open(str(tmp_path / "undisturbed")), settings)
+    for key in ("num_tokens", "num_trained_tokens", "last_loss", "weights_sha256"):
+        assert metrics[key] == expected.metrics[key]
 
 
 @pytest.mark.slow

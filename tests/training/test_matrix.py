@@ -38,7 +38,7 @@ from tests.training.matrix import (
     train_plainly,
 )
 from training.saving import ADAPTER
-from training.settings import TrainingSettings
+from training.settings import LoraSettings, TrainingSettings
 
 # Examples of one dataset oftener than they are, each with a weight of its own.
 MIXED = {"dataset_temperature": 3.0, "weight_by": "vote_share"}
@@ -210,10 +210,63 @@ def _qwen3() -> Any:
     return Qwen3ForCausalLM(config)
 
 
+# So many experts that in each micro-batch some get no token, on each worker others.
+EXPERTS = {"num_experts": 64, "num_experts_per_tok": 2}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def _qwen3_moe() -> Any:
+    """A mixture of experts that DeepSpeed knows."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=320,
+        hidden_size=64,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        **EXPERTS,
+    )
+    return Qwen3MoeForCausalLM(config)
+
+
+def _olmoe() -> Any:
+    """One that DeepSpeed does not know."""
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    config = OlmoeConfig(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        **EXPERTS,
+    )
+    return OlmoeForCausalLM(config)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [_gpt2, _qwen3])
+@pytest.mark.parametrize(
+    ("make", "targets"),
+    [
+        (_gpt2, "all-linear"),
+        (_qwen3, "all-linear"),
+        (_qwen3_moe, ATTENTION),
+        (_olmoe, ATTENTION),
+    ],
+)
 def test_cells_of_other_families_without_a_template_equal_plain_torch_and_load_again(
-    make: Callable[[], Any], model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
+    make: Callable[[], Any],
+    targets: Any,
+    model_folder: Path,
+    sums: Folder,
+    ray_cluster: str,
+    tmp_path: Path,
 ) -> None:
     import torch
 
@@ -221,7 +274,8 @@ def test_cells_of_other_families_without_a_template_equal_plain_torch_and_load_a
     make().save_pretrained(tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(model_folder / name, tmp_path / "model" / name)
-    settings = {name: ALL[name] for name in OF_OTHER_FAMILIES}
+    lora = LoraSettings(rank=4, alpha=8, target_modules=targets)
+    settings = {n: ALL[n].model_copy(update={"lora": lora}) for n in OF_OTHER_FAMILIES}
     trained = train_cells(settings, tmp_path / "model", sums, tmp_path / "output")
     for name, cell in trained.items():
         _check(name, cell, train_plainly(tmp_path / "model", sums, settings[name]))

@@ -60,6 +60,27 @@ def test_estimate_memory_checkpointing_keeps_one_layer_instead_of_all() -> None:
     assert all_layers.logits == one_layer.logits == 1024 * 128256 * 12
 
 
+def test_estimate_memory_of_experts_counts_what_each_keeps_of_a_token() -> None:
+    # Qwen3 30B A3B; 8 of 128 experts see a token.
+    sparse = ModelSize(
+        num_parameters=30_532_122_624,
+        num_trained=30_532_122_624,
+        largest_module=603_979_776,
+        num_layers=48,
+        hidden_size=2048,
+        attention_size=5120,
+        intermediate_size=8 * 768,
+        vocab_size=151936,
+        experts_per_token=8,
+    )
+    memory = estimate_memory(sparse, BATCH, _settings(zero_stage=3))
+    # By hand, bytes of a token in a layer: norms 32768, attention 24576, the experts' four products
+    # 49152, and eight times the hidden state before and after in bfloat16, 65536.
+    assert memory.activations == 2048 * 48 * (32768 + 24576 + 49152 + 65536)
+    # An eighth of the weights, the experts of one layer whole, and what is fetched ahead.
+    assert memory.weights / BILLION == pytest.approx(7.633 + 1.208 + 0.1, abs=1e-3)
+
+
 def test_estimate_memory_lora_needs_little_but_the_weights() -> None:
     adapted = replace(LARGE, num_trained=42_000_000)
     lora = estimate_memory(adapted, BATCH, _settings(method="lora"))
