@@ -120,14 +120,18 @@ def _train(loop: str, job: Job, checkpoint: str | None, errors: dict[str, str]) 
 
     Saved twice: with our own `save_trained`, which checks what it writes, and with `save_model`.
     """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     trainer = build_trainer(loop, job)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
         assert trainer.deepspeed.zero_optimization_stage() == job.settings.zero_stage
-        place = job.output.child("resumed" if checkpoint else "trained")
-        save_trained(trainer.deepspeed, job.model.path, place, job.settings)
         if checkpoint is None:
             _try(errors, "save", partial(trainer.save_model, f"{job.output.path}/saved"))
+        # Else the first worker would split over all of them what it reads alone to check it.
+        unset_hf_deepspeed_config()
+        place = job.output.child("resumed" if checkpoint else "trained")
+        save_trained(trainer.deepspeed, job.model.path, place, job.settings)
     finally:
         if trainer.deepspeed is not None:
             remove_engine(trainer.deepspeed)
