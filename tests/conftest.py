@@ -37,6 +37,12 @@ def arithmetic(name: str, seed: int, domain: str = "in_domain", **limits: Any) -
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_model(folder)
+    return folder
+
+
+def write_model(folder: Path) -> None:
     """A two-layer Llama with random weights, and a tokenizer of bytes with a chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -65,10 +71,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=fast.eos_token_id,
         bos_token_id=None,
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

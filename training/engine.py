@@ -2,9 +2,9 @@
 
 Runs on the training workers only; importing this module imports neither torch nor deepspeed.
 
-DeepSpeed's engine is driven directly. transformers' Trainer divides the loss by counts that it
-takes per worker and hides the accumulation boundary; here the loss of a global batch is one sum
-over its answer tokens, whatever the number of workers and micro-batches.
+DeepSpeed's engine is driven directly: the loss of a global batch is one sum over its answer tokens,
+whatever the number of workers and micro-batches, and a step may have any number of them. Why not
+transformers' Trainer: docs/TRAINING.md.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
 from cluster.models import Model
 from cluster.storage import Folder
 from tests.training.preferences import (
@@ -62,6 +63,35 @@ METHODS: dict[str, dict[str, Any]] = {
 LAYOUTS = {"padded": False, "packed": True}
 DTYPES = ("float32", "bfloat16")
 
+# float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides
+# a gradient by its own size, so where it is near zero the sign of a whole step is chance.
+TOLERANCES = {
+    "float32": {"loss": 1e-5, "norm": 1e-4, "way": 1e-4, "logits": 1e-5},
+    "bfloat16": {"loss": 5e-3, "norm": 2e-2, "way": 0.05, "logits": 2e-2},
+}
+"""Of losses absolute; of gradient norms relative; of the weights' distance as a part of the way
+that they went in training; of logits relative to their maximum."""
+
+
+def sum_rows(model: Path) -> list[dict[str, Any]]:
+    """20 examples as the pipeline makes them: a chat prompt, an answer, the end of the turn."""
+    tokenizer = load_tokenizer(str(model))
+    rows = []
+    for index in range(20):
+        question = [{"role": "user", "content": f"{index} + {7 * index % 11}?"}]
+        answer = target_ids(tokenizer, f"It is {index + 7 * index % 11}." + "!" * (index % 5))
+        rows.append(
+            {
+                "example_id": f"sums/{index}",
+                "question_id": f"sums/{index}",
+                "prompt_token_ids": prompt_ids(tokenizer, question, {}),
+                "target_token_ids": end_turn(answer, tokenizer.eos_token_id),
+                "dataset": "few" if index < 5 else "many",
+                "vote_share": (1 + index % 4) / 4,
+            }
+        )
+    return rows
+
 
 def cells(dtype: str) -> dict[str, TrainingSettings]:
     """All stages, methods and layouts in one type: `zero2/lora/packed/float32` and so on."""
@@ -101,7 +131,7 @@ def train_cells(
         name: Job(identity, examples, Folder.open(str(output / name)), one, board=board)
         for name, one in settings.items()
     }
-    found = _on_two_workers(partial(_train_all, jobs), output)
+    found = on_two_workers(partial(_train_all, jobs), output)
     steps = iter(ray.get(board.take.remote()))
     ray.kill(board)
     return {
@@ -122,11 +152,11 @@ def gradients_of_cells(
     identity = Model(identity=str(model), path=str(model), cache="unused")
     folder = Folder.open(str(output))
     jobs = {name: Job(identity, examples, folder, one) for name, one in settings.items()}
-    found: dict[str, dict[str, Any]] = _on_two_workers(partial(_gradients_of_all, jobs), output)
+    found: dict[str, dict[str, Any]] = on_two_workers(partial(_gradients_of_all, jobs), output)
     return found
 
 
-def _on_two_workers(loop: Callable[[], Any], output: Path) -> Any:
+def on_two_workers(loop: Callable[[], Any], output: Path) -> Any:
     """What the first of two Ray Train workers returns."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -160,11 +190,11 @@ def _gradients(job: Job) -> dict[str, Any]:
         for name, parameter in engine.module.named_parameters()
         if parameter.requires_grad
     }
-    _remove(engine)
+    remove_engine(engine)
     return gradients
 
 
-def _remove(engine: Any) -> None:
+def remove_engine(engine: Any) -> None:
     """Where one engine follows the other in one process, its hooks and buffers have to go."""
     engine.destroy()
     gc.collect()
@@ -183,7 +213,7 @@ def _train_one(job: Job) -> tuple[dict[str, Any], float]:
     progress = train(engine, data, Progress(), job)
     logits = _logits(engine)
     save_trained(engine, job.model.path, job.output, job.settings)
-    _remove(engine)
+    remove_engine(engine)
     off = 0.0
     if torch.distributed.get_rank() == 0:
         from transformers import AutoModelForCausalLM
@@ -229,9 +259,9 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
     """Train with torch alone, in float32 or with a float32 copy of bfloat16 weights."""
     import torch
 
-    rows = _rows(examples, settings)
-    epochs = _epochs(rows, settings)
-    module = _load_plainly(model, settings)
+    rows = learnt_rows(examples, settings)
+    epochs = epoch_orders(rows, settings)
+    module = load_plainly(model, settings)
     if settings.objective != "sft":
         add_references(module, rows)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -262,17 +292,17 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
 
 def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> dict[str, Any]:
     """The gradient of each trained tensor in the first step, with torch alone in float32."""
-    rows = _rows(examples, settings)
-    module = _load_plainly(model, settings)
+    rows = learnt_rows(examples, settings)
+    module = load_plainly(model, settings)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     masters = [parameter.detach().clone() for parameter in trained.values()]
-    batch = batch_of_step(_epochs(rows, settings)[0], 0, settings.global_batch_size)
+    batch = batch_of_step(epoch_orders(rows, settings)[0], 0, settings.global_batch_size)
     terms = _terms(module, [rows[i] for i in batch], settings)
     _add_gradients(list(trained.values()), masters, terms)
     return {name: m.grad.numpy() for name, m in zip(trained, masters, strict=True)}
 
 
-def _rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
+def learnt_rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
     """The examples that are learnt, each with its weight."""
     if settings.objective != "sft":
         return preference_rows(examples, settings)
@@ -282,7 +312,7 @@ def _rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def _load_plainly(model: Path, settings: TrainingSettings) -> Any:
+def load_plainly(model: Path, settings: TrainingSettings) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -291,7 +321,7 @@ def _load_plainly(model: Path, settings: TrainingSettings) -> Any:
     return _with_adapters(module, settings) if settings.method == "lora" else module
 
 
-def _epochs(rows: list[dict[str, Any]], settings: TrainingSettings) -> list[list[int]]:
+def epoch_orders(rows: list[dict[str, Any]], settings: TrainingSettings) -> list[list[int]]:
     """The order of the rows in each epoch."""
     names = [row["dataset"] for row in rows]
     quotas = (

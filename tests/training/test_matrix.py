@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.chat import load_tokenizer, prompt_ids
 from cluster.engine import SamplingSettings, engine_environment
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
@@ -26,6 +26,7 @@ from tests.training.matrix import (
     LAYOUTS,
     METHODS,
     STAGES,
+    TOLERANCES,
     Reference,
     Trained,
     cells,
@@ -34,6 +35,7 @@ from tests.training.matrix import (
     gradients_plainly,
     num_linear_layers,
     saved_weights,
+    sum_rows,
     train_cells,
     train_plainly,
 )
@@ -60,38 +62,13 @@ COVERING = (
     "zero3-offload/lora/padded/float32/mixed",
 )
 
-# float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides
-# a gradient by its own size, so where it is near zero the sign of a whole step is chance.
-TOLERANCES = {
-    "float32": {"loss": 1e-5, "norm": 1e-4, "way": 1e-4, "logits": 1e-5},
-    "bfloat16": {"loss": 5e-3, "norm": 2e-2, "way": 0.05, "logits": 2e-2},
-}
-"""Of losses absolute; of gradient norms relative; of the weights' distance as a part of the way
-that they went in training; of logits relative to their maximum."""
-
 Plainly = Callable[[TrainingSettings], Reference]
 
 
 @pytest.fixture(scope="module")
 def sums(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """20 examples as the pipeline makes them: a chat prompt, an answer, the end of the turn."""
-    tokenizer = load_tokenizer(str(model_folder))
-    rows = []
-    for index in range(20):
-        question = [{"role": "user", "content": f"{index} + {7 * index % 11}?"}]
-        answer = target_ids(tokenizer, f"It is {index + 7 * index % 11}." + "!" * (index % 5))
-        rows.append(
-            {
-                "example_id": f"sums/{index}",
-                "question_id": f"sums/{index}",
-                "prompt_token_ids": prompt_ids(tokenizer, question, {}),
-                "target_token_ids": end_turn(answer, tokenizer.eos_token_id),
-                "dataset": "few" if index < 5 else "many",
-                "vote_share": (1 + index % 4) / 4,
-            }
-        )
     folder = Folder.open(str(tmp_path_factory.mktemp("sums")))
-    write_rows(folder, "part-000.parquet", rows)
+    write_rows(folder, "part-000.parquet", sum_rows(model_folder))
     return folder
 
 

@@ -14,6 +14,7 @@ from tests.training.matrix import (
     BASE,
     METHODS,
     STAGES,
+    TOLERANCES,
     Trained,
     distance,
     saved_weights,
@@ -21,7 +22,6 @@ from tests.training.matrix import (
     train_plainly,
 )
 from tests.training.preferences import add_references, preference_rows, write_preferences
-from tests.training.test_matrix import TOLERANCES
 from training.fine_tune import fine_tune
 from training.reference import REFERENCE
 from training.settings import DpoSettings, KtoSettings, TrainingSettings
