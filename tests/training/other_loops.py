@@ -179,6 +179,8 @@ def _as_ours(trainer_class: Any, settings: TrainingSettings, epochs: list[list[i
     per_epoch = steps_per_epoch(len(epochs[0]), settings.global_batch_size)
 
     class AsOurs(trainer_class):  # type: ignore[misc]
+        optimizer: Any
+
         def create_optimizer(self, model: Any = None) -> Any:
             if self.optimizer is None:
                 self.optimizer = torch.optim.AdamW(
