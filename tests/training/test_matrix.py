@@ -193,7 +193,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def _qwen3_moe() -> Any:
-    """A mixture of experts that DeepSpeed knows."""
+    """A mixture of experts."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     config = Qwen3MoeConfig(
@@ -210,23 +210,6 @@ def _qwen3_moe() -> Any:
     return Qwen3MoeForCausalLM(config)
 
 
-def _olmoe() -> Any:
-    """One that DeepSpeed does not know."""
-    from transformers import OlmoeConfig, OlmoeForCausalLM
-
-    config = OlmoeConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        **EXPERTS,
-    )
-    return OlmoeForCausalLM(config)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "targets"),
@@ -234,7 +217,6 @@ def _olmoe() -> Any:
         (_gpt2, "all-linear"),
         (_qwen3, "all-linear"),
         (_qwen3_moe, ATTENTION),
-        (_olmoe, ATTENTION),
     ],
 )
 def test_cells_of_other_families_without_a_template_equal_plain_torch_and_load_again(
