@@ -398,7 +398,8 @@ def select_step_examples(
     """Select the examples of a step's questions and write them; returns the manifest's facts.
 
     Without an `output` nothing is written. Runs as a task that starts others: the ledger's files
-    are shared out over the cluster.
+    are shared out over the cluster. Tasks and no Ray Data map, since one pass over the rows makes
+    five tables, and here is where every example is tokenised, once.
     """
     words = EvaluationWords.of(held_out.read(), settings.contamination.num_words)
     shares = Ledger.read(paths).of(questions.keys()).split(num_cpus())
