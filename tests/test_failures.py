@@ -116,7 +116,12 @@ def num_starts(log: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "max_attempts"), [("poison", 3), ("poison_exit", 3), ("poison", 1)]
+    ("kind", "max_attempts"),
+    [
+        ("poison", 3),
+        pytest.param("poison_exit", 3, marks=pytest.mark.slow),
+        pytest.param("poison", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_question_that_kills_its_engine_is_set_aside_alone(
     small: Small, tmp_path: Path, kind: str, max_attempts: int
@@ -153,7 +158,7 @@ def test_engine_that_dies_for_every_question_ends_the_run_with_its_own_error(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"fail_share": 8}, "the request was refused"),
+        pytest.param({"fail_share": 8}, "the request was refused", marks=pytest.mark.slow),
         ({"slow_share": 8}, "no answer within 0.5 s"),
     ],
 )
@@ -200,6 +205,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_run_with_its_folder_and_the_run_goes_on_once_there_is_room(
     small: Small, tiny_disk: Path
 ) -> None:
