@@ -16,11 +16,12 @@ solutions one by one, and `rl_prompts/` the questions with their pass rates.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -205,26 +206,42 @@ class ExampleSelector:
         kept, reasons = filter_paths(graded)
         counts.num_paths[question.dataset] += len(paths)
         counts.num_lucky[question.dataset] += num_lucky_kept(graded, kept)
-        selection.examples += self._examples(graded, kept)
+        by_id = {path["path_id"]: path for path in paths}
+        # A path is wanted up to three times: tokenised once.
+        example = cache(lambda path_id: self._example(graded, by_id[path_id], "evaluation"))
+        selection.examples += self._examples(graded, kept, example)
         selection.dropped += [
             {"path_id": path_id, "dataset": question.dataset, "reason": reason}
             for path_id, reason in reasons.items()
         ]
         wrong = wrong_paths(graded, reasons)
-        selection.pairs += self._pairs(graded, kept, wrong)
+        selection.pairs += [
+            _pair(example(chosen["path_id"]), example(rejected["path_id"]))
+            for chosen, rejected in _same_prompt_pairs(kept, wrong)
+        ]
         selection.unpaired += [
-            _unpaired(self._example(graded, path, "evaluation"), label=is_right)
+            _unpaired(example(path["path_id"]), label=is_right)
             for of_label, is_right in ((kept, True), (wrong, False))
             for path in of_label[: self.settings.max_per_question]
         ]
         if graded.num_tries:
             selection.prompts.append(_rl_prompt(graded))
 
-    def _examples(self, graded: Graded, kept: Sequence[GradedPath]) -> Iterator[dict[str, Any]]:
-        """The examples of one question: each kept path in each form, then its own solution."""
+    def _examples(
+        self,
+        graded: Graded,
+        kept: Sequence[GradedPath],
+        example: Callable[[str], dict[str, Any]],
+    ) -> Iterator[dict[str, Any]]:
+        """The examples of one question: each kept path in each form, then its own solution.
+
+        `example` gives that of a path's id in the evaluation's form.
+        """
         for number, path in enumerate(kept):
             for form in self.settings.forms:
-                if form != "answer_only" or number == 0:  # they are all the same answer
+                if form == "evaluation":
+                    yield example(path["path_id"])
+                elif form != "answer_only" or number == 0:  # they are all the same answer
                     yield self._example(graded, path, form)
         if self.settings.original_solutions and graded.question.solution:
             yield from self._original(graded)
@@ -309,37 +326,35 @@ class ExampleSelector:
         closes = solution.startswith(THINK)
         return (opens, closes) == (sampled.lstrip().startswith("<think>"), "</think>" in sampled)
 
-    def _pairs(
-        self, graded: Graded, kept: Sequence[GradedPath], wrong: Sequence[GradedPath]
-    ) -> list[dict[str, Any]]:
-        """Each kept path beside a wrong one of the same prompt, as long as there are any."""
-        rejected = list(wrong)
-        pairs = []
-        for chosen in kept:
-            same_prompt = (p for p in rejected if p["option_order"] == chosen["option_order"])
-            other = next(same_prompt, None)
-            if other is not None:
-                rejected.remove(other)
-                pairs.append(self._pair(graded.question, chosen, other))
-        return pairs
 
-    def _pair(self, asked: Question, chosen: GradedPath, rejected: GradedPath) -> dict[str, Any]:
-        question = shown_question(asked, chosen)
-        prompt = answer_messages(question)
-        right, right_ids, _ = self._target(question, chosen)
-        wrong, wrong_ids, _ = self._target(question, rejected)
-        return {
-            "chosen_id": chosen["path_id"],
-            "rejected_id": rejected["path_id"],
-            "question_id": question.question_id,
-            "dataset": question.dataset,
-            "prompt": prompt,
-            "chosen": [{"role": "assistant", "content": right}],
-            "rejected": [{"role": "assistant", "content": wrong}],
-            "prompt_token_ids": prompt_ids(self.tokenizer, prompt, self.template_args),
-            "chosen_token_ids": right_ids,
-            "rejected_token_ids": wrong_ids,
-        }
+def _same_prompt_pairs(
+    kept: Sequence[GradedPath], wrong: Sequence[GradedPath]
+) -> Iterator[tuple[GradedPath, GradedPath]]:
+    """Each kept path beside a wrong one of the same prompt, as long as there are any."""
+    rejected = list(wrong)
+    for chosen in kept:
+        same_prompt = (p for p in rejected if p["option_order"] == chosen["option_order"])
+        other = next(same_prompt, None)
+        if other is not None:
+            rejected.remove(other)
+            yield chosen, other
+
+
+def _pair(chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
+    """Two examples of the same prompt as a preference."""
+    *prompt, right = chosen["messages"]
+    return {
+        "chosen_id": chosen["example_id"],
+        "rejected_id": rejected["example_id"],
+        "question_id": chosen["question_id"],
+        "dataset": chosen["dataset"],
+        "prompt": prompt,
+        "chosen": [right],
+        "rejected": rejected["messages"][-1:],
+        "prompt_token_ids": chosen["prompt_token_ids"],
+        "chosen_token_ids": chosen["target_token_ids"],
+        "rejected_token_ids": rejected["target_token_ids"],
+    }
 
 
 def _unpaired(example: dict[str, Any], *, label: bool) -> dict[str, Any]:
@@ -444,30 +459,43 @@ def _select_share(
 def _within_hinted_share(
     kept: list[pa.Table], settings: ExampleSettings
 ) -> tuple[list[pa.Table], pa.Table]:
-    """The examples with as many hinted ones as their share allows, and those that had to go."""
-    of_pass = [(table, pc.greater(table.column("pass"), 0)) for table in kept]
-    hinted = [row for table, mask in of_pass for row in _ids(table.filter(mask))]
+    """The examples with as many hinted ones as their share allows, and the paths that had to go.
+
+    A path goes with the examples of all its forms.
+    """
+    hinted = [row for table in kept for row in _hinted_rows(table)]
+    examples_of: defaultdict[str, list[str]] = defaultdict(list)
+    for row in hinted:
+        path_id = row["example_id"].removesuffix(f"/{row['form']}")
+        examples_of[path_id].append(row["example_id"])
     share, num_plain = settings.max_hinted_share, sum(t.num_rows for t in kept) - len(hinted)
     most = math.floor(num_plain * share / (1 - share)) if share < 1 else len(hinted)
-    drawn = sorted(hinted, key=lambda row: stable_seed(settings.seed, row["example_id"]))
-    out = {row["example_id"]: row["dataset"] for row in drawn[most:]}
-    gone = pa.array(out, pa.string())
-    left = [_without(table, "example_id", gone) for table in kept]
+    drawn = sorted(examples_of, key=lambda path_id: stable_seed(settings.seed, path_id))
+    ends = itertools.accumulate(len(examples_of[path_id]) for path_id in drawn)
+    out = [path_id for path_id, end in zip(drawn, ends, strict=True) if end > most]
+    gone = pa.array([name for path_id in out for name in examples_of[path_id]], pa.string())
+    dataset_of = {row["example_id"]: row["dataset"] for row in hinted}
     rows = [
-        {"path_id": path_id, "dataset": dataset, "reason": "over_max_hinted_share"}
-        for path_id, dataset in out.items()
+        {
+            "path_id": path_id,
+            "dataset": dataset_of[examples_of[path_id][0]],
+            "reason": "over_max_hinted_share",
+        }
+        for path_id in out
     ]
+    left = [_without(table, "example_id", gone) for table in kept]
     return left, pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
+
+
+def _hinted_rows(table: pa.Table) -> list[dict[str, str]]:
+    hinted = table.filter(pc.greater(table.column("pass"), 0))
+    rows: list[dict[str, str]] = hinted.select(["example_id", "dataset", "form"]).to_pylist()
+    return rows
 
 
 def _without(table: pa.Table, column: str, gone: pa.Array | pa.ChunkedArray) -> pa.Table:
     """The rows whose id is not gone."""
     return table.filter(pc.invert(pc.is_in(table.column(column), gone)))
-
-
-def _ids(table: pa.Table) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = table.select(["example_id", "dataset"]).to_pylist()
-    return rows
 
 
 def _facts(

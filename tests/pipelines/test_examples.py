@@ -491,11 +491,13 @@ def test_preferences_have_no_hinted_path_beyond_their_share(
     write_paths(root.child("paths"), questions, hinted=True)
     asked = stored(root.child("questions"), questions)
     model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
-    settings = ExampleSettings(max_hinted_share=0.0, max_per_question=2)
+    forms: Any = ("plain", "evaluation")
+    settings = ExampleSettings(max_hinted_share=0.0, max_per_question=2, forms=forms)
     output = root.child("examples")
     select_step_examples(root.child("paths"), asked, held_out(asked), settings, model, {}, output)
-    kept = set(output.read_table().column("example_id").to_pylist())
-    assert kept
+    ids = output.read_table().column("example_id").to_pylist()
+    kept = {name.removesuffix("/plain") for name in ids}
+    assert len(ids) == 2 * len(kept) > 0
     pairs = output.child("preference_pairs").read_table()
     assert set(pairs.column("chosen_id").to_pylist()) <= kept
     unpaired = output.child("unpaired_preferences").read_table().to_pylist()
@@ -514,7 +516,12 @@ def test_majority_examples_say_their_share_and_keep_their_own_answer(model_folde
 
 def kept_table(num_hinted: int, num_plain: int) -> pa.Table:
     rows = [
-        {"example_id": f"{n:03d}", "dataset": "d", "pass": int(n < num_hinted)}
+        {
+            "example_id": f"{n:03d}",
+            "dataset": "d",
+            "pass": int(n < num_hinted),
+            "form": "evaluation",
+        }
         for n in range(num_hinted + num_plain)
     ]
     return pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
@@ -535,6 +542,25 @@ def test_hinted_examples_are_at_most_their_share(share: float, num_left: int) ->
     assert hinted <= share * left.num_rows + 1e-9
     one_share, _ = _within_hinted_share([whole], settings)
     assert one_share[0].equals(left), "which ones go does not hang on the shares"
+
+
+def test_hinted_path_goes_with_the_examples_of_all_its_forms() -> None:
+    forms = {"evaluation": "", "plain": "/plain", "answer_only": "/answer_only"}
+    rows = [
+        {"example_id": f"{n}{suffix}", "dataset": "d", "pass": int(n < 6), "form": form}
+        for n in range(9)
+        for form, suffix in forms.items()
+        if form != "answer_only" or n == 0
+    ]
+    whole = pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
+    [left], out = _within_hinted_share([whole], ExampleSettings(max_hinted_share=0.5))
+    gone = set(out.column("path_id").to_pylist())
+    assert gone < set("012345")
+    ids = left.column("example_id").to_pylist()
+    assert {name[0] for name in ids} == set("012345678") - gone
+    assert len(ids) == sum(str(row["example_id"])[0] not in gone for row in rows)
+    hinted = sum(left.column("pass").to_pylist())
+    assert 4 <= hinted <= 6  # six plain ones; the next path would be too much
 
 
 # --- forms and original solutions --------------------------------------------------------------
