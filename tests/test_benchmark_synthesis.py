@@ -24,7 +24,6 @@ from benchmarks.synthesis import (
     measure,
     plan_units,
     read_options,
-    rotated,
     summarize,
 )
 from cluster.engine import Completion, SamplingSettings
@@ -94,16 +93,6 @@ def test_lengths_hang_on_the_seed_and_spread_around_a_quarter_of_the_limit() -> 
     assert min(drawn) >= 1
     assert 0.02 < sum(length == 128 for length in drawn) / len(drawn) < 0.08
     assert {drawn_length(seed, 128, 0.0) for seed in range(100)} == {128}
-
-
-def test_rotated_begins_elsewhere_and_keeps_the_order() -> None:
-    assert [rotated("abc", by) for by in range(4)] == [
-        ["a", "b", "c"],
-        ["b", "c", "a"],
-        ["c", "a", "b"],
-        ["a", "b", "c"],
-    ]
-    assert rotated([], 3) == []
 
 
 def test_units_share_an_engine_only_where_no_ray_is_and_turn_with_the_repeat() -> None:

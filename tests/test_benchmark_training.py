@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks.training import (
     LONGEST_TARGET,
-    SIDES,
     Measured,
     Work,
     check_same_work,
@@ -23,7 +22,6 @@ from benchmarks.training import (
     in_order_of_steps,
     read_options,
     real_lengths,
-    rotated,
     summarize,
     tokens_of_steps,
     training_settings,
@@ -36,25 +34,33 @@ from training.steps import StepData
 OURS = ["--sides", "padded,packed"]
 
 
-def measured(side: str, seconds: float) -> Measured:
-    return Measured(side, 0, seconds, 1000, 2.5, None if side == "trl" else 0.01, (100.0, 90.0))
+def measured(side: str, *seconds: float) -> Measured:
+    """A repeat of a side whose steps have 1,000 tokens each."""
+    share = None if side == "trl" else 0.01
+    return Measured(side, 0, list(seconds), [1000] * len(seconds), 2.5, share)
 
 
-def test_summary_has_medians_and_the_ratios_of_the_sides_that_ran() -> None:
-    repeats = [measured("trl", seconds) for seconds in (10.0, 40.0, 20.0)]
-    repeats += [measured("padded", seconds) for seconds in (12.5, 10.0, 8.0)]
+def test_summary_has_the_rates_and_the_ratios_of_the_sides_that_ran() -> None:
+    repeats = [measured("trl", 10.0, 40.0), measured("trl", 50.0)]
+    repeats += [measured("padded", 10.0, 10.0), measured("padded", 20.0)]
     summary = summarize(repeats)
-    assert summary["sides"]["trl"]["tokens_per_s"] == 50.0
-    assert summary["sides"]["trl"]["tokens_per_s_of_each_repeat"] == [100.0, 25.0, 50.0]
-    assert summary["over_trl"] == 2.0
+    assert summary["sides"]["trl"]["tokens_per_s"] == 30.0
+    assert summary["sides"]["trl"]["tokens_per_s_of_each_step"] == [100.0, 25.0, 20.0]
+    # All steps together take 100 s and 40 s; of the single steps' 1, 4 and 2.5 it is the middle.
+    assert (summary["over_trl"], summary["over_trl_median_of_steps"]) == (2.5, 2.5)
     assert "packed_over_padded" not in summary
     assert (summary["sides"]["trl"]["data_share"], summary["sides"]["padded"]["data_share"]) == (
         None,
         0.01,
     )
     table = format_table(summary)
-    assert "over_trl: 2.0" in table
+    assert "over_trl: 2.5, median 2.5" in table
     assert "not told" in table
+
+
+def test_long_steps_count_more_than_short_ones_but_not_in_the_median() -> None:
+    summary = summarize([measured("trl", 1.0, 1.0, 97.0), measured("padded", 1.0, 1.0, 31.0)])
+    assert (summary["over_trl"], summary["over_trl_median_of_steps"]) == (3.0, 1.0)
 
 
 def test_same_work_passes_and_another_first_loss_is_found() -> None:
@@ -111,11 +117,6 @@ def test_row_for_trl_learns_the_answer_only() -> None:
     assert row == {"input_ids": [5, 6, 7], "completion_mask": [0, 0, 1]}
 
 
-def test_rotated_begins_elsewhere_and_keeps_the_order() -> None:
-    assert rotated(tuple(SIDES), 1) == ["padded", "packed", "trl"]
-    assert rotated(("packed",), 5) == ["packed"]
-
-
 def test_options_without_trl_say_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,8 +131,8 @@ def test_options_without_trl_say_how_to_get_it(
 def test_benchmark_of_our_sides_ends_with_its_report(model_folder: Path) -> None:
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks.training", "--json", "--repeats", "1"),
-            *("--steps", "1", "--model", str(model_folder), *OURS),
+            *(sys.executable, "-m", "benchmarks.training", "--json", "--repeats", "2"),
+            *("--steps", "2", "--model", str(model_folder), *OURS),
         ],
         cwd=REPOSITORY,
         capture_output=True,
@@ -144,3 +145,5 @@ def test_benchmark_of_our_sides_ends_with_its_report(model_folder: Path) -> None
     assert report["packed_over_padded"] > 0
     assert report["sides"]["packed"]["data_share"] < 1
     assert report["machine"]["num_cores"] > 0
+    for side in report["sides"].values():
+        assert len(side["tokens_per_s_of_each_step"]) == 4  # of two repeats

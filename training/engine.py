@@ -171,7 +171,7 @@ def _optimizer(trained: list[Any], settings: TrainingSettings) -> Any:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(trained, adamw_mode=True, **options)
-    return torch.optim.AdamW(trained, **options)
+    return torch.optim.AdamW(trained, fused=True, **options)
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

@@ -193,7 +193,7 @@ def _elsewhere(folder: Path) -> Folder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "is_local"), [(2, False)])
+@pytest.mark.parametrize(("stage", "is_local"), [(2, False), (3, True)])
 def test_fine_tune_killed_at_any_step_and_run_again_gives_the_undisturbed_weights(
     stage: int,
     is_local: bool,

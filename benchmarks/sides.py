@@ -1,0 +1,91 @@
+"""What benchmarks with several sides share: their command line, and whose turn it is.
+
+Where the speed of a machine changes by the minute, sides that work one after another are compared
+with the weather. `Turns` lets them work in small pieces, each side's beside the others'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+
+def positive_int(text: str) -> int:
+    """A number above 0, for argparse."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def chosen_of(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    """For argparse: `"b,a"` as the sides of that name, in the order in which they are known."""
+    sides = tuple(known)
+
+    def choose(text: str) -> tuple[str, ...]:
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(sides):
+            raise argparse.ArgumentTypeError(f"no side {min(unknown)!r}; known: {', '.join(sides)}")
+        return tuple(side for side in sides if side in chosen)
+
+    return choose
+
+
+def rotated(items: Sequence[Any], by: int) -> list[Any]:
+    """The items in the same order, beginning with another one."""
+    by = by % len(items) if items else 0
+    return [*items[by:], *items[:by]]
+
+
+class Turns:
+    """Says which side may do its next step: step by step all sides, another one first each time.
+
+    A plain class, of which a Ray actor is made. A turn is over when all its side's workers say so.
+    """
+
+    def __init__(self, sides: Sequence[str], num_steps: int, num_workers: int) -> None:
+        self._order = [(s, side) for s in range(num_steps) for side in rotated(sides, s)]
+        self._num_workers = num_workers
+        self._num_done = 0
+        self._changed = asyncio.Condition()
+
+    async def wait_for(self, side: str, step: int) -> None:
+        """Returns when it is this side's turn to do this step."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._order[:1] == [(step, side)])
+
+    async def done(self) -> None:
+        """Say for one worker that it has finished the step whose turn it is."""
+        async with self._changed:
+            self._num_done += 1
+            if self._num_done == self._num_workers:
+                self._num_done = 0
+                del self._order[0]
+                self._changed.notify_all()
+
+
+class Stopwatch:
+    """Times the steps of one worker of a side; between two of them it waits for its turn."""
+
+    def __init__(self, side: str, turns: Any) -> None:
+        self.seconds: list[float] = []
+        self._side, self._turns = side, turns
+        self._began: float | None = None
+
+    def begin_step(self) -> None:
+        """Ends the step before as well."""
+        import ray
+
+        self.end_step()
+        ray.get(self._turns.wait_for.remote(self._side, len(self.seconds)))
+        self._began = time.monotonic()
+
+    def end_step(self) -> None:
+        import ray
+
+        if self._began is not None:
+            self.seconds.append(time.monotonic() - self._began)
+            self._began = None
+            ray.get(self._turns.done.remote())
