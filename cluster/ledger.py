@@ -101,15 +101,11 @@ class Ledger:
         """The same ledger with only those wanted questions that have a row."""
         return replace(self, index=self.index.take(self.find(wanted).drop_null()))
 
-    def split(self, num_shares: int) -> list[Ledger]:
-        """At most so many ledgers, each with some of the files that hold any valid row."""
+    def split(self) -> list[Ledger]:
+        """For each file that holds any valid row a ledger of its rows alone."""
         files = pc.unique(self.index.column("file")).sort().to_pylist()
-        shares = [files[start::num_shares] for start in range(min(num_shares, len(files)))]
         file = self.index.column("file")
-        return [
-            replace(self, index=self.index.filter(pc.is_in(file, pa.array(share, pa.int32()))))
-            for share in shares
-        ]
+        return [replace(self, index=self.index.filter(pc.equal(file, one))) for one in files]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The valid rows, file by file, so that memory stays flat."""

@@ -109,7 +109,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
     # Before `init`, which says at length that the local cluster has a token.
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(**_init_arguments(settings))
-    _quieten()
+    quieten_ray_data()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop.install()
     try:
@@ -144,8 +144,11 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(_REPOSITORY), inherited]))
 
 
-def _quieten() -> None:
-    """Keep Ray Data's own progress and log lines off the terminal; its log files have them."""
+def quieten_ray_data() -> None:
+    """Keep Ray Data's own progress and log lines off the terminal; its log files have them.
+
+    In each process that runs a dataset.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()

@@ -20,7 +20,7 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -34,7 +34,7 @@ from cluster.ledger import Ledger
 from cluster.models import Model
 from cluster.schedule import Questions
 from cluster.storage import Folder
-from cluster.tasks import map_tasks, num_cpus
+from cluster.tasks import map_blocks
 from evaluation.grader import ReadAs, box
 from evaluation.prompt import Form, Message, answer_messages, learned_messages
 from evaluation.question import Question
@@ -116,51 +116,61 @@ PROMPTS_SCHEMA = pa.schema(
 )
 """Prompts as TRL's GRPO reads them; it hands the other columns to the reward function."""
 
+COUNTS_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("num_paths", pa.int32()),
+        ("num_lucky", pa.float64()),  # kept paths that are expected to have guessed
+        ("overlaps_with", pa.list_(pa.string())),  # datasets of the evaluation that have it, too
+    ]
+)
+"""What is counted of a question, and not of the rows that are made of it."""
+
 THINK = "<think>\n"
 """How thinking begins, where the prompt has not begun it."""
 
 ORIGINAL = "original"
 
 ROWS_PER_FILE = 10_000
-_NAMES = ("train", "dropped", "preference_pairs", "rl_prompts", "unpaired_preferences")
-_SCHEMAS = (EXAMPLES_SCHEMA, DROPPED_SCHEMA, PAIRS_SCHEMA, PROMPTS_SCHEMA, UNPAIRED_SCHEMA)
+_SCHEMAS = {
+    "examples": EXAMPLES_SCHEMA,
+    "dropped": DROPPED_SCHEMA,
+    "pairs": PAIRS_SCHEMA,
+    "unpaired": UNPAIRED_SCHEMA,
+    "prompts": PROMPTS_SCHEMA,
+    "counts": COUNTS_SCHEMA,
+}
+_FOLDERS = {
+    "examples": "",
+    "dropped": "dropped",
+    "pairs": "preference_pairs",
+    "unpaired": "unpaired_preferences",
+    "prompts": "rl_prompts",
+}
+"""Where the rows of each kind lie within the step's folder; the counts become its facts."""
 
+_BLOCK_SCHEMA = pa.schema(
+    [(kind, pa.list_(pa.struct(list(schema)))) for kind, schema in _SCHEMAS.items()]
+)
 
-@dataclass
-class Counts:
-    """What is counted of the questions, and not of the rows that are made of them."""
-
-    num_paths: Counter[str] = field(default_factory=Counter)
-    """By dataset."""
-    num_lucky: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Kept paths that are expected to have guessed, by dataset."""
-    overlaps: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Questions of a dataset that overlap with one of evaluation, by both datasets."""
-
-    def add(self, other: Counts) -> None:
-        """Count also what another share of the questions has."""
-        self.num_paths.update(other.num_paths)
-        self.overlaps.update(other.overlaps)
-        for dataset, number in other.num_lucky.items():
-            self.num_lucky[dataset] += number
+Tables = dict[str, list[pa.Table]]
+"""The rows of each kind, in as many tables as there were blocks, and an empty one."""
 
 
 @dataclass
 class Selection:
-    """What was kept, why the rest was not, and what else was asked for."""
+    """What was kept, why the rest was not, and what else was asked for; rows of each kind."""
 
     examples: list[dict[str, Any]] = field(default_factory=list)
-    dropped: list[dict[str, str]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
     pairs: list[dict[str, Any]] = field(default_factory=list)
-    prompts: list[dict[str, Any]] = field(default_factory=list)
     unpaired: list[dict[str, Any]] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    counts: list[dict[str, Any]] = field(default_factory=list)
 
-    def tables(self) -> tuple[pa.Table, ...]:
-        """The rows as Arrow tables, in the order of `_NAMES`."""
-        rows = (self.examples, self.dropped, self.pairs, self.prompts, self.unpaired)
-        pairs = zip(rows, _SCHEMAS, strict=True)
-        return tuple(pa.Table.from_pylist(of_table, schema=schema) for of_table, schema in pairs)
+    def to_block(self) -> pa.Table:
+        """One row with a list for each kind: six tables, as Ray Data hands on one."""
+        return pa.Table.from_pylist([vars(self)], schema=_BLOCK_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -198,14 +208,18 @@ class ExampleSelector:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
         question = Question.from_row(row)
         overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
-        counts = selection.counts
-        counts.overlaps.update((question.dataset, other) for other in overlaps)
         read_last = self.settings.read_last
         paths = [path | grade_path(path, question, read_last) for path in row["paths"] or ()]
         graded = Graded(question, paths, self.settings, bool(overlaps))
         kept, reasons = filter_paths(graded)
-        counts.num_paths[question.dataset] += len(paths)
-        counts.num_lucky[question.dataset] += num_lucky_kept(graded, kept)
+        selection.counts.append(
+            {
+                "dataset": question.dataset,
+                "num_paths": len(paths),
+                "num_lucky": num_lucky_kept(graded, kept),
+                "overlaps_with": overlaps,
+            }
+        )
         by_id = {path["path_id"]: path for path in paths}
         # A path is wanted up to three times: tokenised once.
         example = cache(lambda path_id: self._example(graded, by_id[path_id], "evaluation"))
@@ -412,48 +426,59 @@ def select_step_examples(
 ) -> dict[str, Any]:
     """Select the examples of a step's questions and write them; returns the manifest's facts.
 
-    Without an `output` nothing is written. Runs as a task that starts others: the ledger's files
-    are shared out over the cluster. Tasks and no Ray Data map, since one pass over the rows makes
-    five tables, and here is where every example is tokenised, once.
+    Without an `output` nothing is written. Runs as a task, off the driver: Ray Data hands the index
+    of the ledger's files to all CPUs of the cluster, where their rows are graded and tokenised,
+    once, into Arrow. Raises `InputError` as `ExampleSelector` does.
     """
     words = EvaluationWords.of(held_out.read(), settings.contamination.num_words)
-    shares = Ledger.read(paths).of(questions.keys()).split(num_cpus())
-    selected = map_tasks(
-        _select_share,
-        [(share,) for share in shares],
-        shared=(settings, start, template_args, words),
-    )
-    counts = Counts()
-    for _, of_share in selected:
-        counts.add(of_share)
-    tables = [
-        [schema.empty_table(), *(of_share[n] for of_share, _ in selected)]
-        for n, schema in enumerate(_SCHEMAS)
-    ]
-    tables[0], out = _within_hinted_share(tables[0], settings)
-    tables[1].append(out)
+    _selector(start, settings, template_args, words)  # refuses here, not on some worker
+    ledger = Ledger.read(paths).of(questions.keys())
+    tables = _map_ledger(ledger, (start, settings, template_args, words))
+    tables["examples"], out = _within_hinted_share(tables["examples"], settings)
+    tables["dropped"].append(out)
     # Nor are they preferred to others.
     gone = out.column("path_id")
-    tables[2] = [_without(table, "chosen_id", gone) for table in tables[2]]
-    tables[4] = [_without(table, "example_id", gone) for table in tables[4]]
+    for kind, column in (("pairs", "chosen_id"), ("unpaired", "example_id")):
+        tables[kind] = [_without(table, column, gone) for table in tables[kind]]
     if output is not None:
-        for name, of_name in zip(_NAMES, tables, strict=True):
-            _write_sorted(of_name, output if name == "train" else output.child(name), name)
-    return _facts(tables, counts, settings)
+        for kind, name in _FOLDERS.items():
+            folder = output.child(name) if name else output
+            _write_sorted(tables[kind], folder, name or "train")
+    return _facts(tables, settings)
 
 
-def _select_share(
+def _map_ledger(ledger: Ledger, selector: tuple[Any, ...]) -> Tables:
+    """What is selected of a ledger; a block for each of its files."""
+    tables: Tables = {kind: [schema.empty_table()] for kind, schema in _SCHEMAS.items()}
+    indices = [of_file.index for of_file in ledger.split()]
+    empty = replace(ledger, index=ledger.index.slice(length=0))
+    for block in map_blocks(_select_block, indices, empty, *selector):
+        for kind in tables:
+            rows = pc.list_flatten(block.column(kind)).combine_chunks()
+            tables[kind].append(pa.Table.from_struct_array(rows))
+    return tables
+
+
+def _select_block(
+    index: pa.Table,
     ledger: Ledger,
-    settings: ExampleSettings,
     start: Model,
+    settings: ExampleSettings,
     template_args: Mapping[str, Any],
     evaluation: EvaluationWords,
-) -> tuple[tuple[pa.Table, ...], Counts]:
-    """The tables of some of the ledger's files, and what is counted in them."""
-    tokenizer = load_tokenizer(start.fetch())
-    selector = ExampleSelector(settings, tokenizer, template_args, evaluation)
-    selection = select_examples(ledger.rows(), selector)
-    return selection.tables(), selection.counts
+) -> pa.Table:
+    """The block of the rows that a part of the ledger's index names."""
+    selector = _selector(start, settings, template_args, evaluation)
+    return select_examples(replace(ledger, index=index).rows(), selector).to_block()
+
+
+def _selector(
+    start: Model,
+    settings: ExampleSettings,
+    template_args: Mapping[str, Any],
+    evaluation: EvaluationWords,
+) -> ExampleSelector:
+    return ExampleSelector(settings, load_tokenizer(start.fetch()), template_args, evaluation)
 
 
 def _within_hinted_share(
@@ -498,26 +523,33 @@ def _without(table: pa.Table, column: str, gone: pa.Array | pa.ChunkedArray) -> 
     return table.filter(pc.invert(pc.is_in(table.column(column), gone)))
 
 
-def _facts(
-    tables: list[list[pa.Table]], counts: Counts, settings: ExampleSettings
-) -> dict[str, Any]:
+def _facts(tables: Tables, settings: ExampleSettings) -> dict[str, Any]:
     """The counts of the whole and of each dataset."""
-    kept, dropped = (_small(of_name) for of_name in tables[:2])
-    reasons = Counter(dropped.column("reason").to_pylist())
-    names = {*counts.num_paths, *pc.unique(kept.column("dataset")).to_pylist()}
+    kept, dropped = (_small(tables[kind]) for kind in ("examples", "dropped"))
+    counts = pa.concat_tables(tables["counts"])
+    names = {name for t in (counts, kept) for name in pc.unique(t.column("dataset")).to_pylist()}
     return {
-        "num_paths": counts.num_paths.total(),
+        "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
         "num_kept_paths": _of_paths(kept, settings).num_rows,
         "num_examples": kept.num_rows,
         "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
         "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
-        "num_preference_pairs": sum(table.num_rows for table in tables[2]),
-        "num_unpaired_preferences": sum(table.num_rows for table in tables[4]),
-        "dropped": dict(reasons.most_common()),
+        "num_preference_pairs": sum(table.num_rows for table in tables["pairs"]),
+        "num_unpaired_preferences": sum(table.num_rows for table in tables["unpaired"]),
+        "dropped": _by_reason(dropped),
         "datasets": {
-            name: _dataset_facts(name, kept, dropped, counts, settings) for name in sorted(names)
+            name: _dataset_facts(_of(kept, name), _of(dropped, name), _of(counts, name), settings)
+            for name in sorted(names)
         },
     }
+
+
+def _of(table: pa.Table, dataset: str) -> pa.Table:
+    return table.filter(pc.equal(table.column("dataset"), dataset))
+
+
+def _by_reason(dropped: pa.Table) -> dict[str, int]:
+    return dict(Counter(dropped.column("reason").to_pylist()).most_common())
 
 
 def _small(tables: list[pa.Table]) -> pa.Table:
@@ -542,23 +574,18 @@ def _lucky_share(kept: pa.Table, num_lucky: float) -> float | None:
 
 
 def _dataset_facts(
-    name: str,
-    kept: pa.Table,
-    dropped: pa.Table,
-    counts: Counts,
-    settings: ExampleSettings,
+    kept: pa.Table, dropped: pa.Table, counts: pa.Table, settings: ExampleSettings
 ) -> dict[str, Any]:
-    own_kept, own_dropped = (t.filter(pc.equal(t.column("dataset"), name)) for t in (kept, dropped))
-    reasons = Counter(own_dropped.column("reason").to_pylist())
+    of_paths = _of_paths(kept, settings)
+    num_lucky = pc.sum(counts.column("num_lucky")).as_py() or 0.0
+    overlaps = pc.list_flatten(counts.column("overlaps_with")).to_pylist()
     return {
-        "num_paths": counts.num_paths[name],
-        "num_kept_paths": _of_paths(own_kept, settings).num_rows,
-        "num_examples": own_kept.num_rows,
-        "expected_lucky_share": _lucky_share(_of_paths(own_kept, settings), counts.num_lucky[name]),
-        "dropped": dict(reasons.most_common()),
-        "overlaps_with": {
-            other: number for (own, other), number in sorted(counts.overlaps.items()) if own == name
-        },
+        "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
+        "num_kept_paths": of_paths.num_rows,
+        "num_examples": kept.num_rows,
+        "expected_lucky_share": _lucky_share(of_paths, num_lucky),
+        "dropped": _by_reason(dropped),
+        "overlaps_with": dict(sorted(Counter(overlaps).items())),
     }
 
 

@@ -31,36 +31,42 @@ from cluster.storage import Folder
 from tests.conftest import REPOSITORY
 from training.steps import StepData
 
-OURS = ["--sides", "padded,packed"]
+OURS = ["--ratios", "packed_over_padded"]
 
 
-def measured(side: str, *seconds: float) -> Measured:
+def measured(side: str, *seconds: float, ratio: str = "over_trl") -> Measured:
     """A repeat of a side whose steps have 1,000 tokens each."""
     share = None if side == "trl" else 0.01
-    return Measured(side, 0, list(seconds), [1000] * len(seconds), 2.5, share)
+    return Measured(ratio, side, 0, list(seconds), [1000] * len(seconds), 2.5, share)
 
 
-def test_summary_has_the_rates_and_the_ratios_of_the_sides_that_ran() -> None:
+def test_summary_has_the_ratios_that_ran_and_the_rates_of_their_sides() -> None:
     repeats = [measured("trl", 10.0, 40.0), measured("trl", 50.0)]
     repeats += [measured("padded", 10.0, 10.0), measured("padded", 20.0)]
     summary = summarize(repeats)
-    assert summary["sides"]["trl"]["tokens_per_s"] == 30.0
-    assert summary["sides"]["trl"]["tokens_per_s_of_each_step"] == [100.0, 25.0, 20.0]
+    padded, trl = (summary["rates"]["over_trl"][side] for side in ("padded", "trl"))
+    assert trl["tokens_per_s"] == 30.0
+    assert trl["tokens_per_s_of_each_step"] == [100.0, 25.0, 20.0]
     # All steps together take 100 s and 40 s; of the single steps' 1, 4 and 2.5 it is the middle.
     assert (summary["over_trl"], summary["over_trl_median_of_steps"]) == (2.5, 2.5)
     assert "packed_over_padded" not in summary
-    assert (summary["sides"]["trl"]["data_share"], summary["sides"]["padded"]["data_share"]) == (
-        None,
-        0.01,
-    )
+    assert (trl["data_share"], padded["data_share"]) == (None, 0.01)
     table = format_table(summary)
-    assert "over_trl: 2.5, median 2.5" in table
-    assert "not told" in table
+    assert "over_trl: 2.5 over all steps, 2.5 in the median" in table
+    assert "1.0% for data" in table
 
 
 def test_long_steps_count_more_than_short_ones_but_not_in_the_median() -> None:
     summary = summarize([measured("trl", 1.0, 1.0, 97.0), measured("padded", 1.0, 1.0, 31.0)])
     assert (summary["over_trl"], summary["over_trl_median_of_steps"]) == (3.0, 1.0)
+
+
+def test_side_is_compared_with_the_one_that_worked_beside_it() -> None:
+    ratio = "packed_over_padded"
+    repeats = [measured("trl", 8.0), measured("padded", 4.0)]
+    repeats += [measured("padded", 2.0, ratio=ratio), measured("packed", 1.0, ratio=ratio)]
+    summary = summarize(repeats)
+    assert (summary["over_trl"], summary["packed_over_padded"]) == (2.0, 2.0)
 
 
 def test_same_work_passes_and_another_first_loss_is_found() -> None:
@@ -124,7 +130,7 @@ def test_options_without_trl_say_how_to_get_it(
     with pytest.raises(SystemExit, match="2"):
         read_options([])
     assert "regenesis[bench]" in capsys.readouterr().err
-    assert read_options(OURS).sides == ("padded", "packed")
+    assert read_options(OURS).ratios == ("packed_over_padded",)
 
 
 @pytest.mark.slow
@@ -141,9 +147,10 @@ def test_benchmark_of_our_sides_ends_with_its_report(model_folder: Path) -> None
         check=True,
     )
     report = json.loads(result.stdout.splitlines()[-1])
-    assert set(report["sides"]) == {"padded", "packed"}
+    sides = report["rates"]["packed_over_padded"]
+    assert set(sides) == {"padded", "packed"}
     assert report["packed_over_padded"] > 0
-    assert report["sides"]["packed"]["data_share"] < 1
+    assert sides["packed"]["data_share"] < 1
     assert report["machine"]["num_cores"] > 0
-    for side in report["sides"].values():
+    for side in sides.values():
         assert len(side["tokens_per_s_of_each_step"]) == 4  # of two repeats

@@ -150,7 +150,7 @@ def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
     progress = _train_once(job, on_step)
     while progress["next_step"] < progress["num_steps"]:
         done = f"{progress['next_step']} of {progress['num_steps']} steps"
-        print(f"training: a worker got SIGTERM after {done}; going on", file=sys.stderr, flush=True)
+        print(f"training: a worker had to end after {done}; going on", file=sys.stderr, flush=True)
         progress = _train_once(job, on_step)
     return progress
 

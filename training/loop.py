@@ -147,8 +147,8 @@ def load(job: Job) -> tuple[Any, StepData]:
 def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
     """Run the steps that are left, report each, and checkpoint as the config says.
 
-    When the driver asks for it, or a worker gets a SIGTERM, the step is finished and a checkpoint
-    is the last thing made.
+    When the driver asks for it, a worker gets a SIGTERM or its node is drained, the step is
+    finished and a checkpoint is the last thing made.
     Raises `RefusedError` when loss or gradients are not finite any more.
     """
     import torch
@@ -170,8 +170,8 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
             _refuse_divergence(step, facts["loss"], facts["grad_norm"])
             seconds = time.perf_counter() - began
             progress = _advance(progress, share, facts["loss"], seconds, waited)
-            is_last = observe(progress, share, facts, seconds) or is_told_to_end()
-            is_last = _any_worker(is_last, engine.device)
+            is_stopped = observe(progress, share, facts, seconds)
+            is_last = _any_worker(is_told_to_end() or is_stopped, engine.device)
             if _checkpoint_is_due(progress, settings) or is_last:
                 _save_checkpoint(engine, progress, settings)
             if is_last:

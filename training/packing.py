@@ -121,14 +121,17 @@ def _one_by_one(
 ) -> Any:
     import torch
 
+    lengths = [end - start for start, end in itertools.pairwise(ends)]
+    # Split at once: the gradient of each slice would be a whole row of zeros but for its own part.
+    examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     outputs = []
-    for start, end in itertools.pairwise(ends):
-        mask = _window_mask(end - start, window, query.device)
+    for length, (of_query, of_key, of_value) in zip(lengths, examples, strict=True):
+        mask = _window_mask(length, window, query.device)
         outputs.append(
             torch.nn.functional.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
+                of_query,
+                of_key,
+                of_value,
                 attn_mask=mask,
                 is_causal=mask is None,
                 dropout_p=dropout,

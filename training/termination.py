@@ -1,8 +1,9 @@
-"""SIGTERM at a training worker: what takes a machine away sends it some time before the kill.
+"""What takes a machine away says so some time before: by a SIGTERM, or by draining its Ray node.
 
 On a worker: its main thread, which Ray's task loop owns, takes the signal; the training thread asks
-after each step whether one came. Then all workers make a checkpoint and end (`training.loop`), and
-the driver starts them again from it (`training.fine_tune`).
+after each step whether one came, and whether Ray drains one of the training's nodes, as it does
+before a spot machine is taken back. Then all workers make a checkpoint and end (`training.loop`),
+and the driver starts them again from it (`training.fine_tune`), on nodes that stay.
 """
 
 from __future__ import annotations
@@ -29,5 +30,8 @@ def catch_sigterm() -> None:
 
 
 def is_told_to_end() -> bool:
-    """Whether this process was sent a SIGTERM that `catch_sigterm` waited for."""
-    return _told.is_set()
+    """Whether this process was sent a SIGTERM that `catch_sigterm` waited for, or one of the nodes
+    is drained. Every worker must ask: of the nodes Ray Train tells all of them the same."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None or _told.is_set()

@@ -144,7 +144,7 @@ def test_ledger_of_nothing_is_empty(tmp_path: Path) -> None:
     folder = Folder.open(str(tmp_path / "nowhere"))
     for ledger in (Ledger.read(folder), compact(folder, SCHEMA)):
         assert list(ledger.rows()) == []
-        assert ledger.split(3) == []
+        assert ledger.split() == []
         assert ledger.missing(wanted("q1", "q2")).num_rows == 2
         assert ledger.of(wanted()).totals(wanted()) == {}
 
@@ -190,18 +190,16 @@ def test_ledger_totals_sum_valid_rows_by_dataset(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("num_shares", [1, 2, 3, 7, 50])
-def test_ledger_split_gives_every_row_to_one_share(tmp_path: Path, num_shares: int) -> None:
+def test_ledger_split_gives_each_file_with_a_valid_row_by_itself(tmp_path: Path) -> None:
     folder = Folder.open(str(tmp_path))
     for chunk in range(7):
         rows = [row(f"q{chunk}-{n}", f"{chunk}.{n}") for n in range(3)]
         write(folder, *rows, chunk=f"parts/1/{chunk:06d}")
     asked = [f"q{chunk}-{n}" for chunk in range(6) for n in range(2)]
     ledger = Ledger.read(folder).of(wanted(*asked))
-    shares = ledger.split(num_shares)
-    assert len(shares) == min(num_shares, 6)
-    assert all(list(share.rows()) for share in shares)
-    read = [row for share in shares for row in share.rows()]
+    by_file = [list(one.rows()) for one in ledger.split()]
+    assert [len(rows) for rows in by_file] == [2] * 6
+    read = [row for rows in by_file for row in rows]
     assert sorted(row["question_id"] for row in read) == asked
     assert sorted(read, key=str) == sorted(ledger.rows(), key=str)
 

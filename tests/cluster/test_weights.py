@@ -208,6 +208,15 @@ def test_adapter_beside_its_merged_model_is_compared_and_any_other_is_not(
 REPORTING: dict[str, Any] = {"implementation": "tests.scripted.ReportingEngine"}
 
 
+def expect_refusal(model: Model, place: Path, match: str, **engine: Any) -> None:
+    """Paths of this model end with an error before the first row."""
+    job = paths_job(Folder.open(str(place)))
+    asked = settings(**engine).model_copy(update=REPORTING)
+    with pytest.raises(GenerationStoppedError, match=match):
+        run_jobs(model, [job], asked, stop=StopRequest(), progress_every_s=1)
+    assert rows(job) == []
+
+
 def test_pool_notes_what_was_served_and_ends_before_anything_when_a_tensor_was_altered(
     tuned: Model, ray_cluster: str, tmp_path: Path
 ) -> None:
@@ -220,10 +229,7 @@ def test_pool_notes_what_was_served_and_ends_before_anything_when_a_tensor_was_a
     assert len(rows(job)) == 12
 
     alter(Path(tuned.path))
-    job = paths_job(Folder.open(str(tmp_path / "others")))
-    with pytest.raises(GenerationStoppedError, match=f"saved in {tuned.path}: {LINEAR} differs"):
-        run_jobs(tuned, [job], asked, stop=StopRequest(), progress_every_s=1)
-    assert rows(job) == []
+    expect_refusal(tuned, tmp_path / "others", f"saved in {tuned.path}: {LINEAR} differs")
 
 
 @pytest.mark.slow
@@ -239,11 +245,7 @@ def test_pool_copy_of_an_earlier_model_in_the_cache_is_refused(
     assert copy.startswith(str(tmp_path / "cache"))
     alter(source)
     assert save_step(source, Folder(remote, "runs")) == folder
-    job = paths_job(Folder.open(str(tmp_path / "paths")))
-    asked = settings().model_copy(update=REPORTING)
-    with pytest.raises(GenerationStoppedError, match=f"read from {copy} .*: {LINEAR} differs"):
-        run_jobs(model, [job], asked, stop=StopRequest(), progress_every_s=1)
-    assert rows(job) == []
+    expect_refusal(model, tmp_path / "paths", f"read from {copy} .*: {LINEAR} differs")
 
 
 @pytest.mark.slow
@@ -251,11 +253,8 @@ def test_pool_whose_engines_read_different_weights_of_a_base_model_ends(
     model_folder: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
     base = Model("base", str(model_folder), "unused")
-    job = paths_job(Folder.open(str(tmp_path)))
-    options = {"differ": True, "latency_s": 0.3}
-    asked = settings(options=options, min_workers=2, max_num_seqs=1).model_copy(update=REPORTING)
-    with pytest.raises(GenerationStoppedError, match="the engines read different weights"):
-        run_jobs(base, [job], asked, stop=StopRequest(), progress_every_s=1)
+    engines = {"options": {"differ": True, "latency_s": 0.3}, "min_workers": 2, "max_num_seqs": 1}
+    expect_refusal(base, tmp_path, "the engines read different weights", **engines)
 
 
 # --- real vLLM ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from pipelines.examples import (
     DROPPED_SCHEMA,
     EXAMPLES_SCHEMA,
     ROWS_PER_FILE,
-    Counts,
     ExampleSelector,
     Selection,
     _within_hinted_share,
@@ -218,9 +217,8 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    assert select_examples(rows, selector) == Selection(
-        counts=Counts(Counter({"d": 0}), defaultdict(float, {"d": 0.0}))
-    )
+    nothing = {"dataset": "d", "num_paths": 0, "num_lucky": 0.0, "overlaps_with": []}
+    assert select_examples(rows, selector) == Selection(counts=[nothing, nothing])
 
 
 def test_selection_judges_by_todays_grader(model_folder: Path) -> None:
@@ -587,7 +585,7 @@ def test_each_path_is_learned_in_each_form_and_an_answer_alone_once(model_folder
             assert tokenizer.decode(row["target_token_ids"][:-1]) == "\\boxed{4}"
         else:  # what the model sampled
             assert row["target_token_ids"][:3] == [5, 6, 7]
-    assert selection.counts.num_paths["d"] == 2
+    assert [row["num_paths"] for row in selection.counts] == [2]
     assert not selection.dropped
 
 

@@ -1,0 +1,50 @@
+"""Work off the driver, on real Ray."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pytest
+import ray
+
+from cluster.errors import InputError
+from cluster.tasks import map_blocks, run_task
+
+
+def _refuse(*_arguments: object) -> pa.Table:
+    raise InputError("nothing can be done with this")
+
+
+def _process() -> int:
+    return os.getpid()
+
+
+def _times(block: pa.Table, factor: int) -> pa.Table:
+    numbers = [factor * number for number in block.column("number").to_pylist()]
+    return pa.table({"numbers": [numbers]})
+
+
+def test_run_task_runs_elsewhere_and_raises_what_was_raised(ray_cluster: str) -> None:
+    assert run_task(_process) != os.getpid()
+    with pytest.raises(InputError, match="nothing can be done"):
+        run_task(_refuse)
+
+
+def _map_in_a_task(factor: int, num_blocks: int) -> list[pa.Table]:
+    blocks = [pa.table({"number": [block, 10 + block]}) for block in range(num_blocks)]
+    return map_blocks(_times, blocks, factor)
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 5])
+def test_every_block_is_mapped_once_also_from_within_a_task(
+    ray_cluster: str, num_blocks: int
+) -> None:
+    tables = run_task(_map_in_a_task, 3, num_blocks)
+    numbers = [table.column("numbers").to_pylist() for table in tables]
+    assert sorted(numbers) == [[[3 * block, 30 + 3 * block]] for block in range(num_blocks)]
+
+
+def test_block_that_fails_ends_the_map_with_its_reason(ray_cluster: str) -> None:
+    with pytest.raises(ray.exceptions.RayTaskError, match="nothing can be done with this"):
+        map_blocks(_refuse, [pa.table({"number": [1]})])
