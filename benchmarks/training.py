@@ -19,9 +19,9 @@ that were cut off: log-normal, the standard deviation of logarithms 1.12, a seve
 
 Two ratios are taken: padded over trl, and packed over padded. The two sides of a ratio work step by
 step in turns, so that both meet the machine at the same speed: of one with two cores it changes by
-half within minutes. Beside TRL each side returns its free memory to the machine before the other's
-turn, since both take more than 24 GiB otherwise; it costs both the same. On a GPU, which may be too
-small for two trainings, they work one after another, the other one first in the next repeat.
+half within minutes. Each returns its free memory to the machine before the other's turn, since both
+take more than 24 GiB otherwise; to get it again costs each as much as it uses. On a GPU, which may
+be too small for two trainings, they work one after another, the other first in the next repeat.
 
 Start-up and the first step are in nobody's time. Counted are the tokens of prompts and answers,
 padding not. Rates and ratios are those of all timed steps together; the median of the steps' own
@@ -390,11 +390,7 @@ def measure(
     with ThreadPoolExecutor(len(sides)) as threads:
         trainings = [
             threads.submit(
-                run_side,
-                side,
-                work,
-                Stopwatch(side, turns, frees_memory="trl" in RATIOS[ratio]),
-                folder / f"{ratio}-{repeat}-{side}",
+                run_side, side, work, Stopwatch(side, turns), folder / f"{ratio}-{repeat}-{side}"
             )
             for side in sides
         ]
