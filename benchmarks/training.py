@@ -61,7 +61,7 @@ from cluster.storage import Folder
 from training.batches import batch_of_step, epoch_order
 from training.engine import deepspeed_config, prepare_process
 from training.examples import read_examples
-from training.fine_tune import _quiet_trainer_class
+from training.fine_tune import quiet_trainer_class
 from training.loop import Job, Progress, StepBoard, load, train
 from training.settings import TrackingSettings, TrainingSettings
 from training.steps import StepData
@@ -427,7 +427,7 @@ def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Pa
     from ray.train.v2.api.config import LoggingConfig
 
     on_gpu = settings.gpus_per_worker > 0
-    trainer = _quiet_trainer_class()(
+    trainer = quiet_trainer_class()(
         loop,
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(

@@ -227,6 +227,32 @@ def test_run_two_rounds_to_the_second_table(
     assert "round 1, base > tuned" in result.stdout
 
 
+@pytest.mark.slow
+def test_run_learns_preferences_from_the_examples_that_are_there(
+    scripted_config: dict[str, Any], write_config: WriteConfig
+) -> None:
+    path = write_config(scripted_config)
+    first = run_driver("run", path, "--until", "examples")
+    assert first.returncode == 0, first.stderr
+    before = durable_files(run_folder(scripted_config))
+    pairs = pq.read_table(step_folder(scripted_config, "examples") / "preference_pairs")
+    unpaired = pq.read_table(step_folder(scripted_config, "examples") / "unpaired_preferences")
+    expected = {"dpo": pairs.num_rows, "kto": unpaired.num_rows}
+    assert min(expected.values()) > 0
+    weights = set()
+    for objective, num_examples in expected.items():
+        known = set(run_folder(scripted_config).glob("round_0/model-*"))
+        run = run_driver("run", path, "--set", f"training.objective={objective}")
+        assert run.returncode == 0, run.stderr
+        assert "| in_domain/sums " in run.stdout
+        [model] = {*run_folder(scripted_config).glob("round_0/model-*")} - known
+        facts = json.loads((model / "manifest.json").read_text())
+        assert facts["num_examples"] == num_examples
+        weights.add(facts["weights_sha256"])
+    assert len(weights) == 2
+    assert {file: file.read_bytes() for file in before} == before
+
+
 def test_run_nothing_to_learn_from_says_why_and_keeps_the_paths(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:

@@ -221,7 +221,7 @@ def _trainer(job: Job) -> Any:
 
     settings, output = job.settings, job.output
     on_gpu = settings.gpus_per_worker > 0
-    return _quiet_trainer_class()(
+    return quiet_trainer_class()(
         train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -248,7 +248,7 @@ def _trainer(job: Job) -> Any:
     )
 
 
-def _quiet_trainer_class() -> Any:
+def quiet_trainer_class() -> Any:
     """Ray's `TorchTrainer` without its placement group cleaner.
 
     The cleaner is a detached actor that asks the dashboard once a second whether the controller
