@@ -70,13 +70,13 @@ class Turns:
 class Stopwatch:
     """Times the steps of one worker of a side; between two of them it waits for its turn.
 
-    What the C library keeps of freed memory goes back to the machine before another side works,
-    which makes each side's next step a little longer.
+    With `frees_memory` what the C library keeps of freed memory goes back to the machine before
+    another side works. Getting it again makes the next step longer (docs/EXPERIMENTS.md).
     """
 
-    def __init__(self, side: str, turns: Any) -> None:
+    def __init__(self, side: str, turns: Any, *, frees_memory: bool = False) -> None:
         self.seconds: list[float] = []
-        self._side, self._turns = side, turns
+        self._side, self._turns, self._frees_memory = side, turns, frees_memory
         self._began: float | None = None
 
     def begin_step(self) -> None:
@@ -93,5 +93,6 @@ class Stopwatch:
         if self._began is not None:
             self.seconds.append(time.monotonic() - self._began)
             self._began = None
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            if self._frees_memory:
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
             ray.get(self._turns.done.remote())

@@ -19,9 +19,10 @@ that were cut off: log-normal, the standard deviation of logarithms 1.12, a seve
 
 Two ratios are taken: padded over trl, and packed over padded. The two sides of a ratio work step by
 step in turns, so that both meet the machine at the same speed: of one with two cores it changes by
-half within minutes. Each returns its free memory to the machine before the other's turn, since both
-take more than 24 GiB otherwise; to get it again costs each as much as it uses. On a GPU, which may
-be too small for two trainings, they work one after another, the other first in the next repeat.
+half within minutes. Beside TRL each side returns its free memory to the machine before the other's
+turn, since both take more than 24 GiB otherwise; that makes the steps of both longer. On a GPU,
+which may be too small for two trainings, they work one after another, the other one first in the
+next repeat.
 
 Start-up and the first step are in nobody's time. Counted are the tokens of prompts and answers,
 padding not. Rates and ratios are those of all timed steps together; the median of the steps' own
@@ -364,8 +365,9 @@ def training_settings(options: Options, longest: int, batch: int) -> TrainingSet
         global_batch_size=batch,
         micro_batch_size=BATCH,
         max_length=longest,
-        # A row may have as many tokens as a padded batch of long answers has.
-        row_tokens=max(longest, BATCH * LONGEST_TARGET),
+        # Rows of about as many tokens as go through at once unpacked; longer ones need memory that
+        # the padded side beside them has not.
+        row_tokens=max(longest, 4 * LONGEST_TARGET),
         dtype="bfloat16" if in_half else "float32",
         zero_stage=options.zero_stage,
         num_workers=options.num_workers,
@@ -390,7 +392,11 @@ def measure(
     with ThreadPoolExecutor(len(sides)) as threads:
         trainings = [
             threads.submit(
-                run_side, side, work, Stopwatch(side, turns), folder / f"{ratio}-{repeat}-{side}"
+                run_side,
+                side,
+                work,
+                Stopwatch(side, turns, frees_memory="trl" in RATIOS[ratio]),
+                folder / f"{ratio}-{repeat}-{side}",
             )
             for side in sides
         ]
