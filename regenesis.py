@@ -20,14 +20,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import pydantic
 import yaml
-from pydantic import Field
 
 from cluster.apart import run_apart
-from cluster.engine import EngineSettings, slow_top_p
 from cluster.errors import (
     GenerationStoppedError,
     InputError,
@@ -38,25 +35,19 @@ from cluster.fitting import fit_engines
 from cluster.jobs import Job
 from cluster.ledger import Ledger
 from cluster.leftovers import find_leftovers, format_leftovers, remove_leftovers
-from cluster.models import Model, ModelSettings, base_model, tuned_model
+from cluster.models import Model, base_model, tuned_model
 from cluster.pool import PoolSummary, finish_job, num_workers, run_jobs
 from cluster.progress import format_seconds
 from cluster.runtime import (
-    ClusterSettings,
     StopRequest,
-    StorageSettings,
     check_storage_root,
     log_folder,
     ray_session,
 )
 from cluster.schedule import Questions, Share
 from cluster.settings import (
-    EXTENT,
-    OPERATIONAL,
-    Settings,
     content_of,
     fingerprint,
-    load_settings,
     settings_of,
     with_overrides,
 )
@@ -67,16 +58,14 @@ from evaluation.grade_file import format_verdicts, grade_file
 from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
-    EvaluationSettings,
     PredictAnswer,
     predictions_content,
 )
 from evaluation.question import SPLITS, Split
 from evaluation.scores import format_scores, score_predictions, scores_table
-from pipelines.chain import Recipe, SynthesisSettings
+from pipelines.chain import Recipe
+from pipelines.config import NO_TRAINING, Config, load_config, warnings_of
 from pipelines.estimate import (
-    Budget,
-    CostSettings,
     Estimate,
     Speed,
     Workload,
@@ -94,7 +83,6 @@ from pipelines.expansion import (
     with_room,
     write_prompts,
 )
-from pipelines.filters import ExampleSettings
 from pipelines.probe import (
     NUM_PROBED,
     PROBE_FILE,
@@ -102,9 +90,8 @@ from pipelines.probe import (
     read_probed_predictions,
 )
 from pipelines.question_step import questions_step, store_questions
-from pipelines.questions import QuestionFacts, QuestionSet, QuestionSettings, load_questions
+from pipelines.questions import QuestionFacts, QuestionSet, load_questions
 from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_selection
-from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
 from pipelines.task_listing import format_task, format_tasks
 from training.examples import survey
@@ -113,55 +100,6 @@ from training.settings import TrainingSettings
 
 STEPS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
 ROUND_STEPS = STEPS[2:]
-NO_TRAINING = "questions.datasets: no question to train on; one has to be in_domain"
-
-
-class Config(Settings):
-    """The whole config tree; each folder owns its branch."""
-
-    run: Annotated[str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-    """The name of the run, and of its folder below `storage.root`."""
-    rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
-    """Rounds of self-improvement; each synthesises with the model of the one before."""
-    model: ModelSettings
-    questions: QuestionSettings
-    synthesis: SynthesisSettings = SynthesisSettings()
-    examples: ExampleSettings = ExampleSettings()
-    training: TrainingSettings = TrainingSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    engine: EngineSettings = EngineSettings()
-    cluster: ClusterSettings = ClusterSettings()
-    storage: StorageSettings = StorageSettings()
-    cost: CostSettings = CostSettings()
-    budget: Budget = Budget()
-
-    @pydantic.model_validator(mode="after")
-    def _one_model_goes_on(self) -> Config:
-        if self.rounds > 1 and self.training.mix == "per_dataset":
-            raise ValueError(
-                f"rounds: {self.rounds} needs one model to go on with, and training.mix: "
-                "per_dataset makes several; set rounds: 1 or training.mix: joint"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _thinking_stays_whole(self) -> Config:
-        if self.examples.thinking == "keep" and self.training.too_long == "truncate":
-            raise ValueError(
-                "training.too_long: truncate could cut through the thinking that "
-                "examples.thinking: keep leaves in; set too_long: drop or thinking: strip"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _preferences_know_wrong_paths(self) -> Config:
-        if self.training.objective != "sft" and self.examples.verdict == "unfiltered":
-            raise ValueError(
-                f"training.objective: {self.training.objective} learns from right and wrong paths, "
-                "and examples.verdict: unfiltered calls none wrong; set objective: sft or another "
-                "verdict"
-            )
-        return self
 
 
 # --- the method --------------------------------------------------------------------------------
@@ -403,20 +341,6 @@ def check_run(config: Config) -> tuple[Folder, Model]:
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
     Recipe.load(0, config.synthesis)
-    datasets = config.questions.datasets
-    if not any(dataset.domain == "in_domain" for dataset in datasets.values()):
-        raise InputError(NO_TRAINING)
-    if config.synthesis.hint_stages and config.examples.verdict == "majority":
-        raise InputError(
-            "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
-            "runs that do not know it; set one of them otherwise"
-        )
-    for name, dataset in datasets.items():
-        if not dataset.is_labelled and config.examples.verdict != "majority":
-            raise InputError(
-                f"questions.datasets.{name} has no answers (columns.answer is null); "
-                "set examples.verdict=majority"
-            )
     return folder, base
 
 
@@ -632,13 +556,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def say_warnings(config: Config) -> None:
-    """What is allowed and slow."""
-    stages = config.synthesis.stages
-    if slow := slow_top_p((stages.adapt, stages.structure, stages.path), config.engine.use_gpu):
-        say(f"warning: {slow}")
-
-
 def format_counts(questions: QuestionFacts) -> str:
     """One line a dataset and split, and one for each dataset or row that was left out."""
     lines = [
@@ -735,12 +652,13 @@ def num_predictions(step: Step, questions: QuestionSet) -> int:
 def run_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py run CONFIG`."""
     check_until(arguments.until)
-    config = load_settings(Config, arguments.config, arguments.set, with_strategy)
+    config = load_config(arguments.config, arguments.set)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if arguments.dry_run:
         say(f"{resolved}\n{dry_run(config)}")
         return 0
-    say_warnings(config)
+    for warning in warnings_of(config):
+        say(f"warning: {warning}")
     run = begin_run(config)
     for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
         run.folder.write_bytes(name, resolved.encode())
@@ -763,7 +681,7 @@ def dry_run(config: Config) -> str:
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py plan CONFIG`."""
-    config = load_settings(Config, arguments.config, arguments.set, with_strategy)
+    config = load_config(arguments.config, arguments.set)
     run = begin_run(config)
     with ray_session(config.cluster) as stop:
         estimate = estimate_run_from_probe(run, stop)

@@ -188,6 +188,8 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
     reason = problem["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     shown = repr(problem["input"])
+    if not location and problem["type"] == "value_error":
+        return reason  # it concerns several fields, and names them
     given = f" (given: {shown})" if len(shown) < 120 and problem["type"] != "value_error" else ""
     return f"{field}: {reason}{given}"
 

@@ -32,11 +32,11 @@ from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, Predi
 from evaluation.question import Question
 from evaluation.scores import compare_scores
 from pipelines.chain import Recipe
+from pipelines.config import Config
 from pipelines.contamination import EvaluationWords
 from pipelines.examples import ExampleSelector, select_examples
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
-from regenesis import Config
 from tests.conftest import arithmetic, ledger_rows, run_driver
 from tests.golden.engine import GoldenEngine
 

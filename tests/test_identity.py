@@ -18,9 +18,10 @@ import yaml
 from cluster.models import Model
 from cluster.settings import load_settings
 from cluster.storage import Folder
+from pipelines.config import Config
 from pipelines.questions import QuestionFacts
 from pipelines.strategy import with_strategy
-from regenesis import Config, plan_run
+from regenesis import plan_run
 from tests.test_golden import GOLDEN, check
 
 CONFIGS = tuple(sorted(path.stem for path in (GOLDEN / "configs").glob("*.yaml")))

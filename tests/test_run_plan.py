@@ -14,10 +14,11 @@ import yaml
 
 from cluster.errors import InputError
 from cluster.settings import fingerprint, load_settings
+from pipelines.config import Config
 from pipelines.questions import load_questions
 from pipelines.strategy import strategies, with_strategy
 from pipelines.synthesis import SynthesizePaths
-from regenesis import Config, Run, TrainingPrinter, check_run, describe_plan, plan_run
+from regenesis import Run, TrainingPrinter, check_run, describe_plan, plan_run
 from tests.conftest import REPOSITORY, arithmetic
 
 CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")
