@@ -19,9 +19,9 @@ from cluster.models import Model
 from cluster.settings import load_settings
 from cluster.storage import Folder
 from pipelines.config import Config
+from pipelines.plan import all_steps, plan_run, step_names
 from pipelines.questions import QuestionFacts
 from pipelines.strategy import with_strategy
-from regenesis import plan_run
 from tests.test_golden import GOLDEN, check
 
 CONFIGS = tuple(sorted(path.stem for path in (GOLDEN / "configs").glob("*.yaml")))
@@ -73,7 +73,7 @@ def folders(config_name: str, *overrides: str) -> list[list[str]]:
     config = load_settings(Config, path, overrides, with_strategy)
     base = Model("the base model", "base", "cache")
     run = plan_run(config, Folder.open("/nowhere"), base, facts_of(config))
-    return [[name, step.extent] for name, step in zip(run.step_names(), run.steps(), strict=True)]
+    return [[name, step.extent] for name, step in zip(step_names(run), all_steps(run), strict=True)]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
