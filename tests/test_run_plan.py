@@ -215,7 +215,7 @@ def test_table_in_the_document_says_what_the_strategies_set(
         assert paths_step.job(run, first_round(run)).handler.width == int(
             paths.split()[0].strip(",")
         )
-        assert config.synthesis.stages.path.temperature == float(temperature)
+        assert config.synthesis.stages.of("path").temperature == float(temperature)
         assert source == strategies()[name.strip("`")].source
         if "at most" in keeps:
             assert config.examples.max_per_question == int(keeps.split()[-1])
