@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import pydantic
 from pydantic import Field
@@ -67,8 +67,22 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
 STAGE_NAMES = tuple(STAGES)
 
 
-class _StageSettings(Settings):
-    """How each stage is drawn, and what else is asked of the model."""
+if TYPE_CHECKING:
+    _SamplingOfStages = Settings
+else:
+    _SamplingOfStages = pydantic.create_model(
+        "_SamplingOfStages",
+        __base__=Settings,
+        __module__=__name__,
+        **{
+            stage.name: (SamplingSettings, Field(stage.sampling, description=stage.summary))
+            for stage in STAGES.values()
+        },
+    )
+
+
+class StageSettings(_SamplingOfStages):
+    """How each stage is drawn, by its name, and what else is asked of the model."""
 
     judge: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=512)
     """Of the question whether a path is sound; counts where `synthesis.judge` asks it."""
@@ -78,19 +92,3 @@ class _StageSettings(Settings):
     def of(self, stage: str) -> SamplingSettings:
         """How the stage of this name is drawn."""
         return cast(SamplingSettings, getattr(self, stage))
-
-
-if TYPE_CHECKING:
-    StageSettings = _StageSettings
-else:
-    _fields: dict[str, Any] = {
-        stage.name: (SamplingSettings, Field(stage.sampling, description=stage.summary))
-        for stage in STAGES.values()
-    }
-    StageSettings = pydantic.create_model(
-        "StageSettings",
-        __base__=_StageSettings,
-        __module__=__name__,
-        __doc__=_StageSettings.__doc__,
-        **_fields,
-    )
