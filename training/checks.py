@@ -21,7 +21,7 @@ from cluster.planner import ModelShape
 from training.device import device_of
 from training.examples import longest_answers
 from training.memory import BatchSize, ModelSize, explain_shortage
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 from training.tracking import refuse_missing_trackers
 
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -50,7 +50,7 @@ def agree(check: Callable[[], None]) -> None:
 
 
 def check_training(
-    model: str, table: pa.Table, settings: TrainingSettings, workers_on_node: int
+    model: str, table: pa.Table, settings: PlacedTraining, workers_on_node: int
 ) -> None:
     """Raises `InputError` when examples, LoRA targets or memory do not fit, when nothing can be
     offloaded to the folder named for it, or when a tracker misses."""
@@ -107,7 +107,7 @@ def _without_weights(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings) -> None:
+def refuse_foreign_targets(skeleton: Any, model: str, settings: PlacedTraining) -> None:
     """Raises `InputError` when a LoRA target names no linear layer of the model, or experts that
     are one parameter of three dimensions."""
     targets = settings.lora.target_modules
@@ -176,7 +176,7 @@ def refuse_shortage(
     skeleton: Any,
     config: Any,
     table: pa.Table,
-    settings: TrainingSettings,
+    settings: PlacedTraining,
     workers_on_node: int,
 ) -> None:
     """Raises `InputError` when the training needs more memory than this worker has."""
@@ -189,7 +189,7 @@ def refuse_shortage(
         raise InputError(shortage)
 
 
-def model_size(skeleton: Any, config: Any, settings: TrainingSettings) -> ModelSize | None:
+def model_size(skeleton: Any, config: Any, settings: PlacedTraining) -> ModelSize | None:
     """The sizes of a model; None for one whose shape is not understood."""
     try:
         shape = ModelShape.from_config(config.to_dict())
@@ -213,7 +213,7 @@ def model_size(skeleton: Any, config: Any, settings: TrainingSettings) -> ModelS
     )
 
 
-def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
+def _num_trained(skeleton: Any, settings: PlacedTraining) -> int:
     """Parameters with a gradient: all, or two factors for each layer with an adapter."""
     if settings.method == "full":
         return sum(parameter.numel() for parameter in skeleton.parameters())
@@ -225,7 +225,7 @@ def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
     )
 
 
-def largest_batch(table: pa.Table, settings: TrainingSettings) -> BatchSize:
+def largest_batch(table: pa.Table, settings: PlacedTraining) -> BatchSize:
     """The most that may go through the model at once, whatever the order."""
     prompts = pc.list_value_length(table.column("prompt_token_ids"))
     answers = longest_answers(table)
@@ -236,7 +236,7 @@ def largest_batch(table: pa.Table, settings: TrainingSettings) -> BatchSize:
     return BatchSize(rows * longest, rows * min(longest, longest_answer))
 
 
-def _memory_of_worker(settings: TrainingSettings, workers_on_node: int) -> tuple[float, float]:
+def _memory_of_worker(settings: PlacedTraining, workers_on_node: int) -> tuple[float, float]:
     """Bytes of the card, without one of the node, and of the worker's part of its node's memory."""
     import psutil
 

@@ -34,7 +34,7 @@ from training.objectives import Parts, divergence, micro_parts
 from training.packing import refuse_leak
 from training.reference import REFERENCE, with_references
 from training.saving import save_trained
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 from training.speed import peak_flops, work_of
 from training.steps import Share, StepData
 from training.termination import is_told_to_end
@@ -51,7 +51,7 @@ class Job:
     model: Model
     examples: Folder
     output: Folder
-    settings: TrainingSettings
+    settings: PlacedTraining
     dataset: str | None = None
     """Only the examples of this one; None takes all."""
     board: Any = None
@@ -221,7 +221,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         yield observe
 
 
-def add_gradients(engine: Any, share: Share, settings: TrainingSettings) -> dict[str, float]:
+def add_gradients(engine: Any, share: Share, settings: PlacedTraining) -> dict[str, float]:
     """The gradients of one step. Returns loss and what else is told of its global batch.
 
     DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
@@ -275,12 +275,12 @@ def _advance(
     )
 
 
-def _checkpoint_is_due(progress: Progress, settings: TrainingSettings) -> bool:
+def _checkpoint_is_due(progress: Progress, settings: PlacedTraining) -> bool:
     every = settings.checkpoint_every_n_steps
     return every > 0 and progress.next_step % every == 0
 
 
-def _save_checkpoint(engine: Any, progress: Progress, settings: TrainingSettings) -> None:
+def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) -> None:
     """Every worker writes its shard; Ray Train copies them into one folder on storage."""
     import ray.train
 
@@ -300,7 +300,7 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: TrainingSettings
         )
 
 
-def _load_checkpoint(engine: Any, settings: TrainingSettings) -> Progress:
+def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:
     """Put the engine where the last checkpoint left it; without one, at the beginning."""
     import ray.train
 

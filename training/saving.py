@@ -19,7 +19,7 @@ from typing import Any
 
 from cluster.storage import Folder
 from cluster.weights import write_list
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 
 ADAPTER = "adapter"
 
@@ -46,7 +46,7 @@ class IncompleteSaveError(RuntimeError):
 
 
 def save_trained(
-    engine: Any, source: str, output: Folder, settings: TrainingSettings
+    engine: Any, source: str, output: Folder, settings: PlacedTraining
 ) -> dict[str, str]:
     """Write the trained model into `output`. Every worker must call it.
 
@@ -105,7 +105,7 @@ def _whole(tensor: Any) -> AbstractContextManager[Any]:
 
 
 def _write_merged(
-    module: Any, adapter: State, source: str, folder: Path, settings: TrainingSettings
+    module: Any, adapter: State, source: str, folder: Path, settings: PlacedTraining
 ) -> State:
     """Write the adapter, and the base model with it merged in. Returns the merged state.
 

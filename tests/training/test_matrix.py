@@ -40,7 +40,7 @@ from tests.training.matrix import (
     train_plainly,
 )
 from training.saving import ADAPTER
-from training.settings import LoraSettings, TrainingSettings
+from training.settings import LoraSettings, PlacedTraining
 
 # Examples of one dataset oftener than they are, each with a weight of its own.
 MIXED = {"dataset_temperature": 3.0, "weight_by": "vote_share"}
@@ -62,7 +62,7 @@ COVERING = (
     "zero3-offload/lora/padded/float32/mixed",
 )
 
-Plainly = Callable[[TrainingSettings], Reference]
+Plainly = Callable[[PlacedTraining], Reference]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def plainly(model_folder: Path, sums: Folder) -> Plainly:
 
     known: dict[str, Reference] = {}
 
-    def train_once(settings: TrainingSettings) -> Reference:
+    def train_once(settings: PlacedTraining) -> Reference:
         key = fingerprint(content_of(settings))
         if key not in known:
             known[key] = train_plainly(model_folder, sums, settings)
