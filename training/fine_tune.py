@@ -40,6 +40,9 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 START_ATTEMPTS = 10
 """How often Ray Train tries to place its workers, a minute each: time to add machines."""
 
+FEW_CHANGES = 0.1
+"""Share of changed weights below which the user is told."""
+
 OnStep = Callable[[dict[str, float]], None]
 
 
@@ -67,9 +70,9 @@ def fine_tune(
     each, where the config asks for them), num_undesirable (of kto: wrong paths), num_workers,
     gpus_per_worker and dtype as they were taken (`training.placement`), num_steps,
     num_tokens (prompts and targets seen), num_trained_tokens (targets only), first_loss, last_loss,
-    seconds (in steps) and data_seconds (of these, waiting for examples), all of them over every
-    attempt, and the fingerprints of the saved weights (`training.saving.save_trained`). Writes no
-    manifest.
+    seconds (in steps), data_seconds (of these, waiting for examples) and checkpoint_seconds (besides
+    these), all of them over every
+    attempt, and what `training.saving.save_trained` tells of the saved weights. Writes no manifest.
 
     Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and
@@ -88,6 +91,7 @@ def fine_tune(
     job = Job(model, examples, output, placed, dataset)
     progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
+    _warn_of_few_changes(progress["weights_changed"], placed)
     return {
         "num_examples": found.num_examples,
         "num_dropped_too_long": found.num_dropped_too_long,
@@ -97,6 +101,18 @@ def fine_tune(
         **{name: getattr(placed, name) for name in ("num_workers", "gpus_per_worker", "dtype")},
         **progress,
     }
+
+
+def _warn_of_few_changes(share: float, settings: PlacedTraining) -> None:
+    """Say when most weights are what they were: in bfloat16 small steps are lost by rounding."""
+    if share < FEW_CHANGES:
+        rounded = " or train in float32" if settings.dtype == "bfloat16" else ""
+        print(
+            f"training: only {share:.1%} of the weights have changed; raise "
+            f"training.learning_rate or num_epochs{rounded} if the model should learn more",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _plan(model: Model, found: Survey, settings: PlacedTraining) -> dict[str, Any]:

@@ -42,9 +42,6 @@ OFFLOADS = {"offload_optimizer", "offload_weights"}
 MOST_WORKERS = 1024
 """Up to which it is tried whether more workers would help."""
 
-CHECKPOINT_BYTES_PER_S = 0.5e9
-"""To shared storage, over all workers together; what network file systems were seen to take."""
-
 
 @dataclass(frozen=True)
 class ModelSize:

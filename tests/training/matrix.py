@@ -61,6 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "learning_rate": 1e-2},
 }
 LAYOUTS = {"padded": False, "packed": True}
+CHECKPOINTED = {"gradient_checkpointing": True}
 DTYPES = ("float32", "bfloat16")
 
 # float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides
