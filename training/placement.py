@@ -230,15 +230,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def check_training_fits(settings: TrainingSettings, shape: ModelShape, nodes: Nodes) -> None:
+def check_training_fits(settings: TrainingSettings, shape: ModelShape | None, nodes: Nodes) -> None:
     """Refuse, before anything is generated, a training that cannot run on these nodes.
 
     Counted is what does not depend on the examples: weights, gradients, optimizer and buffers. A
     training that passes may still be too large for its longest examples; the workers check that
-    before they load a weight. Raises `InputError` that names the smallest change that would do.
+    before they load a weight. Without a `shape`, of a model that is not understood, only the number
+    of workers counts. Raises `InputError` that names the smallest change that would do.
     """
     placed = place(settings, nodes).settings
-    if not settings.check_memory:
+    if not settings.check_memory or shape is None:
         return
     there = memory_of_worker(placed, nodes)
     if there is None:
