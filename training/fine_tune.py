@@ -305,9 +305,15 @@ def _sigterm_callback() -> Any:
 
 
 def _user_error(error: Exception) -> InputError | None:
-    """The `InputError` that a worker raised, if that is what ended the training."""
+    """What ended the training, as a sentence: an `InputError` that a worker raised, or a disk or a
+    network that failed as often as it was tried."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps it, with its traceback
         if isinstance(cause, InputError):
             return cause
+        if isinstance(cause, OSError):
+            return InputError(
+                f"training stopped: a worker could not read or write ({cause}); fix that, and the "
+                "same command goes on from the last checkpoint, if there is one"
+            )
     return None

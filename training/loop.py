@@ -338,13 +338,19 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) 
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="regenesis-checkpoint-") as folder:
-        engine.save_checkpoint(
-            folder,
-            tag=TAG,
-            client_state={"progress": asdict(progress)},
-            save_latest=False,
-            exclude_frozen_parameters=settings.method == "lora",
-        )
+        try:
+            engine.save_checkpoint(
+                folder,
+                tag=TAG,
+                client_state={"progress": asdict(progress)},
+                save_latest=False,
+                exclude_frozen_parameters=settings.method == "lora",
+            )
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            # As torch (2.13) tells of a full disk.
+            raise OSError(f"the checkpoint does not fit into {folder}: {error}") from error
         # The name hangs on the step: one that a crash left half written is written over.
         ray.train.report(
             {"step": progress.next_step},
