@@ -1,0 +1,101 @@
+"""Reads from Ray what the nodes of the cluster have for a training.
+
+On the driver: `read_nodes`. On each node, in a task that takes neither a CPU nor a GPU: its memory,
+what its processor computes fast, and what NVIDIA's library tells of its cards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.cpu_dtype import FastDtype, this_processor_dtype
+from training.device import Device, pretended_device
+from training.placement import Node, Nodes
+
+FIRST_WITH_BFLOAT16 = 8
+"""Compute capability of the first cards with bfloat16 (Ampere, 2020)."""
+
+AMD_DRIVER = Path("/dev/kfd")
+"""There where a node has AMD's cards, of which NVIDIA's library knows nothing."""
+
+
+@dataclass(frozen=True)
+class _Cards:
+    """What a node's cards are, the smallest and the oldest of them; None is not known."""
+
+    memory: float | None = None
+    capability: int | None = None
+    """The major number of CUDA's compute capability."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a node tells of itself."""
+
+    memory: float
+    dtype: FastDtype
+    cards: _Cards | None
+    """None where it has none, whatever Ray was told to count."""
+
+
+def read_nodes() -> Nodes:
+    """The nodes that are alive, and how large the cluster may get. Needs an initialised Ray."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    look = ray.remote(num_cpus=0, max_retries=2)(_look)
+    asked = [
+        look.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+        ).remote(pretended_device())
+        for node in alive
+    ]
+    found: list[_Found] = ray.get(asked)
+    there = [_node(*pair) for pair in zip(alive, found, strict=True)]
+    return Nodes(there, ray._private.state.state.get_max_resources_from_cluster_config() or {})
+
+
+def _node(node: dict[str, Any], found: _Found) -> Node:
+    resources, cards = node["Resources"], found.cards or _Cards()
+    is_old = cards.capability is not None and cards.capability < FIRST_WITH_BFLOAT16
+    return Node(
+        name=str(node["NodeManagerAddress"]),
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)) if found.cards else 0,
+        memory=found.memory,
+        dtype=found.dtype,
+        card_memory=cards.memory,
+        card_dtype="float32" if is_old else "bfloat16",
+    )
+
+
+def _look(pretended: Device | None) -> _Found:
+    import psutil
+
+    cards = _Cards(pretended.memory) if pretended else _find_cards()
+    return _Found(float(psutil.virtual_memory().total), this_processor_dtype(), cards)
+
+
+def _find_cards() -> _Cards | None:
+    """NVIDIA's management library sees cards that Ray hides from a task which takes none."""
+    if AMD_DRIVER.exists():
+        return _Cards()
+    from ray._private.thirdparty import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        cards = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        if not cards:
+            return None
+        return _Cards(
+            memory=min(float(pynvml.nvmlDeviceGetMemoryInfo(card).total) for card in cards),
+            capability=min(pynvml.nvmlDeviceGetCudaComputeCapability(card)[0] for card in cards),
+        )
+    finally:
+        pynvml.nvmlShutdown()
