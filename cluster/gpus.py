@@ -1,0 +1,266 @@
+"""What has to be free at the same moment, and the visible wait for it.
+
+On the driver only, once Ray runs. Two runs that took GPUs one by one could each hold half of what
+they need for ever. So whatever needs several takes all of them as one placement group, which Ray
+grants whole or not at all, and which an autoscaler sees for as long as it waits. Example::
+
+    need = Need("8 engines", ({"GPU": 1, "CPU": 1},) * 8, "set engine.min_workers to fewer")
+    with reserved(need, patience, stop) as group:
+        ...  # all 8 GPUs are held by `group`
+
+While it waits, a line says so: `waiting for 8 GPUs: 4 of 16 free (2 min 10 s), to start 8 engines`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.errors import InputError, InterruptedRunError
+from cluster.progress import ProgressPrinter, format_seconds
+from cluster.runtime import StopRequest
+
+Bundle = Mapping[str, float]
+"""Resources that have to be on one node, by Ray's names: `{"GPU": 4, "CPU": 1}`."""
+
+ASK_EVERY_S = 0.2
+QUIET_S = 2.0
+"""Nothing is said of a shorter wait: Ray itself takes so long to count what was given back."""
+LAUNCHED_NODES_S = 900.0
+"""How long a cluster that a launcher or an operator made gets to start machines."""
+JOINING_NODES_S = 30.0
+"""How long a cluster made by hand gets: its nodes may still be joining."""
+LAUNCHED_LABEL = "ray.io/node-group"
+"""Ray's label of a node that a cluster launcher, KubeRay or another autoscaler started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one phase of a run needs at the same moment."""
+
+    what: str
+    """What it starts with that, as in `8 engines`."""
+    bundles: tuple[Bundle, ...]
+    advice: str
+    """What to change where the cluster has not so much: `lower training.num_workers`."""
+    without_gpus: str = ""
+    """What to change where it has no GPU at all: `set engine.use_gpu: false`."""
+
+    def total(self, resource: str) -> float:
+        """How much of a resource all bundles have together."""
+        return total(self.bundles, resource)
+
+    def hardware(self) -> str:
+        """The smallest hardware: `8 GPUs`, or `8 GPUs (4 together on each of 2 nodes)`."""
+        size = max((bundle.get("GPU", 0) for bundle in self.bundles), default=0)
+        gpus = _amount(self.total("GPU"), "GPU")
+        return f"{gpus}, {size:g} of them on one node" if size > 1 else gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait, and how often to say so; a `ClusterSettings` has both."""
+
+    progress_every_s: float = 5.0
+    gpu_wait_s: float | None = None
+    """For what the cluster does not have; null is `default_wait_s`."""
+
+
+def total(bundles: Iterable[Bundle], resource: str) -> float:
+    """How much of a resource there is in all bundles or nodes together."""
+    return sum(bundle.get(resource, 0) for bundle in bundles)
+
+
+def has_room(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
+    """Whether the nodes hold all bundles at once, each bundle on one node.
+
+    The largest bundles are placed first, each on the fullest node that has room for it. Of bundles
+    that are alike, as here, none is turned away that another order had placed.
+    """
+    left = [dict(node) for node in nodes]
+    for bundle in sorted(bundles, key=_size, reverse=True):
+        roomy = [node for node in left if _holds(node, bundle)]
+        if not roomy:
+            return False
+        node = min(roomy, key=_size)
+        for name, amount in bundle.items():
+            node[name] = node.get(name, 0) - amount
+    return True
+
+
+def _holds(node: Bundle, bundle: Bundle) -> bool:
+    # Ray counts in units of 1/10,000; sums of such fractions are not exact.
+    return all(node.get(name, 0) > amount - 1e-6 for name, amount in bundle.items())
+
+
+def _size(bundle: Bundle) -> tuple[float, float]:
+    return bundle.get("GPU", 0), bundle.get("CPU", 0)
+
+
+def all_nodes() -> list[dict[str, float]]:
+    """What each living node has, whether or not it is in use."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def free_nodes() -> list[dict[str, float]]:
+    """What is free of each living node."""
+    import ray
+
+    return list(ray._private.state.available_resources_per_node().values())
+
+
+def default_wait_s() -> float:
+    """How long to wait for what the cluster does not have: none is coming to a Ray of our own."""
+    import ray
+
+    if ray._private.worker._global_node.head:
+        return 0.0
+    launched = any(LAUNCHED_LABEL in node.get("Labels", {}) for node in ray.nodes())
+    return LAUNCHED_NODES_S if launched else JOINING_NODES_S
+
+
+def wait_for_room(need: Need, patience: Any, stop: StopRequest) -> None:
+    """Wait until the cluster has what is needed, in use or not.
+
+    Raises as `reserved` does.
+    """
+    if has_room(need.bundles, all_nodes()):
+        return
+    with _group(need) as group:
+        wait = _Wait(need, patience, stop)
+        wait.until(lambda: has_room(need.bundles, all_nodes()) or group.wait(0.0))
+
+
+def wait_until_free(need: Need, patience: Any, stop: StopRequest) -> None:
+    """Wait until what is needed is free at the same moment, for one who then takes it himself, in
+    one step as well. Raises as `reserved` does."""
+    with reserved(need, patience, stop):
+        pass
+
+
+@contextmanager
+def reserved(need: Need, patience: Any, stop: StopRequest) -> Iterator[Any]:
+    """Hold all that is needed, or nothing; yields the placement group, one bundle for each.
+
+    `patience` is a `ClusterSettings` or a `Patience`. Raises `InputError` when the cluster has not
+    so much, in use or not, and did not get it in time, and `InterruptedRunError` when asked to
+    stop.
+    """
+    with _group(need) as group:
+        _Wait(need, patience, stop).until(lambda: group.wait(0.0))
+        yield group
+
+
+@contextmanager
+def _group(need: Need) -> Iterator[Any]:
+    """Ask for the bundles, near each other; what was granted is given back at the end."""
+    import ray
+
+    bundles = [{name: n for name, n in bundle.items() if n} for bundle in need.bundles]
+    group = ray.util.placement_group(bundles, strategy="PACK")
+    try:
+        yield group
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+@dataclass
+class _Wait:
+    """One wait: what it is for, since when, and since when the cluster has not enough."""
+
+    need: Need
+    patience: Any
+    stop: StopRequest
+    began: float = field(default_factory=time.monotonic)
+    lacking_since: float | None = None
+    has_come: bool = False
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Ask until it is done; what it waits for is printed now and then."""
+        if self._ask(done, QUIET_S):
+            return
+        with ProgressPrinter(self.describe, every_s=self.patience.progress_every_s):
+            self.has_come = self._ask(done, None)
+
+    def _ask(self, done: Callable[[], bool], limit_s: float | None) -> bool:
+        while not done():
+            if self.stop.is_set():
+                raise InterruptedRunError(f"stopped while waiting for {self.need.hardware()}")
+            self._refuse_what_never_comes()
+            if limit_s is not None and time.monotonic() - self.began > limit_s:
+                return False
+            time.sleep(ASK_EVERY_S)
+        return True
+
+    def _refuse_what_never_comes(self) -> None:
+        nodes = all_nodes()
+        if has_room(self.need.bundles, nodes):
+            self.lacking_since = None
+            return
+        self.lacking_since = self.lacking_since or time.monotonic()
+        waited = time.monotonic() - self.lacking_since
+        if waited >= self.wait_s:
+            raise InputError(refusal(self.need, nodes, waited))
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds for which the cluster may have too little."""
+        given = self.patience.gpu_wait_s
+        return default_wait_s() if given is None else float(given)
+
+    def describe(self) -> list[str]:
+        """The line of now."""
+        waited = time.monotonic() - self.began
+        if self.has_come:
+            gpus, time_s = _amount(self.need.total("GPU"), "GPU"), format_seconds(waited)
+            return [f"{gpus} for {self.need.what}: there after {time_s}"]
+        limit = self.wait_s if self.lacking_since is not None else None
+        return [waiting_line(self.need, all_nodes(), free_nodes(), waited, limit)]
+
+
+def waiting_line(
+    need: Need, nodes: Sequence[Bundle], free: Sequence[Bundle], waited: float, limit: float | None
+) -> str:
+    """What is waited for, how much of it there is, and for how long.
+
+    `limit` is given where the nodes have not so much, free or not: then the wait ends with it.
+    """
+    gpus, has, num_free = need.total("GPU"), total(nodes, "GPU"), total(free, "GPU")
+    line = f"waiting for {_amount(gpus, 'GPU')}: {num_free:g} of {has:g} free"
+    if gpus == 0 or num_free >= gpus:
+        cpus = need.total("CPU")
+        if total(free, "CPU") < cpus:
+            line += f", {total(free, 'CPU'):g} of {_amount(cpus, 'CPU')}"
+        else:
+            line += ", but not together on one node"
+    until = f" of at most {format_seconds(limit)}" if limit is not None else ""
+    return f"{line} ({format_seconds(waited)}{until}), to start {need.what}"
+
+
+def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
+    """Why a run ends that needs more than the cluster has, in one sentence."""
+    after = f" after a wait of {format_seconds(waited)}" if round(waited) else ""
+    if need.total("GPU") and not total(nodes, "GPU"):
+        return (
+            f"{need.what} need {need.hardware()} and the cluster has no GPU{after}; "
+            f"{need.without_gpus or need.advice}, or run on at least {need.hardware()}"
+        )
+    has = " + ".join(f"{node['GPU']:g}" for node in nodes if node.get("GPU"))
+    per_node = f" ({has} on its nodes)" if "+" in has else ""
+    needs, there = need.hardware(), f"{_amount(total(nodes, 'GPU'), 'GPU')}{per_node}"
+    if need.total("GPU") <= total(nodes, "GPU") and need.total("CPU"):
+        needs += f" and {_amount(need.total('CPU'), 'CPU')}"
+        there += f" and {_amount(total(nodes, 'CPU'), 'CPU')}"
+    return (
+        f"{need.what} need {needs} at once and the cluster has {there}{after}; {need.advice}, "
+        f"or run on at least {needs}"
+    )
+
+
+def _amount(number: float, name: str) -> str:
+    return f"{number:g} {name}{'' if number == 1 else 's'}"
