@@ -16,12 +16,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import InputError, InterruptedRunError
-from cluster.progress import ProgressPrinter, format_seconds
+from cluster.progress import format_seconds
 from cluster.runtime import StopRequest
+from cluster.terminal import ProgressLine
 
 Bundle = Mapping[str, float]
 """Resources that have to be on one node, by Ray's names: `{"GPU": 4, "CPU": 1}`."""
@@ -53,11 +54,21 @@ class Need:
         """How much of a resource all bundles have together."""
         return total(self.bundles, resource)
 
+    def gpus_alone(self) -> Need:
+        """The same without its CPUs."""
+        gpus = tuple({"GPU": b["GPU"]} for b in self.bundles if b.get("GPU"))
+        return replace(self, bundles=gpus)
+
+    @property
+    def scarce(self) -> str:
+        """The resource that is counted first: GPUs, if any are needed."""
+        return "GPU" if self.total("GPU") else "CPU"
+
     def hardware(self) -> str:
-        """The smallest hardware: `8 GPUs`, or `8 GPUs (4 together on each of 2 nodes)`."""
-        size = max((bundle.get("GPU", 0) for bundle in self.bundles), default=0)
-        gpus = _amount(self.total("GPU"), "GPU")
-        return f"{gpus}, {size:g} of them on one node" if size > 1 else gpus
+        """The smallest hardware: `8 GPUs`, or `8 GPUs, 4 of them on one node`."""
+        size = max(bundle.get(self.scarce, 0) for bundle in self.bundles)
+        together = f", {size:g} of them on one node" if size > 1 else ""
+        return f"{_amount(self.bundles, self.scarce)}{together}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +143,7 @@ def wait_for_room(need: Need, patience: Any, stop: StopRequest) -> None:
     if has_room(need.bundles, all_nodes()):
         return
     with _group(need) as group:
-        wait = _Wait(need, patience, stop)
-        wait.until(lambda: has_room(need.bundles, all_nodes()) or group.wait(0.0))
+        _wait(need, patience, stop, lambda: has_room(need.bundles, all_nodes()) or _is_there(group))
 
 
 def wait_until_free(need: Need, patience: Any, stop: StopRequest) -> None:
@@ -152,7 +162,7 @@ def reserved(need: Need, patience: Any, stop: StopRequest) -> Iterator[Any]:
     stop.
     """
     with _group(need) as group:
-        _Wait(need, patience, stop).until(lambda: group.wait(0.0))
+        _wait(need, patience, stop, lambda: _is_there(group))
         yield group
 
 
@@ -169,58 +179,37 @@ def _group(need: Need) -> Iterator[Any]:
         ray.util.remove_placement_group(group)
 
 
-@dataclass
-class _Wait:
-    """One wait: what it is for, since when, and since when the cluster has not enough."""
+def _is_there(group: Any) -> bool:
+    import ray
 
-    need: Need
-    patience: Any
-    stop: StopRequest
-    began: float = field(default_factory=time.monotonic)
+    # Its own `wait` counts in whole seconds, and does not return early for a signal.
+    return bool(ray.util.placement_group_table(group)["state"] == "CREATED")
+
+
+def _wait(need: Need, patience: Any, stop: StopRequest, done: Callable[[], bool]) -> None:
+    """Ask until it is done, and show what is waited for; raises as `reserved` does."""
+    began = time.monotonic()
     lacking_since: float | None = None
-    has_come: bool = False
-
-    def until(self, done: Callable[[], bool]) -> None:
-        """Ask until it is done; what it waits for is printed now and then."""
-        if self._ask(done, QUIET_S):
-            return
-        with ProgressPrinter(self.describe, every_s=self.patience.progress_every_s):
-            self.has_come = self._ask(done, None)
-
-    def _ask(self, done: Callable[[], bool], limit_s: float | None) -> bool:
-        while not done():
-            if self.stop.is_set():
-                raise InterruptedRunError(f"stopped while waiting for {self.need.hardware()}")
-            self._refuse_what_never_comes()
-            if limit_s is not None and time.monotonic() - self.began > limit_s:
-                return False
-            time.sleep(ASK_EVERY_S)
-        return True
-
-    def _refuse_what_never_comes(self) -> None:
-        nodes = all_nodes()
-        if has_room(self.need.bundles, nodes):
-            self.lacking_since = None
-            return
-        self.lacking_since = self.lacking_since or time.monotonic()
-        waited = time.monotonic() - self.lacking_since
-        if waited >= self.wait_s:
-            raise InputError(refusal(self.need, nodes, waited))
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds for which the cluster may have too little."""
-        given = self.patience.gpu_wait_s
-        return default_wait_s() if given is None else float(given)
-
-    def describe(self) -> list[str]:
-        """The line of now."""
-        waited = time.monotonic() - self.began
-        if self.has_come:
-            gpus, time_s = _amount(self.need.total("GPU"), "GPU"), format_seconds(waited)
-            return [f"{gpus} for {self.need.what}: there after {time_s}"]
-        limit = self.wait_s if self.lacking_since is not None else None
-        return [waiting_line(self.need, all_nodes(), free_nodes(), waited, limit)]
+    given = patience.gpu_wait_s
+    wait_s = default_wait_s() if given is None else given
+    line, has_said = ProgressLine(patience.progress_every_s), False
+    while not done():
+        if stop.is_set():
+            raise InterruptedRunError(f"stopped while waiting for {need.hardware()}")
+        nodes, now = all_nodes(), time.monotonic()
+        has_enough = has_room(need.bundles, nodes)
+        lacking_since = None if has_enough else lacking_since or now
+        if lacking_since is not None and now - lacking_since >= wait_s:
+            raise InputError(refusal(need, nodes, now - lacking_since))
+        if now - began >= QUIET_S:
+            limit = None if has_enough else wait_s
+            shown = waiting_line(need, nodes, free_nodes(), now - began, limit)
+            line.show(shown, due=not has_said)
+            has_said = True
+        time.sleep(ASK_EVERY_S)
+    if has_said:
+        waited = format_seconds(time.monotonic() - began)
+        line.end(f"{_amount(need.bundles, need.scarce)} to start {need.what}: there after {waited}")
 
 
 def waiting_line(
@@ -230,16 +219,17 @@ def waiting_line(
 
     `limit` is given where the nodes have not so much, free or not: then the wait ends with it.
     """
-    gpus, has, num_free = need.total("GPU"), total(nodes, "GPU"), total(free, "GPU")
-    line = f"waiting for {_amount(gpus, 'GPU')}: {num_free:g} of {has:g} free"
-    if gpus == 0 or num_free >= gpus:
-        cpus = need.total("CPU")
-        if total(free, "CPU") < cpus:
-            line += f", {total(free, 'CPU'):g} of {_amount(cpus, 'CPU')}"
+    counts = [f"{total(free, need.scarce):g} of {total(nodes, need.scarce):g} free"]
+    if total(free, need.scarce) >= need.total(need.scarce):
+        if total(free, "CPU") < need.total("CPU"):
+            counts.append(f"{total(free, 'CPU'):g} of {_amount(need.bundles, 'CPU')} that go along")
         else:
-            line += ", but not together on one node"
+            counts.append("not together where they have to be")
     until = f" of at most {format_seconds(limit)}" if limit is not None else ""
-    return f"{line} ({format_seconds(waited)}{until}), to start {need.what}"
+    return (
+        f"waiting for {_amount(need.bundles, need.scarce)}: {', '.join(counts)} "
+        f"({format_seconds(waited)}{until}), to start {need.what}"
+    )
 
 
 def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
@@ -250,17 +240,18 @@ def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
             f"{need.what} need {need.hardware()} and the cluster has no GPU{after}; "
             f"{need.without_gpus or need.advice}, or run on at least {need.hardware()}"
         )
-    has = " + ".join(f"{node['GPU']:g}" for node in nodes if node.get("GPU"))
+    short = need.scarce if total(nodes, "CPU") >= need.total("CPU") else "CPU"
+    if total(nodes, need.scarce) < need.total(need.scarce):
+        short = need.scarce
+    has = " + ".join(f"{node[short]:g}" for node in nodes if node.get(short))
     per_node = f" ({has} on its nodes)" if "+" in has else ""
-    needs, there = need.hardware(), f"{_amount(total(nodes, 'GPU'), 'GPU')}{per_node}"
-    if need.total("GPU") <= total(nodes, "GPU") and need.total("CPU"):
-        needs += f" and {_amount(need.total('CPU'), 'CPU')}"
-        there += f" and {_amount(total(nodes, 'CPU'), 'CPU')}"
+    needs = need.hardware() if short == need.scarce else _amount(need.bundles, short)
     return (
-        f"{need.what} need {needs} at once and the cluster has {there}{after}; {need.advice}, "
-        f"or run on at least {needs}"
+        f"{need.what} need {needs} at once and the cluster has {_amount(nodes, short)}{per_node}"
+        f"{after}; {need.advice}, or run on at least {needs}"
     )
 
 
-def _amount(number: float, name: str) -> str:
-    return f"{number:g} {name}{'' if number == 1 else 's'}"
+def _amount(bundles: Sequence[Bundle], resource: str) -> str:
+    number = total(bundles, resource)
+    return f"{number:g} {resource}{'' if number == 1 else 's'}"

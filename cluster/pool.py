@@ -345,16 +345,14 @@ def worker_environment(settings: EngineSettings, further: Mapping[str, str]) -> 
 def engines_need(settings: EngineSettings) -> Need:
     """What the engines that a pool starts with need at the same moment, engine by engine."""
     count = num_workers(settings)[0]
-    engines = f"{count} engine{'' if count == 1 else 's'}"
     advice = []
-    if settings.min_workers is None and count > 1:
-        advice.append("set engine.min_workers to fewer, or lower engine.max_workers")
-    elif count > 1:
-        advice.append("lower engine.min_workers")
-    if settings.gpus_per_worker > 1:
+    if count > 1:
+        fewer = "set engine.min_workers to fewer, which are the engines to start with"
+        advice.append("lower engine.min_workers" if settings.min_workers else fewer)
+    if settings.ranks > 1:
         advice.append("lower engine.tensor_parallel_size or engine.pipeline_parallel_size")
     return Need(
-        engines,
+        f"{count} engines" if count > 1 else "one engine",
         tuple(_engine_bundles(settings)) * count,
         " or ".join(advice) or "lower engine.cpus_per_worker",
         "set engine.use_gpu: false to generate on CPUs",

@@ -153,12 +153,12 @@ def ledger_rows(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """The address of a local cluster with two CPUs."""
+    """The address of a local cluster with two CPUs, and eight GPUs that only Ray counts."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     import ray
 
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init(num_cpus=2, num_gpus=8, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

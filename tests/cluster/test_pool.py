@@ -24,6 +24,7 @@ from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, Predi
 from evaluation.question import Question, question_table
 from pipelines.chain import Recipe, SynthesisSettings
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from tests.scripted import Started
 
 MODEL = Model(identity="scripted", path="scripted/model", cache="unused")
 QUESTIONS = [
@@ -112,8 +113,8 @@ def test_pool_does_jobs_of_two_kinds_on_the_same_engines_and_leaves_nothing_behi
     asked = settings(options={"start_log": str(starts)}, **changes)
     run_jobs(MODEL, jobs, asked, stop=StopRequest(), progress_every_s=1)
     assert [len(rows(job)) for job in jobs] == [12, 12]
-    niceness = {line.split()[1] for line in starts.read_text().splitlines()}
-    assert niceness == {"0"}, "an engine that yields to everything else waits for its threads"
+    niceness = {engine.niceness for engine in Started.read(starts)}
+    assert niceness == {0}, "an engine that yields to everything else waits for its threads"
     assert all(len(row["paths"]) == 2 for row in rows(jobs[0]))
     assert rows(jobs[1])[0]["response"].startswith("I work it out: 5.")
     groups = ray.util.placement_group_table().values()
