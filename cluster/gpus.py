@@ -54,6 +54,11 @@ class Need:
         """How much of a resource all bundles have together."""
         return total(self.bundles, resource)
 
+    @property
+    def subject(self) -> str:
+        """The beginning of a sentence: `8 engines need`, `1 engine needs`."""
+        return f"{self.what} need{'s' if self.what.startswith('1 ') else ''}"
+
     def gpus_alone(self) -> Need:
         """The same without its CPUs."""
         gpus = tuple({"GPU": b["GPU"]} for b in self.bundles if b.get("GPU"))
@@ -65,9 +70,9 @@ class Need:
         return "GPU" if self.total("GPU") else "CPU"
 
     def hardware(self) -> str:
-        """The smallest hardware: `8 GPUs`, or `8 GPUs, 4 of them on one node`."""
+        """The smallest hardware: `8 GPUs`, or `8 GPUs (4 together on one node)`."""
         size = max(bundle.get(self.scarce, 0) for bundle in self.bundles)
-        together = f", {size:g} of them on one node" if size > 1 else ""
+        together = f" ({size:g} together on one node)" if size > 1 else ""
         return f"{_amount(self.bundles, self.scarce)}{together}"
 
 
@@ -237,7 +242,7 @@ def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
     after = f" after a wait of {format_seconds(waited)}" if round(waited) else ""
     if need.total("GPU") and not total(nodes, "GPU"):
         return (
-            f"{need.what} need {need.hardware()} and the cluster has no GPU{after}; "
+            f"{need.subject} {need.hardware()}, and the cluster has no GPU{after}; "
             f"{need.without_gpus or need.advice}, or run on at least {need.hardware()}"
         )
     short = need.scarce if total(nodes, "CPU") >= need.total("CPU") else "CPU"
@@ -247,7 +252,7 @@ def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
     per_node = f" ({has} on its nodes)" if "+" in has else ""
     needs = need.hardware() if short == need.scarce else _amount(need.bundles, short)
     return (
-        f"{need.what} need {needs} at once and the cluster has {_amount(nodes, short)}{per_node}"
+        f"{need.subject} {needs} at once, and the cluster has {_amount(nodes, short)}{per_node}"
         f"{after}; {need.advice}, or run on at least {needs}"
     )
 

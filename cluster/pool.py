@@ -352,7 +352,7 @@ def engines_need(settings: EngineSettings) -> Need:
     if settings.ranks > 1:
         advice.append("lower engine.tensor_parallel_size or engine.pipeline_parallel_size")
     return Need(
-        f"{count} engines" if count > 1 else "one engine",
+        f"{count} engine{'s' if count > 1 else ''}",
         tuple(_engine_bundles(settings)) * count,
         " or ".join(advice) or "lower engine.cpus_per_worker",
         "set engine.use_gpu: false to generate on CPUs",

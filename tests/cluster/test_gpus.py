@@ -81,19 +81,19 @@ def test_waiting_line_says_what_is_short(
         (
             [{"CPU": 2.0}],
             30,
-            "2 engines need 8 GPUs, 4 of them on one node and the cluster has no GPU after a wait "
-            "of 30 s; set Y, or run on at least 8 GPUs, 4 of them on one node",
+            "2 engines need 8 GPUs (4 together on one node), and the cluster has no GPU after a "
+            "wait of 30 s; set Y, or run on at least 8 GPUs (4 together on one node)",
         ),
         (
             [{"GPU": 2.0, "CPU": 9.0}] * 2,
             0,
-            "2 engines need 8 GPUs, 4 of them on one node at once and the cluster has 4 GPUs "
-            "(2 + 2 on its nodes); lower X, or run on at least 8 GPUs, 4 of them on one node",
+            "2 engines need 8 GPUs (4 together on one node) at once, and the cluster has 4 GPUs "
+            "(2 + 2 on its nodes); lower X, or run on at least 8 GPUs (4 together on one node)",
         ),
         (
             [{"GPU": 8.0, "CPU": 1.0}],
             0,
-            "2 engines need 2 CPUs at once and the cluster has 1 CPU; lower X, or run on at least "
+            "2 engines need 2 CPUs at once, and the cluster has 1 CPU; lower X, or run on at least "
             "2 CPUs",
         ),
     ],
@@ -149,7 +149,7 @@ def test_wait_ends_with_the_request_to_stop_and_holds_nothing(ray_cluster: str) 
     stop = StopRequest()
     with reserved(one_gpu_each(8), Patience(), StopRequest()):
         threading.Timer(0.5, stop.set).start()
-        with pytest.raises(InterruptedRunError, match="while waiting for 8 GPUs"):
+        with pytest.raises(InterruptedRunError, match="while waiting for 1 GPU"):
             wait_until_free(one_gpu_each(1), Patience(), stop)
     wait_for_free_gpus(8)
 
@@ -158,7 +158,7 @@ def test_more_than_the_cluster_has_is_refused_at_once_on_a_ray_of_our_own_else_a
     ray_cluster: str,
 ) -> None:
     wait_for_room(one_gpu_each(8), Patience(), StopRequest())
-    with pytest.raises(InputError, match="9 GPUs at once and the cluster has 8 GPUs; lower X"):
+    with pytest.raises(InputError, match="9 GPUs at once, and the cluster has 8 GPUs; lower X"):
         wait_for_room(one_gpu_each(9), Patience(), StopRequest())
     with pytest.raises(InputError, match="has 8 GPUs after a wait of 1 s; lower X"):
         wait_for_room(one_gpu_each(9), Patience(gpu_wait_s=1.0), StopRequest())
