@@ -24,20 +24,21 @@ def wait_for_hardware(run: Run, stop: StopRequest, until: str | None = None) -> 
 
     Raises `InputError` when it has not and does not get it in time.
     """
-    for need in needs(run, until):
+    for need in _needs(run, until):
         wait_for_room(need, run.config.cluster, stop)
 
 
-def needs(run: Run, until: str | None = None) -> list[Need]:
-    """What the unfinished steps up to `until` need, each kind of them at the same moment."""
+def _needs(run: Run, until: str | None) -> Iterator[Need]:
+    """What the unfinished steps up to `until` need, each kind of them at the same moment.
+
+    What a training takes is known once the nodes are there that the engines waited for.
+    """
     open_steps = {name for name, step in _steps(run, until) if not step.is_done}
-    found = []
     if run.config.engine.use_gpu and open_steps & set(GENERATE):
         # Where there are few CPUs `cluster.fitting` takes fewer for each engine.
-        found.append(engines_need(run.config.engine).gpus_alone())
+        yield engines_need(run.config.engine).gpus_alone()
     if "model" in open_steps:
-        found.append(training_need(run.config.training))
-    return found
+        yield training_need(run.config.training)
 
 
 def _steps(run: Run, until: str | None) -> Iterator[tuple[str, Step]]:

@@ -77,7 +77,7 @@ class Started:
     gpus: tuple[str, ...]
     """What CUDA_VISIBLE_DEVICES shows it."""
     kind: str
-    """`engine` or `worker`."""
+    """`engine`, `worker` of an engine, or `trainer`: a worker of a training."""
 
     @classmethod
     def here(cls, kind: str) -> Started:
@@ -88,11 +88,11 @@ class Started:
         return cls(os.getpid(), os.nice(0), node_id, tuple(filter(None, gpus.split(","))), kind)
 
     @classmethod
-    def read(cls, log: Path, kind: str = "engine") -> list[Started]:
-        """All of a kind that started, in the order in which they did."""
+    def read(cls, log: Path, *kinds: str) -> list[Started]:
+        """All of some kinds that started, in the order in which they did; engines by default."""
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         started = [cls(**line | {"gpus": tuple(line["gpus"])}) for line in lines]
-        return [each for each in started if each.kind == kind]
+        return [each for each in started if each.kind in (kinds or ("engine",))]
 
     def append_to(self, log: str) -> None:
         _append(log, json.dumps(asdict(self)) + "\n")

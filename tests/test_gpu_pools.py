@@ -199,8 +199,8 @@ def test_too_few_gpus_are_refused_before_anything_is_generated(runs: Runs) -> No
     assert [runs.ended(name) for name in ("training", "engine")] == [2, 2]
     assert (
         "regenesis: 16 training workers (training.num_workers) need 16 GPUs at once, and the "
-        "cluster has 8 GPUs (4 + 4 on its nodes) after a wait of 1 s; lower training.num_workers, "
-        "or run on at least 16 GPUs\n"
+        "cluster has 8 GPUs (4 + 4 on its nodes) after a wait of 1 s; lower training.num_workers "
+        "or set it to auto, or run on at least 16 GPUs\n"
     ) in runs.output("training")
     assert (
         "regenesis: 1 engine needs 8 GPUs (8 together on one node) at once, and the cluster has "

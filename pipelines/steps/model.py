@@ -49,8 +49,10 @@ def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
     """Tune the model of one branch; a signal interrupts, since a training keeps checkpoints."""
     name = branch.model.name
     progress = TrainingProgress(name, run.config.cluster.progress_every_s)
-    if round_.training.gpus_per_worker:
-        wait_until_free(training_need(round_.training), run.config.cluster, stop)
+    need = training_need(round_.training)
+    if need.total("GPU"):
+        # Ray Train takes them in one step, too, but would wait for them in silence.
+        wait_until_free(need, run.config.cluster, stop)
     with stop.at_once():
         facts = fine_tune(
             round_.start,
