@@ -17,7 +17,7 @@ from cluster.engine import EngineSettings
 from cluster.errors import InputError
 from cluster.gpus import Bundle, all_nodes
 from cluster.models import Model
-from cluster.planner import GpuNodes, ModelShape, PoolPlan, plan_pool
+from cluster.planner import GpuNodes, ModelShape, PoolPlan, plan_pool, with_options
 
 PRETENDED_MEMORY = "REGENESIS_PRETENDED_GPU_MEMORY"
 """Of the environment, for tests alone: `module:name` of a function that tells the GiB of a GPU, for
@@ -101,7 +101,13 @@ def _planned(settings: EngineSettings, model: Model) -> tuple[EngineSettings, st
             "options": {"enable_expert_parallel": plan.expert_parallel} | settings.options,
         }
     )
-    return planned, plan.describe()
+    said = plan.describe()
+    if plan.max_num_seqs < settings.max_num_seqs:
+        said += (
+            f" engine.max_num_seqs is {plan.max_num_seqs} instead of {settings.max_num_seqs}, since "
+            "the cache holds no more; to have more, set engine.tensor_parallel_size as well."
+        )
+    return planned, said
 
 
 def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
@@ -109,7 +115,7 @@ def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
 
     config = AutoConfig.from_pretrained(model.fetch(), trust_remote_code=False)
     return plan_pool(
-        ModelShape.from_config(config.to_dict(), name=model.path),
+        ModelShape.from_config(with_options(config.to_dict(), settings.options), name=model.path),
         nodes,
         context=settings.max_model_len,
         gpu_memory_utilization=settings.gpu_memory_utilization,

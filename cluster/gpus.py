@@ -185,10 +185,19 @@ def _group(need: Need) -> Iterator[Any]:
 
 
 def _is_there(group: Any) -> bool:
+    # Its own `wait` counts in whole seconds, and does not return early for a signal.
+    return _state(group) == "CREATED"
+
+
+def has_lost_bundles(group: Any) -> bool:
+    """Whether a node of a group that was granted is gone, and Ray looks for another."""
+    return _state(group) == "RESCHEDULING"
+
+
+def _state(group: Any) -> str:
     import ray
 
-    # Its own `wait` counts in whole seconds, and does not return early for a signal.
-    return bool(ray.util.placement_group_table(group)["state"] == "CREATED")
+    return str(ray.util.placement_group_table(group)["state"])
 
 
 def _wait(need: Need, patience: Any, stop: StopRequest, done: Callable[[], bool]) -> None:

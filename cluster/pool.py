@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from cluster.engine import EngineSettings, engine_environment
 from cluster.errors import GenerationStoppedError, InterruptedRunError
-from cluster.gpus import Need, Patience, reserved
+from cluster.gpus import Need, Patience, free_nodes, has_lost_bundles, reserved, total
 from cluster.jobs import Job
 from cluster.ledger import Ledger, compact
 from cluster.models import Model
@@ -202,7 +202,7 @@ def _execute(
     ]
     meter = RateMeter("+".join(job.name for job in jobs), complete)
     try:
-        with ProgressPrinter(_describer(board, meter), every_s=progress_every_s):
+        with ProgressPrinter(_describer(board, meter, placement), every_s=progress_every_s):
             _consume(_pool_dataset(model, jobs, plans, settings, board, placement), board, stop)
     except ray.exceptions.RayError as error:
         if died := ray.get(board.last_error.remote()):
@@ -227,12 +227,13 @@ def _board(*args: Any) -> Any:
     return ray.remote(**options)(ProgressBoard).remote(*args)
 
 
-def _describer(board: Any, meter: RateMeter) -> Any:
+def _describer(board: Any, meter: RateMeter, placement: _WorkerPlacement) -> Any:
     """The function that reads the board and makes the progress line."""
     import ray
 
     def describe() -> list[str]:
-        return meter.lines(ray.get(board.view.remote()))
+        line, *others = meter.lines(ray.get(board.view.remote()))
+        return [" | ".join(filter(None, [line, placement.lost()])), *others]
 
     return describe
 
@@ -436,6 +437,12 @@ class _WorkerPlacement:
         bundles = _engine_bundles(self._settings)
         self._own_groups.append(ray.util.placement_group(bundles, strategy="PACK"))
         return self._own_groups[-1]
+
+    def lost(self) -> str:
+        """What is waited for when a node of the common group is gone; empty when none is."""
+        if self._group is None or not has_lost_bundles(self._group):
+            return ""
+        return f"waiting for the GPUs of a lost node: {total(free_nodes(), 'GPU'):g} free"
 
     def remove(self) -> None:
         import ray
