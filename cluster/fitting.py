@@ -104,8 +104,8 @@ def _planned(settings: EngineSettings, model: Model) -> tuple[EngineSettings, st
     said = plan.describe()
     if plan.max_num_seqs < settings.max_num_seqs:
         said += (
-            f" engine.max_num_seqs is {plan.max_num_seqs} instead of {settings.max_num_seqs}, since "
-            "the cache holds no more; to have more, set engine.tensor_parallel_size as well."
+            f" engine.max_num_seqs is {plan.max_num_seqs} instead of {settings.max_num_seqs}: the "
+            "cache holds no more; what is set together with engine.tensor_parallel_size is kept."
         )
     return planned, said
 
