@@ -52,7 +52,7 @@ def model(model_folder: Path) -> Model:
 
 
 def test_fit_with_a_size_given_starts_as_many_engines_as_the_gpus_hold(
-    ray_cluster: str, model: Model
+    gpu_node: None, model: Model
 ) -> None:
     fitted, said = fit_engines(settings(tensor_parallel_size=2), model)
     assert (fitted.max_workers, fitted.cpus_per_worker) == (4, 0.5)
@@ -67,7 +67,7 @@ def test_fit_with_a_size_given_starts_as_many_engines_as_the_gpus_hold(
 
 
 def test_fit_plans_with_the_memory_that_a_node_tells_while_its_gpus_are_in_use(
-    ray_cluster: str, model: Model, monkeypatch: pytest.MonkeyPatch
+    gpu_node: None, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -85,7 +85,7 @@ def test_fit_plans_with_the_memory_that_a_node_tells_while_its_gpus_are_in_use(
 
 
 def test_fit_without_the_memory_is_refused_for_vllm_and_one_engine_a_gpu_for_others(
-    ray_cluster: str, model: Model
+    gpu_node: None, model: Model
 ) -> None:
     known_memory.cache_clear()
     fitted, said = fit_engines(settings(), model)

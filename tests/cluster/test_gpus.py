@@ -120,7 +120,7 @@ def wait_for_free_gpus(count: float) -> None:
 
 
 def test_two_that_want_more_than_half_take_turns_and_the_second_says_what_it_waits_for(
-    ray_cluster: str, capsys: pytest.CaptureFixture[str]
+    gpu_node: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held: list[float] = []
 
@@ -145,7 +145,7 @@ def test_two_that_want_more_than_half_take_turns_and_the_second_says_what_it_wai
     wait_for_free_gpus(8)
 
 
-def test_wait_ends_with_the_request_to_stop_and_holds_nothing(ray_cluster: str) -> None:
+def test_wait_ends_with_the_request_to_stop_and_holds_nothing(gpu_node: None) -> None:
     stop = StopRequest()
     with reserved(one_gpu_each(8), Patience(), StopRequest()):
         threading.Timer(0.5, stop.set).start()
@@ -155,7 +155,7 @@ def test_wait_ends_with_the_request_to_stop_and_holds_nothing(ray_cluster: str) 
 
 
 def test_more_than_the_cluster_has_is_refused_at_once_on_a_ray_of_our_own_else_after_the_wait(
-    ray_cluster: str,
+    gpu_node: None,
 ) -> None:
     wait_for_room(one_gpu_each(8), Patience(), StopRequest())
     with pytest.raises(InputError, match="9 GPUs at once, and the cluster has 8 GPUs; lower X"):
