@@ -117,9 +117,14 @@ class EngineSettings(Settings):
     """How often a dead worker is started again before the run stops with its engine's error."""
 
     @property
+    def ranks(self) -> int:
+        """Processes, or GPUs, over which one engine is laid."""
+        return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size
+
+    @property
     def gpus_per_worker(self) -> int:
         """GPUs of one engine."""
-        return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size * self.use_gpu
+        return self.ranks * self.use_gpu
 
     @property
     def generations_in_flight(self) -> int:
@@ -415,6 +420,9 @@ def _engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
             arguments["max_num_batched_tokens"] = max(settings.max_model_len, 4096)
     if settings.placement_group:
         arguments["distributed_executor_backend"] = "ray"
+    elif settings.gpus_per_worker > 1:
+        # All on this node. Left to itself vLLM would go by the placement group of the whole pool.
+        arguments["distributed_executor_backend"] = "mp"
     return arguments
 
 
