@@ -218,10 +218,10 @@ class Metadata(BaseHTTPRequestHandler):
 
     notice: str | None = None
 
-    def do_PUT(self) -> None:  # noqa: N802, the name that http.server looks for
+    def do_PUT(self) -> None:
         self._answer(200, "a-token")
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.headers["X-aws-ec2-metadata-token"] != "a-token":
             self._answer(401, "")
         elif self.path != "/latest/meta-data/spot/instance-action" or self.notice is None:
@@ -272,7 +272,8 @@ def test_seconds_left(notice: dict[str, str], expected: int) -> None:
     assert seconds_left(notice, now) == expected
 
 
-def test_notice_drains_the_node_that_ray_then_leaves_alone(metadata: str) -> None:
+@pytest.mark.slow
+def test_notice_drains_the_node(metadata: str) -> None:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 10**8},

@@ -135,6 +135,11 @@ class Account:
         )
         group = self.ec2.create_security_group(GroupName="n", Description="n", VpcId=vpc)
         image = self.ec2.describe_images()["Images"][0]
+        # As in an account that has had a Ray cluster: Ray would make it, and wait half a minute.
+        iam, name = boto3.client("iam", region), "ray-autoscaler-v1"
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument="{}")
+        iam.create_instance_profile(InstanceProfileName=name)
+        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
         self.filled_in = {
             "subnet-00000000000000000": public["SubnetId"],
             "subnet-11111111111111111": private["SubnetId"],
@@ -162,6 +167,7 @@ def bootstrapped(account: Account) -> dict[str, Any]:
     return made
 
 
+@pytest.mark.slow
 def test_no_security_group_lets_ssh_in_from_everywhere(
     bootstrapped: dict[str, Any], account: Account
 ) -> None:
@@ -190,25 +196,38 @@ def launch(cluster: dict[str, Any], account: Account, kind: str) -> dict[str, An
     return dict(instance)
 
 
+@pytest.mark.slow
 def test_a_worker_is_launched_with_one_efa_a_card_in_the_placement_group(
     bootstrapped: dict[str, Any], account: Account
 ) -> None:
     worker = launch(bootstrapped, account, "gpu_worker")
-    assert worker["Placement"]["GroupName"] == "regenesis"
     assert worker["SubnetId"] == account.filled_in["subnet-11111111111111111"]
-    cards = bootstrapped["available_node_types"]["gpu_worker"]["node_config"]["NetworkInterfaces"]
+    config = bootstrapped["available_node_types"]["gpu_worker"]["node_config"]
+    # The pretended EC2 takes the group, and does not tell it again.
+    assert config["Placement"] == {"GroupName": "regenesis"}
+    cards = config["NetworkInterfaces"]
     assert [(card["NetworkCardIndex"], card["DeviceIndex"]) for card in cards] == [
         *((0, 0), (1, 1), (2, 1), (3, 1))
     ]
     assert {card["InterfaceType"] for card in cards} == {"efa"}
 
 
+@pytest.mark.slow
 def test_the_head_is_launched_in_the_public_subnet(
     bootstrapped: dict[str, Any], account: Account
 ) -> None:
     head = launch(bootstrapped, account, "head")
     assert head["SubnetId"] == account.filled_in["subnet-00000000000000000"]
     assert bootstrapped["provider"]["use_internal_ips"]
+
+
+def test_every_interface_names_its_security_group(cluster: dict[str, Any]) -> None:
+    # For a node without one, Ray makes a group that lets SSH in from everywhere.
+    types = cluster["available_node_types"]
+    assert types["head"]["node_config"]["SecurityGroupIds"]
+    for card in types["gpu_worker"]["node_config"]["NetworkInterfaces"]:
+        assert card["Groups"]
+        assert card["SubnetId"]
 
 
 @pytest.mark.parametrize("kind", ["head", "gpu_worker"])
