@@ -21,13 +21,12 @@ from pydantic import Field
 from cluster.engine import (
     Completion,
     Engine,
-    EngineSettings,
     GenerationError,
     SamplingSettings,
 )
 from cluster.jobs import Slots
 from cluster.ledger import ledger_schema
-from cluster.settings import Settings, content_of
+from cluster.settings import Settings
 from evaluation.grader import GRADER_VERSION, Verdict, grade
 from evaluation.prompt import answer_messages
 from evaluation.question import QUESTION_SCHEMA, Question
@@ -57,17 +56,6 @@ class EvaluationSettings(Settings):
         return SamplingSettings(
             temperature=0.0, max_tokens=self.max_tokens, template_args=self.template_args
         )
-
-
-def predictions_content(
-    settings: EvaluationSettings, engine: EngineSettings, model_identity: str
-) -> dict[str, Any]:
-    """All that decides a model's answer to a question."""
-    return {
-        "model": model_identity,
-        "engine": content_of(engine),
-        "evaluation": content_of(settings),
-    }
 
 
 @dataclass(frozen=True)

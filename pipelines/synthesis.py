@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from cluster.engine import Engine, EngineSettings
+from cluster.engine import Engine
 from cluster.jobs import Slots
 from cluster.ledger import ledger_schema
-from cluster.settings import content_of
 from evaluation.grader import GRADER_VERSION, Verdict, grade
 from evaluation.question import (
     QUESTION_SCHEMA,
@@ -41,18 +40,6 @@ PATHS_SCHEMA = ledger_schema(
         pa.field("paths", pa.list_(PATH_TYPE)),
     ]
 )
-
-
-def paths_content(recipe: Recipe, engine: EngineSettings, model_identity: str) -> dict[str, Any]:
-    """All that decides what the paths of a question are; a change of it is a new step folder."""
-    return {
-        "round": recipe.round,
-        "model": model_identity,
-        "engine": content_of(engine),
-        "synthesis": content_of(recipe.settings),
-        "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
-        "prompts": recipe.prompts.of_paths(),
-    }
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ import pytest
 from cluster.engine import Completion, Engine, EngineSettings, SamplingSettings
 from cluster.jobs import Slots
 from cluster.ledger import SUMMED
+from cluster.models import Model
 from evaluation.question import Question
 from pipelines.chain import Recipe, SynthesisSettings
+from pipelines.steps import paths as paths_step
 from pipelines.synthesis import (
     PATHS_SCHEMA,
     SynthesizePaths,
     count_paths,
     grade_paths,
     path_finished,
-    paths_content,
 )
 from tests.scripted import ScriptedEngine
 
@@ -186,12 +187,15 @@ def test_path_that_failed_has_no_answer_whatever_it_wrote() -> None:
 
 def test_content_changes_with_what_decides_the_paths_and_with_nothing_else() -> None:
     recipe = handler(guidelines_per_question=3).recipe
-    content = paths_content(recipe, EngineSettings(), "model")
+    content = paths_step.content(recipe, EngineSettings(), Model("model", "", ""))
     same = EngineSettings(max_num_seqs=7, max_attempts=9, generation_timeout_s=5)
-    assert paths_content(recipe, same, "model") == content
-    assert paths_content(recipe, EngineSettings(dtype="float32"), "model") != content
-    assert paths_content(recipe, EngineSettings(), "another") != content
-    assert paths_content(handler().recipe, EngineSettings(), "model") != content
+    assert paths_step.content(recipe, same, Model("model", "", "")) == content
+    assert (
+        paths_step.content(recipe, EngineSettings(dtype="float32"), Model("model", "", ""))
+        != content
+    )
+    assert paths_step.content(recipe, EngineSettings(), Model("another", "", "")) != content
+    assert paths_step.content(handler().recipe, EngineSettings(), Model("model", "", "")) != content
 
 
 # --- the second pass, with the right answer shown ----------------------------------------------
