@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.planner import ModelShape
+from training.device import device_of
 from training.examples import longest_answers
 from training.memory import BatchSize, ModelSize, explain_shortage
 from training.settings import TrainingSettings
@@ -236,12 +237,8 @@ def largest_batch(table: pa.Table, settings: TrainingSettings) -> BatchSize:
 
 
 def _memory_of_worker(settings: TrainingSettings, workers_on_node: int) -> tuple[float, float]:
-    """Bytes of the GPU, and of the worker's part of its node's memory."""
+    """Bytes of the card, without one of the node, and of the worker's part of its node's memory."""
     import psutil
 
     host = psutil.virtual_memory().total / workers_on_node
-    if settings.gpus_per_worker == 0:
-        return host, host
-    import torch
-
-    return float(torch.cuda.get_device_properties(0).total_memory), host
+    return device_of(settings).card_memory() or host, host

@@ -14,6 +14,7 @@ import os
 import warnings
 from typing import Any
 
+from training.device import device_of
 from training.packing import use_packed_attention
 from training.settings import TrainingSettings
 
@@ -57,7 +58,7 @@ def _batch_config(settings: TrainingSettings, world_size: int) -> dict[str, int]
 
 
 def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
-    on_gpu = settings.gpus_per_worker > 0
+    on_gpu = device_of(settings).is_gpu
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
         "contiguous_gradients": True,
@@ -76,8 +77,8 @@ def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
 
 def prepare_process(settings: TrainingSettings) -> None:
     """Set what DeepSpeed and torch read once: call it before anything imports deepspeed."""
-    if settings.gpus_per_worker == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    device = device_of(settings)
+    os.environ.update(device.environment)
     import deepspeed
     import torch
     import transformers
@@ -87,14 +88,10 @@ def prepare_process(settings: TrainingSettings) -> None:
     transformers.utils.logging.disable_progress_bar()
     # DeepSpeed calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    if settings.gpus_per_worker == 0:
+    if not device.is_gpu:
         # Else DeepSpeed compiles a shared-memory collective, which only its inference uses.
         deepspeed.ops.__compatible_ops__ = {}
-    else:
-        import ray.train.torch
-
-        # Before the first collective operation, which takes the current device.
-        torch.cuda.set_device(ray.train.torch.get_device())
+    device.select()
 
 
 def build_engine(source: str, settings: TrainingSettings, world_size: int) -> Any:
@@ -167,7 +164,7 @@ def _optimizer(trained: list[Any], settings: TrainingSettings) -> Any:
 
     # The schedule sets the rate before each step; DeepSpeed's own trial steps shall change nothing.
     options = {"lr": 0.0, "weight_decay": settings.weight_decay}
-    if settings.offload_optimizer and settings.gpus_per_worker > 0:
+    if settings.offload_optimizer and device_of(settings).is_gpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(trained, adamw_mode=True, **options)

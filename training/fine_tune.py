@@ -24,6 +24,7 @@ from cluster.models import Model
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
 from cluster.tasks import run_task
+from training.device import device_of
 from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
 from training.settings import TrainingSettings
@@ -220,17 +221,17 @@ def _trainer(job: Job) -> Any:
     from ray.train.v2.api.config import LoggingConfig
 
     settings, output = job.settings, job.output
-    on_gpu = settings.gpus_per_worker > 0
+    device, takes_gpus = device_of(settings), settings.gpus_per_worker > 0
     return quiet_trainer_class()(
         train_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend=device.backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
-            use_gpu=on_gpu,
+            use_gpu=takes_gpus,
             resources_per_worker={
                 "CPU": settings.cpus_per_worker,
-                **({"GPU": settings.gpus_per_worker} if on_gpu else {}),
+                **({"GPU": settings.gpus_per_worker} if takes_gpus else {}),
             },
         ),
         run_config=ray.train.RunConfig(
@@ -242,7 +243,7 @@ def _trainer(job: Job) -> Any:
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
             callbacks=[_sigterm_callback()],
-            worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": dict(device.environment)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

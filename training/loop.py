@@ -27,6 +27,7 @@ from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
 from training.batches import learning_rate
 from training.checks import RefusedError, agree, check_training
+from training.device import device_of
 from training.engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.examples import read_examples
 from training.objectives import Parts, divergence, micro_parts
@@ -34,7 +35,7 @@ from training.packing import refuse_leak
 from training.reference import REFERENCE, with_references
 from training.saving import save_trained
 from training.settings import TrainingSettings
-from training.speed import peak_flops_here, work_of
+from training.speed import peak_flops, work_of
 from training.steps import Share, StepData
 from training.termination import is_told_to_end
 from training.tracking import tracking
@@ -201,7 +202,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
     if rank > 0:
         yield lambda progress, share, facts, seconds: False
         return
-    work, peak = work_of(engine.module), peak_flops_here()
+    work, peak = work_of(engine.module), peak_flops(device_of(job.settings).card_name())
     with tracking(job.output, job.settings.tracking, start.next_step) as log:
 
         def observe(

@@ -51,14 +51,8 @@ def _flops(parameter: Any) -> float:
     return float(size) * (6 if parameter.requires_grad else 4)
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Of a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None for one that is not known."""
-    words = device_name.replace("-", " ").split()
+def peak_flops(device_name: str | None) -> float | None:
+    """Of a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None for none, and for one that is
+    not known."""
+    words = (device_name or "").replace("-", " ").split()
     return next((peak for name, peak in PEAK_FLOPS.items() if name in words), None)
-
-
-def peak_flops_here() -> float | None:
-    """Of this process's GPU; None without one."""
-    import torch
-
-    return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
