@@ -34,14 +34,14 @@ setup: $(VENV)/installed $(EXTRAS:%=$(VENV)/installed-%)
 # The lock is complete and has the hash of each file, so pip resolves nothing and takes only those
 # files. PyTorch's CPU wheel comes from pip's configured find-links where there is one, otherwise
 # from PyTorch's own index; both have the same file.
-$(VENV)/installed: $(LOCK) requirements/regenesis
+$(VENV)/installed: $(LOCK) commands/launcher.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	if $(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch-wheel "$(TORCH)" 2>/dev/null; \
 	then index=""; else index="--extra-index-url $(TORCH_INDEX)"; fi; \
 	$(BIN)/pip install --quiet --no-deps --require-hashes $$index --find-links $(VENV)/torch-wheel \
 	  -r $(LOCK)
 	rm -rf $(VENV)/torch-wheel
-	cp requirements/regenesis $(BIN)/regenesis && chmod +x $(BIN)/regenesis
+	install commands/launcher.sh $(BIN)/regenesis
 	touch $@
 
 $(VENV)/installed-%: requirements/%.lock $(VENV)/installed
