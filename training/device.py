@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 
 PRETENDED = "REGENESIS_PRETENDED_GPU"
 """Of the environment, for tests alone: `module:name` of the `Device` that GPU workers take, so that
@@ -71,10 +71,14 @@ CPU = Device("cpu", "gloo", {"DS_ACCELERATOR": "cpu"})
 GPU = Device("cuda", "nccl")
 
 
-def device_of(settings: TrainingSettings) -> Device:
+def device_of(settings: PlacedTraining) -> Device:
     """The device of a training's workers."""
     if settings.gpus_per_worker == 0:
         return CPU
+    return pretended_device() or GPU
+
+
+def pretended_device() -> Device | None:
+    """What tests take for a GPU; None otherwise."""
     module, _, name = os.environ.get(PRETENDED, "").partition(":")
-    pretended: Device | None = getattr(importlib.import_module(module), name) if module else None
-    return pretended or GPU
+    return getattr(importlib.import_module(module), name) if module else None

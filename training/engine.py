@@ -16,10 +16,10 @@ from typing import Any
 
 from training.device import device_of
 from training.packing import use_packed_attention
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 
 
-def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
+def deepspeed_config(settings: PlacedTraining, world_size: int) -> dict[str, Any]:
     """The config that `deepspeed.initialize` takes, for a number of workers.
 
     Gradients are added up and exchanged in float32, except at stage 0 in bfloat16, where
@@ -42,7 +42,7 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     return config
 
 
-def _batch_config(settings: TrainingSettings, world_size: int) -> dict[str, int]:
+def _batch_config(settings: PlacedTraining, world_size: int) -> dict[str, int]:
     """Sizes that agree with each other, as DeepSpeed demands; the loop counts for itself.
 
     How many packed rows make a step differs from step to step. Two are named, because DeepSpeed
@@ -57,7 +57,7 @@ def _batch_config(settings: TrainingSettings, world_size: int) -> dict[str, int]
     }
 
 
-def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
+def _zero_config(settings: PlacedTraining) -> dict[str, Any]:
     on_gpu = device_of(settings).is_gpu
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
@@ -75,7 +75,7 @@ def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
     return zero
 
 
-def prepare_process(settings: TrainingSettings) -> None:
+def prepare_process(settings: PlacedTraining) -> None:
     """Set what DeepSpeed and torch read once: call it before anything imports deepspeed."""
     device = device_of(settings)
     os.environ.update(device.environment)
@@ -94,7 +94,7 @@ def prepare_process(settings: TrainingSettings) -> None:
     device.select()
 
 
-def build_engine(source: str, settings: TrainingSettings, world_size: int) -> Any:
+def build_engine(source: str, settings: PlacedTraining, world_size: int) -> Any:
     """The model of a local folder or hub name, with its optimizer, ready to train.
 
     Raises what transformers and peft raise on a model or a LoRA target that is not there.
@@ -127,7 +127,7 @@ def build_engine(source: str, settings: TrainingSettings, world_size: int) -> An
     return engine
 
 
-def _load_model(source: str, settings: TrainingSettings, config: dict[str, Any]) -> Any:
+def _load_model(source: str, settings: PlacedTraining, config: dict[str, Any]) -> Any:
     import deepspeed
     import torch
     from transformers import AutoModelForCausalLM
@@ -143,7 +143,7 @@ def _load_model(source: str, settings: TrainingSettings, config: dict[str, Any])
     return model
 
 
-def _add_adapters(model: Any, settings: TrainingSettings) -> Any:
+def _add_adapters(model: Any, settings: PlacedTraining) -> Any:
     import peft
 
     targets = settings.lora.target_modules
@@ -158,7 +158,7 @@ def _add_adapters(model: Any, settings: TrainingSettings) -> Any:
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def _optimizer(trained: list[Any], settings: TrainingSettings) -> Any:
+def _optimizer(trained: list[Any], settings: PlacedTraining) -> Any:
     """AdamW; torch's, or DeepSpeed's for a state that lies in host memory beside a GPU."""
     import torch
 

@@ -18,8 +18,12 @@ from tests.training.logical_gpu import DEVICE, DEVICE_NAME
 from tests.training.matrix import train_plainly
 from tests.training.test_fine_tune import FULL, ROOT
 from training.device import CPU, GPU, PRETENDED, device_of
+from training.settings import PlacedTraining
 
-ON_GPUS = FULL.model_copy(update={"gpus_per_worker": 1})
+ON_CPUS = PlacedTraining.model_validate(
+    FULL.model_dump() | {"num_workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0}
+)
+ON_GPUS = ON_CPUS.model_copy(update={"gpus_per_worker": 1})
 
 DRIVER = """
 import json, pickle, sys, ray
@@ -43,7 +47,7 @@ def on_logical_gpus(
     model = Model(identity=str(tiny_model), path=str(tiny_model), cache="unused")
     output = Folder.open(str(tmp_path_factory.mktemp("gpus")))
     result = subprocess.run(
-        [sys.executable, "-c", DRIVER, pickle.dumps((model, examples, output, ON_GPUS)).hex()],
+        [sys.executable, "-c", DRIVER, pickle.dumps((model, examples, output, FULL)).hex()],
         cwd=ROOT,
         env=os.environ | {PRETENDED: DEVICE_NAME},
         stdout=subprocess.PIPE,
@@ -65,18 +69,23 @@ def test_workers_on_gpus_train_as_plain_torch(
 ) -> None:
     expected = train_plainly(tiny_model, examples, FULL).losses
     assert on_logical_gpus["losses"] == pytest.approx(expected, abs=1e-5)
-    assert on_logical_gpus["metrics"]["weights_sha256"]
+    metrics = on_logical_gpus["metrics"]
+    assert metrics["weights_sha256"]
+    # FULL leaves it open; the GPUs are taken because they are there.
+    assert (metrics["num_workers"], metrics["gpus_per_worker"], metrics["dtype"]) == (
+        *(2, 1, "float32"),
+    )
 
 
 def test_device_of_settings_is_a_card_only_where_workers_hold_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(PRETENDED, raising=False)
-    assert device_of(FULL) == CPU
+    assert device_of(ON_CPUS) == CPU
     assert device_of(ON_GPUS) == GPU
     assert CPU.card_memory() is CPU.card_name() is GPU.memory is None
     monkeypatch.setenv(PRETENDED, DEVICE_NAME)
-    assert device_of(FULL) == CPU
+    assert device_of(ON_CPUS) == CPU
     assert device_of(ON_GPUS) == DEVICE
     assert DEVICE.card_memory() == 80 * 2**30
     assert DEVICE.card_name() is None
