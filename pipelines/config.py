@@ -23,6 +23,7 @@ from pipelines.chain import SynthesisSettings
 from pipelines.estimate import Budget, CostSettings
 from pipelines.filters import ExampleSettings
 from pipelines.questions import QuestionSettings
+from pipelines.stages import STAGES
 from pipelines.strategy import with_strategy
 from training.settings import TrainingSettings
 
@@ -157,6 +158,5 @@ RULES: tuple[Rule, ...] = (
 
 def warnings_of(config: Config) -> list[str]:
     """What is allowed and slow, a sentence each."""
-    stages = config.synthesis.stages
-    slow = slow_top_p((stages.adapt, stages.structure, stages.path), config.engine.use_gpu)
+    slow = slow_top_p(map(config.synthesis.stages.of, STAGES), config.engine.use_gpu)
     return [slow] if slow else []

@@ -84,7 +84,7 @@ class Expansion:
             return None
         return cls(
             recipe.guidelines,
-            recipe.prompts.expand,
+            recipe.prompts["expand"],
             settings.expand_guidelines,
             settings.stages.expand,
             settings.seed,

@@ -28,12 +28,12 @@ from pipelines.estimate import (
     check_budget,
     estimate_run,
 )
-from pipelines.filters import ExampleSettings, Graded, filter_paths
+from pipelines.filters import ExampleSettings, GradedQuestion, filter_paths
 from pipelines.generate import run_engines
 from pipelines.plan import first_round, lay_out_rounds
 from pipelines.run import Round, Run
 from pipelines.steps import guidelines, paths, predictions
-from pipelines.synthesis import grade_path
+from pipelines.synthesis import stored_paths
 
 PROBE_FILE = "probe.json"
 NUM_PROBED = 20
@@ -55,9 +55,7 @@ def _probed(
     row: dict[str, Any], settings: ExampleSettings, num_bytes: int, num_stages: int
 ) -> ProbedQuestion:
     question = Question.from_row(row)
-    paths = row["paths"] or ()
-    graded = [path | grade_path(path, question, settings.read_last) for path in paths]
-    judged = Graded(question, graded, settings)
+    judged = GradedQuestion(question, stored_paths(row, question, settings.read_last), settings)
     kept, _ = filter_paths(judged)
     return ProbedQuestion(
         dataset=row["dataset"],

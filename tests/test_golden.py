@@ -29,7 +29,7 @@ from cluster.engine import EngineSettings
 from cluster.jobs import Handler, Slots
 from cluster.settings import settings_of, with_overrides
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
-from evaluation.question import Question
+from evaluation.question import Question, Split
 from evaluation.scores import compare_scores
 from pipelines.chain import Recipe
 from pipelines.config import Config
@@ -94,7 +94,7 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
-def questions(split: str) -> list[Question]:
+def questions(split: Split) -> list[Question]:
     """Sums to be worked out, chosen among options, and judged."""
     made = []
     for number in range(8):
@@ -262,7 +262,8 @@ def write_questions(folder: Path) -> dict[str, Any]:
     datasets: dict[str, Any] = {}
     for dataset in ("sums", "options", "claims"):
         source = {"kind": "files"}
-        for split in ("train", "test"):
+        splits: tuple[Split, ...] = ("train", "test")
+        for split in splits:
             rows = [
                 {
                     "id": question.question_id,

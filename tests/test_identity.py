@@ -152,7 +152,7 @@ def with_later_field(value: Any, classes: set[type[Settings]], later: bool) -> A
     fields = {name: with_later_field(item, classes, later) for name, item in items.items()}
     if cls not in classes:
         return cls.model_construct(**fields)
-    field = (Annotated[bool, Neutral(value=False)], True)
+    field: Any = (Annotated[bool, Neutral(value=False)], True)
     more: Any = pydantic.create_model(cls.__name__, __base__=cls, came_later=field)
     return more.model_construct(**fields, came_later=later)
 

@@ -215,7 +215,7 @@ def test_table_in_the_document_says_what_the_strategies_set(
         assert paths_step.job(run, first_round(run)).handler.width == int(
             paths.split()[0].strip(",")
         )
-        assert config.synthesis.stages.path.temperature == float(temperature)
+        assert config.synthesis.stages.of("path").temperature == float(temperature)
         assert source == strategies()[name.strip("`")].source
         if "at most" in keeps:
             assert config.examples.max_per_question == int(keeps.split()[-1])
@@ -282,30 +282,6 @@ def test_training_line_has_the_mfu_where_it_is_known(capsys: pytest.CaptureFixtu
 
 
 # --- what is refused ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (("rounds=2", "training.mix=per_dataset"), "rounds: 2 needs one model to go on with"),
-        (("examples.thinking=keep", "training.too_long=truncate"), "cut through the thinking"),
-    ],
-)
-def test_config_whose_branches_contradict_each_other_is_refused(
-    overrides: tuple[str, str], sentence: str, base: dict[str, Any], tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=sentence):
-        plan(base, tmp_path, *overrides)
-    for one in overrides:
-        plan(base, tmp_path, one)
-
-
-def test_run_that_would_show_a_truth_which_it_does_not_use_is_refused(
-    base: dict[str, Any], tmp_path: Path
-) -> None:
-    hinted = ("synthesis.hint_stages=[path]", "examples.verdict=majority")
-    with pytest.raises(InputError, match="hint_stages shows the ground truth"):
-        plan(base, tmp_path, *hinted)
 
 
 def test_run_of_questions_without_answers_goes_by_the_majority_only(

@@ -14,11 +14,12 @@ from cluster.schedule import Share
 from cluster.settings import content_of, fingerprint, versioned
 from cluster.steps import Step
 from cluster.terminal import say
-from pipelines.chain import Recipe
+from pipelines.chain import Recipe, SynthesisSettings
 from pipelines.config import Config
 from pipelines.generate import generate
 from pipelines.questions import QuestionFacts
 from pipelines.run import Round, Run
+from pipelines.stages import STAGES
 from pipelines.steps import guidelines, predictions
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
 
@@ -33,13 +34,24 @@ def content(
         "round": recipe.round,
         "model": generator.identity,
         "engine": content_of(engine),
-        "synthesis": content_of(recipe.settings),
+        "synthesis": _synthesis_content(recipe.settings),
         "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
-        "prompts": recipe.prompts.of_paths(),
+        "prompts": recipe.prompts.of_paths(recipe.settings.chain),
     }
     if proposed is not None:
         made_from["expansion"] = proposed.identity
     return versioned(made_from, VERSION)
+
+
+def _synthesis_content(settings: SynthesisSettings) -> dict[str, Any]:
+    """The settings without those of stages that came later and that the chain does not have."""
+    made_from = content_of(settings)
+    used = {s.name for s in STAGES.values() if not s.came_later or s.name in settings.chain}
+    sampling = made_from["stages"]
+    made_from["stages"] = {
+        name: sampling[name] for name in sampling if name in used or name not in STAGES
+    }
+    return made_from
 
 
 def extent(config: Config, questions: QuestionFacts) -> str:

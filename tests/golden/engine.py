@@ -74,7 +74,7 @@ def _answer_of(prompt: str, *, is_right: bool) -> str:
     value = _value_of(prompt)
     if options := dict(_OPTION.findall(prompt)):
         right = next(letter for letter, number in options.items() if int(number) == value)
-        return right if is_right else next(letter for letter in options if letter != right)
+        return str(right if is_right else next(letter for letter in options if letter != right))
     if "yes or no" in prompt:
         says = int(prompt.partition("equal to ")[2].partition("?")[0]) == value
         return "yes" if says == is_right else "no"

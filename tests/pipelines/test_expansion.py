@@ -37,7 +37,7 @@ from pipelines.expansion import (
     with_room,
     write_prompts,
 )
-from pipelines.guidelines import Guideline, load_guidelines, load_prompts
+from pipelines.guidelines import Guideline, Prompts, load_guidelines, load_prompts
 from pipelines.similarity import shingles, similarity
 from pipelines.steps import guidelines as guidelines_step
 from pipelines.steps import paths as paths_step
@@ -108,7 +108,7 @@ def test_prompt_of_ones_own_has_to_show_the_guidelines(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     stages = "adapt: '{question} {guideline}'\nstructure: '{question} {adapted_guideline}'\n"
     path.write_text(f"{stages}path: '{{question}} {{structure}}'\n")
-    assert load_prompts(path).expand == load_prompts().expand
+    assert load_prompts(path)["expand"] == load_prompts()["expand"]
     path.write_text(f"{path.read_text()}expand: one more, please\n")
     with pytest.raises(InputError, match=r"the prompt expand lacks \{guidelines\}"):
         load_prompts(path)
@@ -140,7 +140,7 @@ def test_paths_of_runs_without_an_expansion_are_what_they_were() -> None:
     assert content_of(asked.settings) == content_of(recipe().settings)
     content = paths_step.content(recipe(), EngineSettings(), Model("m", "", ""))
     assert "expand" not in json.dumps(content)
-    other = replace(recipe().prompts, expand="{guidelines}?")
+    other = Prompts({**recipe().prompts.texts, "expand": "{guidelines}?"})
     assert (
         paths_step.content(replace(recipe(), prompts=other), EngineSettings(), Model("m", "", ""))
         == content
