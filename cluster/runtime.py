@@ -6,6 +6,7 @@ open); on a cluster, or under `ray job submit`, it joins the one that is there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -113,6 +114,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
     # Before `init`, which says at length that the local cluster has a token.
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(**_init_arguments(settings))
+    close_token()
     quieten_ray_data()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop.install()
@@ -123,6 +125,14 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         ray.shutdown()
+
+
+def close_token() -> None:
+    """Take the rights of others from the token's file, which Ray writes for all to read."""
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # none is there, or it is not ours
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def _init_arguments(settings: ClusterSettings) -> dict[str, Any]:

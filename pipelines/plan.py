@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.models import Model, base_model, tuned_model
+from cluster.hub import check_hub_model
+from cluster.models import Model, base_model, is_hub_name, tuned_model
 from cluster.runtime import check_storage_root
 from cluster.steps import STEPS_FILE, Step, check_run_folder
 from cluster.storage import Folder
@@ -43,6 +44,8 @@ def begin_run(config: Config) -> Run:
     Raises `InputError`, and leaves nothing, for a question that cannot be asked.
     """
     folder, base = check_run(config)
+    if is_hub_name(base.path):
+        check_hub_model(base.path)
     return plan_run(config, folder, base, questions.make(config, folder))
 
 
