@@ -66,6 +66,7 @@ _REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where
 _WRONG = re.compile(
     r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|an?)|ruled out|impossible)\b|n't\b"
 )
+_NO_BEFORE = re.compile(r"\b(?i:no|without|any) $")
 _TEXT_END = re.compile(r"[.;,:!?](?=\s|$)| (?:because|since|which|as|and|is|are)\b| [-—] ")
 _NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
 _LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")
@@ -231,7 +232,7 @@ def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
         clause = residue.last_clause(before)
         after = residue.first_clause(text[end:])
         wrong = residue.is_retracted(text[end : end + 40]) or bool(_WRONG.search(after[:25]))
-        negated = residue.NEGATION.search(clause) is not None
+        negated = bool(residue.NEGATION.search(clause) or _NO_BEFORE.search(before))
         denied.append(negated or wrong or (joined and denied[-1]))
         if joined and not denied[-1] and not denied[-2]:
             denied[-1] = denied[-2] = True  # "A or B"

@@ -63,8 +63,9 @@ _UNIT = re.compile(
 )
 # Letters that could be variables are units only in a quotient or where they are two.
 _PLAIN_UNIT = re.compile(
-    r"(?<=[0-9}]) ?(?:(?:[mck]m|km|kg|mg|g|m|l|L|mi|ft)(?:\^ ?\{?[0-9]\}?)? ?/ ?(?:h|hr|s|sec|min|m|l|L|kg|g|ml)"
-    r"|[mck]m|kg|mg|ml|mL|ft|lbs?|hrs?|mph|kph|kmh)(?: ?\^ ?\{?[0-9]\}?)?(?=[ .]*$)"
+    r"(?<=[0-9}])(?: ?(?:(?:[mck]m|[km]?g|[mk]?[lL]|mi|ft|m)(?:\^ ?\{?[0-9]\}?)? ?/ ?"
+    r"(?:hr?|sec|min|ml|kg|[smlLg])|[mck]m|kg|mg|m[lL]|ft|lbs?|hrs?|mph|kph|kmh)| [mgsLV])"
+    r"(?: ?\^ ?\{?[0-9]\}?)?(?=[ .]*$)"
 )
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|emph|operatorname|boldsymbol)\*? ?"
@@ -90,12 +91,15 @@ _BARE_ARGUMENTS = re.compile(r"\\frac([0-9])([0-9])|\\frac([0-9])(?=\{)|\\sqrt([
 _BARE_BOTTOM = re.compile(r"(\\frac\{[^{}]*\})([0-9])")
 _LONE_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}")
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
-_NAME = re.compile(r"\\?[A-Za-z]+'?(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\([A-Za-z0-9, ]{1,20}\))?")
+_NAME = re.compile(
+    r"\\?[A-Za-z]+'?(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]+))?(?: ?\([A-Za-z0-9, ]{1,20}\))?"
+)
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ .'-]+[A-Za-z]{2,})*")
 _SENTENCE = re.compile(r"(?:(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z]) ?){4}")
 _BASED = re.compile(r"[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
 _PROSE = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|det|lim|mod|arc|exp)[a-z]*)[A-Za-z]{3,}(?![A-Za-z]*\})"
+    r"|[^\W\d_A-Za-z]{2,}"
 )
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z{])[^\W\d_]{2,}(?!\})")
 _FUNCTION = re.compile(r"\\[A-Za-z]+|\{[a-z]*matrix\}|\b(?:sqrt|sin|cos|tan|log|ln|exp|frac|pi)\b")
@@ -252,6 +256,8 @@ def _exact_part(formula: str) -> str:
 def _formula_keys(formula: str) -> Keys:
     number = exact_number(plain_text(formula))
     values: Keys = number.keys if number else frozenset()
+    if number and "," in formula:
+        return values  # a comma in a number is none of a list
     if _WORDS.fullmatch(formula):
         values |= {normalize(plain_text(formula))}
     return values | {_compact(formula)}
@@ -286,6 +292,8 @@ def same_mathematics(truth: str, found: str) -> bool:
         return False
     if exact_number(plain_text(truth)) and exact_number(plain_text(found)):
         return False  # their values were compared
+    if exact_number(plain_text(truth)) and _has_variable(found):
+        return False
     if _WORDS.fullmatch(truth) or _SENTENCE.search(found) or _BASED.search(truth + " " + found):
         return False
     if not _RELATION.search(truth) and _EQUATION.search(found):
@@ -298,6 +306,12 @@ def same_mathematics(truth: str, found: str) -> bool:
     if not (is_bounded(truth) and is_bounded(found)) or not _same_shape(truth, found):
         return False
     return _same_by_algebra(truth, found)
+
+
+def _has_variable(formula: str) -> bool:
+    """Whether a formula that names nothing has a letter, which math-verify may take for a unit."""
+    letters = frozenset(_VARIABLE.findall(_FUNCTION.sub("", formula)))
+    return not _RELATION.search(formula) and bool(letters - {"e", "i"})
 
 
 def _differ_by_case(truth: str, found: str) -> bool:

@@ -115,7 +115,7 @@ _MATHEMATICS = re.compile(
     r"|^[KMB]\b|\b(?:sqrt|pi|root|squared|cubed|factorial|log|ln|sin|cos|tan|mod)\b|[A-Za-z]{3}[0-9]"
 )
 _BEHIND = re.compile(
-    r"\s*[\^_*/×÷·+<>≤≥\\{}|√±](?! *[A-Za-z]{2})|\s+-\s*[0-9(]|\s+- [A-Za-z]\b|[:'’][0-9]|!"
+    r"\s*(?:[\^_*×÷·+<>≤≥\\{}|√±]|/(?! *[A-Za-z]{2}))|\s+-\s*[0-9(]|\s+- [A-Za-z]\b|[:'’][0-9]|!"
     r"|[b-fi-kn-rt-zA-FI-KM-RT-Z](?![A-Za-z])|(?:h|hrs?|m|min|s)[0-9]|-[A-Za-z]|\s*‰"
 )
 _QUESTIONED = re.compile(r"[^.!?;\n]{0,40}\?")
@@ -171,6 +171,7 @@ def _is_another(text: str, number: re.Match[str]) -> bool:
         or _GLUED.search(after)
         or _SECOND.search(after)
         or residue.scales(after)
+        or _CHANGING_BRACKET.search(after)
         or residue.is_hedged(after)
         or residue.NEGATION.search(between)
     )
@@ -273,7 +274,7 @@ def _chosen_side(parts: list[str], signs: list[str]) -> str | None:
 
 def _is_name(side: str) -> bool:
     """Whether a side only names what the other says: `x`, `f(3)`, `Cost of 3 books`, nothing."""
-    return not _OPERATED.search(side)
+    return not _OPERATED.search(side) and exact_number(side.strip()) is None
 
 
 def _is_unknown(side: str, result: str) -> bool:
@@ -376,6 +377,7 @@ def _is_denied(before: str, after: str) -> bool:
     clause = residue.last_clause(before)
     return bool(
         residue.NEGATION.search(_after_number(clause))
+        or residue.is_guess(clause)
         or residue.is_retracted(after)
         or _QUESTIONED.match(after)
     )
@@ -400,8 +402,8 @@ def _is_operand(before: str, number: str, after: str) -> bool:
         return not (after.lstrip()[:1] in (")", "]") and left[-2:-1] in ("", " "))
     if left.endswith(":"):
         return before.endswith(":") and left[-2:-1].isdigit()
-    opened = before.rfind("(")
-    if opened > before.rfind(")") and not _WORD.search(before, opened):
+    opened = max(before.rfind("("), before.rfind("["))
+    if opened > max(before.rfind(")"), before.rfind("]")) and not _WORD.search(before, opened):
         return True  # (3, 5)
     return left[-1:] in tuple("^_*/×÷·+-<>≤≥\\{}|√±") or bool(_LETTER_OPERAND.search(left))
 

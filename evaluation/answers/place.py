@@ -76,6 +76,12 @@ _FORMULA = re.compile(
     r"\$\$((?:[^$\\]|\\.)++)\$\$|(?<!\\)\$((?:[^$\\]|\\.)++)\$|\\[(\[]((?:[^\\]|\\(?![)\]]))++)\\[)\]]"
 )
 _AND_OR = re.compile(r",? ?(?:and|or|,)? ?")
+# "Answer:" in the languages of MGSM and some more.
+_PHRASE_ELSEWHERE = re.compile(
+    r"(?i:r[ée]ponse|antwort|l[öo]sung|respuesta|risposta|resposta|jibu|cevap|odpowiedź|đáp án|ответ"
+    r"|答案|答え|回答|解答|答|정답|답|الإجابة|الجواب|উত্তর|คำตอบ|సమాధానం|जवाब|उत्तर)"
+    r"(?: (?i:finale?|final|correcta?))? ?[:：]"
+)
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
 _TEXT_IN_FORMULA = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|begin|end) ?\{[^{}]*\}")
 _COPULA = r"\b(?i:is|are|was|were|be|equals?|equal to|get|gives?|obtain|have|yields?)\b|[:：]"
@@ -92,8 +98,8 @@ _MANY_LINES = re.compile(
 _CLOSERS = re.compile(r"(?:[ \t]*[\])}>])*[ \t]*\}")
 _LISTING_LOOKS = re.compile(r"\\(?:q?quad|text|mbox|textrm|mathrm|[,;: !()\[\]])|[${}*~]")
 _LISTING = re.compile(
-    r"[ \t]*(?:[,;/|&+][ \t]*)?(?:(?i:for )\w+ ?\(?\w\)?[ \t,]*)?(?:(?i:and|or|to|as well as|versus|vs"
-    r"|but)\b[ \t]*)?(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
+    r"[ \t]*(?:[,;/|&+][ \t]*)?(?:(?i:for )\w+ ?\(?\w\)?[ \t,]*)?(?:(?i:and|or|to|as well as|versus|vs)"
+    r"\b[ \t]*)?(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
 )
 # Also the opening of a display whose formula begins on the next line, and the mark of a quote there.
 _PHRASE_GAP = re.compile(r"(?:[\s:：*`]|(?<=\n)>|(?<=\n )>|(?:\\\[|\$\$)(?=[ \t]*\n))*+")
@@ -304,12 +310,15 @@ class _Remainder(NamedTuple):
 def _remainders(text: str, *, finished: bool) -> Iterator[_Remainder]:
     """What follows each phrase, the last one first."""
     tail = max(len(text) - MAX_TAIL, 0)
-    for phrase in reversed(deque(_PHRASE.finditer(text, tail), maxlen=MAX_TRIED)):
+    phrases = deque(_PHRASE.finditer(text, tail), maxlen=MAX_TRIED)
+    if not phrases and ":" in text or "：" in text:
+        phrases = deque(_PHRASE_ELSEWHERE.finditer(text, tail), maxlen=MAX_TRIED)
+    for phrase in reversed(phrases):
         start = _PHRASE_GAP.match(text, phrase.end()).end()  # type: ignore[union-attr]
         line = text[start : start + MAX_LINE_LENGTH].partition("\n")[0]
         if not finished and _is_cut(line, at_end=start + len(line) == len(text)):
             continue
-        apart = phrase["mark"] is not None or "\n" in text[phrase.end() : start]
+        apart = phrase.lastgroup == "mark" or "\n" in text[phrase.end() : start]
         yield _Remainder(line, phrase.start(), start, start + len(line), apart)
 
 
@@ -339,12 +348,18 @@ def _read_phrase(
         if reading is None:
             if kind.name in ("number", "math"):  # the others say themselves what they deny
                 denied.append((rest.phrase, end))
-        elif residue.is_retracted(text[end : end + MAX_CONTEXT]):
+        elif residue.is_retracted(text[end : end + MAX_CONTEXT]) or _denies_itself(rest.line):
             denied.append((0, end))
             return None
         else:
             return reading
     return None
+
+
+def _denies_itself(line: str) -> bool:
+    """Whether a phrase ends in ", which is wrong"."""
+    reason = _REASON.search(line)
+    return reason is not None and residue.is_retracted(line[reason.start() :])
 
 
 def _is_supposed(text: str, phrase: int) -> bool:

@@ -37,8 +37,9 @@ _DENIES_NEXT = re.compile(
 )
 _HEDGED = re.compile(
     r"(?i:\b(?:maybe|perhaps|possibly|or (?:rather|maybe|perhaps|possibly)|i guess|no wait|wait"
-    r"|oops|sorry|unsure|not sure|actually|i mean)\b)|\?"
+    r"|oops|sorry|unsure|not sure|actually|i mean)\b|\bno,)|\?"
 )
+_GUESS = re.compile(r"\b(?i:(?:could|might|may) (?:also )?be|perhaps|maybe|possibly)\b")
 _RETRACTED = re.compile(
     r"(?i:[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
     r"(?:no[,.!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
@@ -114,6 +115,11 @@ def denies_next(before: str) -> bool:
 def first_clause(text: str) -> str:
     """The text up to the first comma, semicolon or "but"."""
     return _CLAUSE.split(text, maxsplit=1)[0]
+
+
+def is_guess(clause: str) -> bool:
+    """Whether a clause says what could be the answer, and not what it is."""
+    return _GUESS.search(clause) is not None
 
 
 def is_hedged(after: str) -> bool:
