@@ -9,6 +9,7 @@ next one takes back, is left aside, and nothing else is read from it. Nothing he
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -72,6 +73,8 @@ _PHRASE = re.compile(
       (?:(?:is|was|are|equals|(?:would|should|must|will|has[ ]to)[ ]be)\b(?![ ]not\b)|[=:：]))""",
     re.VERBOSE | re.MULTILINE,
 )
+# What every phrase holds, and how many of its letters the pattern only looks back at.
+_CUES = (("answer", 1), ("option", 1), ("choice", 1), ("####", 0))
 _FORMULA = re.compile(
     r"\$\$((?:[^$\\]|\\.)++)\$\$|(?<!\\)\$((?:[^$\\]|\\.)++)\$|\\[(\[]((?:[^\\]|\\(?![)\]]))++)\\[)\]]"
 )
@@ -208,7 +211,10 @@ def _boxes(text: str, *, loose: bool = False) -> list[_Box]:
     """
     if "box" not in text:
         return []
-    found = deque(_BOX.finditer(text), maxlen=MAX_TRIED)
+    starts = [at - 1 for at in _backwards(text, "oxed")]
+    starts += [at + 1 for at in _backwards(text, "\\fbox")]
+    tried = (_BOX.match(text, max(start, 0)) for start in sorted(starts, reverse=True))
+    found = list(itertools.islice((box for box in tried if box), MAX_TRIED))[::-1]
     if not found:
         return []
     closing = _closing_braces(text, found[0].start())
@@ -297,6 +303,30 @@ def _read_tag(text: str, kind: Kind, choices: Choices) -> Reading | None:
     return (kind.read(cleaned, choices) or Reading(shorten(cleaned))) if cleaned else None
 
 
+def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
+    """The phrases behind `tail`, the last one first; only where there are none, foreign ones."""
+    lowered = text.lower()
+    if len(lowered) != len(text):  # a capital with a dot becomes two letters
+        found = list(_PHRASE.finditer(text, tail))[::-1]
+    else:
+        # Words are found a hundred times faster than the pattern that they belong to.
+        starts = [at for word, skip in _CUES for at in
+                  (found + skip for found in _backwards(lowered, word, tail))]
+        tried = (_PHRASE.match(text, start) for start in sorted(starts, reverse=True))
+        found = list(itertools.islice((phrase for phrase in tried if phrase), MAX_TRIED))
+    if not found and (":" in text or "：" in text):
+        found = list(_PHRASE_ELSEWHERE.finditer(text, tail))[-MAX_TRIED:][::-1]
+    yield from found
+
+
+def _backwards(text: str, word: str, start: int = 0) -> Iterator[int]:
+    """Where a word stands in a text, the last place first."""
+    at = text.rfind(word, start)
+    while at >= 0:
+        yield at
+        at = text.rfind(word, start, at)
+
+
 class _Remainder(NamedTuple):
     """What follows a phrase: its line, from where to where, and whether it stands apart."""
 
@@ -310,10 +340,7 @@ class _Remainder(NamedTuple):
 def _remainders(text: str, *, finished: bool) -> Iterator[_Remainder]:
     """What follows each phrase, the last one first."""
     tail = max(len(text) - MAX_TAIL, 0)
-    phrases = deque(_PHRASE.finditer(text, tail), maxlen=MAX_TRIED)
-    if not phrases and ":" in text or "：" in text:
-        phrases = deque(_PHRASE_ELSEWHERE.finditer(text, tail), maxlen=MAX_TRIED)
-    for phrase in reversed(phrases):
+    for phrase in _phrases(text, tail):
         start = _PHRASE_GAP.match(text, phrase.end()).end()  # type: ignore[union-attr]
         line = text[start : start + MAX_LINE_LENGTH].partition("\n")[0]
         if not finished and _is_cut(line, at_end=start + len(line) == len(text)):
