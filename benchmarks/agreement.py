@@ -1,6 +1,11 @@
 r"""Agreement of the grader with math-verify on numbers and LaTeX, and every difference explained.
 
     python -m benchmarks.agreement FOLDER [--limit N] [--json]
+    python -m benchmarks.agreement FILE.jsonl [--limit N] [--json]
+
+FILE.jsonl holds graded rows, as `regenesis.py grade` takes them, with the verdict that is expected
+of each in `expect` ("correct" or "not_correct"; without it a row is only compared). Every wrong
+accept and wrong reject is printed, and on numbers and LaTeX the share that math-verify agrees with.
 
 FOLDER holds question files in JSONL (`answer`, `answer_type`). Each truth is graded against itself
 written differently, against another truth of the same file, and, where it is a number, against
@@ -11,6 +16,7 @@ has to be one of `EXPLANATIONS`; what is left is printed line by line.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import random
@@ -19,10 +25,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cluster.errors import InputError
 from evaluation.answers.number import exact_number
 from evaluation.answers.plain import plain_text
+from evaluation.grade_file import grade_row, read_rows
 from evaluation.grader import Verdict, grade
 from evaluation.question import AnswerType, Question
 
@@ -137,14 +145,92 @@ def _theirs(truth: str, found: str) -> bool:
     return bool(verify(gold, target, timeout_seconds=None))
 
 
+class Judged(NamedTuple):
+    """A graded row: where it stands, what is expected, and the two judgements."""
+
+    place: str
+    row: dict[str, Any]
+    expected: bool | None
+    ours: bool
+    theirs: bool | None
+    """None for a kind of answer that math-verify does not know."""
+
+
+def judged_rows(path: Path, limit: int | None) -> Iterator[Judged]:
+    """The rows of a JSONL file, graded. Raises InputError for a file or row that cannot be read."""
+    for place, row in itertools.islice(read_rows(path), limit):
+        expect = row.get("expect")
+        if expect not in ("correct", "not_correct", None):
+            raise InputError(
+                f"{place}, field 'expect': {expect!r} is unknown; write correct or not_correct"
+            )
+        graded = grade_row(row, place)
+        known = row["answer_type"] in ("number", "math")
+        yield Judged(
+            place,
+            graded,
+            None if expect is None else expect == "correct",
+            graded["verdict"] == Verdict.CORRECT,
+            _theirs_of_text(str(row["answer"]), row["response"]) if known else None,
+        )
+
+
+def _theirs_of_text(truth: str, text: str) -> bool:
+    from math_verify import parse, verify
+
+    return bool(verify(parse(f"${truth}$"), parse(text)))
+
+
+def summary(judged: list[Judged]) -> dict[str, int | float]:
+    """How many rows are judged as expected, and the share that math-verify agrees with."""
+    compared = [one for one in judged if one.theirs is not None]
+    agreed = sum(one.ours == one.theirs for one in compared)
+    return {
+        "rows": len(judged),
+        "expected": sum(one.expected is not None for one in judged),
+        "wrong_accepts": sum(one.expected is False and one.ours for one in judged),
+        "wrong_rejects": sum(one.expected is True and not one.ours for one in judged),
+        "compared": len(compared),
+        "agreement": agreed / max(len(compared), 1),
+    }
+
+
+def report_rows(path: Path, limit: int | None) -> dict[str, int | float]:
+    """Print each row that is not judged as expected, then the counts."""
+    judged = list(judged_rows(path, limit))
+    for one in judged:
+        if one.expected is not None and one.ours != one.expected:
+            name = "wrong accept" if one.ours else "wrong reject"
+            row = one.row
+            print(
+                f"{name}: {one.place}: truth {row['answer']!r}, read {row['predicted']!r} "
+                f"({row['read_as']}) in {row['response'][-200:]!r}"
+            )
+    counts = summary(judged)
+    print(
+        f"{counts['rows']} rows, {counts['expected']} with a verdict: {counts['wrong_accepts']} wrong "
+        f"accepts, {counts['wrong_rejects']} wrong rejects; math-verify agrees on "
+        f"{100 * counts['agreement']:.2f} % of {counts['compared']}"
+    )
+    return counts
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit", type=int, help="truths a file at most")
+    parser.add_argument("path", type=Path, help="a folder of question files, or a file of rows")
+    parser.add_argument("--limit", type=int, help="truths a file, or rows, at most")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)
-    judged = list(pairs(arguments.folder, arguments.limit))
+    if not arguments.path.is_dir():
+        try:
+            counts = report_rows(arguments.path, arguments.limit)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        if arguments.json:
+            print(json.dumps(counts))
+        return
+    judged = list(pairs(arguments.path, arguments.limit))
     different = [pair for pair in judged if pair.ours != pair.theirs]
     reasons = Counter(explanation(pair) or "unexplained" for pair in different)
     for pair in different:

@@ -5,9 +5,10 @@ A line in, and the same row out with three columns more::
     {"response": "So \\boxed{72}.", "answer": "72", "answer_type": "number", "choices": null}
     {..., "predicted": "72", "verdict": "correct", "read_as": "boxed"}
 
-Every other field passes through. Three are used where they are there: `finish_reason` (anything but
-"stop" is a text that was cut off), `aliases` (a list of other right answers), and `grader` with
-`grader_data` (a grader of the question's own).
+Every other field passes through. Some are used where they are there: `finish_reason` (anything but
+"stop" is a text that was cut off), `thinking_opened` (true where the prompt began the thinking),
+`aliases` (a list of other right answers), and `grader` with `grader_data` (a grader of the
+question's own).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def grade_file(path: Path, output: TextIO) -> Counter[str]:
     that cannot be read and for a row that is none.
     """
     counts: Counter[str] = Counter()
-    for place, row in _read_rows(path):
+    for place, row in read_rows(path):
         graded = grade_row(row, place)
         output.write(json.dumps(graded) + "\n")
         counts[graded["verdict"]] += 1
@@ -54,7 +55,16 @@ def grade_row(row: Row, place: str) -> Row:
     if not isinstance(response, str):
         raise InputError(f"{place}, field 'response': expected a text; write the model's text")
     finished = row.get("finish_reason", "stop") == "stop"
-    result = grade(response, _question(row, place), read_last=True, finished=finished)
+    opened = row.get("thinking_opened") or False
+    if not isinstance(opened, bool):
+        raise InputError(f"{place}, field 'thinking_opened': expected true, false or null")
+    result = grade(
+        response,
+        _question(row, place),
+        read_last=True,
+        finished=finished,
+        thinking_opened=opened,
+    )
     return row | {
         "predicted": result.predicted,
         "verdict": result.verdict.value,
@@ -122,7 +132,7 @@ def _texts(row: Row, field: str, place: str) -> tuple[str, ...]:
     return tuple(str(text) for text in value)
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Each row with its place, `file.jsonl:12`; blank lines are left aside."""
     try:
         # Cut at line feeds alone: JSON texts may hold U+2028, at which a text file would be cut.

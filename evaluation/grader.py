@@ -21,8 +21,9 @@ from functools import lru_cache
 from evaluation.answers.kinds import KINDS
 from evaluation.answers.number import MAX_NUMBER_LENGTH
 from evaluation.answers.own_grader import load_grader
-from evaluation.answers.place import ReadAs, escape_loose_braces, read_answer, without_thinking
+from evaluation.answers.place import ReadAs, escape_loose_braces, read_answer
 from evaluation.answers.plain import Choices, Keys, plain_text
+from evaluation.answers.turns import own_answer
 from evaluation.question import AnswerType, Question
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
     "same_answer",
 ]
 
-GRADER_VERSION = "3"
+GRADER_VERSION = "4"
 
 
 class Verdict(enum.StrEnum):
@@ -64,13 +65,21 @@ class Grade:
     read_as: ReadAs
 
 
-def grade(text: str, question: Question, *, read_last: bool, finished: bool = True) -> Grade:
+def grade(
+    text: str,
+    question: Question,
+    *,
+    read_last: bool,
+    finished: bool = True,
+    thinking_opened: bool = False,
+) -> Grade:
     """Judge one completion; `finished` is false where the token limit cut it off.
 
     A box or a phrase counts even in an unfinished text; the last value in it would be chance.
+    With `thinking_opened` the prompt began the thinking, and a text that never ends it is truncated.
     A question's own grader gets the text without its thinking, and what it raises is raised.
     """
-    visible = without_thinking(text)
+    visible = own_answer(text, opened=thinking_opened)
     if visible is None:
         return Grade(None, Verdict.TRUNCATED, ReadAs.NOTHING)
     if question.grader:
@@ -144,4 +153,9 @@ def _truths(
         truths = tuple(canonical_answer(truth, kind, choices) for truth in (answer, *aliases))
     except ValueError:
         return (), frozenset()
-    return truths, frozenset().union(*(KINDS[kind].keys(truth, choices) for truth in truths))
+    # A percent sign is no part of the canonical answer, but of what may be equal to it.
+    signed = [
+        f"{truth}%" if kind == "number" and "%" in plain_text(given) else truth
+        for truth, given in zip(truths, (answer, *aliases), strict=True)
+    ]
+    return truths, frozenset().union(*(KINDS[kind].keys(truth, choices) for truth in signed))

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import re
 
-from evaluation.answers.plain import Choices, Keys, Reading, plain_text, shorten
+from evaluation.answers import residue
+from evaluation.answers.plain import NO_READING, Choices, Keys, Reading, plain_text, shorten
 
 _TRUTH_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LETTERS = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
-_BOOLEAN_HEAD = re.compile(r"[\W_]{0,3}(?P<word>(?i:yes|no|true|false))\b")
-_BOOLEAN_INNER = re.compile(
-    r"(?i:(?:it|this|that|is|was|would|be|a|the|statement|expression|result|therefore|thus|most"
-    r"|likely|probably|clearly|definitely|simply|indeed|actually)\b[ ,:]*){1,6}"
-    r"[\W_]{0,3}(?P<word>(?i:yes|true|false|no(?! ?\w)))\b"
+# "No" before a noun is a determiner: "no one", "no more than 5". A sentence may begin behind it.
+_NO = (
+    r"(?i:no)(?![\w'-])(?!\. ?[0-9])(?=\W*$|\W{0,3}[^\w\s]|\s+(?i:because|since|as|for|it|its|he|she|they"
+    r"|we|you|i|this|that|these|those|there|the)\b)"
 )
-_BOOLEAN_SECOND = re.compile(r" ?(?:/|\||or\b|and\b) ?(?i:yes|no|true|false)\b")
-_BOOLEAN_OTHER = re.compile(r" ?, ?(?P<word>(?i:yes|no|true|false))[\W_]*$")
-_NEITHER = re.compile(r"(?i:neither)\b")
-_BOOLEAN_WORD = re.compile(r"(?<!not )\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b")
+_WORD = rf"(?P<word>(?i:yes|true|false)\b|{_NO})"
+_FILLERS = (
+    r"(?:(?i:it|this|that|is|was|would|be|a|the|statement|expression|result|therefore|thus|most"
+    r"|likely|probably|clearly|definitely|simply|indeed|actually|so|answer|final|correct)\b[ ,:]*)"
+)
+_BOOLEAN_HEAD = re.compile(rf"[\W_]{{0,3}}{_WORD}")
+_BOOLEAN_INNER = re.compile(rf"{_FILLERS}{{1,6}}[\W_]{{0,3}}{_WORD}")
+_CLAUSES = re.compile(r"[.,;:!/|()—–\n]|(?i:\b(?:and|or|but|also|rather|because|since)\b)")
+_CLAUSE_WORD = re.compile(
+    rf"\W*{_FILLERS}{{0,6}}(?P<not>(?i:not|n't)\s+)?(?P<word>(?i:yes|no|true|false))\W*"
+)
+_QUESTION_WORD = re.compile(r"^[^.!;]*\?")
+_NEITHER = re.compile(r"(?i:neither|both|either)\b")
+_BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b")
+_NO_DETERMINER = re.compile(
+    r"[Nn][Oo] (?!because|since|as|it|he|she|they|we|I |this|that|the)[a-z]"
+)
+_EITHER_OR = re.compile(r"\W*(?i:or|and|/)\W*(?i:not)?\W*|/")
 
 
 def read_boolean(plain: str, choices: Choices) -> Reading | None:
@@ -29,12 +43,24 @@ def read_boolean(plain: str, choices: Choices) -> Reading | None:
     if found is None:
         letter = _LETTERS.get(result.strip("().").casefold())
         return Reading(letter, frozenset([letter])) if letter else None
-    if _BOOLEAN_SECOND.match(result, found.end()):
-        return Reading(shorten(plain))
-    other = _BOOLEAN_OTHER.match(result, found.end())
-    if other and _TRUTH_WORDS[other["word"].casefold()] != _TRUTH_WORDS[found["word"].casefold()]:
+    answer = _TRUTH_WORDS[found["word"].casefold()]
+    after = result[found.end() :]
+    if _contradicts(answer, after) or residue.is_hedged(_first_part(after)):
         return Reading(shorten(plain))
     return _boolean_reading(found["word"])
+
+
+def _first_part(after: str) -> str:
+    return _CLAUSES.split(after, maxsplit=1)[0] if after[:1] == " " else after[:2]
+
+
+def _contradicts(answer: str, after: str) -> bool:
+    """Whether a later clause is nothing but the other truth value: "Yes. No.", "true or false"."""
+    for clause in _CLAUSES.split(after):
+        said = _CLAUSE_WORD.fullmatch(clause)
+        if said and (_TRUTH_WORDS[said["word"].casefold()] == answer) == bool(said["not"]):
+            return True
+    return False
 
 
 def _boolean_reading(word: str) -> Reading:
@@ -43,9 +69,23 @@ def _boolean_reading(word: str) -> Reading:
 
 
 def last_boolean(line: str, choices: Choices) -> Reading | None:
-    """The last yes, no, true or false of a line."""
-    words = _BOOLEAN_WORD.findall(plain_text(line))
-    return _boolean_reading(words[-1]) if words else None
+    """The last yes, no, true or false of a line that is not denied or asked for."""
+    plain = plain_text(line)
+    words = list(_BOOLEAN_WORD.finditer(plain))
+    if not words:
+        return None
+    if plain.rstrip(" *_\"')").endswith("?") and _QUESTION_WORD.search(plain[words[-1].start() :]):
+        return NO_READING
+    for index in range(len(words) - 1, -1, -1):
+        word = words[index]
+        start = words[index - 1].end() if index else 0
+        between = plain[start : word.start()]
+        if index and _EITHER_OR.fullmatch(between):
+            return NO_READING  # "true or false"
+        denied = residue.NEGATION.search(residue.last_clause(between))
+        if not denied and not _NO_DETERMINER.match(plain, word.start()):
+            return _boolean_reading(word[0])
+    return NO_READING
 
 
 def canonical_boolean(answer: str, choices: Choices = ()) -> str:

@@ -1,9 +1,11 @@
-"""The program of `calculator`'s child: one JSON request a line in, one JSON reply a line out.
+"""The program of `calculator`: it forks workers, which reply to one JSON request a line with one.
 
     {"truth": "x^2", "found": "x \\cdot x"}                        ->  {"same": true}
-    {"family": "countdown", "settings": "{}", "entry": "{...}", "answer": "3*8"} ->  {"score": 0.05}
+    {"family": "countdown", "settings": "{}", "entry": "{...}", "answers": ["3*8"]} -> {"score": 0.05}
 
-It stands alone: it is started by its path and imports nothing of ours.
+The first process is told over its standard input, a socket, what the next worker has to import, and
+is given the worker's own socket with that. It stands alone: it is started by its path and imports
+nothing of ours.
 """
 
 from __future__ import annotations
@@ -11,20 +13,26 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import math
 import os
 import re
 import resource
+import signal
+import socket
 import sys
-import time
+import traceback
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-LOADING_LIMIT_S = 300  # seconds of processor time between requests, for imports
 MEMORY_LIMIT = 4 << 30  # bytes of address space
-ROUNDING = 12  # decimal places; math-verify's own 6 would take 0.333333 for 1/3
+ROUNDING = 12  # digits of a decimal; math-verify's own 6 places would take 0.333333 for 1/3
+EXACT_DIGITS = 100  # in which two exact numbers have to be the same
+WARMING = (
+    (r"\frac{x^2+1}{2}", r"\frac{1}{2}(1 + x^2)"),
+    ("x = 2", "2"),
+    (r"(1, \sqrt{2}]", r"x>1"),
+)
 EVALUATING = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
 """Families whose scorers call eval() on the answer, to see whether it is a list."""
 MAX_EVALUATED = 1_000  # characters of an answer that a scorer evaluates
@@ -150,44 +158,116 @@ four numbers and 24.5, a larger board that begins with the right one, and number
 """
 
 
+_ITS_OWN: dict[str, Callable[..., bool]] = {}
+"""What of math-verify was replaced."""
+
+
+def _same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """Whether two values are one number, however small or large; in place of math-verify's own.
+
+    Its own rounds to decimal places, and takes `1/2^{98}` for `1/2^{99}`. Two exact numbers have to
+    agree in `EXACT_DIGITS` digits, a decimal and another number in `float_rounding` of them.
+    """
+    import sympy
+    from math_verify import grader
+
+    is_percent = any(grader.get_pct_val(each) is not None for each in (a, b))
+    if is_percent or isinstance(a, sympy.MatrixBase) or isinstance(b, sympy.MatrixBase):
+        return _ITS_OWN["same_number"](a, b, float_rounding, numeric_precision)  # and each element
+    a, b = grader.safe_sympy_doit(a), grader.safe_sympy_doit(b)
+    has_decimals = a.has(sympy.Float) or b.has(sympy.Float)
+    a, b = (_without_floats(each) for each in (a, b))
+    if a == b:
+        return True
+    if a.free_symbols or b.free_symbols or (a.is_Rational and b.is_Rational and not has_decimals):
+        return False
+    largest = max(abs(a).evalf(30), abs(b).evalf(30))
+    digits = float_rounding if has_decimals else EXACT_DIGITS
+    return bool(abs(a - b).evalf(15, maxn=2 * EXACT_DIGITS) * 10**digits <= largest)
+
+
+def _without_floats(value: Any) -> Any:
+    """The value with each decimal as the fraction that it is as written."""
+    import sympy
+
+    floats = value.atoms(sympy.Float)
+    return value.xreplace({each: sympy.Rational(str(each)) for each in floats}) if floats else value
+
+
+def _load_mathematics() -> None:
+    """Import math-verify, make it compare numbers exactly, and let it parse once."""
+    from math_verify import grader
+
+    if not _ITS_OWN:
+        _ITS_OWN["same_number"] = grader.sympy_numeric_eq
+        grader.sympy_numeric_eq = _same_number
+        for truth, found in WARMING:  # its parser is slow at the first of each kind
+            same_mathematics(truth, found)
+
+
 def _reply(request: dict[str, Any]) -> dict[str, Any]:
     if "family" not in request:
         return {"same": same_mathematics(request["truth"], request["found"])}
+    replies = [
+        _score(request["family"], request["settings"], request["entry"], answer)
+        for answer in request["answers"]
+    ]
+    return max(replies, key=lambda reply: float(reply["score"]))
+
+
+def _score(family: str, settings: str, entry: str, answer: str) -> dict[str, Any]:
     try:
-        return {"score": family_score(**request)}
+        return {"score": family_score(family, settings, entry, answer)}
     except Exception as error:  # noqa: BLE001  a scorer that raises on an answer finds it wrong
         return {"score": 0.0, "error": f"{type(error).__name__}: {error}"[:500]}
 
 
-def _limit_processor(seconds: int) -> None:
-    """Let the kernel end this process once the next request has used so many seconds."""
-    used = math.ceil(time.process_time())
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
-
-
-def _import_needed(request: dict[str, Any]) -> None:
-    """Import and build what takes seconds before the request's own time begins."""
-    if "family" in request:
-        _family(request["family"], request["settings"])
+def _import_needed(needs: dict[str, Any]) -> None:
+    """Import and build what takes seconds before a request's own time begins."""
+    if "family" in needs:
+        _family(needs["family"], needs["settings"])
     else:
-        import math_verify  # noqa: F401
+        _load_mathematics()
+
+
+def _serve(requests: socket.socket, cpu_limit_s: float) -> None:
+    """Reply until the other side closes; the kernel ends what uses too much of the processor."""
+    with requests.makefile("rwb", buffering=0) as lines:
+        for line in lines:
+            try:
+                request = json.loads(line)
+                _import_needed(request)
+                signal.setitimer(signal.ITIMER_PROF, cpu_limit_s)
+                reply = _reply(request)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            except (MemoryError, RecursionError):
+                return  # no result
+            except Exception:  # noqa: BLE001  a fault of ours is reported where it is asked
+                reply = {"fault": traceback.format_exc()}
+            lines.write(json.dumps(reply).encode() + b"\n")
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is no reply
+    """Fork a worker for each socket that comes in, until no more can."""
     sys.setrecursionlimit(3_000)
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
-        request = json.loads(line)
-        _import_needed(request)
-        _limit_processor(int(sys.argv[1]))
-        replies.write(json.dumps(_reply(request)) + "\n")
-        _limit_processor(LOADING_LIMIT_S)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no worker is waited for
+    control = socket.socket(fileno=0)
+    while True:
+        message, sockets, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        if not message:
+            return
+        try:
+            _import_needed(json.loads(message))
+        except Exception:  # noqa: BLE001, S110  the worker will fail in the same way, and say so
+            pass
+        if os.fork() == 0:
+            control.close()
+            _serve(socket.socket(fileno=sockets[0]), float(sys.argv[1]))
+            os._exit(0)
+        os.close(sockets[0])
 
 
 if __name__ == "__main__":

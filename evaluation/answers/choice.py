@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from evaluation.answers import residue
 from evaluation.answers.number import exact_number, read_number
-from evaluation.answers.plain import Choices, Keys, Reading, normalize, plain_text, shorten
+from evaluation.answers.plain import (
+    NO_READING,
+    Choices,
+    Keys,
+    Reading,
+    normalize,
+    plain_text,
+    shorten,
+)
 
 
 class _Option(NamedTuple):
@@ -34,14 +43,30 @@ _LOOSE_LETTER = re.compile(
     r"(?:(?i:option|choice|answer|letter) ?:? ?(?=[A-Za-z]\b)|(?=[B-HJ-Z] )"
     r"|(?=A (?:because|since|as|is|which|and|for|with|or)\b))(?P<letter>[A-Za-z])"
 )
+# Other letters that are said beside the first: "(A)(B)", "A or maybe B", "A) apple, B) banana".
 _SECOND_LETTER = re.compile(
-    r"(?:(?i:option|choice|answer) )?[(\[]?[A-Za-z][)\].]? ?(?:,|/|&|and\b|or\b) ?(?:and |or )?"
-    r"(?:(?i:option) )?[(\[]?([A-Z](?![A-Za-z'])|[a-z](?=[)\].,]|$))"
+    r"\((?P<a>[A-Za-z])\)|(?<![A-Za-z0-9'])(?P<b>[A-Z])\)"
+    r"|(?:[,/&|+;]|\b(?:and|or|to|also|maybe|perhaps|possibly|both|but)\b) ?(?i:option |answer )?"
+    r"(?P<c>[A-Z](?![A-Za-z'])|[a-z](?=[)\].,]|$))|(?<![A-Za-z0-9'])(?P<d>[B-HJ-Z])(?![A-Za-z0-9'])"
+    r"|^[\s.,;]*(?P<e>[A-Za-z])[.)]?$"
+)
+_LETTER_BEHIND = re.compile(
+    r"(?P<text>.+?) ?(?:[(\[] ?(?:(?i:option|choice|answer|letter) )?(?P<letter>[A-Za-z]) ?[)\]]"
+    r"|[-—:] ?\(?(?P<other>[A-Z])\)?)[. ]*"
 )
 _STANDALONE_LETTER = re.compile(
-    r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^([A-Za-z])[.:)]?$"
-    r"|\b(?i:option|choice|answer(?: is)?):? \(?([A-Za-z])\b(?!')|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
+    r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^[\"' ]*([A-Za-z])[.:)]?[\"' ]*$"
+    r"|\b(?i:option|choice|answer(?: is)?|réponse est|antwort ist|respuesta es):? \(?([A-Za-z])\b(?!')"
+    r"|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
+    r"|(?<![A-Za-z0-9'])([A-Z])(?= (?i:is|would be|seems|must be) (?:\w+ ){0,2}(?i:correct|right|best|answer"
+    r"|wrong|incorrect)\b|[,;]? (?i:not|non|or|and|nor|rather)\b [^.]*\b[A-Z]\b|, |[^\x00-\x7f])"
 )
+_JOINS = re.compile(r"[\s()]*(?:,|/|&|(?i:and|or|nor))[\s()]*(?:(?i:option|choice) )?\(?")
+_REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where)\b")
+_WRONG = re.compile(
+    r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|an?)|ruled out|impossible)\b|n't\b"
+)
+_NO_BEFORE = re.compile(r"\b(?i:no|without|any) $")
 _TEXT_END = re.compile(r"[.;,:!?](?=\s|$)| (?:because|since|which|as|and|is|are)\b| [-—] ")
 _NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
 _LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")
@@ -66,7 +91,7 @@ def read_choice(plain: str, choices: Choices) -> Reading | None:
     """The letter, or the option whose text stands there."""
     options = _options(choices)
     if len(plain) > 2:  # before letters: "A. Lincoln" and "a - b" may be the text of an option
-        by_text = _match_option(plain, choices)
+        by_text = _match_option(plain, choices) or _text_with_letter(plain, choices)
         if by_text is not None:
             return by_text
     filler = _FILLER.match(plain)
@@ -75,12 +100,38 @@ def read_choice(plain: str, choices: Choices) -> Reading | None:
     if found is None:
         return _match_option(plain, choices) or _match_option(_NUMBERED.sub("", plain), choices)
     letter = found["letter"].upper()
-    second = _SECOND_LETTER.match(plain)
-    if second and second[1].upper() in {option.letter for option in options} - {letter}:
-        return Reading(shorten(plain))
-    if _names_another(letter, plain[found.end() :], choices):
+    rest = plain[found.end() :]
+    if _says_more(letter, rest, options) or _names_another(letter, rest, choices):
         return Reading(shorten(plain))
     return Reading(letter, frozenset([letter]))
+
+
+def _text_with_letter(plain: str, choices: Choices) -> Reading | None:
+    """The option of "banana (B)", which text and letter both have to name."""
+    found = _LETTER_BEHIND.fullmatch(plain)
+    named = _match_option(found["text"], choices) if found else None
+    if found is None or named is None or not named.keys:
+        return None
+    letter = (found["letter"] or found["other"]).upper()
+    return Reading(letter, frozenset([letter])) if letter in named.keys else Reading(shorten(plain))
+
+
+def _says_more(letter: str, rest: str, options: Sequence[_Option]) -> bool:
+    """Whether what follows a letter denies or doubts it, or names another one with it."""
+    if not rest:
+        return False
+    own = next(option for option in options if option.letter == letter)
+    if own.text and rest.strip(" .").startswith(own.text):  # which may hold any of these words
+        rest = rest.strip(" .")[len(own.text) :]
+    sentence = _REASON_OR_END.split(rest, maxsplit=1)[0]
+    if residue.is_retracted(f" {rest}") or _WRONG.search(sentence) or residue.is_hedged(sentence):
+        return True
+    letters = {option.letter for option in options} - {letter}
+    for second in _SECOND_LETTER.finditer(sentence):
+        name = next(name for name in second.groups() if name)
+        if name.upper() in letters and not residue.NEGATION.search(sentence[: second.end()]):
+            return True
+    return False
 
 
 def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | None:
@@ -130,20 +181,73 @@ def _match_option(plain: str, choices: Choices) -> Reading | None:
 
 
 def last_choice(line: str, choices: Choices) -> Reading | None:
-    """The last clear letter of a line, else the option's text that ends last in it."""
+    """The last clear letter of a line, else the option's text that ends last in it.
+
+    One that is denied ("D, not B") is left aside; `NO_READING` where all are.
+    """
     plain = plain_text(line)
-    options = _options(choices)
-    letters = {option.letter for option in options}
-    for match in reversed(list(_STANDALONE_LETTER.finditer(plain))):
-        letter = match[match.lastindex or 0].upper()
-        if letter in letters:
-            contradicts = _names_another(letter, plain[match.end() :], choices)
-            return Reading(shorten(plain)) if contradicts else Reading(letter, frozenset([letter]))
+    letters = {option.letter for option in _options(choices)}
+    spans = [
+        (match.start(match.lastindex or 0), match[match.lastindex or 0].upper())
+        for match in _STANDALONE_LETTER.finditer(plain)
+    ]
+    found = [(start, start + 1, letter) for start, letter in spans if letter in letters]
+    start = _last_stated(plain, [(one, end) for one, end, _ in found])
+    if start is not None:
+        letter = plain[start].upper()
+        contradicts = _names_another(letter, plain[start + 1 :].lstrip(").:"), choices)
+        return Reading(shorten(plain)) if contradicts else Reading(letter, frozenset([letter]))
+    if found:
+        return NO_READING
+    return _last_text(plain, choices)
+
+
+def _last_text(plain: str, choices: Choices) -> Reading | None:
     words = normalize(plain)
-    best = max(options, key=lambda option: _end_and_length(option.normalized, words), default=None)
-    if best is None or _end_and_length(best.normalized, words)[0] < 0:
-        return None
-    return _match_option(best.text, choices)
+    found: dict[tuple[int, int], _Option] = {}
+    for option in _options(choices):
+        for start in _occurrences(option.normalized, words):
+            span = (start, start + len(option.normalized))
+            found.setdefault(span, option)
+    # Of two that end alike the longer one was meant.
+    spans = sorted(found, key=lambda span: (span[1], -span[0]))
+    spans = [span for span in spans if not any(_covers(other, span) for other in spans)]
+    start = _last_stated(words, spans)
+    if start is None:
+        return NO_READING if spans else None
+    option = next(found[span] for span in spans if span[0] == start)
+    return _match_option(option.text, choices)
+
+
+def _covers(other: tuple[int, int], span: tuple[int, int]) -> bool:
+    return other != span and other[0] <= span[0] and span[1] <= other[1]
+
+
+def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
+    """Where the last of these pieces begins that its clause does not deny."""
+    denied: list[bool] = []
+    for index, (start, end) in enumerate(spans):
+        before = text[spans[index - 1][1] if index else 0 : start]
+        joined = index > 0 and _JOINS.fullmatch(before) is not None
+        clause = residue.last_clause(before)
+        after = residue.first_clause(text[end:])
+        wrong = residue.is_retracted(text[end : end + 40]) or bool(_WRONG.search(after[:25]))
+        negated = bool(residue.NEGATION.search(clause) or _NO_BEFORE.search(before))
+        denied.append(negated or wrong or (joined and denied[-1]))
+        if joined and not denied[-1] and not denied[-2]:
+            denied[-1] = denied[-2] = True  # "A or B"
+    stated = [start for (start, _), no in zip(spans, denied, strict=True) if not no]
+    return stated[-1] if stated else None
+
+
+def _occurrences(part: str, line: str) -> Iterator[int]:
+    """Where a text stands in a line as whole words."""
+    at = line.find(part) if part else -1
+    while at >= 0:
+        end = at + len(part)
+        if not (line[at - 1 : at].isalnum() or line[end : end + 1].isalnum()):
+            yield at
+        at = line.find(part, at + 1)
 
 
 def without_option_lists(lines: list[str]) -> list[str]:
@@ -155,17 +259,6 @@ def without_option_lists(lines: list[str]) -> list[str]:
         for before, letter, after in zip(["", *letters], letters, [*letters[1:], ""], strict=False)
     ]
     return [line for line, is_listed in zip(lines, listed, strict=True) if not is_listed]
-
-
-def _end_and_length(part: str, line: str) -> tuple[int, int]:
-    """Where the last whole-word occurrence of a part ends in a line, -1 if there is none."""
-    at = line.rfind(part)
-    while at >= 0:
-        end = at + len(part)
-        if not (line[at - 1 : at].isalnum() or line[end : end + 1].isalnum()):
-            return end, len(part)
-        at = line.rfind(part, 0, end - 1)
-    return -1, 0
 
 
 def canonical_choice(answer: str, choices: Choices) -> str:

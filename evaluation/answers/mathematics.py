@@ -15,10 +15,12 @@ import re
 from functools import lru_cache
 
 from evaluation.answers.calculator import Calculator
-from evaluation.answers.number import exact_number, last_number
+from evaluation.answers import residue
+from evaluation.answers.number import exact_number, last_number, number_keys, read_number
 from evaluation.answers.place import last_formula
 from evaluation.answers.plain import (
     MAX_LINE_LENGTH,
+    NO_READING,
     Choices,
     Keys,
     Reading,
@@ -44,9 +46,26 @@ _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _JOINED = re.compile(
     r",? *(?:\\(?:text|mbox|textrm) ?\{ *(?:and|or) *\}|(?<![A-Za-z\\])(?:and|or)\b)"
 )
+_BOLD = re.compile(r"(?<![^\s(])\*\*(?=\S)|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")
+_GROUPING_SPACE = re.compile(r"\\! *|\\(?=\$)")
+_OR = re.compile(
+    r"\\(?:text|mbox|textrm) ?\{ *or *\}|(?<![A-Za-z\\])or\b|\\(?:lor|vee)(?![A-Za-z])"
+)
+_SIDE = r"[^<>=,\\]+?|[^<>=,]+?"
+_SIGN = r"<|>|\\leq(?![A-Za-z])|\\geq(?![A-Za-z])"
+_INEQUALITY = re.compile(
+    rf"(?:(?P<left>{_SIDE}) ?(?P<one>{_SIGN}) ?)?(?P<name>[A-Za-z])"
+    rf"(?: ?(?P<two>{_SIGN}) ?(?P<right>{_SIDE}))?"
+)
 _UNIT = re.compile(
     r"(?<=[0-9}).]) ?\\(?:text|mbox|textrm|mathrm|operatorname) ?\{ *[A-Za-z][A-Za-z./ ]*\}"
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"
+)
+# Letters that could be variables are units only in a quotient or where they are two.
+_PLAIN_UNIT = re.compile(
+    r"(?<=[0-9}])(?: ?(?:(?:[mck]m|[km]?g|[mk]?[lL]|mi|ft|m)(?:\^ ?\{?[0-9]\}?)? ?/ ?"
+    r"(?:hr?|sec|min|ml|kg|[smlLg])|[mck]m|kg|mg|m[lL]|ft|lbs?|hrs?|mph|kph|kmh)| [mgsLV])"
+    r"(?: ?\^ ?\{?[0-9]\}?)?(?=[ .]*$)"
 )
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|emph|operatorname|boldsymbol)\*? ?"
@@ -72,10 +91,22 @@ _BARE_ARGUMENTS = re.compile(r"\\frac([0-9])([0-9])|\\frac([0-9])(?=\{)|\\sqrt([
 _BARE_BOTTOM = re.compile(r"(\\frac\{[^{}]*\})([0-9])")
 _LONE_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}")
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
-_NAME = re.compile(r"\\?[A-Za-z]+'?(?:_\{?[A-Za-z0-9]+\}?)?(?: ?\([A-Za-z0-9, ]{1,20}\))?")
+_NAME = re.compile(
+    r"\\?[A-Za-z]+'?(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]+))?(?: ?\([A-Za-z0-9, ]{1,20}\))?"
+)
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ .'-]+[A-Za-z]{2,})*")
 _SENTENCE = re.compile(r"(?:(?<![\\A-Za-z])[A-Za-z]{3,}(?![A-Za-z]) ?){4}")
 _BASED = re.compile(r"[0-9A-F]+_(?:[0-9]|\{[0-9]+\})")
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|det|lim|mod|arc|exp)[a-z]*)[A-Za-z]{3,}(?![A-Za-z]*\})"
+    r"|[^\W\d_A-Za-z]{2,}"
+)
+_LONG_WORD = re.compile(r"(?<![\\A-Za-z{])[^\W\d_]{2,}(?!\})")
+_FUNCTION = re.compile(r"\\[A-Za-z]+|\{[a-z]*matrix\}|\b(?:sqrt|sin|cos|tan|log|ln|exp|frac|pi)\b")
+_IN_FORMULA = re.compile(r"[-+*/^_=<>(\[{\\|!:]")
+_LAST_RUN = re.compile(r"((?:\\[A-Za-z]+|[^A-Za-z\\]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z']))+)$")
+_SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_VARIABLE = re.compile(r"[A-Za-z]")
 _EQUATION = re.compile(r"(?<![<>!\\:=])=(?!=)")
 _RELATION = re.compile(r"(?<![<>!=])[<>=]|\\(?:leq|geq|neq|in|approx|equiv)(?![A-Za-z])")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -98,13 +129,40 @@ _NEVER_SENT = re.compile(
 def clean_mathematics(text: str) -> str:
     """The formula without delimiters, spacing commands, degrees and units; LaTeX stays LaTeX."""
     text = unicode_signs(text[:MAX_LINE_LENGTH].replace("`", "").strip().strip("*").strip())
-    text = _JOINED.sub(" ,", _LOOKS.sub(" ", text.replace(r"\!", "").replace("{,}", ",")))
+    text = _BOLD.sub("", _GROUPING_SPACE.sub("", text).replace("{,}", ","))
+    text = _LOOKS.sub(" ", text.translate(_SIGNS))
     text = _FRACTION.sub(r"\\frac", _SAME_NAME.sub(lambda name: _SAME_NAMES[name[0]], text))
-    text = _DEGREES.sub("", _UNIT.sub("", text)).replace(r"\%", "%")
-    text = _PLAIN_ROOT.sub(_root, text.translate(_SIGNS))
+    text = _JOINED.sub(" ,", _as_intervals(text))
+    text = _DEGREES.sub("", _PLAIN_UNIT.sub("", _UNIT.sub("", text))).replace(r"\%", "%")
+    text = _PLAIN_ROOT.sub(_root, text)
     text = _PLAIN_SIGN.sub(lambda sign: _PLAIN_SIGNS[sign[0]], _PLAIN_NAME.sub(_greek, text))
     text = _WRAPPED.sub(r"\1", text)
     return " ".join(text.split()).rstrip(" .,;").removeprefix("{}")
+
+
+def _as_intervals(text: str) -> str:
+    """`x < 2 or x > 3` as the union of two intervals; any other text as it is."""
+    parts = _OR.split(text)
+    if len(parts) < 2:
+        return text
+    found = [_INEQUALITY.fullmatch(part.strip(" .")) for part in parts]
+    ranges = [one for one in found if one]
+    if len(ranges) < len(parts) or len({one["name"] for one in ranges}) > 1:
+        return text
+    return r" \cup ".join(_interval(one) for one in ranges)
+
+
+def _interval(found: re.Match[str]) -> str:
+    bounds = {"lower": (r"-\infty", False), "upper": (r"\infty", False)}
+    for side, sign, is_left in (
+        (found["left"], found["one"], True),
+        (found["right"], found["two"], False),
+    ):
+        if side is not None:
+            is_lower = is_left == (sign == "<" or sign.startswith(r"\leq"))
+            bounds["lower" if is_lower else "upper"] = (side.strip(), sign[0] == "\\")
+    (lower, has_lower), (upper, has_upper) = bounds["lower"], bounds["upper"]
+    return f"{'[' if has_lower else '('}{lower}, {upper}{']' if has_upper else ')'}"
 
 
 def _root(root: re.Match[str]) -> str:
@@ -116,17 +174,39 @@ def _greek(name: re.Match[str]) -> str:
 
 
 def read_mathematics(cleaned: str, choices: Choices = ()) -> Reading | None:
-    """The formula; a number in its canonical form, so that equal numbers are one vote."""
-    number = exact_number(plain_text(cleaned))
-    return Reading(number.shown if number else cleaned, _keys(cleaned, "bare", "named"))
+    """The formula; a number in its canonical form, so that equal numbers are one vote.
+
+    Of words also the number they state: "the volume is 120".
+    """
+    plain = plain_text(cleaned)
+    number = exact_number(plain)
+    keys = _keys(cleaned, "bare", "named")
+    if number is None and _PROSE.search(cleaned) and any(map(str.isdigit, plain)):
+        number = read_number(plain)
+        if number and number.keys:
+            keys = keys.union(number.keys, (f"bare {key}" for key in _formula_keys(number.shown)))
+        else:
+            number = None
+    return Reading(number.shown if number else cleaned, keys)
 
 
 def last_mathematics(line: str, choices: Choices) -> Reading | None:
-    """The result of the last formula of a line, else its last number."""
-    formula = last_formula(line)
-    if formula is None:
-        return last_number(line, choices)
-    return read_mathematics(_EQUATION.split(clean_mathematics(formula))[-1].strip())
+    """The last formula of a line, a line that is nothing else, or its last number."""
+    found = last_formula(line)
+    if found is None:
+        bare = clean_mathematics(line)
+        if bare and not _LONG_WORD.search(_FUNCTION.sub("", bare)) and _IN_FORMULA.search(bare):
+            return read_mathematics(bare)
+        number = last_number(line, choices)
+        run = _LAST_RUN.search(bare) if number is NO_READING else None
+        formula = run[1].strip() if run else ""
+        return read_mathematics(formula) if _IN_FORMULA.search(formula) else number
+    before, formula, after = found
+    if residue.NEGATION.search(residue.last_clause(before)) or residue.is_retracted(after):
+        return NO_READING
+    if any(map(str.isdigit, after)):
+        return last_number(after, choices)
+    return read_mathematics(clean_mathematics(formula))
 
 
 def canonical_mathematics(answer: str, choices: Choices = ()) -> str:
@@ -136,7 +216,11 @@ def canonical_mathematics(answer: str, choices: Choices = ()) -> str:
 
 def mathematics_keys(canonical: str, choices: Choices = ()) -> Keys:
     """What an answer shares with this truth if it is the same by its writing alone."""
-    return _keys(clean_mathematics(canonical), "named", "bare")
+    keys = _keys(clean_mathematics(canonical), "named", "bare")
+    number = exact_number(plain_text(canonical))
+    if number is None or not number.shown.endswith("%"):
+        return keys
+    return frozenset(key for key in keys if isinstance(key, str)) | number_keys(number.shown)
 
 
 def _keys(cleaned: str, bare: str, named: str) -> Keys:
@@ -145,18 +229,35 @@ def _keys(cleaned: str, bare: str, named: str) -> Keys:
     That one begins with `bare` for a formula and with `named` for an equation that names it, and
     for a truth the two are exchanged.
     """
-    formula = _MEMBER.sub("", cleaned)
-    left, *results = _EQUATION.split(formula)
-    if len(results) == 1 and results[0].strip() and _NAME.fullmatch(left.strip()):
-        values = _formula_keys(results[0].strip())
-        return frozenset([_compact(formula), *(f"{named} {key}" for key in values)])
+    formula = _exact_part(_MEMBER.sub("", cleaned))
+    left, *results = (side.strip() for side in _EQUATION.split(formula))
+    if len(results) > 1 and _NAME.fullmatch(left) and results[-1]:
+        left, results = left, results[-1:]  # A = \pi r^2 = 4\pi
+    if len(results) == 1 and not _NAME.fullmatch(left) and _NAME.fullmatch(results[0]):
+        left, results = results[0], [left]  # 5 = x
+    if len(results) == 1 and results[0] and _NAME.fullmatch(left):
+        values = _formula_keys(results[0])
+        writings = [_compact(formula), _compact(f"{left}={results[0]}")]
+        return frozenset([*writings, *(f"{named} {key}" for key in values)])
     values = _formula_keys(formula)
     return values.union(f"{bare} {key}" for key in values)
+
+
+def _exact_part(formula: str) -> str:
+    r"""What stands before an approximation, `\frac{1}{3} \approx 0.333`, unless that only names it."""
+    exact, approximate, _ = formula.partition(r"\approx")
+    if not approximate:
+        return formula
+    if _NAME.fullmatch(exact.strip()):
+        return formula.replace(r"\approx", "=", 1)
+    return exact.strip() or formula
 
 
 def _formula_keys(formula: str) -> Keys:
     number = exact_number(plain_text(formula))
     values: Keys = number.keys if number else frozenset()
+    if number and "," in formula:
+        return values  # a comma in a number is none of a list
     if _WORDS.fullmatch(formula):
         values |= {normalize(plain_text(formula))}
     return values | {_compact(formula)}
@@ -164,7 +265,7 @@ def _formula_keys(formula: str) -> Keys:
 
 def _compact(formula: str) -> str:
     r"""One writing of a formula: `\frac 43`, `\frac{4}3` and `\frac{4}{3}` are one."""
-    text = _FREE_SPACE.sub("", formula)
+    text = _FREE_SPACE.sub("", formula).replace(";", ",")
     text = _BARE_ARGUMENTS.sub(_braced, text)
     text = _BARE_BOTTOM.sub(r"\1{\2}", text)
     text = _LONE_SCRIPT.sub(r"\1\2", text)
@@ -182,9 +283,17 @@ def _braced(found: re.Match[str]) -> str:
 
 def same_mathematics(truth: str, found: str) -> bool:
     """Whether two formulas mean the same though they are written differently."""
-    truth, found = (_MEMBER.sub("", clean_mathematics(text)) for text in (truth, found))
+    truth, found = (
+        _exact_part(_MEMBER.sub("", clean_mathematics(text))) for text in (truth, found)
+    )
+    if "=" not in truth + found:
+        truth, found = truth.replace(";", ","), found.replace(";", ",")
+    if _differ_by_case(truth, found):
+        return False
     if exact_number(plain_text(truth)) and exact_number(plain_text(found)):
         return False  # their values were compared
+    if exact_number(plain_text(truth)) and _has_variable(found):
+        return False
     if _WORDS.fullmatch(truth) or _SENTENCE.search(found) or _BASED.search(truth + " " + found):
         return False
     if not _RELATION.search(truth) and _EQUATION.search(found):
@@ -199,14 +308,34 @@ def same_mathematics(truth: str, found: str) -> bool:
     return _same_by_algebra(truth, found)
 
 
+def _has_variable(formula: str) -> bool:
+    """Whether a formula that names nothing has a letter, which math-verify may take for a unit."""
+    letters = frozenset(_VARIABLE.findall(_FUNCTION.sub("", formula)))
+    return not _RELATION.search(formula) and bool(letters - {"e", "i"})
+
+
+def _differ_by_case(truth: str, found: str) -> bool:
+    r"""Whether one has a letter that the other has in the other case only: `2A`, `\Pi`."""
+    names, others = (frozenset(_SYMBOL.findall(text)) for text in (truth, found))
+    return any(
+        name.swapcase() in others - names for name in names - others if len(name) == 1
+    ) or any(name[:2].swapcase() + name[2:] in others - names for name in names - others)
+
+
 def _stated_result(equation: str) -> str | None:
     """The right side of `x = 5` or `3 + 4 = 7`; None for an equation that is still to be solved."""
-    *lefts, result = _EQUATION.split(equation)
+    *lefts, result = (side.strip() for side in _EQUATION.split(equation))
     if "," in equation or ";" in equation:
         return equation
-    named = _NAME.fullmatch(lefts[0].strip()) is not None
-    solved = not re.search(r"(?<![\\A-Za-z])[a-z](?![A-Za-z])", lefts[0])
-    return result.strip() if named or solved else None
+    if _NAME.fullmatch(lefts[0]):
+        return result
+    if _NAME.fullmatch(result):
+        return lefts[0]
+    values = [exact_number(plain_text(side)) for side in (lefts[-1], result)]
+    if all(values) and values[0] != values[1]:
+        return None  # 10 = 5
+    unknown = any(_VARIABLE.search(_FUNCTION.sub("", side)) for side in lefts)
+    return None if unknown else result
 
 
 def is_bounded(formula: str) -> bool:

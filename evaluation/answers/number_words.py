@@ -41,7 +41,9 @@ _SPELLED = re.compile(
     rf"(?![a-z-])(?! (?:{_PART})\b)"
     rf"|(?P<top>one|{_TO_99})[ -](?P<bottom>{_PART})\b|(?P<half>half)\b)"
 )
-_NUMBER_WORD = re.compile(rf"\b(?:{'|'.join([*_VALUES, 'hundred', *_LARGE, 'half'])})\b")
+NUMBER_WORDS = "|".join([*_VALUES, "hundred", *_LARGE, "half", "dozen"])
+"""The words of spelled numbers, as alternatives of a pattern."""
+_NUMBER_WORD = re.compile(rf"\b(?:{NUMBER_WORDS})\b")
 _SIGN = re.compile(r"(?:minus|negative) $")
 # What may stand before the number: words that only introduce it.
 _OPENING = re.compile(

@@ -8,6 +8,7 @@ Every kind of answer is read from such a text, and so is the truth, so that both
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -22,6 +23,15 @@ class Reading(NamedTuple):
 
     shown: str
     keys: Keys = frozenset()
+
+    @property
+    def settles(self) -> bool:
+        """Whether it is an answer at all; `NO_READING` only ends the search for one."""
+        return bool(self.shown)
+
+
+NO_READING = Reading("")
+"""What stands there is no answer, and nothing before it may count as one: "it is not 5"."""
 
 
 _FRACTIONS = {
@@ -39,6 +49,7 @@ _SIGNS = str.maketrans(
         "⁄": "/",
         "，": ",",
         "٬": ",",
+        "٫": ".",
         "％": "%",
         "：": ":",
         "＝": "=",
@@ -48,12 +59,13 @@ _SIGNS = str.maketrans(
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RAISED = re.compile(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # such as those of Arabic
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:bf|it|rm|tt|sf)|mbox|emph|operatorname|underline"
     r"|boldsymbol|boxed|fbox)\s*+\{([^{}]*+)\}"
 )
 _LATEX_NOTHING = re.compile(
-    r"\\!|\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:boxed|fbox)(?![A-Za-z])\s*+\{?"
+    r"\\! *|\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:boxed|fbox)(?![A-Za-z])\s*+\{?"
     r"|\^? ?\{? ?\\(?:circ|degree)(?![A-Za-z]) ?\}?"
 )
 _LATEX_SPACE = re.compile(r"\\(?:[,;: ()\[\]]|q?quad(?![A-Za-z]))")
@@ -64,6 +76,7 @@ _BOLD = re.compile(
 )
 _EMPHASIS = re.compile(r"(?<![\w\\])_{1,3}(?=[^\s_])|(?<=[^\s_\\])_{1,3}(?![\w{\\])")
 _SYMBOL_SPACE = re.compile(r"(?<=[a-z])\.(?= )|(?<=[^\w\s.]) | (?=[^\w\s])")
+_OUTER = " .,;:?!\"'_¡¿…"
 _ARTICLE = re.compile(r"\b(?:an?|the) (?=[^\W\d_])")
 
 
@@ -88,11 +101,15 @@ def plain_text(text: str) -> str:
 def normalize(plain: str) -> str:
     """What equal texts share; brackets are kept, as they may be all there is to an answer."""
     text = _ARTICLE.sub("", _SYMBOL_SPACE.sub("", plain.casefold()))
-    return text.strip(" .,;:?\"'_").replace(";", ",") or text
+    inner = text.strip(_OUTER)
+    if inner[-1:].isdigit() and f"{inner}!" in text:
+        inner += "!"  # a factorial
+    return inner.replace(";", ",") or text
 
 
 def unicode_signs(text: str) -> str:
     """Signs and digits outside ASCII as the ASCII that means the same: `10⁻³` as `10^{-3}`."""
+    text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     return _RAISED.sub(_caret, text).translate(_SIGNS)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from evaluation.answers.number import EQUALS, exact_number
 from evaluation.answers.plain import Choices, Keys, Reading, normalize, plain_text
+
+
+_NAMED = re.compile(r"[ A-Za-z_]*")
 
 
 def read_text(plain: str, choices: Choices) -> Reading | None:
     """The whole text; "y = 5" is also right where the truth is 5."""
     keys = _plain_keys(plain)
     parts = EQUALS.split(plain)
-    if len(parts) == 2 and parts[1].strip():
+    if len(parts) == 2 and parts[1].strip() and _NAMED.fullmatch(parts[0]):
         keys |= _plain_keys(parts[1].strip())
     return Reading(plain.strip(" \"'").removesuffix(".").strip() or plain, keys)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +15,7 @@ from evaluation.answers.mathematics import MAX_LENGTH, is_bounded, same_mathemat
 
 @pytest.fixture(scope="module")
 def calculator() -> Iterator[Calculator]:
-    calculator = Calculator(cpu_limit_s=1)
+    calculator = Calculator(cpu_limit_s=0.5)
     yield calculator
     calculator.close()
 
@@ -36,13 +38,56 @@ def test_of_this_process_is_one_for_all_callers() -> None:
     assert Calculator.of_this_process() is Calculator.of_this_process()
 
 
-def test_child_after_its_parent_closed_is_gone(calculator: Calculator) -> None:
+def test_a_slow_request_holds_up_no_other() -> None:
+    calculator = Calculator(cpu_limit_s=30)
+    slow = threading.Thread(
+        target=calculator.ask, args=({"truth": "1", "found": "9^{9^{9}} + 1"},), daemon=True
+    )
     calculator.ask({"truth": "x", "found": "x"})
-    assert calculator._child is not None
-    child = calculator._child.process.pid
+    slow.start()
+    for _ in range(5):
+        assert calculator.ask({"truth": "x^2", "found": r"x \cdot x"}) == {"same": True}
+    assert slow.is_alive()
+    calculator.close()
+
+
+def test_processes_after_their_parent_closed_are_gone() -> None:
+    calculator = Calculator()
+    calculator.ask({"truth": "x", "found": "x"})
+    assert calculator._starter is not None
+    group = os.getpgid(calculator._starter.pid)
     calculator.close()
     with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+        for _ in range(1_000):  # the workers end by themselves, once they see that nobody can ask
+            os.killpg(group, 0)
+            time.sleep(0.01)
+
+
+def test_a_program_that_fails_is_a_fault_and_no_verdict() -> None:
+    calculator = Calculator()
+    with pytest.raises(RuntimeError, match="KeyError"):
+        calculator.ask({"truth": "x"})
+    calculator.close()
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "same"),
+    [
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}", False),
+        (r"\frac{2}{2^{99}}", r"\frac{1}{2^{98}}", True),
+        (r"10^{-20}", r"10^{-21}", False),
+        (r"2^{2005}+1", r"2^{2005}", False),
+        (r"\sqrt{2} \cdot 10^{50}+1", r"\sqrt{2} \cdot 10^{50}", False),
+        (r"(\frac{1}{2^{99}}, 3)", r"(\frac{1}{2^{98}}, 3)", False),
+        (r"\frac{x}{2^{99}}", r"\frac{x}{2^{98}}", False),
+        (r"\frac{\sqrt{3}}{3} \cdot 10^{-30}", r"\frac{10^{-30}}{\sqrt{3}}", True),
+        ("0.5x", r"\frac{x}{2}", True),
+    ],
+)
+def test_ask_about_tiny_and_huge_values_compares_them_exactly(
+    calculator: Calculator, truth: str, found: str, same: bool
+) -> None:
+    assert calculator.ask({"truth": truth, "found": found}) == {"same": same}
 
 
 @pytest.mark.parametrize(

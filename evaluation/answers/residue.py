@@ -1,0 +1,162 @@
+r"""What is left of a sentence or box next to an answer, and whether it changes the answer.
+
+The words looked for are closed classes of English, not a list of what may be said: negations,
+suppositions, operations ("half of", "twice"), scales ("dozen", "fifths"), and what makes of a number
+the name of something else ("step 5", "a multiple of 5"). Every other word is taken to be harmless.
+"""
+
+from __future__ import annotations
+
+import re
+
+NEGATION = re.compile(
+    r"\b(?i:not|cannot|never|neither|nor|hardly|wrong|incorrect|mistaken|impossible|unlikely"
+    r"|rather than|instead of|except|excluding|ruled? out|far from|non|nicht|kein|pas)\b|n't\b|不是|并非"
+)
+_CONTRAST = re.compile(
+    r"(?i:[\s,;(]*(?:and |but )?(?:not|rather than|instead of|non|nor)\b|[\s,;(]*不是)[\s(]*"
+)
+_SUPPOSITION = re.compile(
+    r"\b(?i:if|whether|unless|suppos(?:e|ed|ing)|assum(?:e|ed|ing)|imagine|pretend"
+    r"|might|may|could|maybe|perhaps|possibly|tempt(?:ed|ing)|wonder(?:ing)?|guess(?:ed)?"
+    r"|claim(?:s|ed)?|(?:some|one|you|people|many) (?:would|will|think|say|believe)s?"
+    r"|first thought|looks like it)\b"
+)
+_DENIAL = re.compile(
+    NEGATION.pattern + r"|\b(?i:false|unlike|every|each|another|other|alternative|possible|previous"
+    r"|tentative|initial|wrong)\b(?=\W*(?:\w+\W+)?$)"
+)
+_CLAUSE = re.compile(
+    r"[,;:!?\n(]|\.(?=\s)|\b(?i:then|so|therefore|thus|hence|but|because|since|finally)\b"
+)
+_DENIES_NEXT = re.compile(
+    r"(?:\b(?i:not|never|cannot be|can't be|rather than|instead of|wrong answer (?:is|was|would be)"
+    r"|(?:if|suppose|assum\w+|whether|say|pretend|imagine)(?: that)? (?:the|our|my|it|this)"
+    r"(?: (?:final|correct|right))?(?: answer)? (?:is|was|were|be)"
+    r"|(?:might|may|could|would) (?:think|say|guess|be|believe)[^.\n]{0,40})|n't)[\s$:*\\(\[{]*$"
+)
+_HEDGED = re.compile(
+    r"(?i:\b(?:maybe|perhaps|possibly|or (?:rather|maybe|perhaps|possibly)|i guess|no wait|wait"
+    r"|oops|sorry|unsure|not sure|actually|i mean)\b|\bno,)|\?"
+)
+_GUESS = re.compile(r"\b(?i:(?:could|might|may) (?:also )?be|perhaps|maybe|possibly)\b")
+_RETRACTED = re.compile(
+    r"(?i:[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
+    r"(?:no[,.!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
+    r"|correction\b|i made a mistake|let me (?:re)?(?:check|think|consider|do that) again"
+    r"|(?:that|this|it|which)(?:'s| is| was| seems| cannot| can't| isn't| must be)? ?"
+    r"(?:be )?(?:not|wrong|incorrect|false|impossible|a mistake|isn't)\b"
+    r"|(?:is|was) (?:wrong|incorrect|not|false|impossible)\b|(?:isn't|wasn't|can't|cannot)\b))"
+)
+_PARTS = (
+    r"hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|elevenths?|twelfths?|hundredths?|thousandths?|millionths?"
+)
+# Behind a number: what multiplies it.
+_SCALE = re.compile(
+    r"[ -]?(?i:[a-z]+ths|halves|thirds|quarters|dozens?|scores?|gross|pairs?|couples?|grand"
+    r"|hundreds?|thousands?|millions?|billions?|trillions?|squared|cubed|factorial"
+    r"|times (?!as|more|a|per|each|in|the|larger|bigger)|to the"
+    r"|and (?:a|one) (?:half|quarter|third|fourth|bit))(?![A-Za-z])|‰"
+)
+# "2 decimal places", "a 3-digit number": the number only describes another.
+_LABELLED = re.compile(
+    r"\W*(?i:decimals?|significant|sig\.? figs?|d\.p\.|dp|s\.f\.)\b|-[A-Za-z]{2,}"
+)
+_OPERATION = re.compile(
+    rf"\b(?i:{_PARTS}|twice|thrice|doubled?|tripled?|triple|quadruple|squared?|cubed?|cube|roots?"
+    r"|multiples?|factors?|divisors?|powers?|products?|quotients?|ratio|reciprocal|inverse|opposite"
+    r"|negative of|percent(?:age)?|remainder|modulo|mod|logarithm|log|ln|factorial|function"
+    r"|plus|minus|times|divided|multiplied|divisible|less|more|fewer|greater|larger|smaller|bigger"
+    r"|at (?:least|most)|up|under|over|between|increased?|decreased?|reduced|one|two|three|four|five"
+    r"|out|add(?:ing|ed)?|subtract(?:ing|ed)?)\b"
+    r"(?: (?:of|by|than|to|the|a|an|as|from|that|in|number|value|about|exactly))*\W*$|%(?: of)?\W*$"
+)
+# "step 5", "as in 5", "by 5", "rounded to 2": the number belongs to the word before it. Results
+# are also led to by "to" ("equal to 5", "comes to 5").
+_PLACES = (
+    r"steps?|cases?|equations?|eqs?\.?|parts?|questions?|sections?|problems?|figures?|tables?"
+    r"|methods?|statements?|examples?|exercises?|paragraphs?|formulas?|expressions?|hints?|notes?"
+    r"|lines?|lemmas?|theorems?|rules?"
+)
+_FILLED = r"(?: (?:the|a|an|number|no\.?|nearest|first|last|next))*[\s(#]*$"
+_PLACE = re.compile(rf"\b(?i:{_PLACES}){_FILLED}")
+_GOVERNED = re.compile(
+    rf"\b(?i:{_PLACES}|base|by|in|than|from|as|with|on|within|after|before|until|above|below|per"
+    r"|near|into|through|modulo|mod|for|like"
+    r"|(?<!equal )(?<!equals )(?<!equivalent )(?<!comes )(?<!amounts )(?<!up )(?<!simplifies )"
+    r"(?<!reduces )(?<!evaluates )(?<!rounds )(?<!back )(?<!down )(?<!drops )(?<!rises )to)"
+    + _FILLED
+)
+_COPULA = re.compile(r"(?i:\b(?:is|are|was|were|be|being|equals?(?: to)?|becomes?|remain)\b|[=≈:])")
+
+
+def is_supposed(before: str) -> bool:
+    """Whether the words up to a cue suppose, hedge or deny what it says: "if the", "the wrong"."""
+    clauses = _CLAUSE.split(before)
+    clause = clauses[-1]
+    if clause.lstrip().casefold().startswith("that ") or not clause.strip():
+        clause = before
+    if _SUPPOSITION.search(clause) or _DENIAL.search(clause):
+        return True
+    return bool(re.search(r"\b(?i:suppose|assume)\b(?!.*\b(?i:then|so|thus|hence)\b)", before))
+
+
+def is_retracted(after: str) -> bool:
+    """Whether what follows a sentence takes it back: "Wait, that is wrong"."""
+    return _RETRACTED.match(after) is not None
+
+
+def denies_next(before: str) -> bool:
+    """Whether a text ends in words that deny or suppose what follows: "it is not"."""
+    return _DENIES_NEXT.search(before) is not None
+
+
+def first_clause(text: str) -> str:
+    """The text up to the first comma, semicolon or "but"."""
+    return _CLAUSE.split(text, maxsplit=1)[0]
+
+
+def is_guess(clause: str) -> bool:
+    """Whether a clause says what could be the answer, and not what it is."""
+    return _GUESS.search(clause) is not None
+
+
+def is_hedged(after: str) -> bool:
+    """Whether the rest of a phrase doubts its answer: "5, or maybe 6", "5?"."""
+    return _HEDGED.search(after) is not None
+
+
+def is_contrast(before: str) -> bool:
+    """Whether the words before a second answer only set it aside: "5, not" before "6"."""
+    return _CONTRAST.fullmatch(before) is not None
+
+
+def scales(after: str) -> bool:
+    """Whether the words behind a number make it another one: "5 dozen", "2 decimal places"."""
+    return _SCALE.match(after) is not None
+
+
+def operates(before: str) -> bool:
+    """Whether the words before a number compute with it: "half of 10", "twice 5"."""
+    return _OPERATION.search(_COPULA.split(before)[-1]) is not None
+
+
+def governs(before: str) -> bool:
+    """Whether the word before a number makes it no answer: "step 5", "divisible by 5"."""
+    return _GOVERNED.search(before) is not None
+
+
+def names_a_place(before: str) -> bool:
+    """Whether a number belongs to a place in the text: "step 5"."""
+    return _PLACE.search(before) is not None
+
+
+def labels(after: str) -> bool:
+    """Whether a number only describes another: "2 decimal places", "a 3-digit number"."""
+    return _LABELLED.match(after) is not None
+
+
+def last_clause(before: str) -> str:
+    """The clause that a text ends in."""
+    return _CLAUSE.split(before)[-1]
