@@ -97,6 +97,10 @@ class Handler(Protocol):
     def width(self) -> int:
         """How many generations of one question run at once."""
 
+    @property
+    def generations(self) -> Mapping[int | None, int]:
+        """How many generations one question takes, by their token limits; for the time left."""
+
     async def __call__(
         self,
         engine: Engine,

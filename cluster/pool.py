@@ -200,7 +200,8 @@ def _execute(
         for dataset, total in datasets.items()
         if total["num_done"] == total["num_questions"]
     ]
-    meter = RateMeter("+".join(job.name for job in jobs), complete)
+    per_question = {job.name: job.handler.generations for job in jobs}
+    meter = RateMeter("+".join(job.name for job in jobs), complete, per_question)
     try:
         with ProgressPrinter(_describer(board, meter, placement), every_s=progress_every_s):
             _consume(_pool_dataset(model, jobs, plans, settings, board, placement), board, stop)

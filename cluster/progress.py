@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from cluster.schedule import Share, num_tokens, used_up
 from cluster.terminal import ProgressLine
+from cluster.time_left import WINDOW_S, Kind, still_expected, tokens_in_flight, tokens_left
 
 DESCRIBE_EVERY_S = 1.0
 TABLE_EVERY_S = 60.0
@@ -169,6 +170,7 @@ class ProgressBoard:
             "num_started": len(self._counts),
             "num_in_flight": in_flight,
             "num_tokens": sum(c.get("num_tokens", 0) for c in self._counts.values()),
+            "kinds": self._kinds(),
             "datasets": {key: dict(counts) for key, counts in datasets.items()},
             "closed": self._used_up(),
             "max_tokens": dict(self._max_tokens),
@@ -176,6 +178,20 @@ class ProgressBoard:
 
     def _alive(self) -> list[str]:
         return [w for w, at in self._reported_at.items() if time.monotonic() - at < ALIVE_S]
+
+    def _kinds(self) -> dict[Kind, tuple[int, int]]:
+        """Generations, and their tokens, by the token limit that the engines were given."""
+        total: Counter[str] = Counter()
+        for counts in self._counts.values():
+            total.update({name: n for name, n in counts.items() if "/" in name})
+        limits = {name.partition("/")[2] for name in total}
+        return {
+            int(limit) if limit.isdigit() else None: (
+                total[f"generations/{limit}"],
+                total[f"tokens/{limit}"],
+            )
+            for limit in limits
+        }
 
     def _totals(self) -> dict[Key, Counter[str]]:
         totals = {key: Counter(counts) for key, counts in self._base.items()}
@@ -256,13 +272,20 @@ class ProgressPrinter:
 
 
 class RateMeter:
-    """Turns views of the board into lines: done, rate over the last minute, time left."""
+    """Turns views of the board into lines: done, rate over the last two minutes, time left."""
 
-    def __init__(self, step: str, complete: Collection[Key] = ()) -> None:
-        """`complete` are the datasets of which nothing is said, since nothing is left to do."""
+    def __init__(
+        self,
+        step: str,
+        complete: Collection[Key] = (),
+        per_question: Mapping[str, Mapping[Kind, int]] = MappingProxyType({}),
+    ) -> None:
+        """`complete` are the datasets of which nothing is said, since nothing is left to do;
+        `per_question` has the generations of one question by job and token limit."""
         self._step = step
+        self._per_question = per_question
         self._history: list[tuple[float, float]] = []
-        self._started: tuple[float, list[int]] | None = None
+        self._done_before: dict[str, int] | None = None
         self._complete = set(complete)
         self._table_at = time.monotonic()
 
@@ -274,35 +297,41 @@ class RateMeter:
         return [self._line(view), *self._completed(view), *self._table(view)]
 
     def _line(self, view: Mapping[str, Any]) -> str:
-        now = time.monotonic()
         wanted = sum(c["num_questions"] for c in view["datasets"].values())
         done = sum(c["num_done"] for c in view["datasets"].values())
         bounds = [(_tokens_of(job, view), most) for job, most in view["max_tokens"].items()]
-        tokens = view["num_tokens"]
-        self._history = [(t, n) for t, n in self._history if now - t <= 60] + [(now, tokens)]
+        rate = self._rate(time.monotonic(), view)
         parts = [f"{self._step}: {done}/{wanted} questions"]
-        first_time, first_tokens = self._history[0]
-        if now > first_time:
-            parts.append(f"{(tokens - first_tokens) / (now - first_time):.0f} tok/s")
+        if rate is not None:
+            parts.append(f"{rate:.0f} tok/s")
         parts.append(f"{view['num_in_flight']:.0f} generating")
         parts.append(f"{view['num_alive']} engines")
         parts.append(_accepted(view["datasets"].values()))
         parts += [f"{made} of {most} tokens" for made, most in bounds]
-        parts.append(self._left(now, [(done, wanted), *bounds]))
+        left = [self._tokens_left(view), *(most - made for made, most in bounds)]
+        if rate and min(left) > 0:
+            parts.append(f"{format_seconds(min(left) / rate)} left")
         return " | ".join(filter(None, parts))
 
-    def _left(self, now: float, goals: list[tuple[int, int]]) -> str:
-        """How long until the first of some goals, each (where it stands, where it ends)."""
-        self._started = self._started or (now, [at for at, _ in goals])
-        then, began = self._started
-        if any(at >= end for at, end in goals):
-            return ""
-        times = [
-            (end - at) * (now - then) / (at - start)
-            for start, (at, end) in zip(began, goals, strict=True)
-            if at > start
-        ]
-        return f"{format_seconds(min(times))} left" if times else ""
+    def _rate(self, now: float, view: Mapping[str, Any]) -> float | None:
+        """Tokens a second since the engines began, but at most over `WINDOW_S`; None at first."""
+        done, tokens = _by_kind(view)
+        made = sum(tokens.values()) + tokens_in_flight(done, tokens, view["num_in_flight"])
+        if not self._history and not view["num_in_flight"] and not made:
+            return None  # the engines are there, and nothing was asked of them
+        recent = [each for each in self._history if now - each[0] <= WINDOW_S]
+        self._history = [*recent, (now, made)]
+        first_at, first_made = self._history[0]
+        return (made - first_made) / (now - first_at) if now > first_at else None
+
+    def _tokens_left(self, view: Mapping[str, Any]) -> float:
+        """Tokens that the open questions still need, as far as they are known."""
+        finished, still_open = _questions_by_job(view)
+        self._done_before = self._done_before or finished
+        new = {job: n - self._done_before.get(job, 0) for job, n in finished.items()}
+        done, tokens = _by_kind(view)
+        expected = still_expected(still_open, new, self._per_question, done)
+        return tokens_left(expected, done, tokens, view["num_in_flight"])
 
     def _completed(self, view: Mapping[str, Any]) -> list[str]:
         complete = {
@@ -320,6 +349,23 @@ class RateMeter:
         self._table_at = now
         unfinished = sorted(set(view["datasets"]) - self._complete)
         return [f"  {_describe(key, view)}" for key in unfinished]
+
+
+def _by_kind(view: Mapping[str, Any]) -> tuple[dict[Kind, int], dict[Kind, int]]:
+    """Generations and tokens, each by the token limit of the generation."""
+    kinds = view["kinds"]
+    return {kind: n for kind, (n, _) in kinds.items()}, {kind: n for kind, (_, n) in kinds.items()}
+
+
+def _questions_by_job(view: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:
+    """Questions that have their row, and questions that still get one, of each job."""
+    finished: Counter[str] = Counter()
+    still_open: Counter[str] = Counter()
+    for (job, dataset), counts in view["datasets"].items():
+        finished[job] += counts["num_done"]
+        if (job, dataset) not in view["closed"]:
+            still_open[job] += counts["num_questions"] - counts["num_done"]
+    return finished, still_open
 
 
 def _tokens_of(job: str, view: Mapping[str, Any]) -> int:

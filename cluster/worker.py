@@ -399,8 +399,11 @@ class _MeteredEngine:
             self._change_in_flight(-n)
         counts = self._counts
         counts["num_generations"] += n
+        generations, tokens = f"generations/{sampling.max_tokens}", f"tokens/{sampling.max_tokens}"
+        counts[generations] = counts.get(generations, 0) + n
         for completion in completions:
             counts["num_tokens"] += len(completion.token_ids)
+            counts[tokens] = counts.get(tokens, 0) + len(completion.token_ids)
             counts["num_cut_off"] += completion.finish_reason == "length"
         counts["num_prompt_tokens"] += completions[0].num_prompt_tokens
         counts["num_cached_tokens"] += completions[0].num_cached_tokens

@@ -120,6 +120,10 @@ class PredictAnswer:
     def width(self) -> int:
         return 1
 
+    @property
+    def generations(self) -> Mapping[int | None, int]:
+        return {self.settings.max_tokens: 1}
+
     async def __call__(
         self,
         engine: Engine,

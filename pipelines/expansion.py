@@ -137,6 +137,10 @@ class ProposeGuideline:
     def width(self) -> int:
         return 1
 
+    @property
+    def generations(self) -> Mapping[int | None, int]:
+        return {self.sampling.max_tokens: 1}
+
     async def __call__(
         self,
         engine: Engine,

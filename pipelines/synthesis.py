@@ -11,7 +11,8 @@ What a worker of the pool does with one question is `SynthesizePaths`; the row i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,15 @@ class SynthesizePaths:
         settings = self.recipe.settings
         drawn = self.recipe.guidelines[: settings.guidelines_per_question]
         return settings.samples * (len(drawn) if settings.follows_guidelines else 1)
+
+    @property
+    def generations(self) -> Mapping[int | None, int]:
+        """Each chain has a generation a stage; who is judged or hinted is not known before."""
+        settings = self.recipe.settings
+        counts: Counter[int | None] = Counter()
+        for stage in (*settings.chain, *(["judge"] if settings.judge == "all" else [])):
+            counts[getattr(settings.stages, stage).max_tokens] += self.width
+        return counts
 
     async def __call__(
         self,
