@@ -27,7 +27,7 @@ import yaml
 from pydantic import Field
 
 from cluster.apart import run_apart
-from cluster.engine import EngineSettings, slow_top_p
+from cluster.engine import EngineSettings, check_engine_options, slow_top_p
 from cluster.errors import (
     GenerationStoppedError,
     InputError,
@@ -395,10 +395,11 @@ class Run:
         return Job("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
 
 
-def check_run(config: Config) -> tuple[Folder, Model]:
+def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
     """The run's folder and the base model. Raises `InputError` for what is wrong without a look
     at the questions."""
     check_storage_root(config.storage.root)
+    check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
     folder = Folder.open(config.storage.root).child(config.run)
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
@@ -420,12 +421,18 @@ def check_run(config: Config) -> tuple[Folder, Model]:
     return folder, base
 
 
-def begin_run(config: Config) -> Run:
+def serves_tuned_model(until: str | None) -> bool:
+    """Whether a run up to this step generates with a model that it trained."""
+    number, _, step = (until or "").rpartition("/")
+    return until is None or step in ("predictions", "scores") or number not in ("", "0")
+
+
+def begin_run(config: Config, until: str | None = None) -> Run:
     """Take the run's folder and make its first step: train, dev and test, disjoint by text.
 
     Raises `InputError`, and leaves nothing, for a question that cannot be asked.
     """
-    folder, base = check_run(config)
+    folder, base = check_run(config, until)
     every_s = config.cluster.progress_every_s
     questions = run_apart(store_questions, config.questions, folder, config.run, every_s)
     say(format_counts(questions))
@@ -738,10 +745,10 @@ def run_command(arguments: argparse.Namespace) -> int:
     config = load_settings(Config, arguments.config, arguments.set, with_strategy)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if arguments.dry_run:
-        say(f"{resolved}\n{dry_run(config)}")
+        say(f"{resolved}\n{dry_run(config, arguments.until)}")
         return 0
     say_warnings(config)
-    run = begin_run(config)
+    run = begin_run(config, arguments.until)
     for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
         run.folder.write_bytes(name, resolved.encode())
     run.folder.write_json(STEPS_FILE, run.step_names())
@@ -753,9 +760,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def dry_run(config: Config) -> str:
+def dry_run(config: Config, until: str | None) -> str:
     """The plan, from questions that are only looked at: nothing is written."""
-    folder, base = check_run(config)
+    folder, base = check_run(config, until)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
     return f"{format_counts(run.questions)}\n{describe_plan(run, questions)}"

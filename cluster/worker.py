@@ -26,6 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.cpu_binding import bind_cpu_share
 from cluster.engine import (
     Completion,
     Engine,
@@ -34,7 +35,6 @@ from cluster.engine import (
     GenerationTimeoutError,
     SamplingSettings,
     TellsWeights,
-    bind_cpu_share,
     make_engine,
 )
 from cluster.errors import InputError
