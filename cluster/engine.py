@@ -11,21 +11,22 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.errors import InputError
-from cluster.settings import OPERATIONAL, Settings
+from cluster.settings import OPERATIONAL, Neutral, Settings
 
 # Arguments of vLLM's SamplingParams that are settings here, and those that the run decides.
 _OWN_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
 _RUN_OPTIONS = ("seed", "n", "output_kind", "detokenize", "skip_clone")
 
 VLLM = "cluster.engine.VLLMEngine"
+ENDPOINT = "endpoint"
 ENGINES = {
     VLLM: "cluster.vllm_engine.VLLMEngine",
-    "endpoint": "cluster.endpoint_engine.EndpointEngine",
+    ENDPOINT: "cluster.endpoint_engine.EndpointEngine",
 }
 """Where the class of a known engine is. vLLM's name is the place where it was at first: every
 folder of a step that generates is named after it, so it has to stay."""
@@ -59,6 +60,32 @@ class SamplingSettings(Settings):
         return options
 
 
+class EndpointSettings(Settings):
+    """A server that speaks the OpenAI API, with `engine.implementation: endpoint`."""
+
+    url: Annotated[str, OPERATIONAL, Field(pattern=r"^https?://[^/@\s?#]+(/[^@\s?#]*)?$")]
+    """Where its API begins, as in `http://10.0.0.5:8000/v1`; without a name or a key in it."""
+    model: Annotated[str, Field(min_length=1)]
+    """The model's name on the server."""
+    prompts: Literal["chat", "token_ids"] = "chat"
+    """`chat` sends messages, which the server's own template turns into a prompt. `token_ids` sends
+    the prompt that the run's own model gets from its template, so the server has to serve that
+    model, or one with the same tokenizer; only vLLM's server returns the ids of the answer."""
+    key_variable: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None, OPERATIONAL
+    ] = None
+    """Name of the environment variable that holds the key, on every node that may run a worker. The
+    key itself is never written anywhere. Null is a server without a key."""
+    request_timeout_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 600.0
+    """Seconds after which a request is given up and made again."""
+    max_retries: Annotated[int, OPERATIONAL, Field(ge=0)] = 8
+    """How often a request is made again that the server refused for now, or did not answer."""
+    first_wait_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 1.0
+    """Seconds before the first retry; each further wait is twice as long, up to `max_wait_s`. A
+    Retry-After of the server is waited for, however long it is."""
+    max_wait_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 60.0
+
+
 class EngineSettings(Settings):
     """The engine pool: which engine, how many, and on what."""
 
@@ -73,6 +100,9 @@ class EngineSettings(Settings):
     """Tokens of prompt and answer together; null is what the model was made for."""
     options: dict[str, Any] = {}
     """Any further argument of vLLM's AsyncEngineArgs: quantization, speculative_config, ..."""
+    endpoint: Annotated[EndpointSettings | None, Neutral(None)] = None
+    """The server to ask, with `implementation: endpoint`. It takes `max_num_seqs` requests at once
+    from each worker, and none of the settings that describe an engine here."""
     adapter: str | None = None
     """Folder of a PEFT LoRA adapter to serve on top of the model; null is the model alone."""
     max_num_seqs: Annotated[int, OPERATIONAL, Field(gt=0)] = 256
@@ -118,6 +148,32 @@ class EngineSettings(Settings):
     def _one_name_of_vllm(cls, name: Any) -> Any:
         return VLLM if name in ("vllm", ENGINES[VLLM]) else name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _endpoint_uses_no_gpu(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("implementation") == ENDPOINT:
+            return {"use_gpu": False, **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _endpoint_is_whole(self) -> EngineSettings:
+        if self.is_endpoint != (self.endpoint is not None):
+            raise ValueError(
+                "engine.implementation: endpoint and engine.endpoint {url, model} belong together; "
+                "give both or neither"
+            )
+        if self.is_endpoint and self.use_gpu:
+            raise ValueError(
+                "engine.use_gpu: true is for an engine that runs here, and "
+                "engine.implementation: endpoint asks a server; leave use_gpu out"
+            )
+        return self
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Whether a server elsewhere runs the model, so that its files are not needed here."""
+        return self.implementation == ENDPOINT
+
     @property
     def gpus_per_worker(self) -> int:
         """GPUs of one engine."""
@@ -135,12 +191,21 @@ class Completion:
 
     text: str
     token_ids: list[int]
+    """Of the model that the run starts from; empty where the engine cannot tell them."""
     finish_reason: str
     """`stop` when the model ended by itself, `length` when its limit cut it."""
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     """How many of the prompt's tokens the prefix cache already held, in whole blocks. Of answers
     asked for together all have the number of the one that finished last."""
+    num_counted_tokens: int | None = None
+    """The answer's tokens as a server counted them that does not tell their ids."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the answer."""
+        counted = self.num_counted_tokens
+        return len(self.token_ids) if counted is None else counted
 
 
 class GenerationError(RuntimeError):
@@ -182,6 +247,14 @@ class TellsWeights(Protocol):
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
         """The digests (`cluster.weights`) of the tensors that each of its processes read, by name,
         of the `model` and of the `adapter`."""
+
+
+@runtime_checkable
+class TellsFacts(Protocol):
+    """An engine that can tell how it serves its model."""
+
+    facts: Mapping[str, str]
+    """For the manifest, for example `{"dtype": "bfloat16"}`; the same for all engines of a pool."""
 
 
 @runtime_checkable

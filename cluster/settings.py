@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,14 @@ class Kind(enum.Enum):
 
 EXTENT = Kind.EXTENT
 OPERATIONAL = Kind.OPERATIONAL
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a content field that came after others: with this value, which reproduces what was made
+    before there was the field, it stays out of the content, so that no step folder moves."""
+
+    value: Any
 
 
 class Settings(pydantic.BaseModel):
@@ -242,8 +251,10 @@ def content_of(settings: Settings) -> dict[str, Any]:
     """The settings that change what is made, as plain JSON values."""
     content: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
-        if not {EXTENT, OPERATIONAL} & set(field.metadata):
-            content[name] = _plain(getattr(settings, name))
+        value = getattr(settings, name)
+        is_neutral = any(isinstance(m, Neutral) and m.value == value for m in field.metadata)
+        if not is_neutral and not any(m in (EXTENT, OPERATIONAL) for m in field.metadata):
+            content[name] = _plain(value)
     return content
 
 

@@ -107,7 +107,7 @@ class VLLMEngine:
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self._tokenizer = load_tokenizer(model)
         self._context = int(self._llm.model_config.max_model_len)
-        self.dtype = str(self._llm.model_config.dtype).removeprefix("torch.")
+        self.facts = {"dtype": str(self._llm.model_config.dtype).removeprefix("torch.")}
         self._request_ids = itertools.count()
 
     @staticmethod

@@ -119,7 +119,7 @@ def _response_columns(completion: Completion) -> dict[str, Any]:
         "response": completion.text,
         "finish_reason": completion.finish_reason,
         "num_truncated": int(completion.finish_reason != "stop"),
-        "num_tokens": len(completion.token_ids),
+        "num_tokens": completion.num_tokens,
         "num_prompt_tokens": completion.num_prompt_tokens,
     }
 

@@ -336,7 +336,7 @@ def generation_facts(stage: str, seed: int, completion: Completion) -> dict[str,
         "finish_reason": completion.finish_reason,
         "num_prompt_tokens": completion.num_prompt_tokens,
         "num_cached_tokens": completion.num_cached_tokens,
-        "num_tokens": len(completion.token_ids),
+        "num_tokens": completion.num_tokens,
     }
 
 

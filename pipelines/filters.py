@@ -251,7 +251,15 @@ def _why_not_right(graded: Graded, path: GradedPath) -> str:
 
 def too_long(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
     most = graded.settings.max_target_tokens
-    return {path["path_id"]: "too_long" for path in paths if len(path["token_ids"]) > most}
+    return {path["path_id"]: "too_long" for path in paths if _num_tokens(path) > most}
+
+
+def _num_tokens(path: GradedPath) -> int:
+    """Tokens of a path's answer; as the server counted them where its ids are not known."""
+    if path["token_ids"]:
+        return len(path["token_ids"])
+    counts = (made["num_tokens"] for made in path["generations"] if made["stage"] == "path")
+    return int(next(counts, 0))
 
 
 def unsound(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
