@@ -28,6 +28,7 @@ from pydantic import Field
 
 from cluster.apart import run_apart
 from cluster.engine import EngineSettings, check_engine_options, slow_top_p
+from cluster.engine_dtype import pin_dtype
 from cluster.errors import (
     GenerationStoppedError,
     InputError,
@@ -541,6 +542,14 @@ def plan_predictions(
     return Step.below(parent, f"predictions{suffix}", content, questions.extent("dev", "test"))
 
 
+def with_one_dtype(run: Run) -> Run:
+    """The run with `engine.dtype: auto` decided for all its engines."""
+    engine, told = pin_dtype(run.config.engine, run.folder)
+    if told:
+        say(told)
+    return replace(run, config=run.config.model_copy(update={"engine": engine}))
+
+
 def generate(run: Run, model: Model, jobs: Sequence[tuple[Step, Job]], stop: StopRequest) -> None:
     """Run jobs on one pool of engines that serve `model`, then finish their steps."""
     summary = run_pool(run, model, [job for _, job in jobs], stop)
@@ -754,6 +763,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     run.folder.write_json(STEPS_FILE, run.step_names())
     with ray_session(config.cluster) as stop:
         say(f"logs: {log_folder()}")
+        run = with_one_dtype(run)
         keep_to_budget(run, stop)
         improve(run, stop, arguments.until)
     say(f"run folder: {run.folder.uri}")
@@ -773,6 +783,7 @@ def plan_command(arguments: argparse.Namespace) -> int:
     config = load_settings(Config, arguments.config, arguments.set, with_strategy)
     run = begin_run(config)
     with ray_session(config.cluster) as stop:
+        run = with_one_dtype(run)
         estimate = estimate_run_from_probe(run, stop)
     say(format_estimate(estimate))
     for warning in check_budget(estimate, config.budget):

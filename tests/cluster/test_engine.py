@@ -19,6 +19,7 @@ import pytest
 
 from cluster.chat import load_tokenizer, prompt_ids, target_ids
 from cluster.cpu_binding import bind_cpu, cpu_bind, kv_cache_gib
+from cluster.cpu_dtype import this_processor_dtype
 from cluster.engine import (
     Completion,
     EngineDiedError,
@@ -96,6 +97,7 @@ def test_engine_tells_the_digests_of_what_its_loader_read_and_one_other_tensor_i
 ) -> None:
     loaded = started.run(started.engine.loaded_weights())
     assert loaded == [{"model": digest_folder(model_folder), "adapter": {}}]
+    assert started.engine.facts == {"dtype": this_processor_dtype()}
     source = Path(shutil.copytree(model_folder, tmp_path / "source"))
     for altered in (False, True):
         if altered:

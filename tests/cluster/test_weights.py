@@ -282,6 +282,7 @@ def test_engine_reads_what_was_saved_or_generates_nothing(
     if altered is None:
         summary = run_jobs(tuned, [job], REAL, stop=StopRequest(), progress_every_s=1, limit=2)
         assert summary.facts()["weights_sha256"] == saved
+        assert summary.facts()["dtype"] == "float32"
         assert len(rows(job)) == 2
         return
     alter(Path(tuned.path), altered)
