@@ -25,6 +25,13 @@ def fit_engines(settings: EngineSettings, model: Model) -> tuple[EngineSettings,
     nodes = _gpu_nodes()
     if nodes is None:  # they come with the first request for one
         return settings, ""
+    return fit_to_nodes(settings, model, nodes)
+
+
+def fit_to_nodes(
+    settings: EngineSettings, model: Model, nodes: GpuNodes
+) -> tuple[EngineSettings, str]:
+    """What `fit_engines` makes of these GPUs. Raises `InputError` when the model fits nowhere."""
     plan = _plan(settings, model, nodes)
     planned = settings.model_copy(
         update={

@@ -94,14 +94,12 @@ class VLLMEngine:
         from cluster.chat import load_tokenizer
 
         _check_options(settings.options)
-        arguments = engine_arguments(model, settings)
-        digests = _digest_arguments(settings.options)
-        self._has_digests = bool(digests)
+        arguments = all_arguments(model, settings)
+        self._has_digests = bool(_digest_arguments(settings.options))
         self._adapter = None
         if settings.adapter is not None:
-            arguments |= _adapter_arguments(settings.adapter)
+            arguments = _adapter_arguments(settings.adapter) | arguments
             self._adapter = _adapter_request(settings.adapter)
-        arguments |= settings.options | digests
         # vLLM's processes do not notice the death of this one.
         self._reaper = start_reaper()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -195,8 +193,14 @@ class VLLMEngine:
         self._reaper.wait()
 
 
+def all_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
+    """The keyword arguments of AsyncEngineArgs, without those of an adapter."""
+    digests = _digest_arguments(settings.options)
+    return engine_arguments(model, settings) | settings.options | digests
+
+
 def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
-    """What of AsyncEngineArgs our own settings decide."""
+    """What of AsyncEngineArgs our own settings decide, before `engine.options`."""
     arguments: dict[str, Any] = {
         "model": model,
         "dtype": served_dtype(settings),
