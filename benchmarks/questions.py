@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.machine import machine_facts
 from cluster.apart import run_apart
 from cluster.storage import Folder
-from pipelines.question_step import QUESTIONS_FILE, questions_step, store_questions
 from pipelines.questions import QuestionSettings
+from pipelines.steps.questions import QUESTIONS_FILE, step_of, store_questions
 
 TEXT = (
     "A shop sold {lamps} lamps on Monday and half as many on Tuesday, when a delivery came late "
@@ -68,7 +68,7 @@ def measure(number: int) -> dict[str, Any]:
             began = time.monotonic()
             facts = run_apart(store_questions, settings, run, "questions", 10.0)
             times.append(round(time.monotonic() - began, 1))
-        step = questions_step(run, facts)
+        step = step_of(run, facts)
         return {
             "questions": number,
             "kept": sum(facts.num_kept("train", "dev").values()),

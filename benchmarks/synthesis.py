@@ -80,11 +80,8 @@ from cluster.storage import Folder
 from cluster.vllm_engine import VLLMEngine, engine_arguments, engine_environment
 from evaluation.question import Question, question_table
 from pipelines.chain import (
-    STAGES,
-    PathTask,
+    PathSpec,
     Recipe,
-    Stage,
-    StageSettings,
     SynthesisSettings,
     run_chains,
     split_thinking,
@@ -93,6 +90,7 @@ from pipelines.chain import (
 )
 from pipelines.guidelines import load_guidelines
 from pipelines.questions import QuestionSettings, load_questions
+from pipelines.stages import STAGE_NAMES, STAGES, StageSettings
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -116,7 +114,7 @@ RATIOS = {
     "over_engine_limit": ("d", "e"),
     "prefix_cache_gain": ("e", "e_no_prefix_cache"),
 }
-_TEXT_COLUMNS = {"adapt": "adapted_guideline", "structure": "structure", "path": "reasoning"}
+_TEXT_COLUMNS = {name: stage.column for name, stage in STAGES.items()}
 
 WARM_UP_PROMPTS = 8
 WARM_UP_SAMPLING = SamplingSettings(max_tokens=8, options={"ignore_eos": True})
@@ -227,7 +225,7 @@ def drawn_length(seed: int, limit: int, spread: float) -> int:
 def expected_tokens(work: Work) -> dict[str, int]:
     """By stage, the tokens that every side has to make."""
     recipe = work.recipe()
-    path_ids = [task.path_id for q in work.load_questions() for task in recipe.tasks(q)]
+    path_ids = [task.path_id for q in work.load_questions() for task in recipe.specs(q)]
     return {
         stage: sum(
             drawn_length(
@@ -240,7 +238,7 @@ def expected_tokens(work: Work) -> dict[str, int]:
 
 
 def stage_limits(stages: StageSettings) -> dict[str, int]:
-    return {stage: getattr(stages, stage).max_tokens for stage in STAGES}
+    return {stage: getattr(stages, stage).max_tokens for stage in STAGE_NAMES}
 
 
 # --- what is compared --------------------------------------------------------------------------
@@ -255,7 +253,7 @@ def measure(
     details: dict[str, Any] | None = None,
 ) -> Measured:
     """Counts of one side by stage."""
-    by_stage = {stage: [g for g in generations if g.stage == stage] for stage in STAGES}
+    by_stage = {stage: [g for g in generations if g.stage == stage] for stage in STAGE_NAMES}
     cached: dict[str, int] | None = None
     if all(g.num_cached_tokens is not None for g in generations):
         cached = {
@@ -265,14 +263,14 @@ def measure(
         side=side,
         repeat=repeat,
         seconds=window.seconds,
-        num_chains=len(by_stage[STAGES[-1]]),
+        num_chains=len(by_stage[STAGE_NAMES[-1]]),
         num_generations={stage: len(made) for stage, made in by_stage.items()},
         num_tokens={s: sum(g.num_tokens for g in made) for s, made in by_stage.items()},
         num_prompt_tokens={
             stage: sum(g.num_prompt_tokens for g in made) for stage, made in by_stage.items()
         },
         num_cached_tokens=cached,
-        first_prompts=hash_text(*sorted(f"{g.seed} {g.prompt}" for g in by_stage[STAGES[0]])),
+        first_prompts=hash_text(*sorted(f"{g.seed} {g.prompt}" for g in by_stage[STAGE_NAMES[0]])),
         busy=dataclasses.asdict(busy),
         details=details or {},
     )
@@ -284,12 +282,12 @@ def check_same_work(
     """Raise `AssertionError` unless every side made the same generations of the same prompts."""
     for one in repeats:
         where = f"side {one.side}, repeat {one.repeat}"
-        assert one.num_generations == dict.fromkeys(STAGES, num_chains), (
+        assert one.num_generations == dict.fromkeys(STAGE_NAMES, num_chains), (
             f"{where}: {one.num_generations}, expected {num_chains} of each stage"
         )
         assert one.num_tokens == num_tokens, f"{where}: {one.num_tokens}, expected {num_tokens}"
         assert one.first_prompts == repeats[0].first_prompts, f"{where}: other first prompts"
-        counts = [each.num_prompt_tokens[STAGES[0]] for each in (one, repeats[0])]
+        counts = [each.num_prompt_tokens[STAGE_NAMES[0]] for each in (one, repeats[0])]
         assert counts[0] == counts[1], f"{where}: the first prompts were tokenized otherwise"
 
 
@@ -464,17 +462,17 @@ async def make_paths(
     side: str, engine: Engine, recipe: Recipe, questions: Sequence[Question]
 ) -> list[dict[str, Any]]:
     """All paths in the order of side a, b or e."""
-    num_chains = [len(recipe.tasks(question)) for question in questions]
+    num_chains = [len(recipe.specs(question)) for question in questions]
     slots = Slots(sum(num_chains))
     if side == "a":
         paths = []
         for question, count in zip(questions, num_chains, strict=True):
             paths += await run_chains(BarrierEngine(engine, count), recipe, question, slots)
-        return paths
+        return [path.to_row() for path in paths]
     if side == "b":
         engine = BarrierEngine(engine, sum(num_chains))
     made = await asyncio.gather(*(run_chains(engine, recipe, q, slots) for q in questions))
-    return [path for paths in made for path in paths]
+    return [path.to_row() for paths in made for path in paths]
 
 
 def recording(work: Work, records: Path) -> Work:
@@ -586,14 +584,14 @@ class WaitAtGate:
 class ProcessorStage:
     """What comes before and after one processor: our prompts, seeds and limits."""
 
-    stage: Stage
+    stage: str
     recipe: Recipe
-    chains: Mapping[str, tuple[Question, PathTask]]
+    chains: Mapping[str, tuple[Question, PathSpec]]
     length_spread: float
     gate: Any
 
     def before(self, row: dict[str, Any]) -> dict[str, Any]:
-        sampling: SamplingSettings = getattr(self.recipe.settings.stages, self.stage)
+        sampling = self.recipe.settings.stages.of(self.stage)
         seed = stable_seed(self.recipe.settings.seed, row["path_id"], self.stage)
         if row["is_warm_up"]:
             messages = warm_up_messages(int(row["path_id"]))
@@ -616,14 +614,14 @@ class ProcessorStage:
         kept[f"{self.stage}_num_prompt_tokens"] = row["num_input_tokens"]
         kept[f"{self.stage}_num_tokens"] = row["num_generated_tokens"]
         kept["done_at"] = time.time()
-        if self.stage == STAGES[-1] and row["is_warm_up"]:
+        if self.stage == STAGE_NAMES[-1] and row["is_warm_up"]:
             self.gate.arrive.remote()
         return kept
 
     @staticmethod
     def _columns() -> list[str]:
         facts = ("prompt", "seed", "num_prompt_tokens", "num_tokens")
-        by_stage = [f"{stage}_{fact}" for stage in STAGES for fact in facts]
+        by_stage = [f"{stage}_{fact}" for stage in STAGE_NAMES for fact in facts]
         return ["path_id", "is_warm_up", *_TEXT_COLUMNS.values(), *by_stage]
 
 
@@ -697,7 +695,7 @@ def make_processor(stage: ProcessorStage, work: Work) -> Any:
 
 def chain_blocks(recipe: Recipe, questions: Sequence[Question]) -> list[pa.Table]:
     """Ready-made blocks, the warm-up's first: a full batch, or the engine waits for its rest."""
-    path_ids = [task.path_id for question in questions for task in recipe.tasks(question)]
+    path_ids = [task.path_id for question in questions for task in recipe.specs(question)]
     warm_up = [str(number) for number in range(BATCH_ROWS)]
     batches = [path_ids[i : i + BATCH_ROWS] for i in range(0, len(path_ids), BATCH_ROWS)]
     return [
@@ -718,7 +716,7 @@ def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
     import ray
 
     recipe, questions = work.recipe(), work.load_questions()
-    chains = {task.path_id: (q, task) for q in questions for task in recipe.tasks(q)}
+    chains = {task.path_id: (q, task) for q in questions for task in recipe.specs(q)}
     blocks = chain_blocks(recipe, questions)
     # Three engines claim a CPU each, whatever the machine has.
     num_cpus = max(8, len(os.sched_getaffinity(0)))
@@ -736,7 +734,7 @@ def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
                 max_concurrent_calls_per_actor=len(blocks),
             ),
         )
-        for stage in STAGES:
+        for stage in STAGE_NAMES:
             processor = ProcessorStage(stage, recipe, chains, work.length_spread, gate)
             dataset = make_processor(processor, work)(dataset)
         rows = [row for row in dataset.iter_rows() if not row["is_warm_up"]]
@@ -758,7 +756,7 @@ def processor_generations(rows: Iterable[Mapping[str, Any]]) -> list[Generation]
             num_tokens=row[f"{stage}_num_tokens"],
         )
         for row in rows
-        for stage in STAGES
+        for stage in STAGE_NAMES
     ]
 
 
@@ -951,7 +949,7 @@ def read_options(argv: Sequence[str]) -> Options:
 
 def _limits(text: str) -> tuple[int, ...]:
     limits = tuple(map(positive_int, text.split(",")))
-    if len(limits) != len(STAGES):
+    if len(limits) != len(STAGE_NAMES):
         raise argparse.ArgumentTypeError(f"{text!r}: give three numbers, as in 32,64,128")
     return limits
 
@@ -1011,7 +1009,7 @@ def fixed_lengths(stages: StageSettings, limits: Sequence[int]) -> StageSettings
             stage: getattr(stages, stage).model_copy(
                 update={"max_tokens": limit, "options": {"ignore_eos": True}}
             )
-            for stage, limit in zip(STAGES, limits, strict=True)
+            for stage, limit in zip(STAGE_NAMES, limits, strict=True)
         }
     )
 
@@ -1125,7 +1123,7 @@ def hit_rates(made: Sequence[Measured]) -> dict[str, float] | None:
             / sum(one.num_prompt_tokens[stage] for one in made),
             3,
         )
-        for stage in STAGES
+        for stage in STAGE_NAMES
     }
 
 
@@ -1133,7 +1131,7 @@ def format_table(report: Mapping[str, Any]) -> str:
     """The medians as a table for people."""
     lines = [
         f"{'':20}{'tok/s':>8}  {'each repeat':24}{'chains/min':>11}{'seconds':>9}"
-        f"{'GPU':>5}{'cores of engine, others':>25}  cached: {', '.join(STAGES)}"
+        f"{'GPU':>5}{'cores of engine, others':>25}  cached: {', '.join(STAGE_NAMES)}"
     ]
     for side, row in report["sides"].items():
         each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_repeat"])
@@ -1160,7 +1158,7 @@ def describe_work(
         "num_questions": options.num_questions,
         "num_guidelines": options.num_guidelines,
         "num_chains": num_chains,
-        "max_tokens": dict(zip(STAGES, options.max_tokens, strict=True)),
+        "max_tokens": dict(zip(STAGE_NAMES, options.max_tokens, strict=True)),
         "length_spread": options.length_spread,
         "num_tokens": num_tokens,
         "engine": work.engine.model_dump(mode="json"),
@@ -1176,7 +1174,7 @@ def main(argv: Sequence[str]) -> None:
         work_file = Path(folder) / "work.json"
         work_file.write_text(work.model_dump_json())
         recipe = work.recipe()
-        num_chains = sum(len(recipe.tasks(question)) for question in work.load_questions())
+        num_chains = sum(len(recipe.specs(question)) for question in work.load_questions())
         num_tokens = expected_tokens(work)
         for repeat in range(options.repeats):
             for unit in plan_units(options.sides, repeat):

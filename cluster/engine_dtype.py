@@ -18,21 +18,23 @@ DTYPE_FILE = "engine_dtype.json"
 
 
 def pin_dtype(settings: EngineSettings, folder: Folder) -> tuple[EngineSettings, str]:
-    """The settings with a type in place of `auto`, and a sentence that says which; on a GPU, for an
-    endpoint and for a type that the config names, the settings as they are and no sentence.
+    """The settings with a type in place of `auto`, and a sentence that says which when it is new or
+    another one than these nodes would get.
 
-    `folder` is the run's. Ray has to run: each of its nodes is asked for its processor.
+    On a GPU, for an endpoint and for a type that the config names, they are the settings as they
+    are. `folder` is the run's. Ray has to run: each of its nodes is asked for its processor.
     """
     if settings.use_gpu or settings.is_endpoint or settings.dtype != "auto":
         return settings, ""
+    flags = _common_flags()
+    fast, why = fast_dtype(flags), f"engine.dtype auto is {explain_fast_dtype(flags)}"
     known = folder.read_json(DTYPE_FILE)
-    if isinstance(known, dict):
-        dtype, why = str(known["dtype"]), f"{known['dtype']}, as this run began"
-    else:
-        flags = _common_flags()
-        dtype, why = fast_dtype(flags), explain_fast_dtype(flags)
-        folder.write_json(DTYPE_FILE, {"dtype": dtype})
-    return settings.model_copy(update={"dtype": dtype}), f"engine.dtype auto is {why}"
+    if not isinstance(known, dict):
+        folder.write_json(DTYPE_FILE, {"dtype": fast})
+        return settings.model_copy(update={"dtype": fast}), why
+    dtype = str(known["dtype"])
+    told = "" if dtype == fast else f"engine.dtype auto is {dtype}, as this run began"
+    return settings.model_copy(update={"dtype": dtype}), told
 
 
 def _common_flags() -> frozenset[str]:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from cluster.schedule import Share, num_tokens, used_up
+from cluster.terminal import ProgressLine
 
 DESCRIBE_EVERY_S = 1.0
 TABLE_EVERY_S = 60.0
@@ -223,19 +224,17 @@ class ProgressBoard:
 
 
 class ProgressPrinter:
-    """Prints a line every few seconds while a `with` block runs.
+    """Shows how far the work is every few seconds while a `with` block runs.
 
-    `describe` gives the line of now, and after it lines to be printed once. On a terminal the line
-    of now is rewritten in place, elsewhere it is printed again each time.
+    `describe` gives the line of now, and after it lines to be printed once.
     """
 
     def __init__(
         self, describe: Callable[[], list[str]], *, every_s: float, stream: TextIO | None = None
     ) -> None:
+        stream = stream or sys.stderr
         self._describe = describe
-        self._stream = stream or sys.stderr
-        self._every_s = DESCRIBE_EVERY_S if self._stream.isatty() else every_s
-        self._last_line: str | None = None
+        self._line = ProgressLine(DESCRIBE_EVERY_S if stream.isatty() else every_s, stream)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -246,27 +245,14 @@ class ProgressPrinter:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        self._print(self._describe())
-        if self._stream.isatty():
-            self._stream.write("\n")
+        line, *lasting = self._describe()
+        self._line.end(line, lasting=lasting)
 
     def _run(self) -> None:
         # Described more often than printed: what is complete is said at once.
-        printed = time.monotonic()
         while not self._done.wait(DESCRIBE_EVERY_S):
-            lines = self._describe()
-            if lines[1:] or time.monotonic() - printed >= self._every_s:
-                printed = time.monotonic()
-                self._print(lines)
-
-    def _print(self, lines: list[str]) -> None:
-        in_place = self._stream.isatty()
-        for line in lines[1:]:
-            self._stream.write(f"\r\x1b[2K{line}\n" if in_place else f"{line}\n")
-        if lines[0] != self._last_line:
-            self._last_line = lines[0]
-            self._stream.write(f"\r\x1b[2K{lines[0]}" if in_place else f"{lines[0]}\n")
-        self._stream.flush()
+            line, *lasting = self._describe()
+            self._line.show(line, lasting=lasting)
 
 
 class RateMeter:

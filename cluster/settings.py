@@ -6,6 +6,8 @@ defaults < YAML file < `--set a.b=value`. Each field is one of three kinds:
 * content (unmarked): changes what is made. A change gives a new step folder, the old one stays.
 * `EXTENT`: how much is made. A change does only the new work.
 * `OPERATIONAL`: how it is made. No effect on what is reused.
+
+A content field that is added later carries a `Neutral` value, so that no existing folder moves.
 """
 
 from __future__ import annotations
@@ -42,8 +44,12 @@ OPERATIONAL = Kind.OPERATIONAL
 
 @dataclass(frozen=True)
 class Neutral:
-    """Marks a content field that came after others: with this value, which reproduces what was made
-    before there was the field, it stays out of the content, so that no step folder moves."""
+    """Marks a content field that came later, with the value that makes what was made before.
+
+    While a field has that value it is left out of the content, so that the new field moves no
+    folder of an existing run. It is not the default: a changed default has to move the folders of
+    the runs that it changes. For example ``judge_votes: Annotated[int, Neutral(1)] = 3``.
+    """
 
     value: Any
 
@@ -197,6 +203,8 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
     reason = problem["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     shown = repr(problem["input"])
+    if not location and problem["type"] == "value_error":
+        return reason  # it concerns several fields, and names them
     given = f" (given: {shown})" if len(shown) < 120 and problem["type"] != "value_error" else ""
     return f"{field}: {reason}{given}"
 
@@ -248,14 +256,31 @@ def _name_of(value: Any) -> str:
 
 
 def content_of(settings: Settings) -> dict[str, Any]:
-    """The settings that change what is made, as plain JSON values."""
+    """The settings that change what is made, as plain JSON values.
+
+    A field that came later is left out while it has its `Neutral` value.
+    """
     content: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        is_neutral = any(isinstance(m, Neutral) and m.value == value for m in field.metadata)
-        if not is_neutral and not any(m in (EXTENT, OPERATIONAL) for m in field.metadata):
-            content[name] = _plain(value)
+        value = _plain(getattr(settings, name))
+        if not any(_leaves_out(mark, value) for mark in field.metadata):
+            content[name] = value
     return content
+
+
+def _leaves_out(mark: Any, value: Any) -> bool:
+    """Whether a field with this mark is no part of the content while it has this value."""
+    if isinstance(mark, Neutral):
+        return bool(value == _plain(mark.value))
+    return mark in (EXTENT, OPERATIONAL)
+
+
+def versioned(content: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """A step's content with the version of its code.
+
+    Version 1 is left out: it is what ran before there were versions.
+    """
+    return {**content, **({"version": version} if version > 1 else {})}
 
 
 def _plain(value: Any) -> Any:

@@ -21,16 +21,15 @@ from pydantic import Field
 from cluster.engine import (
     Completion,
     Engine,
-    EngineSettings,
-    GenerationError,
     SamplingSettings,
 )
 from cluster.jobs import Slots
 from cluster.ledger import ledger_schema
-from cluster.settings import Settings, content_of
-from evaluation.grader import GRADER_VERSION, Verdict, grade
+from cluster.settings import Settings
+from evaluation.grader import GRADER_VERSION, Verdict
 from evaluation.prompt import answer_messages
 from evaluation.question import QUESTION_SCHEMA, Question
+from evaluation.responses import grade_columns, respond
 
 PREDICTIONS_SCHEMA = ledger_schema(
     [
@@ -59,17 +58,6 @@ class EvaluationSettings(Settings):
         )
 
 
-def predictions_content(
-    settings: EvaluationSettings, engine: EngineSettings, model_identity: str
-) -> dict[str, Any]:
-    """All that decides a model's answer to a question."""
-    return {
-        "model": model_identity,
-        "engine": content_of(engine),
-        "evaluation": content_of(settings),
-    }
-
-
 @dataclass(frozen=True)
 class PredictAnswer:
     """The pool's handler for the `predictions` step."""
@@ -90,15 +78,14 @@ class PredictAnswer:
         """The row of the one answer."""
         asked = Question.from_row(question)
         async with slots:
-            try:
-                messages = answer_messages(asked)
-                [completion] = await engine.chat(messages, self.settings.sampling, seed=0)
-            except GenerationError as error:
-                return self.set_aside(question, str(error))
-        grades = await asyncio.to_thread(
-            _grade_columns, completion.text, completion.finish_reason, asked
-        )
-        return self._row(asked) | _response_columns(completion) | grades
+            [response] = await respond(
+                engine, answer_messages(asked), self.settings.sampling, seed=0
+            )
+        completion = response.completion
+        if completion is None:
+            return self.set_aside(question, response.error or "")
+        row = self._row(asked) | _response_columns(completion)
+        return await asyncio.to_thread(regrade, row)
 
     def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a question without an answer, and why."""
@@ -125,21 +112,14 @@ def _response_columns(completion: Completion) -> dict[str, Any]:
 
 
 def regrade(row: dict[str, Any]) -> dict[str, Any]:
-    """A stored row with the verdict of today's grader; a written row itself never changes.
+    """A row with the verdict of today's grader; a written row itself never changes.
 
-    So a grader that changed judges predictions as it judges training paths.
+    So a grader that changed judges predictions as it judges training paths. The last number or
+    letter counts too, and `read_as` says so, so that both the strict and the tolerant accuracy can
+    be taken from one row.
     """
     if row["error"]:
         return row
-    return row | _grade_columns(row["response"], row["finish_reason"], Question.from_row(row))
-
-
-def _grade_columns(text: str, finish_reason: str, question: Question) -> dict[str, Any]:
-    """The last number or letter counts too, and `read_as` says so, so that both the strict and the
-    tolerant accuracy can be taken from one row."""
-    result = grade(text, question, read_last=True, finished=finish_reason == "stop")
-    return {
-        "predicted": result.predicted,
-        "verdict": result.verdict.value,
-        "read_as": result.read_as.value,
-    }
+    finished = row["finish_reason"] == "stop"
+    question = Question.from_row(row)
+    return row | grade_columns(row["response"], question, read_last=True, finished=finished)

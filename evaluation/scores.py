@@ -18,6 +18,7 @@ import pyarrow as pa
 from cluster.ledger import Ledger
 from cluster.schedule import Questions
 from cluster.storage import Folder
+from cluster.terminal import format_table
 from evaluation.grader import ReadAs, Verdict
 from evaluation.predictions import regrade
 from evaluation.question import Question
@@ -231,10 +232,7 @@ def format_scores(scores: Sequence[Score], split: str = "test") -> str:
     """
     rows = [[title for title, _ in _COLUMNS]]
     rows += [[cell(score) for _, cell in _COLUMNS] for score in scores if score.split == split]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+    return format_table(rows)
 
 
 def _percent(share: float) -> str:

@@ -3,13 +3,6 @@
 Pure functions around one coroutine, `run_chain`, which knows an engine by its `chat` method only.
 The chain may leave stages out; what is left of it without adaptation and structure is a plain chain
 of thought, from the very prompt that evaluation asks with.
-A path as it is kept, for example::
-
-    {"path_id": "0/regenesis/gsm8k/train/00042/decompose/0/0", "guideline_id": "decompose",
-     "adapted_guideline": "Work out May from April first ...", "structure": "1. Find ...",
-     "thinking": "", "reasoning": "In May she sold ... \\boxed{72}", "token_ids": [504, ...],
-     "generations": [{"stage": "adapt", "seed": ..., "finish_reason": "stop", ...}, ...],
-     "predicted": "72", "verdict": "correct", "read_as": "boxed", ...}
 """
 
 from __future__ import annotations
@@ -17,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
-from cluster.engine import Completion, Engine, GenerationError, SamplingSettings
+from cluster.engine import Engine
 from cluster.jobs import Slots
 from cluster.settings import OPERATIONAL, Settings
 from evaluation.prompt import Message, answer_format, answer_messages
 from evaluation.question import Question
+from evaluation.responses import Response, respond
 from pipelines.guidelines import (
     GUIDELINES_FILE,
     PROMPTS_FILE,
@@ -37,55 +30,12 @@ from pipelines.guidelines import (
     load_guidelines,
     load_prompts,
 )
-
-Stage = Literal["adapt", "structure", "path"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+from pipelines.reasoning_path import Generation, ReasoningPath
+from pipelines.stages import PATH, STAGES, Stage, StageSettings
 
 SAMPLES_PER_REQUEST = 16
 """Answers that one request asks for, where samples share their prompt: the engine reads it once.
 Few enough that the last samples of a question do not wait for a hundred free slots."""
-
-GENERATION_TYPE = pa.struct(
-    [
-        ("stage", pa.string()),
-        ("seed", pa.int64()),
-        ("finish_reason", pa.string()),
-        ("num_prompt_tokens", pa.int32()),
-        ("num_cached_tokens", pa.int32()),  # of the prompt, in the engine's prefix cache
-        ("num_tokens", pa.int32()),
-    ]
-)
-PATH_TYPE = pa.struct(
-    [
-        ("path_id", pa.string()),
-        ("guideline_id", pa.string()),
-        ("pass", pa.int32()),
-        ("sample", pa.int32()),
-        ("option_order", pa.list_(pa.int32())),  # empty: as the question has them
-        ("adapted_guideline", pa.string()),
-        ("structure", pa.string()),
-        ("thinking", pa.string()),
-        ("reasoning", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("judged", pa.string()),  # whether the model found the path sound: yes, no or null
-        ("generations", pa.list_(GENERATION_TYPE)),
-        ("predicted", pa.string()),
-        ("verdict", pa.string()),
-        ("read_as", pa.string()),
-        ("error", pa.string()),
-    ]
-)
-
-
-class StageSettings(Settings):
-    """The sampling of each stage; only the last one writes what is learned."""
-
-    adapt: SamplingSettings = SamplingSettings(max_tokens=256)
-    structure: SamplingSettings = SamplingSettings(max_tokens=512)
-    path: SamplingSettings = SamplingSettings(max_tokens=2048)
-    judge: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=512)
-    expand: Annotated[SamplingSettings, OPERATIONAL] = SamplingSettings(max_tokens=256)
-    """Of the guidelines that the model proposes; counts where it is asked for any."""
 
 
 class SynthesisSettings(Settings):
@@ -93,11 +43,11 @@ class SynthesisSettings(Settings):
 
     strategy: str = "regenesis"
     """One of `pipelines/strategies`; it sets what the config does not."""
-    chain: tuple[Stage, ...] = STAGES
+    chain: tuple[str, ...] = ("adapt", "structure", "path")
     """The stages of a path, in their order. Without `adapt` the guideline is structured as it is;
     without `structure` the advice is followed as it is; `[path]` is a plain chain of thought, with
     no guideline and the prompt of evaluation."""
-    hint_stages: tuple[Stage, ...] = ()
+    hint_stages: tuple[str, ...] = ()
     """Stages that are shown the right answer in a second pass, which only a question has none of
     whose paths was right. Empty: no such pass; the truth filters, and never helps to generate."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
@@ -128,9 +78,11 @@ class SynthesisSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SynthesisSettings:
+        if unknown := {*self.chain, *self.hint_stages} - {*STAGES}:
+            raise ValueError(f"chain: there is no stage {min(unknown)!r}; there are {list(STAGES)}")
         if not self.chain or self.chain != tuple(s for s in STAGES if s in self.chain):
             raise ValueError(f"chain: {list(self.chain)} is not in the order of {list(STAGES)}")
-        if self.chain[-1] != "path":
+        if self.chain[-1] != PATH.name:
             raise ValueError("chain: its last stage has to be path, which writes the solution")
         if unknown := set(self.hint_stages) - set(self.chain):
             raise ValueError(f"hint_stages: {min(unknown)} is no stage of the chain; remove it")
@@ -140,23 +92,38 @@ class SynthesisSettings(Settings):
             )
         if not self.follows_guidelines and self.expand_guidelines:
             raise ValueError("expand_guidelines: a chain of path alone follows none; remove it")
-        if self.samples > 1 and not any(getattr(self.stages, s).temperature for s in self.chain):
+        if self.samples > 1 and not any(self.stages.of(s).temperature for s in self.chain):
             raise ValueError("samples: all are the same at temperature 0; set 1, or a temperature")
         return self
 
 
 @dataclass(frozen=True, slots=True)
-class PathTask:
+class PathSpec:
     """One path to make, known before anything is generated."""
 
     path_id: str
     guideline: Guideline | None
     """None: a plain chain of thought."""
     sample: int
-    hint_pass: int = 0
-    """1: made again with the right answer shown in some stages."""
+    is_hinted: bool = False
+    """Whether it is made again, with the right answer shown in some stages."""
     option_order: tuple[int, ...] = ()
     """The options as this path is shown them, by their places in the question; empty: as there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What an earlier attempt made of a question."""
+
+    attempt: int
+    paths: Sequence[ReasoningPath]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any] | None) -> Previous | None:
+        """The attempt of a ledger row; None where there was none."""
+        if row is None:
+            return None
+        return cls(row["attempt"], [ReasoningPath.from_row(path) for path in row["paths"] or ()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,21 +142,21 @@ class Recipe:
         prompts = load_prompts(Path(settings.prompts or PROMPTS_FILE))
         return cls(round_number, guidelines, prompts, settings)
 
-    def tasks(self, question: Question, hint_pass: int = 0) -> list[PathTask]:
+    def specs(self, question: Question, *, is_hinted: bool = False) -> list[PathSpec]:
         """The paths of a question: its guidelines in the order of the file, each n samples."""
         return [
-            self._task(question, guideline, hint_pass, sample)
+            self._spec(question, guideline, is_hinted, sample)
             for guideline in self._guidelines_of(question.question_id)
             for sample in range(self.settings.samples)
         ]
 
-    def _task(
-        self, question: Question, guideline: Guideline | None, hint_pass: int, sample: int
-    ) -> PathTask:
+    def _spec(
+        self, question: Question, guideline: Guideline | None, is_hinted: bool, sample: int
+    ) -> PathSpec:
         first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
-        last = f"{guideline.guideline_id if guideline else 'none'}/{hint_pass}/{sample}"
+        last = f"{guideline.guideline_id if guideline else 'none'}/{int(is_hinted)}/{sample}"
         path_id = f"{first}/{last}"
-        return PathTask(path_id, guideline, sample, hint_pass, self._order(question, path_id))
+        return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))
 
     def _order(self, question: Question, path_id: str) -> tuple[int, ...]:
         """The places of the question's options, drawn for the path."""
@@ -237,114 +204,98 @@ def split_thinking(text: str) -> tuple[str, str, bool]:
 
 
 def stage_messages(
-    stage: Stage, recipe: Recipe, question: Question, task: PathTask, columns: Mapping[str, Any]
+    name: str, recipe: Recipe, question: Question, spec: PathSpec, texts: Mapping[str, str]
 ) -> list[Message]:
-    """The chat of one stage, filled in with what the stages before it wrote."""
-    question = question.with_options(task.option_order)
-    if task.guideline is None:
+    """The chat of one stage, filled in with what the stages before it wrote, by their columns."""
+    question = question.with_options(spec.option_order)
+    if spec.guideline is None:
         messages = answer_messages(question)
     else:
-        template: str = getattr(recipe.prompts, _prompt_name(stage, recipe.settings.chain))
-        text = template.format(
-            question=question.text,
-            guideline=task.guideline.text,
-            adapted_guideline=columns["adapted_guideline"] or task.guideline.text,
-            structure=columns["structure"],
-            answer_format=answer_format(question),
+        text = recipe.prompts[_prompt_name(name, recipe.settings.chain)].format(
+            **{stage.column: texts.get(stage.column, "") for stage in STAGES.values()}
+            | {
+                "question": question.text,
+                "guideline": spec.guideline.text,
+                "adapted_guideline": texts.get("adapted_guideline") or spec.guideline.text,
+                "answer_format": answer_format(question),
+            }
         )
         messages = [{"role": "user", "content": text}]
-    if task.hint_pass and stage in recipe.settings.hint_stages:
-        hint = recipe.prompts.hint.format(answer=question.shown_answer)
+    if spec.is_hinted and name in recipe.settings.hint_stages:
+        hint = recipe.prompts["hint"].format(answer=question.shown_answer)
         last = messages[-1]
         messages = [*messages[:-1], last | {"content": f"{last['content']}\n\n{hint}"}]
     return messages
 
 
-def _prompt_name(stage: Stage, chain: tuple[Stage, ...]) -> str:
-    return "path_from_advice" if stage == "path" and "structure" not in chain else stage
-
-
-_STAGE_COLUMNS: dict[Stage, str] = {
-    "adapt": "adapted_guideline",
-    "structure": "structure",
-    "path": "reasoning",
-}
+def _prompt_name(stage: str, chain: tuple[str, ...]) -> str:
+    return "path_from_advice" if stage == PATH.name and "structure" not in chain else stage
 
 
 async def run_chain(
     engine: Engine,
     recipe: Recipe,
     question: Question,
-    tasks: Sequence[PathTask],
+    specs: Sequence[PathSpec],
     attempt: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[ReasoningPath]:
     """Run one path through its generations, or several samples that share every prompt; ungraded.
 
-    A generation that failed (its prompt too long, its time up, refused by the engine) ends the path
-    with `error` filled; an engine that died raises, since no other path would fare better.
+    A generation that failed ends its path with `error` filled; an engine that died raises, since no
+    other path would fare better.
     """
-    paths = [_begun_path(task) for task in tasks]
-    for stage in recipe.settings.chain:
-        sampling: SamplingSettings = getattr(recipe.settings.stages, stage)
+    paths = [_begun_path(spec) for spec in specs]
+    for name in recipe.settings.chain:
         # A retry draws anew: what rambled past the context once would do so again.
         again = [attempt] if attempt else []
-        seed = stable_seed(recipe.settings.seed, tasks[0].path_id, stage, *again)
-        messages = stage_messages(stage, recipe, question, tasks[0], paths[0])
-        try:
-            completions = await engine.chat(messages, sampling, seed, len(tasks))
-        except GenerationError as error:
-            return [path | {"error": f"{stage}: {error}"} for path in paths]
-        # The engine gives the samples of a request the seeds that follow on its own.
-        for offset, (path, completion) in enumerate(zip(paths, completions, strict=True)):
-            _add_generation(path, stage, seed + offset, completion)
+        seed = stable_seed(recipe.settings.seed, specs[0].path_id, name, *again)
+        messages = stage_messages(name, recipe, question, specs[0], paths[0].texts)
+        sampling = recipe.settings.stages.of(name)
+        responses = await respond(engine, messages, sampling, seed, len(specs))
+        paths = [
+            _with_response(path, STAGES[name], response)
+            for path, response in zip(paths, responses, strict=True)
+        ]
+        if paths[0].error:  # one request failed, and with it all that share it
+            break
     return paths
 
 
-def _begun_path(task: PathTask) -> dict[str, Any]:
-    return {
-        "path_id": task.path_id,
-        "guideline_id": task.guideline.guideline_id if task.guideline else None,
-        "pass": task.hint_pass,
-        "sample": task.sample,
-        "option_order": list(task.option_order),
-        "adapted_guideline": "",
-        "structure": "",
-        "thinking": "",
-        "reasoning": "",
-        "token_ids": [],
-        "judged": None,
-        "generations": [],
-        "error": None,
-    }
+def _begun_path(spec: PathSpec) -> ReasoningPath:
+    return ReasoningPath(
+        path_id=spec.path_id,
+        guideline_id=spec.guideline.guideline_id if spec.guideline else None,
+        is_hinted=spec.is_hinted,
+        sample=spec.sample,
+        option_order=spec.option_order,
+    )
 
 
-def _add_generation(path: dict[str, Any], stage: Stage, seed: int, completion: Completion) -> None:
-    """Keep what a stage wrote. Thinking that was never closed leaves no answer: cut off."""
+def _with_response(path: ReasoningPath, stage: Stage, response: Response) -> ReasoningPath:
+    """The path with what a stage wrote. Thinking that was never closed leaves no answer: it was cut
+    off."""
+    completion = response.completion
+    if completion is None:
+        return replace(path, error=f"{stage.name}: {response.error}")
     thinking, text, closed = split_thinking(completion.text)
-    path[_STAGE_COLUMNS[stage]] = text
-    if stage == "path":
-        path |= {"thinking": thinking, "token_ids": completion.token_ids}
-    facts = generation_facts(stage, seed, completion)
-    path["generations"].append(facts if closed else facts | {"finish_reason": "length"})
+    generation = Generation.of(stage.name, response.seed, completion)
+    if not closed:
+        generation = replace(generation, finish_reason="length")
+    path = replace(
+        path,
+        texts={**path.texts, stage.column: text},
+        generations=(*path.generations, generation),
+    )
+    if stage != PATH:
+        return path
+    return replace(path, thinking=thinking, token_ids=completion.token_ids)
 
 
-def generation_facts(stage: str, seed: int, completion: Completion) -> dict[str, Any]:
-    """What is kept of a generation beside its text."""
-    return {
-        "stage": stage,
-        "seed": seed,
-        "finish_reason": completion.finish_reason,
-        "num_prompt_tokens": completion.num_prompt_tokens,
-        "num_cached_tokens": completion.num_cached_tokens,
-        "num_tokens": completion.num_tokens,
-    }
-
-
-def requests(tasks: Sequence[PathTask]) -> list[list[PathTask]]:
-    """The tasks that are asked for together: those of one prompt are, others go alone."""
-    plain = [task for task in tasks if task.guideline is None and not task.option_order]
+def requests(specs: Sequence[PathSpec]) -> list[list[PathSpec]]:
+    """The paths that are asked for together: those of one prompt are, others go alone."""
+    plain = [spec for spec in specs if spec.guideline is None and not spec.option_order]
     groups = [plain[n : n + SAMPLES_PER_REQUEST] for n in range(0, len(plain), SAMPLES_PER_REQUEST)]
-    return [*groups, *([task] for task in tasks if task.guideline or task.option_order)]
+    return [*groups, *([spec] for spec in specs if spec.guideline or spec.option_order)]
 
 
 async def run_chains(
@@ -352,24 +303,24 @@ async def run_chains(
     recipe: Recipe,
     question: Question,
     slots: Slots,
-    previous: Mapping[str, Any] | None = None,
-    hint_pass: int = 0,
-) -> list[dict[str, Any]]:
+    previous: Previous | None = None,
+    *,
+    is_hinted: bool = False,
+) -> list[ReasoningPath]:
     """All paths of one pass over a question, none waiting for another path's stage.
 
-    Of the `previous` attempt's row, only the paths that failed are run again.
+    Of those of the `previous` attempt, only the paths that failed are run again.
     """
-    attempt = previous["attempt"] + 1 if previous else 0
-    before = (previous["paths"] or ()) if previous else ()
-    whole = {path["path_id"]: path for path in before if not path["error"]}
-    tasks = recipe.tasks(question, hint_pass)
+    attempt = previous.attempt + 1 if previous else 0
+    whole = {path.path_id: path for path in previous.paths if not path.error} if previous else {}
+    specs = recipe.specs(question, is_hinted=is_hinted)
 
-    async def run(group: list[PathTask]) -> list[dict[str, Any]]:
+    async def run(group: list[PathSpec]) -> list[ReasoningPath]:
         async with slots.take(len(group)):
             return await run_chain(engine, recipe, question, group, attempt)
 
     made = await asyncio.gather(
-        *(run(group) for group in requests([t for t in tasks if t.path_id not in whole]))
+        *(run(group) for group in requests([s for s in specs if s.path_id not in whole]))
     )
-    paths = whole | {path["path_id"]: path for group in made for path in group}
-    return [paths[task.path_id] for task in tasks]
+    paths = whole | {path.path_id: path for group in made for path in group}
+    return [paths[spec.path_id] for spec in specs]

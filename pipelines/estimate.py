@@ -28,6 +28,7 @@ from pydantic import Field
 from cluster.errors import InputError
 from cluster.schedule import Share
 from cluster.settings import EXTENT, OPERATIONAL, Settings
+from cluster.terminal import format_table
 
 RESAMPLES = 2_000
 Z_90 = 1.644854
@@ -680,8 +681,8 @@ def format_estimate(estimate: Estimate) -> str:
     return "\n\n".join(
         [
             head,
-            _markdown([["whole run", "estimate"], *_run_rows(estimate)]),
-            _markdown([_DATASET_TITLES, *map(_dataset_row, estimate.datasets)]),
+            format_table([["whole run", "estimate"], *_run_rows(estimate)]),
+            format_table([_DATASET_TITLES, *map(_dataset_row, estimate.datasets)]),
             textwrap.fill(" ".join(estimate.assumptions), width=100),
         ]
     )
@@ -740,11 +741,3 @@ def _number(value: float | None) -> str:
         return "unknown"
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them the titles, as a Markdown table with even columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

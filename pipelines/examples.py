@@ -43,12 +43,12 @@ from pipelines.contamination import EvaluationWords
 from pipelines.filters import (
     ExampleSettings,
     Graded,
-    GradedPath,
     filter_paths,
     num_lucky_kept,
     wrong_paths,
 )
-from pipelines.synthesis import grade_path, shown_answer, shown_question
+from pipelines.reasoning_path import ReasoningPath
+from pipelines.synthesis import stored_paths
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _TOKEN_IDS = pa.list_(pa.int32())
@@ -208,8 +208,7 @@ class ExampleSelector:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
         question = Question.from_row(row)
         overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
-        read_last = self.settings.read_last
-        paths = [path | grade_path(path, question, read_last) for path in row["paths"] or ()]
+        paths = stored_paths(row, question, self.settings.read_last)
         graded = Graded(question, paths, self.settings, bool(overlaps))
         kept, reasons = filter_paths(graded)
         selection.counts.append(
@@ -220,7 +219,7 @@ class ExampleSelector:
                 "overlaps_with": overlaps,
             }
         )
-        by_id = {path["path_id"]: path for path in paths}
+        by_id = {path.path_id: path for path in paths}
         # A path is wanted up to three times: tokenised once.
         example = cache(lambda path_id: self._example(graded, by_id[path_id], "evaluation"))
         selection.examples += self._examples(graded, kept, example)
@@ -230,11 +229,11 @@ class ExampleSelector:
         ]
         wrong = wrong_paths(graded, reasons)
         selection.pairs += [
-            _pair(example(chosen["path_id"]), example(rejected["path_id"]))
+            _pair(example(chosen.path_id), example(rejected.path_id))
             for chosen, rejected in _same_prompt_pairs(kept, wrong)
         ]
         selection.unpaired += [
-            _unpaired(example(path["path_id"]), label=is_right)
+            _unpaired(example(path.path_id), label=is_right)
             for of_label, is_right in ((kept, True), (wrong, False))
             for path in of_label[: self.settings.max_per_question]
         ]
@@ -244,7 +243,7 @@ class ExampleSelector:
     def _examples(
         self,
         graded: Graded,
-        kept: Sequence[GradedPath],
+        kept: Sequence[ReasoningPath],
         example: Callable[[str], dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
         """The examples of one question: each kept path in each form, then its own solution.
@@ -254,24 +253,24 @@ class ExampleSelector:
         for number, path in enumerate(kept):
             for form in self.settings.forms:
                 if form == "evaluation":
-                    yield example(path["path_id"])
+                    yield example(path.path_id)
                 elif form != "answer_only" or number == 0:  # they are all the same answer
                     yield self._example(graded, path, form)
         if self.settings.original_solutions and graded.question.solution:
             yield from self._original(graded)
 
-    def _example(self, graded: Graded, path: GradedPath, form: Form) -> dict[str, Any]:
-        question = shown_question(graded.question, path)
+    def _example(self, graded: Graded, path: ReasoningPath, form: Form) -> dict[str, Any]:
+        question = path.shown_question(graded.question)
         target = self._target(question, path)
         if form == "answer_only":
-            answer = box(shown_answer(path), question.answer_type)
+            answer = box(path.shown_answer, question.answer_type)
             target = self._edited(answer)
-        name = path["path_id"] if form == "evaluation" else f"{path['path_id']}/{form}"
+        name = path.path_id if form == "evaluation" else f"{path.path_id}/{form}"
         return {
             "example_id": name,
-            "guideline_id": path["guideline_id"],
-            "pass": path["pass"],
-            "vote_share": graded.votes.share(path["predicted"]),
+            "guideline_id": path.guideline_id,
+            "pass": int(path.is_hinted),
+            "vote_share": graded.votes.share(path.predicted),
             "lucky_share": graded.lucky_share,
             "form": form,
         } | self._learned(question, learned_messages(question, form), target)
@@ -315,21 +314,21 @@ class ExampleSelector:
         ids = target_ids(self.tokenizer, text.removeprefix(shown))
         return text, end_turn(ids, self.tokenizer.eos_token_id), True
 
-    def _target(self, question: Question, path: GradedPath) -> tuple[str, list[int], bool]:
+    def _target(self, question: Question, path: ReasoningPath) -> tuple[str, list[int], bool]:
         """The solution as it is learned, its token ids, and whether its answer was added."""
-        sampled = self.tokenizer.decode(path["token_ids"])
-        solution = path["reasoning"]
-        added = path["read_as"] not in (ReadAs.BOXED, ReadAs.NOTHING)
+        sampled = self.tokenizer.decode(path.token_ids)
+        solution = path.reasoning
+        added = path.read_as not in (ReadAs.BOXED, ReadAs.NOTHING)
         if added:
-            solution = with_boxed_answer(solution, question, shown_answer(path))
+            solution = with_boxed_answer(solution, question, path.shown_answer)
         if self._prompt_opens_thinking or (
             self.settings.thinking == "keep" and "</think>" in sampled
         ):
-            solution = f"{THINK}{path['thinking']}\n</think>\n\n{solution}"
+            solution = f"{THINK}{path.thinking}\n</think>\n\n{solution}"
         # Sampled ids are what the model really wrote; text is tokenised again only when edited, or
         # when the engine could not tell its ids.
-        if path["token_ids"] and not added and self._is_as_sampled(solution, sampled):
-            ids = path["token_ids"]
+        if path.token_ids and not added and self._is_as_sampled(solution, sampled):
+            ids = path.token_ids
         else:
             shown = THINK if self._prompt_opens_thinking else ""
             ids = target_ids(self.tokenizer, solution.removeprefix(shown))
@@ -343,12 +342,12 @@ class ExampleSelector:
 
 
 def _same_prompt_pairs(
-    kept: Sequence[GradedPath], wrong: Sequence[GradedPath]
-) -> Iterator[tuple[GradedPath, GradedPath]]:
+    kept: Sequence[ReasoningPath], wrong: Sequence[ReasoningPath]
+) -> Iterator[tuple[ReasoningPath, ReasoningPath]]:
     """Each kept path beside a wrong one of the same prompt, as long as there are any."""
     rejected = list(wrong)
     for chosen in kept:
-        same_prompt = (p for p in rejected if p["option_order"] == chosen["option_order"])
+        same_prompt = (p for p in rejected if p.option_order == chosen.option_order)
         other = next(same_prompt, None)
         if other is not None:
             rejected.remove(other)

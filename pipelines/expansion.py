@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
-from cluster.engine import Completion, Engine, EngineSettings, GenerationError, SamplingSettings
+from cluster.engine import Completion, Engine, GenerationError, SamplingSettings
 from cluster.jobs import Slots
 from cluster.ledger import Ledger, ledger_schema
 from cluster.schedule import Questions
-from cluster.settings import content_of
 from cluster.storage import Folder
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
 from pipelines.chain import Recipe, split_thinking, stable_seed
@@ -85,24 +84,11 @@ class Expansion:
             return None
         return cls(
             recipe.guidelines,
-            recipe.prompts.expand,
+            recipe.prompts["expand"],
             settings.expand_guidelines,
             settings.stages.expand,
             settings.seed,
         )
-
-    def content(self, engine: EngineSettings, model_identity: str) -> dict[str, Any]:
-        """What the step's folder is named after; the paths follow from this, not from its result,
-        so that all folders are known beforehand."""
-        return {
-            "model": model_identity,
-            "engine": content_of(engine),
-            "guidelines": [asdict(guideline) for guideline in self.guidelines],
-            "prompt": self.prompt,
-            "number": self.number,
-            "sampling": content_of(self.sampling),
-            "seed": self.seed,
-        }
 
     def ids(self) -> list[str]:
         """The id of each proposal, by its number; they go on after those of an earlier expansion

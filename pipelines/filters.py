@@ -8,10 +8,10 @@ returns the ids that go out, each with its reason; `filter_paths` applies them i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,11 +22,10 @@ from evaluation.question import AnswerType, Question
 from pipelines.chain import stable_seed
 from pipelines.contamination import ContaminationSettings
 from pipelines.leaks import Leak, find_leak
+from pipelines.reasoning_path import ReasoningPath
 from pipelines.similarity import equations, most_diverse, shingles, similarity
-from pipelines.synthesis import path_finished
 from pipelines.votes import Votes, count_votes
 
-GradedPath = Mapping[str, Any]
 Reasons = dict[str, str]
 UnitShare = Annotated[float, Field(ge=0, le=1)]
 
@@ -92,7 +91,7 @@ class Graded:
     """A question with all its paths as the grader of today judges them."""
 
     question: Question
-    paths: Sequence[GradedPath]
+    paths: Sequence[ReasoningPath]
     settings: ExampleSettings
     is_contaminated: bool = False
 
@@ -105,9 +104,9 @@ class Graded:
         """The ids of the paths whose answer counts as right."""
         if self.settings.verdict == "majority":
             winner = self.votes.majority(self.settings.min_vote_share)
-            of_winner = (p for p in self.paths if self.votes.is_of(p["predicted"], winner))
-            return frozenset(path["path_id"] for path in of_winner if not path["pass"])
-        return frozenset(p["path_id"] for p in self.paths if p["verdict"] == Verdict.CORRECT)
+            of_winner = (p for p in self.paths if self.votes.is_of(p.predicted, winner))
+            return frozenset(path.path_id for path in of_winner if not path.is_hinted)
+        return frozenset(p.path_id for p in self.paths if p.verdict == Verdict.CORRECT)
 
     @property
     def num_tries(self) -> int:
@@ -121,7 +120,7 @@ class Graded:
 
     @property
     def num_right(self) -> int:
-        return sum(path["path_id"] in self.right and not path["pass"] for path in self.paths)
+        return sum(path.path_id in self.right and not path.is_hinted for path in self.paths)
 
     @property
     def num_lucky(self) -> float:
@@ -144,7 +143,7 @@ class Graded:
         return min(1.0, self.num_lucky / self.num_right)
 
 
-Filter = Callable[[Graded, Sequence[GradedPath]], Reasons]
+Filter = Callable[[Graded, Sequence[ReasoningPath]], Reasons]
 
 
 def chance_of(question: Question) -> float:
@@ -154,7 +153,7 @@ def chance_of(question: Question) -> float:
     return 1 / len(question.choices) if question.choices else 0.0
 
 
-def num_lucky_kept(graded: Graded, kept: Sequence[GradedPath]) -> float:
+def num_lucky_kept(graded: Graded, kept: Sequence[ReasoningPath]) -> float:
     """How many of a question's kept paths are expected to have guessed, to be summed up.
 
     The sum over the questions of a dataset is right on average, one question's is not: guessers
@@ -164,14 +163,14 @@ def num_lucky_kept(graded: Graded, kept: Sequence[GradedPath]) -> float:
     f(r) = min(r + 1, m) / (r + 1).
     """
     settings, num_right = graded.settings, graded.num_right
-    num_kept = sum(not path["pass"] for path in kept)
+    num_kept = sum(not path.is_hinted for path in kept)
     asks_for_more = settings.pass_rate[0] > 0 or settings.min_correct_above_chance is not None
     if not num_kept and (num_right or asks_for_more):
         return 0.0
     return graded.num_lucky * min(num_kept + 1, settings.max_per_question) / (num_right + 1)
 
 
-def filter_paths(graded: Graded) -> tuple[list[GradedPath], Reasons]:
+def filter_paths(graded: Graded) -> tuple[list[ReasoningPath], Reasons]:
     """The paths that are kept, in the order they were drawn, and the reason of each other one."""
     control = graded.settings.verdict == "unfiltered"
     kept, reasons = _apply(UNJUDGED_FILTERS if control else FILTERS, graded, graded.paths)
@@ -184,137 +183,131 @@ def filter_paths(graded: Graded) -> tuple[list[GradedPath], Reasons]:
             Graded(graded.question, graded.paths, true_one, graded.is_contaminated)
         )
         number, over = len(as_many), "over_number_of_right"
-    return drawn[:number], reasons | {path["path_id"]: over for path in drawn[number:]}
+    return drawn[:number], reasons | {path.path_id: over for path in drawn[number:]}
 
 
-def wrong_paths(graded: Graded, reasons: Reasons) -> list[GradedPath]:
+def wrong_paths(graded: Graded, reasons: Reasons) -> list[ReasoningPath]:
     """Wrong solutions to be preferred less, in the order they were drawn; `reasons` says why each
     path was dropped. None of a question whose right ones are left out, and none twice."""
-    wrong = [p for p in graded.paths if reasons.get(p["path_id"]) in ("wrong", "minority")]
+    wrong = [p for p in graded.paths if reasons.get(p.path_id) in ("wrong", "minority")]
     left, _ = _apply(WRONG_FILTERS, graded, wrong)
     return left
 
 
 def _apply(
-    filters: Sequence[Filter], graded: Graded, paths: Sequence[GradedPath]
-) -> tuple[list[GradedPath], Reasons]:
+    filters: Sequence[Filter], graded: Graded, paths: Sequence[ReasoningPath]
+) -> tuple[list[ReasoningPath], Reasons]:
     left = in_drawn_order(paths, graded.settings.seed)
     reasons: Reasons = {}
     for each in filters:
         reasons |= each(graded, left)
-        left = [path for path in left if path["path_id"] not in reasons]
+        left = [path for path in left if path.path_id not in reasons]
     return left, reasons
 
 
-def in_drawn_order(paths: Sequence[GradedPath], seed: int) -> list[GradedPath]:
+def in_drawn_order(paths: Sequence[ReasoningPath], seed: int) -> list[ReasoningPath]:
     """By a draw for each id, so that neither the order of the paths nor of the files counts."""
-    return sorted(paths, key=lambda path: stable_seed(seed, path["path_id"]))
+    return sorted(paths, key=lambda path: stable_seed(seed, path.path_id))
 
 
-def draw(graded: Graded, paths: Sequence[GradedPath]) -> list[GradedPath]:
+def draw(graded: Graded, paths: Sequence[ReasoningPath]) -> list[ReasoningPath]:
     """The paths with those first that are to be kept."""
     if graded.settings.draw == "seed":
         return list(paths)
-    taken = most_diverse([path["reasoning"] for path in paths], graded.settings.max_per_question)
+    taken = most_diverse([path.reasoning for path in paths], graded.settings.max_per_question)
     return [paths[n] for n in [*taken, *sorted({*range(len(paths))} - {*taken})]]
 
 
 # --- the filters -------------------------------------------------------------------------------
 
 
-def unfinished(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def unfinished(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """Failed in the engine, or cut off by the token limit."""
     return {
-        path["path_id"]: str(Verdict.ERROR if path["error"] else Verdict.TRUNCATED)
+        path.path_id: str(Verdict.ERROR if path.error else Verdict.TRUNCATED)
         for path in paths
-        if path["error"] or not path_finished(path)
+        if path.error or not path.is_finished
     }
 
 
-def not_right(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def not_right(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """Another answer than the ground truth or the majority, or none that could be read."""
     return {
-        path["path_id"]: _why_not_right(graded, path)
+        path.path_id: _why_not_right(graded, path)
         for path in paths
-        if path["path_id"] not in graded.right
+        if path.path_id not in graded.right
     }
 
 
-def _why_not_right(graded: Graded, path: GradedPath) -> str:
-    if graded.settings.verdict != "majority" or path["predicted"] is None or path["error"]:
-        return str(path["verdict"])
-    if path["pass"]:
+def _why_not_right(graded: Graded, path: ReasoningPath) -> str:
+    if graded.settings.verdict != "majority" or path.predicted is None or path.error:
+        return str(path.verdict)
+    if path.is_hinted:
         return "hinted"
     winner = graded.votes.majority(graded.settings.min_vote_share)
     return "no_majority" if winner is None else "minority"
 
 
-def too_long(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def too_long(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     most = graded.settings.max_target_tokens
-    return {path["path_id"]: "too_long" for path in paths if _num_tokens(path) > most}
+    return {path.path_id: "too_long" for path in paths if path.num_target_tokens > most}
 
 
-def _num_tokens(path: GradedPath) -> int:
-    """Tokens of a path's answer; as the server counted them where its ids are not known."""
-    if path["token_ids"]:
-        return len(path["token_ids"])
-    counts = (made["num_tokens"] for made in path["generations"] if made["stage"] == "path")
-    return int(next(counts, 0))
-
-
-def unsound(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def unsound(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """The model, asked as a judge, found a fault in it."""
     wanted = graded.settings.drop_unsound
-    return {p["path_id"]: "judged_unsound" for p in paths if wanted and p["judged"] == "no"}
+    return {p.path_id: "judged_unsound" for p in paths if wanted and p.judged == "no"}
 
 
-def leaking(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def leaking(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """Leans on a hint, a structure or a guideline that the model will not be shown."""
     wanted = graded.settings.drop_leaks
-    leaks = ((path["path_id"], find_leak(graded.question, path, wanted)) for path in paths)
+    leaks = ((path.path_id, find_leak(graded.question, path, wanted)) for path in paths)
     return {path_id: f"leak_{leak}" for path_id, leak in leaks if leak}
 
 
-def contaminated(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def contaminated(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """The question overlaps with one of evaluation."""
     drop = graded.settings.contamination.drop and graded.is_contaminated
-    return {path["path_id"]: "contaminated" for path in paths} if drop else {}
+    return {path.path_id: "contaminated" for path in paths} if drop else {}
 
 
-def outside_pass_rate(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def outside_pass_rate(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """The question is too hard or too easy."""
     low, high = graded.settings.pass_rate
     rate = graded.num_right / graded.num_tries if graded.num_tries else 0.0
     reason = "pass_rate_too_low" if rate < low else "pass_rate_too_high" if rate > high else None
-    return {path["path_id"]: reason for path in paths} if reason else {}
+    return {path.path_id: reason for path in paths} if reason else {}
 
 
-def lucky(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def lucky(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """The question was answered rightly hardly more often than by guessing."""
     least = graded.settings.min_correct_above_chance
     above = graded.num_right - graded.num_answers * chance_of(graded.question)
-    return {p["path_id"]: "lucky" for p in paths} if least is not None and above < least else {}
+    return {p.path_id: "lucky" for p in paths} if least is not None and above < least else {}
 
 
-def repeated(graded: Graded, paths: Sequence[GradedPath]) -> Reasons:
+def repeated(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     """Of equal or nearly equal solutions all but the first drawn one."""
     return dict(_repeated(paths, graded.settings))
 
 
-def _repeated(paths: Sequence[GradedPath], settings: ExampleSettings) -> Iterator[tuple[str, str]]:
+def _repeated(
+    paths: Sequence[ReasoningPath], settings: ExampleSettings
+) -> Iterator[tuple[str, str]]:
     texts: set[str] = set()
     worked_out: set[tuple[str, ...]] = set()
     kept: list[frozenset[str]] = []
     for path in paths:
-        text = path["reasoning"]
+        text = path.reasoning
         own = equations(text) if settings.distinct_by == "equations" else ()
         words = shingles(text) if settings.max_similarity < 1 else frozenset()
         if text in texts:
-            yield path["path_id"], "duplicate"
+            yield path.path_id, "duplicate"
         elif own and own in worked_out:
-            yield path["path_id"], "same_equations"
+            yield path.path_id, "same_equations"
         elif words and any(similarity(words, other) > settings.max_similarity for other in kept):
-            yield path["path_id"], "near_duplicate"
+            yield path.path_id, "near_duplicate"
         else:
             texts.add(text)
             worked_out.add(own)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import string
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cluster.errors import InputError
+from pipelines.stages import PATH, STAGES
 
 GUIDELINES_FILE = Path(__file__).with_name("guidelines.yaml")
 PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
 
-_PROMPT_FIELDS = {
-    "adapt": {"question", "guideline"},
-    "structure": {"question", "adapted_guideline"},
-    "path": {"question", "structure"},
-    "path_from_advice": {"question", "adapted_guideline"},
-    "hint": {"answer"},
-    "judge": {"question", "reasoning"},
-    "expand": {"guidelines"},
+_OTHER_FIELDS: dict[str, frozenset[str]] = {
+    "path_from_advice": frozenset({"question", "adapted_guideline"}),
+    "hint": frozenset({"answer"}),
+    "judge": frozenset({"question", "reasoning"}),
+    "expand": frozenset({"guidelines"}),
 }
-_OPTIONAL_PROMPTS = {"path_from_advice", "hint", "judge", "expand"}
-_STAGE_FIELDS = {"question", "guideline", "adapted_guideline", "structure", "answer_format"}
-_OTHER_FIELDS = {name: _PROMPT_FIELDS[name] for name in ("hint", "judge", "expand")}
+_NEEDED_FIELDS = {name: stage.fields for name, stage in STAGES.items()} | _OTHER_FIELDS
+_OPTIONAL_PROMPTS = {*_OTHER_FIELDS, *(s.name for s in STAGES.values() if s.came_later)}
+_FIELDS_OF_STAGES = frozenset(
+    {"question", "guideline", "answer_format"}
+    | {stage.column for stage in STAGES.values() if stage != PATH}
+)
+_KNOWN_FIELDS = dict.fromkeys([*STAGES, "path_from_advice"], _FIELDS_OF_STAGES) | {
+    name: _OTHER_FIELDS[name] for name in ("hint", "judge", "expand")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +43,22 @@ class Guideline:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The user turns of the three stages, with fields in braces."""
+    """The user turns of the stages and of what else a model is asked, with fields in braces.
 
-    adapt: str
-    structure: str
-    path: str
-    path_from_advice: str
-    """Of the last stage, in a chain without structure."""
-    hint: str
-    """Put after the turn of a stage that is shown the right answer."""
-    judge: str
-    """Asks whether a finished path is sound."""
-    expand: str
-    """Asks for one more guideline."""
+    By the name of the stage, and `path_from_advice` (the last stage, in a chain without structure),
+    `hint` (put after the turn of a stage that is shown the right answer), `judge` (asks whether a
+    finished path is sound) and `expand` (asks for one more guideline).
+    """
 
-    def of_paths(self) -> dict[str, str]:
-        """Those that a path may be asked with."""
-        return {name: text for name, text in asdict(self).items() if name != "expand"}
+    texts: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.texts[name]
+
+    def of_paths(self, chain: Sequence[str]) -> dict[str, str]:
+        """Those that a path of this chain may be asked with."""
+        unused = {s.name for s in STAGES.values() if s.came_later and s.name not in chain}
+        return {name: text for name, text in self.texts.items() if name not in unused | {"expand"}}
 
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
@@ -92,14 +96,14 @@ def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
     """
     tree = _read_yaml(path)
     given = set(tree) if isinstance(tree, dict) else set()
-    if not set(_PROMPT_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_PROMPT_FIELDS):
-        needed = ", ".join(name for name in _PROMPT_FIELDS if name not in _OPTIONAL_PROMPTS)
+    if not set(_NEEDED_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_NEEDED_FIELDS):
+        needed = ", ".join(name for name in _NEEDED_FIELDS if name not in _OPTIONAL_PROMPTS)
         optional = ", ".join(sorted(_OPTIONAL_PROMPTS))
         raise InputError(f"{path}: expected the prompts {needed}, and perhaps {optional}")
     for name, text in tree.items():
         _check_prompt(path, name, text)
-    ours = {} if path == PROMPTS_FILE else asdict(load_prompts())
-    return Prompts(**ours | {name: text.strip() for name, text in tree.items()})
+    ours = {} if path == PROMPTS_FILE else load_prompts().texts
+    return Prompts({**ours, **{name: text.strip() for name, text in tree.items()}})
 
 
 def _check_prompt(path: Path, stage: str, text: Any) -> None:
@@ -111,11 +115,11 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(
             f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
         ) from error
-    known_fields = _OTHER_FIELDS.get(stage, _STAGE_FIELDS)
+    known_fields = _KNOWN_FIELDS[stage]
     if unknown := fields - known_fields:
         known = ", ".join(sorted(known_fields))
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
-    if lacking := _PROMPT_FIELDS[stage] - fields:
+    if lacking := _NEEDED_FIELDS[stage] - fields:
         raise InputError(f"{path}: the prompt {stage} lacks {{{min(lacking)}}}")
 
 

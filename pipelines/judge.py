@@ -11,35 +11,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from cluster.engine import Engine, GenerationError
+from cluster.engine import Engine
 from cluster.jobs import Slots
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
-from pipelines.chain import Recipe, generation_facts, split_thinking, stable_seed
+from evaluation.responses import respond
+from pipelines.chain import Recipe, split_thinking, stable_seed
+from pipelines.reasoning_path import Generation, ReasoningPath
 
 
-def is_to_be_judged(path: dict[str, Any], which: str) -> bool:
+def is_to_be_judged(path: ReasoningPath, which: str) -> bool:
     """Whether a graded path is shown to the judge; one that was keeps what was said."""
-    if path["error"] or path["judged"] or not path["reasoning"]:
+    if path.error or path.judged or not path.reasoning:
         return False
-    return which == "all" or (which == "correct" and path["verdict"] == Verdict.CORRECT)
+    return which == "all" or (which == "correct" and path.verdict == Verdict.CORRECT)
 
 
 async def judge_paths(
     engine: Engine,
     recipe: Recipe,
     question: Question,
-    paths: Sequence[dict[str, Any]],
+    paths: Sequence[ReasoningPath],
     slots: Slots,
-) -> list[dict[str, Any]]:
+) -> list[ReasoningPath]:
     """The paths, those that are to be judged with `judged`: yes, no, or None where it is unclear.
 
     A judgement that fails in the engine is none; the path stays as it is.
     """
 
-    async def judge(path: dict[str, Any]) -> dict[str, Any]:
+    async def judge(path: ReasoningPath) -> ReasoningPath:
         if not is_to_be_judged(path, recipe.settings.judge):
             return path
         async with slots:
@@ -49,19 +50,21 @@ async def judge_paths(
 
 
 async def _judge_path(
-    engine: Engine, recipe: Recipe, question: Question, path: dict[str, Any]
-) -> dict[str, Any]:
-    shown = question.with_options(path["option_order"])
-    text = recipe.prompts.judge.format(question=shown.text, reasoning=path["reasoning"])
-    seed = stable_seed(recipe.settings.seed, path["path_id"], "judge")
+    engine: Engine, recipe: Recipe, question: Question, path: ReasoningPath
+) -> ReasoningPath:
+    shown = path.shown_question(question)
+    text = recipe.prompts["judge"].format(question=shown.text, reasoning=path.reasoning)
+    seed = stable_seed(recipe.settings.seed, path.path_id, "judge")
     messages = [{"role": "user", "content": text}]
-    try:
-        [completion] = await engine.chat(messages, recipe.settings.stages.judge, seed)
-    except GenerationError:
+    [response] = await respond(engine, messages, recipe.settings.stages.judge, seed)
+    if response.completion is None:
         return path
-    facts = generation_facts("judge", seed, completion)
-    judged = read_judgement(completion.text, question)
-    return path | {"judged": judged, "generations": [*path["generations"], facts]}
+    generation = Generation.of("judge", response.seed, response.completion)
+    return replace(
+        path,
+        judged=read_judgement(response.completion.text, question),
+        generations=(*path.generations, generation),
+    )
 
 
 def read_judgement(text: str, question: Question) -> str | None:

@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
+from pipelines.reasoning_path import ReasoningPath
 
 Leak = Literal["hint", "structure", "guideline"]
 
@@ -35,29 +36,29 @@ _CITES_GUIDELINE = re.compile(
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])")
 
 
-def find_leak(question: Question, path: Mapping[str, Any], wanted: tuple[Leak, ...]) -> Leak | None:
+def find_leak(question: Question, path: ReasoningPath, wanted: tuple[Leak, ...]) -> Leak | None:
     """The first of the wanted leaks that a path has."""
     return next((leak for leak in wanted if _LEAKS[leak](question, path)), None)
 
 
-def _cites_hint(question: Question, path: Mapping[str, Any]) -> bool:
-    return bool(path["pass"]) and _cites(_CITES_HINT, question, path)
+def _cites_hint(question: Question, path: ReasoningPath) -> bool:
+    return path.is_hinted and _cites(_CITES_HINT, question, path)
 
 
-def _cites_guideline(question: Question, path: Mapping[str, Any]) -> bool:
-    return bool(path["guideline_id"]) and _cites(_CITES_GUIDELINE, question, path)
+def _cites_guideline(question: Question, path: ReasoningPath) -> bool:
+    return bool(path.guideline_id) and _cites(_CITES_GUIDELINE, question, path)
 
 
-def _cites(pattern: re.Pattern[str], question: Question, path: Mapping[str, Any]) -> bool:
+def _cites(pattern: re.Pattern[str], question: Question, path: ReasoningPath) -> bool:
     """Whether the solution says it and the question does not."""
-    said = (match.group() for match in pattern.finditer(path["reasoning"].casefold()))
+    said = (match.group() for match in pattern.finditer(path.reasoning.casefold()))
     asked = question.text.casefold()
     return any(words not in asked for words in said)
 
 
-def _structure_holds_answer(question: Question, path: Mapping[str, Any]) -> bool:
+def _structure_holds_answer(question: Question, path: ReasoningPath) -> bool:
     """Whether the plan says the right answer, or has it as a number that the question has not."""
-    structure = path["structure"]
+    structure = path.structure
     if not structure:
         return False
     if grade(structure, question, read_last=False).verdict == Verdict.CORRECT:
@@ -71,7 +72,7 @@ def _structure_holds_answer(question: Question, path: Mapping[str, Any]) -> bool
     return question.answer in numbers - asked
 
 
-_LEAKS: dict[Leak, Callable[[Question, Mapping[str, Any]], bool]] = {
+_LEAKS: dict[Leak, Callable[[Question, ReasoningPath], bool]] = {
     "hint": _cites_hint,
     "structure": _structure_holds_answer,
     "guideline": _cites_guideline,

@@ -9,13 +9,31 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from cluster.errors import InputError
+from cluster.fitting import fit_engines
 from cluster.ledger import Ledger
+from cluster.pool import num_workers
+from cluster.runtime import StopRequest
 from cluster.schedule import Questions
 from cluster.storage import Folder
+from cluster.tasks import run_task
+from cluster.terminal import say
 from evaluation.question import Question
-from pipelines.estimate import ProbedPredictions, ProbedQuestion
+from pipelines.estimate import (
+    Estimate,
+    ProbedPredictions,
+    ProbedQuestion,
+    Speed,
+    Workload,
+    check_budget,
+    estimate_run,
+)
 from pipelines.filters import ExampleSettings, Graded, filter_paths
-from pipelines.synthesis import grade_path
+from pipelines.generate import run_engines
+from pipelines.plan import first_round, lay_out_rounds
+from pipelines.run import Round, Run
+from pipelines.steps import guidelines, paths, predictions
+from pipelines.synthesis import stored_paths
 
 PROBE_FILE = "probe.json"
 NUM_PROBED = 20
@@ -37,9 +55,7 @@ def _probed(
     row: dict[str, Any], settings: ExampleSettings, num_bytes: int, num_stages: int
 ) -> ProbedQuestion:
     question = Question.from_row(row)
-    paths = row["paths"] or ()
-    graded = [path | grade_path(path, question, settings.read_last) for path in paths]
-    judged = Graded(question, graded, settings)
+    judged = Graded(question, stored_paths(row, question, settings.read_last), settings)
     kept, _ = filter_paths(judged)
     return ProbedQuestion(
         dataset=row["dataset"],
@@ -58,3 +74,68 @@ def read_probed_predictions(folder: Folder, questions: Questions) -> ProbedPredi
     """Every held-out question that has its answer. Runs as a task."""
     index = Ledger.read(folder).of(questions.keys()).index
     return ProbedPredictions(tuple(n or 0 for n in index.column("num_tokens").to_pylist()))
+
+
+def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
+    """What the whole run will take, from its first questions; they are made now and kept."""
+    config, round_ = run.config, first_round(run)
+    guidelines.make(run, stop)
+    held_out = run.stored_questions("dev", "test")
+    speed = _probe_speed(run, round_, stop)
+    return estimate_run(
+        run_task(
+            read_probed_paths,
+            round_.paths.folder,
+            run.stored_questions("train"),
+            config.examples,
+            len(config.synthesis.chain),
+        ),
+        run_task(read_probed_predictions, run.base_predictions.folder, held_out),
+        _workload(run, round_),
+        speed,
+        config.cost,
+    )
+
+
+def _workload(run: Run, round_: Round) -> Workload:
+    job = paths.job(run, round_)
+    return Workload(
+        num_questions=run.questions.num_kept("train"),
+        paths_per_question=job.handler.width,
+        max_per_question=run.config.examples.max_per_question,
+        num_predictions=sum(run.questions.num_kept("dev", "test").values()),
+        rounds=run.config.rounds,
+        num_models_predicted=1 + sum(len(each.branches) for each in lay_out_rounds(run)),
+        shares=job.shares,
+        max_tokens=run.config.budget.generated_tokens,
+    )
+
+
+def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
+    """Generate the first questions of the run, unless that was done, and say how fast it went."""
+    known = round_.paths.folder.read_json(PROBE_FILE)
+    if not isinstance(known, dict):
+        jobs = [paths.job(run, round_), predictions.job(run, run.base_predictions)]
+        summary = run_engines(run.config, round_.generator, jobs, stop, limit=NUM_PROBED)
+        if not summary.counts:
+            raise InputError("nothing is left to generate in round 0, so nothing to estimate from")
+        known = summary.facts()
+        round_.paths.folder.write_json(PROBE_FILE, known)
+    engine, _ = fit_engines(run.config.engine, round_.generator)
+    return Speed(
+        tokens_per_s=known["tokens_per_s"],
+        num_workers_probed=int(known["num_workers"]),
+        num_workers=num_workers(engine)[1],
+        gpus_per_worker=engine.gpus_per_worker,
+        start_s=known["wall_s"] - known["generating_s"],
+    )
+
+
+def keep_to_budget(run: Run, stop: StopRequest) -> None:
+    """Raises `InputError` when the config has a budget and the run would exceed it."""
+    budget = run.config.budget
+    if not budget.can_refuse or first_round(run).paths.is_done:
+        return
+    estimate = estimate_run_from_probe(run, stop)
+    for warning in check_budget(estimate, budget):
+        say(f"budget: {warning}")

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from cluster.errors import InputError
+from cluster.terminal import format_table
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, Split
 from evaluation.rows import resolve
@@ -24,12 +25,7 @@ def format_tasks() -> str:
     rows = [head, *(_row_of(task) for task in tasks().values())]
     gym = ("any", "any", "any", "by family", "by family", "as set", "Apache-2.0", "yes")
     rows.append((f"{GYM}<family>", *gym))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return format_table(rows)
 
 
 def _row_of(task: Task) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evaluation.grader import same_answer
 from evaluation.question import Question
+from pipelines.reasoning_path import ReasoningPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Votes:
         return answer is not None and self.spelling.get(predicted or "") == answer
 
 
-def count_votes(question: Question, paths: Sequence[Mapping[str, Any]]) -> Votes:
+def count_votes(question: Question, paths: Sequence[ReasoningPath]) -> Votes:
     """The votes of a question's graded paths; their order does not count.
 
     A path that failed in the engine has no vote, nor has one that was shown the answer.
     """
-    voters = [path for path in paths if not path["error"] and not path["pass"]]
-    counts = Counter(path["predicted"] for path in voters if path["predicted"] is not None)
+    voters = [path for path in paths if not path.error and not path.is_hinted]
+    counts = Counter(path.predicted for path in voters if path.predicted is not None)
     spelling: dict[str, str] = {}
     groups: Counter[str] = Counter()
     for predicted, number in sorted(counts.items(), key=lambda item: (-item[1], item[0])):

@@ -27,7 +27,7 @@ from benchmarks.synthesis import (
     summarize,
 )
 from cluster.engine import Completion, SamplingSettings
-from pipelines.chain import STAGES
+from pipelines.stages import STAGE_NAMES as STAGES
 from tests.conftest import REPOSITORY
 
 LIMITS = (2, 3, 5)

@@ -14,10 +14,17 @@ import yaml
 
 from cluster.errors import InputError
 from cluster.settings import fingerprint, load_settings
+from pipelines.config import Config
+from pipelines.dry_run import describe_steps
+from pipelines.plan import check_run, first_round, lay_out_rounds, plan_run, step_names
 from pipelines.questions import load_questions
+from pipelines.run import Run
+from pipelines.steps import guidelines as guidelines_step
+from pipelines.steps import paths as paths_step
+from pipelines.steps import predictions as predictions_step
+from pipelines.steps.model import TrainingProgress
 from pipelines.strategy import strategies, with_strategy
 from pipelines.synthesis import SynthesizePaths
-from regenesis import Config, Run, TrainingPrinter, check_run, describe_plan, plan_run
 from tests.conftest import REPOSITORY, arithmetic
 
 CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")
@@ -49,7 +56,7 @@ def plan(tree: dict[str, Any], folder: Path, *overrides: str) -> Run:
 
 
 def described(run: Run) -> str:
-    return describe_plan(run, load_questions(run.config.questions))
+    return describe_steps(run, load_questions(run.config.questions))
 
 
 # --- a bound over all datasets -----------------------------------------------------------------
@@ -57,7 +64,7 @@ def described(run: Run) -> str:
 
 def test_bound_of_tokens_is_an_extent_of_the_paths(base: dict[str, Any], tmp_path: Path) -> None:
     free, bound, higher = (
-        plan(base, tmp_path, f"budget.generated_tokens={number}").rounds[0].paths
+        first_round(plan(base, tmp_path, f"budget.generated_tokens={number}")).paths
         for number in ("null", "500", "900")
     )
     assert free.folder == bound.folder == higher.folder
@@ -75,10 +82,10 @@ def test_bound_of_tokens_reaches_the_pool_and_the_dry_run(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
     run = plan(base, tmp_path, "budget.generated_tokens=500")
-    assert run.paths_job(run.rounds[0]).max_tokens == 500
-    assert run.prediction_job(run.base_predictions).max_tokens is None
+    assert paths_step.job(run, first_round(run)).max_tokens == 500
+    assert predictions_step.job(run, run.base_predictions).max_tokens is None
     assert "end at about 500 generated tokens" in described(run)
-    paths = run.rounds[0].paths
+    paths = first_round(run).paths
     assert f"{paths.folder.name}: run, at most 300 generations" in described(run)
     paths.commit()
     # Questions that the bound left out are no longer to be done.
@@ -107,9 +114,9 @@ def test_dry_run_counts_judgements_and_the_pass_with_hints(
 def test_run_without_an_expansion_has_no_step_for_it(base: dict[str, Any], tmp_path: Path) -> None:
     run = plan(base, tmp_path)
     assert run.guidelines_step is None
-    assert not [name for name in run.step_names() if "guidelines" in name]
-    assert "expand" not in json.dumps(run.rounds[0].paths.content)
-    assert "expansion" not in run.rounds[0].paths.content
+    assert not [name for name in step_names(run) if "guidelines" in name]
+    assert "expand" not in json.dumps(first_round(run).paths.content)
+    assert "expansion" not in first_round(run).paths.content
 
 
 def test_folders_of_all_rounds_follow_from_what_the_expansion_is_made_of(
@@ -118,14 +125,14 @@ def test_folders_of_all_rounds_follow_from_what_the_expansion_is_made_of(
     def folders(*overrides: str) -> tuple[str, ...]:
         run = plan(base, tmp_path, "rounds=2", *overrides)
         assert run.guidelines_step is not None
-        assert f"base/{run.guidelines_step.folder.name}" == run.step_names()[1]
-        paths = (this.paths.folder.path for this in run.rounds)
+        assert f"base/{run.guidelines_step.folder.name}" == step_names(run)[1]
+        paths = (round_.paths.folder.path for round_ in lay_out_rounds(run))
         return (run.guidelines_step.folder.path, *paths)
 
     three = folders("synthesis.expand_guidelines=3")
     assert three == folders("synthesis.expand_guidelines=3", "engine.max_num_seqs=9")
     plain = plan(base, tmp_path, "rounds=2")
-    assert plain.rounds[0].paths.folder.path not in three
+    assert first_round(plain).paths.folder.path not in three
     for other in (
         ("synthesis.expand_guidelines=4",),
         ("synthesis.expand_guidelines=3", "synthesis.seed=1"),
@@ -145,12 +152,15 @@ def test_dry_run_leaves_room_for_all_proposals_until_they_are_made(
     rows = [{"id": "a", "text": "One."}, {"id": "proposed-01", "text": "Another one."}]
     run.guidelines_step.folder.write_bytes("guidelines.yaml", yaml.safe_dump(rows).encode())
     # Not before its manifest stands.
-    assert len(run.recipe(run.rounds[0]).guidelines) == 25
+    assert (
+        len(guidelines_step.with_proposed(first_round(run).recipe, run.guidelines_step).guidelines)
+        == 25
+    )
     run.guidelines_step.commit()
     told = described(run)
     assert re.search(r"base/guidelines-\w+: skip, finished\n", told)
     assert re.search(rf"round_0/paths-\w+: run, at most {4 * 2 * 3} generations", told)
-    handler = run.paths_job(run.rounds[0]).handler
+    handler = paths_step.job(run, first_round(run)).handler
     assert isinstance(handler, SynthesizePaths)
     assert [each.guideline_id for each in handler.recipe.guidelines] == ["a", "proposed-01"]
 
@@ -182,7 +192,7 @@ def test_settings_in_the_document_make_a_run_of_its_own(
     monkeypatch.chdir(tmp_path)
     plain, run = plan(base, tmp_path), plan(base, tmp_path, *overrides)
     assert described(run)
-    assert run.rounds[0].examples.identity != plain.rounds[0].examples.identity
+    assert first_round(run).examples.identity != first_round(plain).examples.identity
     assert run.base_predictions.identity == plain.base_predictions.identity
 
 
@@ -202,8 +212,10 @@ def test_table_in_the_document_says_what_the_strategies_set(
     for name, paths, temperature, keeps, _, source in rows:
         run = plan(base, tmp_path, f"synthesis.strategy={name.strip('`')}")
         config = run.config
-        assert run.paths_job(run.rounds[0]).handler.width == int(paths.split()[0].strip(","))
-        assert config.synthesis.stages.path.temperature == float(temperature)
+        assert paths_step.job(run, first_round(run)).handler.width == int(
+            paths.split()[0].strip(",")
+        )
+        assert config.synthesis.stages.of("path").temperature == float(temperature)
         assert source == strategies()[name.strip("`")].source
         if "at most" in keeps:
             assert config.examples.max_per_question == int(keeps.split()[-1])
@@ -240,26 +252,26 @@ def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
     )
     joint = plan(base, tmp_path)
     run = plan(base, tmp_path, "training.mix=per_dataset")
-    [this] = run.rounds
-    assert [branch.dataset for branch in this.branches] == ["more_sums", "sums"]
-    assert [step.name for step in this.steps()] == [
+    [round_] = lay_out_rounds(run)
+    assert [branch.dataset for branch in round_.branches] == ["more_sums", "sums"]
+    assert [step.name for step in round_.steps()] == [
         "paths",
         "examples",
         *("model-more_sums", "model-sums"),
         *("predictions-more_sums", "predictions-sums"),
         *("scores-more_sums", "scores-sums"),
     ]
-    assert len({step.folder.path for step in this.steps()}) == 8
-    lines = [f"round_0/{step.folder.name}: run" for step in this.steps()]
+    assert len({step.folder.path for step in round_.steps()}) == 8
+    lines = [f"round_0/{step.folder.name}: run" for step in round_.steps()]
     assert [line for line in lines if line not in described(run)] == []
-    assert this.examples.identity == joint.rounds[0].examples.identity
+    assert round_.examples.identity == first_round(joint).examples.identity
 
 
 def test_training_line_has_the_mfu_where_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     facts = {"step": 5.0, "num_steps": 9.0, "loss": 0.4, "learning_rate": 1e-6, "grad_norm": 1.2}
     facts |= {"tokens": 100.0, "tokens_per_s": 50.0}
-    TrainingPrinter("model", every_s=0)(facts)
-    TrainingPrinter("model-gsm8k", every_s=0)(facts | {"mfu": 0.413})
+    TrainingProgress("model", every_s=0)(facts)
+    TrainingProgress("model-gsm8k", every_s=0)(facts | {"mfu": 0.413})
     plain, known = capsys.readouterr().out.splitlines()
     assert plain.startswith(
         "model: step 5/9 | loss 0.4000 | lr 1.00e-06 | grad norm 1.20 | 50 tok/s"
@@ -270,30 +282,6 @@ def test_training_line_has_the_mfu_where_it_is_known(capsys: pytest.CaptureFixtu
 
 
 # --- what is refused ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (("rounds=2", "training.mix=per_dataset"), "rounds: 2 needs one model to go on with"),
-        (("examples.thinking=keep", "training.too_long=truncate"), "cut through the thinking"),
-    ],
-)
-def test_config_whose_branches_contradict_each_other_is_refused(
-    overrides: tuple[str, str], sentence: str, base: dict[str, Any], tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=sentence):
-        plan(base, tmp_path, *overrides)
-    for one in overrides:
-        plan(base, tmp_path, one)
-
-
-def test_run_that_would_show_a_truth_which_it_does_not_use_is_refused(
-    base: dict[str, Any], tmp_path: Path
-) -> None:
-    hinted = ("synthesis.hint_stages=[path]", "examples.verdict=majority")
-    with pytest.raises(InputError, match="hint_stages shows the ground truth"):
-        plan(base, tmp_path, *hinted)
 
 
 def test_run_of_questions_without_answers_goes_by_the_majority_only(
@@ -321,7 +309,7 @@ def test_examples_hang_on_the_held_out_questions_only_where_overlaps_are_dropped
     base: dict[str, Any], tmp_path: Path
 ) -> None:
     def examples(*overrides: str) -> str:
-        return plan(base, tmp_path, *overrides).rounds[0].examples.identity
+        return first_round(plan(base, tmp_path, *overrides)).examples.identity
 
     fewer = "questions.datasets.sums.num_test=1"
     drop = "examples.contamination.drop=true"

@@ -56,6 +56,7 @@ def test_type_is_decided_once_for_a_run_whatever_the_machine_that_goes_on_with_i
     assert told == (
         "engine.dtype auto is bfloat16: the processor has instructions for it (avx512_bf16)"
     )
+    assert pin_dtype(auto, folder) == (engine, "")  # it was said
     cpu_info.write_text(WITHOUT)
     engine, told = pin_dtype(auto, folder)
     assert (engine.dtype, told) == ("bfloat16", "engine.dtype auto is bfloat16, as this run began")

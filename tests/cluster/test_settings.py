@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.settings import content_of, fingerprint, load_settings
-from regenesis import Config
+from pipelines.config import Config
 from tests.conftest import REPOSITORY
 
 WriteConfig = Callable[[dict[str, Any]], Path]

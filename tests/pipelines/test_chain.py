@@ -25,7 +25,7 @@ from cluster.jobs import Slots
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
 from pipelines.chain import (
-    PATH_TYPE,
+    Previous,
     Recipe,
     SynthesisSettings,
     run_chain,
@@ -35,6 +35,7 @@ from pipelines.chain import (
     stage_messages,
 )
 from pipelines.guidelines import load_guidelines, load_prompts
+from pipelines.reasoning_path import PATH_TYPE
 from tests.scripted import ScriptedEngine
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is {2} + 2?", "4", "number")
@@ -101,18 +102,20 @@ def recipe(**settings: object) -> Recipe:
 def chains(
     engine: Engine, plan: Recipe, previous: dict[str, Any] | None = None, num_slots: int = 2
 ) -> list[dict[str, Any]]:
-    return asyncio.run(run_chains(engine, plan, QUESTION, Slots(num_slots), previous))
+    before = Previous.from_row(previous)
+    made = asyncio.run(run_chains(engine, plan, QUESTION, Slots(num_slots), before))
+    return [path.to_row() for path in made]
 
 
 def seeds(plan: Recipe, attempt: int = 0) -> dict[str, set[int]]:
     """The seeds of each path's three stages."""
     tries = [attempt] if attempt else []
     return {
-        task.path_id: {
-            stable_seed(plan.settings.seed, task.path_id, stage, *tries)
+        spec.path_id: {
+            stable_seed(plan.settings.seed, spec.path_id, stage, *tries)
             for stage in ("adapt", "structure", "path")
         }
-        for task in plan.tasks(QUESTION)
+        for spec in plan.specs(QUESTION)
     }
 
 
@@ -162,11 +165,12 @@ def test_prompts_malformed_file_is_refused(
 def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
     engine = Recorder()
     plan = recipe(stages={"adapt": {"max_tokens": 11}, "path": {"max_tokens": 99}})
-    task = plan.tasks(QUESTION)[0]
-    [path] = asyncio.run(run_chain(engine, plan, QUESTION, [task]))
+    spec = plan.specs(QUESTION)[0]
+    [made] = asyncio.run(run_chain(engine, plan, QUESTION, [spec]))
+    path = made.to_row()
     adapt, structure, solve = (prompt for prompt, _, _ in engine.asked)
-    assert task.guideline
-    assert task.guideline.text in adapt
+    assert spec.guideline
+    assert spec.guideline.text in adapt
     assert "use fingers" in structure
     assert "1. count" in solve
     assert "\\boxed{}" in solve
@@ -181,24 +185,24 @@ def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
 def test_chain_seeds_hang_on_path_and_stage_only() -> None:
     first, second = Recorder(), Recorder()
     plan = recipe(guidelines_per_question=4, samples=2)
-    tasks = plan.tasks(QUESTION)
-    for task in tasks:
-        asyncio.run(run_chain(first, plan, QUESTION, [task]))
-    for task in reversed(tasks):
-        asyncio.run(run_chain(second, plan, QUESTION, [task]))
+    specs = plan.specs(QUESTION)
+    for spec in specs:
+        asyncio.run(run_chain(first, plan, QUESTION, [spec]))
+    for spec in reversed(specs):
+        asyncio.run(run_chain(second, plan, QUESTION, [spec]))
     seeds = [seed for _, _, seed in first.asked]
     assert len(set(seeds)) == 4 * 2 * 3
     assert sorted(seeds) == sorted(seed for _, _, seed in second.asked)
-    assert stable_seed(0, tasks[0].path_id, "adapt") == seeds[0]
-    assert recipe(seed=1).tasks(QUESTION)[0].path_id == recipe().tasks(QUESTION)[0].path_id
+    assert stable_seed(0, specs[0].path_id, "adapt") == seeds[0]
+    assert recipe(seed=1).specs(QUESTION)[0].path_id == recipe().specs(QUESTION)[0].path_id
 
 
 def test_tasks_drawn_guidelines_cover_all_over_many_questions() -> None:
     plan = recipe(guidelines_per_question=5)
     drawn = [
         {
-            task.path_id.split("/")[-3]
-            for task in plan.tasks(
+            spec.path_id.split("/")[-3]
+            for spec in plan.specs(
                 Question(f"d/train/{n}", "d", "train", "in_domain", "q", "4", "number")
             )
         }
@@ -231,7 +235,8 @@ def test_thinking_is_kept_apart_from_the_answer(text: str, expected: tuple[str, 
 def test_chain_unclosed_thinking_counts_as_cut_off() -> None:
     plan = recipe(guidelines_per_question=1)
     engine = Recorder(last="<think>it may be \\boxed{4}")
-    [path] = asyncio.run(run_chain(engine, plan, QUESTION, plan.tasks(QUESTION)[:1]))
+    [made] = asyncio.run(run_chain(engine, plan, QUESTION, plan.specs(QUESTION)[:1]))
+    path = made.to_row()
     assert path["reasoning"] == ""
     assert path["thinking"] == "it may be \\boxed{4}"
     assert path["generations"][-1]["finish_reason"] == "length"
@@ -411,10 +416,10 @@ class Asked:
 def test_chain_without_adaptation_structures_the_guideline_as_it_is() -> None:
     engine, plan = Asked(), recipe(chain=["structure", "path"], guidelines_per_question=1)
     [path] = chains(engine, plan)
-    [task] = plan.tasks(QUESTION)
-    assert task.guideline
+    [spec] = plan.specs(QUESTION)
+    assert spec.guideline
     assert len(engine.prompts) == 2
-    assert f"Advice: {task.guideline.text}" in engine.prompts[0]
+    assert f"Advice: {spec.guideline.text}" in engine.prompts[0]
     assert path["structure"] in engine.prompts[1]
     assert path["adapted_guideline"] == ""
 
@@ -461,27 +466,27 @@ COLOURS = Question(
 
 def test_shuffled_options_are_drawn_for_each_path_and_asked_alone() -> None:
     plan = recipe(chain=["path"], samples=20, shuffle_options=True)
-    tasks = plan.tasks(COLOURS)
-    orders = [task.option_order for task in tasks]
+    specs = plan.specs(COLOURS)
+    orders = [spec.option_order for spec in specs]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
     assert len(set(orders)) > 5
-    assert [task.option_order for task in plan.tasks(COLOURS)] == orders
-    assert recipe(chain=["path"], samples=20).tasks(COLOURS)[0].option_order == ()
-    assert {task.option_order for task in plan.tasks(QUESTION)} == {()}
+    assert [spec.option_order for spec in plan.specs(COLOURS)] == orders
+    assert recipe(chain=["path"], samples=20).specs(COLOURS)[0].option_order == ()
+    assert {spec.option_order for spec in plan.specs(QUESTION)} == {()}
     engine = Asked()
     paths = asyncio.run(run_chains(engine, plan, COLOURS, Slots(64)))
     assert engine.counts == [1] * 20
     prompts = [answer_messages(COLOURS.with_options(order))[0]["content"] for order in orders]
     assert sorted(engine.prompts) == sorted(prompts)
-    assert [tuple(path["option_order"]) for path in paths] == orders
+    assert [path.option_order for path in paths] == orders
 
 
 def test_shuffled_options_hint_has_the_letter_that_the_path_is_shown() -> None:
     plan = recipe(shuffle_options=True, hint_stages=["path"], guidelines_per_question=1)
-    [task] = plan.tasks(COLOURS, hint_pass=1)
+    [spec] = plan.specs(COLOURS, is_hinted=True)
     columns = {"adapted_guideline": "a", "structure": "s"}
-    [message] = stage_messages("path", plan, COLOURS, task, columns)
-    shown = COLOURS.with_options(task.option_order)
+    [message] = stage_messages("path", plan, COLOURS, spec, columns)
+    shown = COLOURS.with_options(spec.option_order)
     assert f"right answer is {shown.shown_answer}" in message["content"]
     assert shown.shown_answer.endswith(") green")
     assert f"\n{shown.shown_answer}" in message["content"], "as it stands among the options"
@@ -524,17 +529,17 @@ def test_hint_is_shown_in_its_stages_of_the_second_pass_only(hinted: list[str]) 
     plan = recipe(hint_stages=hinted, guidelines_per_question=1)
     first, second = Asked(), Asked()
     asyncio.run(run_chains(first, plan, QUESTION, Slots(2)))
-    paths = asyncio.run(run_chains(second, plan, QUESTION, Slots(2), hint_pass=1))
+    paths = asyncio.run(run_chains(second, plan, QUESTION, Slots(2), is_hinted=True))
     assert not any("right answer is 4" in prompt for prompt in first.prompts)
     assert ["right answer is 4" in prompt for prompt in second.prompts] == [
         stage in hinted for stage in ("adapt", "structure", "path")
     ]
-    assert paths[0]["pass"] == 1
-    assert paths[0]["path_id"].endswith("/1/0")
+    assert paths[0].is_hinted
+    assert paths[0].path_id.endswith("/1/0")
 
 
 def test_hint_names_an_option_with_its_letter_and_text() -> None:
     choice = Question("c/1", "c", "train", "in_domain", "2 + 2?", "B", "choice", ("three", "four"))
     engine, plan = Asked(), recipe(chain=["path"], hint_stages=["path"])
-    asyncio.run(run_chains(engine, plan, choice, Slots(2), hint_pass=1))
+    asyncio.run(run_chains(engine, plan, choice, Slots(2), is_hinted=True))
     assert "the right answer is B) four" in engine.prompts[0]

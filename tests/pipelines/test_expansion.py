@@ -17,6 +17,7 @@ from cluster.engine import Completion, EngineSettings, GenerationError, Sampling
 from cluster.errors import InputError
 from cluster.jobs import Slots
 from cluster.ledger import PartWriter
+from cluster.models import Model
 from cluster.settings import content_of, load_settings
 from cluster.storage import Folder
 from evaluation.question import Question
@@ -36,9 +37,11 @@ from pipelines.expansion import (
     with_room,
     write_prompts,
 )
-from pipelines.guidelines import Guideline, load_guidelines, load_prompts
+from pipelines.guidelines import Guideline, Prompts, load_guidelines, load_prompts
 from pipelines.similarity import shingles, similarity
-from pipelines.synthesis import SynthesizePaths, paths_content
+from pipelines.steps import guidelines as guidelines_step
+from pipelines.steps import paths as paths_step
+from pipelines.synthesis import SynthesizePaths
 
 OURS = load_guidelines()
 NEW = "Turn the question round and ask what would make its opposite true."
@@ -105,7 +108,7 @@ def test_prompt_of_ones_own_has_to_show_the_guidelines(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     stages = "adapt: '{question} {guideline}'\nstructure: '{question} {adapted_guideline}'\n"
     path.write_text(f"{stages}path: '{{question}} {{structure}}'\n")
-    assert load_prompts(path).expand == load_prompts().expand
+    assert load_prompts(path)["expand"] == load_prompts()["expand"]
     path.write_text(f"{path.read_text()}expand: one more, please\n")
     with pytest.raises(InputError, match=r"the prompt expand lacks \{guidelines\}"):
         load_prompts(path)
@@ -116,7 +119,7 @@ def test_prompt_of_ones_own_has_to_show_the_guidelines(tmp_path: Path) -> None:
 
 def test_content_changes_with_what_decides_the_proposals_and_with_nothing_else() -> None:
     def content(made: Expansion, engine: EngineSettings, model: str = "m") -> dict[str, Any]:
-        return made.content(engine, model)
+        return guidelines_step.content(made, engine, Model(model, "", ""))
 
     same = content(expansion(), EngineSettings())
     assert content(expansion(samples=3), EngineSettings(max_num_seqs=7)) == same
@@ -135,10 +138,13 @@ def test_content_changes_with_what_decides_the_proposals_and_with_nothing_else()
 def test_paths_of_runs_without_an_expansion_are_what_they_were() -> None:
     asked = recipe(expand_guidelines=3, stages={"expand": {"temperature": 0.1}})
     assert content_of(asked.settings) == content_of(recipe().settings)
-    content = paths_content(recipe(), EngineSettings(), "m")
+    content = paths_step.content(recipe(), EngineSettings(), Model("m", "", ""))
     assert "expand" not in json.dumps(content)
-    other = replace(recipe().prompts, expand="{guidelines}?")
-    assert paths_content(replace(recipe(), prompts=other), EngineSettings(), "m") == content
+    other = Prompts({**recipe().prompts.texts, "expand": "{guidelines}?"})
+    assert (
+        paths_step.content(replace(recipe(), prompts=other), EngineSettings(), Model("m", "", ""))
+        == content
+    )
 
 
 # --- the handler -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from evaluation.question import Question
 from pipelines.filters import ExampleSettings, Graded, chance_of, filter_paths, num_lucky_kept
+from pipelines.reasoning_path import ReasoningPath
 
 NUMBER = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 OPTIONS = Question(
@@ -32,10 +33,10 @@ def path(
     question: Question = NUMBER,
     hint_pass: int = 0,
     **more: Any,
-) -> dict[str, Any]:
+) -> ReasoningPath:
     right = predicted == question.answer
     verdict = "no_answer" if predicted is None else "correct" if right else "wrong"
-    return {
+    columns = {
         "path_id": f"{number:03d}",
         "guideline_id": "plan",
         "pass": hint_pass,
@@ -47,21 +48,22 @@ def path(
         "token_ids": [1, 2],
         "generations": [{"stage": "path", "finish_reason": "stop"}],
         "error": None,
-    } | more
+    }
+    return ReasoningPath.from_row(columns | more)
 
 
-def paths(*predicted: str | None, question: Question = NUMBER) -> list[dict[str, Any]]:
+def paths(*predicted: str | None, question: Question = NUMBER) -> list[ReasoningPath]:
     return [path(number, answer, question) for number, answer in enumerate(predicted)]
 
 
 def kept_and_reasons(
-    of_question: list[dict[str, Any]], question: Question = NUMBER, **settings: Any
+    of_question: list[ReasoningPath], question: Question = NUMBER, **settings: Any
 ) -> tuple[list[str], dict[str, int]]:
     graded = Graded(question, of_question, ExampleSettings(**settings))
     kept, reasons = filter_paths(graded)
     assert len(kept) + len(reasons) == len(of_question), "every path is kept or has a reason"
-    assert not {one["path_id"] for one in kept} & set(reasons)
-    return sorted(one["path_id"] for one in kept), dict(Counter(reasons.values()))
+    assert not {one.path_id for one in kept} & set(reasons)
+    return sorted(one.path_id for one in kept), dict(Counter(reasons.values()))
 
 
 def test_ground_truth_keeps_what_is_right() -> None:

@@ -13,7 +13,8 @@ from cluster.jobs import Slots
 from evaluation.question import Question
 from pipelines.chain import Recipe, SynthesisSettings
 from pipelines.judge import read_judgement
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, path_finished
+from pipelines.reasoning_path import ReasoningPath
+from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 
@@ -66,7 +67,7 @@ def test_judge_is_asked_about_right_paths_only_and_kept_with_them() -> None:
     assert {path["judged"] for path in right} == {"no"}
     assert {path["judged"] for path in row["paths"] if path not in right} == {None}
     assert [g["stage"] for g in right[0]["generations"]] == ["path", "judge"]
-    assert path_finished(right[0])
+    assert ReasoningPath.from_row(right[0]).is_finished
     assert row["num_tokens"] == 8 * 2 + len(right)
 
 

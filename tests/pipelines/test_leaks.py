@@ -6,6 +6,7 @@ import pytest
 
 from evaluation.question import Question
 from pipelines.leaks import Leak, find_leak
+from pipelines.reasoning_path import ReasoningPath
 
 QUESTION = Question(
     "d/train/1",
@@ -19,8 +20,8 @@ QUESTION = Question(
 ALL: tuple[Leak, ...] = ("hint", "structure", "guideline")
 
 
-def path(**columns: Any) -> dict[str, Any]:
-    return {"pass": 0, "guideline_id": "plan", "structure": "", "reasoning": ""} | columns
+def path(**columns: Any) -> ReasoningPath:
+    return ReasoningPath.from_row({"path_id": "p", "guideline_id": "plan"} | columns)
 
 
 @pytest.mark.parametrize(

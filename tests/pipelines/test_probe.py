@@ -13,6 +13,7 @@ from cluster.storage import Folder
 from evaluation.question import Question, question_table
 from pipelines.filters import ExampleSettings
 from pipelines.probe import read_probed_paths
+from pipelines.reasoning_path import ReasoningPath
 from pipelines.synthesis import PATHS_SCHEMA, count_paths
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
@@ -35,7 +36,7 @@ def row_of(question: Question, answers: Sequence[str]) -> dict[str, Any]:
         for number, answer in enumerate(answers)
     ]
     tie = {"question_fingerprint": question.fingerprint, "attempt": 0, "paths": paths}
-    return question.to_row() | tie | count_paths(paths)
+    return question.to_row() | tie | count_paths([ReasoningPath.from_row(path) for path in paths])
 
 
 def probed(tmp_path: Path, answers: Sequence[str], question: Question, **settings: Any) -> Any:

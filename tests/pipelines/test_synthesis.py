@@ -11,15 +11,16 @@ import pytest
 from cluster.engine import Completion, Engine, EngineSettings, SamplingSettings
 from cluster.jobs import Slots
 from cluster.ledger import SUMMED
+from cluster.models import Model
 from evaluation.question import Question
 from pipelines.chain import Recipe, SynthesisSettings
+from pipelines.reasoning_path import Generation, ReasoningPath
+from pipelines.steps import paths as paths_step
 from pipelines.synthesis import (
     PATHS_SCHEMA,
     SynthesizePaths,
     count_paths,
     grade_paths,
-    path_finished,
-    paths_content,
 )
 from tests.scripted import ScriptedEngine
 
@@ -57,13 +58,12 @@ def stored(row: dict[str, Any], attempt: int = 0) -> dict[str, Any]:
     return read
 
 
-def path(verdict: str, *finish_reasons: str, error: str | None = None) -> dict[str, Any]:
-    counts = {"num_tokens": 10, "num_prompt_tokens": 100}
-    generations = [
-        {"stage": stage, "finish_reason": reason, **counts}
+def path(verdict: str, *finish_reasons: str, error: str | None = None) -> ReasoningPath:
+    generations = tuple(
+        Generation(stage, finish_reason=reason, num_tokens=10, num_prompt_tokens=100)
         for stage, reason in zip(("adapt", "structure", "path"), finish_reasons, strict=False)
-    ]
-    return {"verdict": verdict, "generations": generations, "error": error}
+    )
+    return ReasoningPath("p", verdict=verdict, generations=generations, error=error)
 
 
 def test_counts_are_those_of_the_paths() -> None:
@@ -99,8 +99,8 @@ def test_counts_are_those_of_the_paths() -> None:
 def test_path_is_finished_when_its_solution_ended_by_itself(
     stages: dict[str, str], expected: bool
 ) -> None:
-    generations = [{"stage": name, "finish_reason": why} for name, why in stages.items()]
-    assert path_finished({"generations": generations}) == expected
+    generations = tuple(Generation(name, finish_reason=why) for name, why in stages.items())
+    assert ReasoningPath("p", generations=generations).is_finished == expected
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_path_is_finished_when_its_solution_ended_by_itself(
 )
 def test_width_is_the_number_of_a_questions_chains(settings: dict[str, int], expected: int) -> None:
     synthesizer = handler(**settings)
-    assert synthesizer.width == expected == len(synthesizer.recipe.tasks(QUESTION))
+    assert synthesizer.width == expected == len(synthesizer.recipe.specs(QUESTION))
 
 
 def test_width_is_no_more_than_there_are_guidelines() -> None:
     synthesizer = handler(guidelines_per_question=99)
-    assert synthesizer.width == len(synthesizer.recipe.tasks(QUESTION)) == 25
+    assert synthesizer.width == len(synthesizer.recipe.specs(QUESTION)) == 25
 
 
 def test_row_has_the_question_and_all_its_paths_with_their_verdicts() -> None:
@@ -179,19 +179,23 @@ def test_question_set_aside_is_done_whole_at_its_next_attempt() -> None:
 
 
 def test_path_that_failed_has_no_answer_whatever_it_wrote() -> None:
-    failed = {"path_id": "p", "reasoning": "It is \\boxed{4}", "error": "path: refused"}
-    [graded] = grade_paths([failed | {"generations": []}], QUESTION, ("number",))
-    assert (graded["verdict"], graded["predicted"], graded["read_as"]) == ("error", None, None)
+    texts = {"reasoning": "It is \\boxed{4}"}
+    failed = ReasoningPath("p", texts=texts, predicted="4", error="path: refused")
+    [graded] = grade_paths([failed], QUESTION, ("number",))
+    assert (graded.verdict, graded.predicted, graded.read_as) == ("error", None, None)
 
 
 def test_content_changes_with_what_decides_the_paths_and_with_nothing_else() -> None:
     recipe = handler(guidelines_per_question=3).recipe
-    content = paths_content(recipe, EngineSettings(), "model")
+    content = paths_step.content(recipe, EngineSettings(), Model("model", "", ""))
     same = EngineSettings(max_num_seqs=7, max_attempts=9, generation_timeout_s=5)
-    assert paths_content(recipe, same, "model") == content
-    assert paths_content(recipe, EngineSettings(dtype="float32"), "model") != content
-    assert paths_content(recipe, EngineSettings(), "another") != content
-    assert paths_content(handler().recipe, EngineSettings(), "model") != content
+    assert paths_step.content(recipe, same, Model("model", "", "")) == content
+    assert (
+        paths_step.content(recipe, EngineSettings(dtype="float32"), Model("model", "", ""))
+        != content
+    )
+    assert paths_step.content(recipe, EngineSettings(), Model("another", "", "")) != content
+    assert paths_step.content(handler().recipe, EngineSettings(), Model("model", "", "")) != content
 
 
 # --- the second pass, with the right answer shown ----------------------------------------------

@@ -3,11 +3,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from evaluation.question import AnswerType, Question
+from pipelines.reasoning_path import ReasoningPath
 from pipelines.votes import count_votes
 
 
@@ -16,11 +17,8 @@ def asked(answer_type: AnswerType = "number", answer: str = "4") -> Question:
     return Question("d/train/1", "d", "train", "in_domain", "?", answer, answer_type, choices)
 
 
-def voters(*predicted: str | None) -> list[dict[str, Any]]:
-    return [
-        {"path_id": str(n), "predicted": answer, "error": None, "pass": 0}
-        for n, answer in enumerate(predicted)
-    ]
+def voters(*predicted: str | None) -> list[ReasoningPath]:
+    return [ReasoningPath(str(n), predicted=answer) for n, answer in enumerate(predicted)]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +51,8 @@ def test_equal_answers_are_one_vote_whatever_their_spelling() -> None:
 
 def test_failed_and_hinted_paths_have_no_vote() -> None:
     paths = voters("5", "4", "4", "5")
-    paths[1]["pass"], paths[2]["error"] = 1, "path: too long"
+    paths[1] = replace(paths[1], is_hinted=True)
+    paths[2] = replace(paths[2], error="path: too long")
     votes = count_votes(asked(), paths)
     assert (votes.num_voters, dict(votes.groups)) == (2, {"5": 2})
 

@@ -12,9 +12,9 @@ import pytest
 from cluster.errors import InputError
 from cluster.storage import Folder
 from evaluation.question import SPLITS
-from pipelines import question_step
-from pipelines.question_step import questions_origin, questions_step, store_questions
 from pipelines.questions import QuestionFacts, QuestionSettings, load_questions
+from pipelines.steps import questions as questions_step
+from pipelines.steps.questions import questions_origin, step_of, store_questions
 from tests.conftest import arithmetic
 
 
@@ -51,7 +51,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[QuestionSettings]:
         made.append(settings)
         return load_questions(settings, *args)
 
-    monkeypatch.setattr(question_step, "load_questions", load)
+    monkeypatch.setattr(questions_step, "load_questions", load)
     return made
 
 
@@ -64,7 +64,7 @@ def test_questions_are_stored_with_their_facts_in_the_manifest(folder: Path, run
     facts = store(settings, run)
     loaded = load_questions(settings)
     assert facts == loaded.facts()
-    step = questions_step(run, facts)
+    step = step_of(run, facts)
     assert step.folder.read_table().equals(loaded.table)
     manifest = step.manifest()
     assert manifest is not None
@@ -103,15 +103,15 @@ def test_questions_are_read_again_when_anything_changed(
         limited = settings.datasets["a"].model_copy(update={"num_train": 3})
         settings = settings.model_copy(update={"datasets": {"a": limited}})
     elif change == "step gone":
-        questions_step(run, first).folder.delete()
+        step_of(run, first).folder.delete()
     elif change == "facts torn":
         run.write_bytes("questions.json", b'{"origin": "3f')
     else:
-        monkeypatch.setattr(question_step, "READER_VERSION", 2)
+        monkeypatch.setattr(questions_step, "VERSION", 2)
     again = store(settings, run)
     assert len(loads) == 2
     assert again == load_questions(settings).facts()
-    assert questions_step(run, again).is_done
+    assert step_of(run, again).is_done
     assert (again == first) == (change in ("step gone", "facts torn", "reader"))
 
 
@@ -119,10 +119,10 @@ def test_same_questions_of_another_origin_leave_the_stored_ones_as_they_are(
     folder: Path, run: Folder, loads: list[QuestionSettings]
 ) -> None:
     settings = settings_of(folder)
-    step = questions_step(run, store(settings, run))
+    step = step_of(run, store(settings, run))
     before = step.manifest()
     (folder / "a.jsonl").write_text((folder / "a.jsonl").read_text().replace("}", " }"))
-    assert questions_step(run, store(settings, run)) == step
+    assert step_of(run, store(settings, run)) == step
     assert len(loads) == 2
     assert step.manifest() == before
 
@@ -170,6 +170,6 @@ def test_folder_of_another_run_is_refused(folder: Path, run: Folder) -> None:
 
 
 def test_stored_questions_can_be_read_by_columns(folder: Path, run: Folder) -> None:
-    step = questions_step(run, store(settings_of(folder), run))
-    path = Path(step.folder.path) / question_step.QUESTIONS_FILE
+    step = step_of(run, store(settings_of(folder), run))
+    path = Path(step.folder.path) / questions_step.QUESTIONS_FILE
     assert pq.read_table(path, columns=["question_id"]).num_rows == 20

@@ -14,19 +14,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
+from cluster.apart import run_apart
 from cluster.errors import InputError
 from cluster.progress import format_seconds
 from cluster.settings import fingerprint
 from cluster.steps import Step, claim_run_folder
 from cluster.storage import Folder
+from cluster.terminal import ProgressLine, say
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
 from evaluation.rows import open_file, resolve
+from pipelines.config import Config
 from pipelines.questions import QuestionFacts, QuestionSettings, load_questions
 from pipelines.sources.files import FileSource
 from pipelines.sources.reasoning_gym import ReasoningGymSource
@@ -35,13 +40,43 @@ from pipelines.sources.tasks import TaskSource
 QUESTIONS_FILE = "questions.parquet"
 FACTS_FILE = "questions.json"
 
-READER_VERSION = 1
-"""To be raised when the same files come to other questions."""
+VERSION = 1
+"""To be raised when the same files come to other questions: then they are read again."""
 
 
-def questions_step(run: Folder, questions: QuestionFacts) -> Step:
+def content(questions: QuestionFacts) -> dict[str, Any]:
+    """The questions themselves: whatever led to them, the same ones are the same step."""
+    return {"questions": questions.extent(*SPLITS)}
+
+
+def step_of(run: Folder, questions: QuestionFacts) -> Step:
     """The step below a run's folder that holds these questions."""
-    return Step.below(run, "questions", {"questions": questions.extent(*SPLITS)})
+    return Step.below(run, "questions", content(questions))
+
+
+def make(config: Config, run: Folder) -> QuestionFacts:
+    """Take the run's folder and store its questions, in a process whose memory is given back.
+
+    Raises `InputError`, and leaves nothing, for a question that cannot be asked.
+    """
+    every_s = config.cluster.progress_every_s
+    facts = run_apart(store_questions, config.questions, run, config.run, every_s)
+    say(summary(facts))
+    return facts
+
+
+def summary(questions: QuestionFacts) -> str:
+    """A line for each dataset and split, and for each dataset or row that was left out."""
+    lines = [
+        f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
+        f"{c['num_read']} read, {c['num_dropped_duplicate']} duplicates and "
+        f"{c['num_dropped_overlap']} overlaps dropped"
+        for c in questions.counts
+    ]
+    for name, rows in questions.wrong_rows.items():
+        lines += [f"questions: {name}: a row is LEFT OUT: {why}" for why in rows]
+    lines += [f"questions: {name} is SET ASIDE: {why}" for name, why in questions.broken.items()]
+    return "\n".join(lines)
 
 
 def store_questions(
@@ -57,14 +92,14 @@ def store_questions(
         known = _known_facts(run, origin)
     if known:
         return known
-    loaded = load_questions(settings, _ProgressPrinter(progress_every_s))
+    loaded = load_questions(settings, _Progress(progress_every_s))
     facts = loaded.facts()
-    step = questions_step(run, facts)
+    stored = step_of(run, facts)
     with _keeping(run):
         claim_run_folder(run, name)
-        if not step.is_done:
-            step.folder.write_table(QUESTIONS_FILE, loaded.table)
-            step.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
+        if not stored.is_done:
+            stored.folder.write_table(QUESTIONS_FILE, loaded.table)
+            stored.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
         run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
     return facts
 
@@ -84,7 +119,7 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
         return None
     facts = QuestionFacts(**stored["facts"])
     # What could not be loaded may be mended by now: a hub that answers, a grader that imports.
-    return None if facts.broken or not questions_step(run, facts).is_done else facts
+    return None if facts.broken or not step_of(run, facts).is_done else facts
 
 
 def questions_origin(settings: QuestionSettings) -> str | None:
@@ -99,7 +134,7 @@ def questions_origin(settings: QuestionSettings) -> str | None:
         return None  # said better by who reads it
     if None in content:
         return None
-    versions = [READER_VERSION, GRADER_VERSION]
+    versions = [VERSION, GRADER_VERSION]
     return fingerprint(settings.model_dump(mode="json"), content, versions)
 
 
@@ -118,16 +153,13 @@ def _hash(location: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class _ProgressPrinter:
-    """Prints how many questions of a dataset were read, at most every so many seconds."""
+class _Progress:
+    """Shows how many questions of a dataset were read, at most every so many seconds."""
 
     def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self._began = self._printed = time.monotonic()
+        self._line = ProgressLine(every_s, sys.stdout)
+        self._began = time.monotonic()
 
     def __call__(self, dataset: str, num_read: int) -> None:
-        now = time.monotonic()
-        if now - self._printed >= self._every_s:
-            self._printed = now
-            after = format_seconds(now - self._began)
-            print(f"questions: {dataset}: {num_read} read | {after}", flush=True)
+        after = format_seconds(time.monotonic() - self._began)
+        self._line.show(f"questions: {dataset}: {num_read} read | {after}")

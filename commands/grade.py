@@ -1,0 +1,23 @@
+"""`regenesis.py grade FILE`: grade a JSONL file of responses; docs/GRADING.md says how."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from evaluation.grade_file import format_verdicts, grade_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The file."""
+    parser.add_argument(
+        "file", help="rows with response, answer, answer_type and, for a choice, choices"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the graded rows to stdout, and how many there are of each verdict to stderr."""
+    verdicts = grade_file(Path(arguments.file), sys.stdout)
+    print(format_verdicts(verdicts), file=sys.stderr)
+    return 0

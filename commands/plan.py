@@ -1,0 +1,32 @@
+"""`regenesis.py plan CONFIG`: generate the first questions, and say what the run will take."""
+
+from __future__ import annotations
+
+import argparse
+
+from cluster.runtime import ray_session
+from cluster.terminal import say
+from pipelines.config import load_config
+from pipelines.estimate import check_budget, format_estimate
+from pipelines.plan import begin_run
+from pipelines.probe import estimate_run_from_probe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The config and what is laid over it."""
+    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the estimate. The rows that it was made from are the run's own, and stay."""
+    config = load_config(arguments.config, arguments.set)
+    begun = begin_run(config)
+    with ray_session(config.cluster) as stop:
+        estimate = estimate_run_from_probe(begun, stop)
+    say(format_estimate(estimate))
+    for warning in check_budget(estimate, config.budget):
+        say(f"budget: {warning}")
+    return 0

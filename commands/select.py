@@ -1,0 +1,78 @@
+"""`regenesis.py select RUN`: count what other filters would keep of the paths that a run has.
+
+`regenesis.py select RUN --set examples.verdict=majority` reads the run's own config and paths,
+generates nothing, and prints for each round a row a dataset::
+
+    | dataset | paths | kept | of paths | expected lucky | dropped                                 |
+    |---------|-------|------|----------|----------------|-----------------------------------------|
+    | gsm8k   | 25000 | 4120 | 16.5 %   | 0.0 %          | 14800 wrong, 3011 over_max_per_question |
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.models import base_model
+from cluster.runtime import ray_session
+from cluster.schedule import Questions
+from cluster.settings import settings_of, with_overrides
+from cluster.storage import Folder
+from cluster.tasks import run_task
+from cluster.terminal import format_table, say
+from pipelines.config import Config
+from pipelines.examples import select_step_examples
+from pipelines.steps.examples import overlap_lines
+from pipelines.stored_run import StoredRun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run and what is laid over its config."""
+    parser.add_argument("run", help="the folder of the run, or its URI")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a table for each round."""
+    stored = StoredRun.read(arguments.run)
+    config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
+    with ray_session(config.cluster):
+        for number, paths in stored.rounds_with_paths():
+            facts = _select(config, stored.step("questions"), paths)
+            say(f"\nround {number}\n\n{format_selection(facts)}")
+    return 0
+
+
+def _select(config: Config, questions: Folder, paths: Folder) -> dict[str, Any]:
+    """What the config's filters keep of some paths; nothing is written."""
+    return run_task(
+        select_step_examples,
+        paths,
+        Questions(questions, ("train",)),
+        Questions(questions, ("dev", "test")),
+        config.examples,
+        base_model(config.model, config.storage.cache),
+        config.evaluation.template_args,
+        None,
+    )
+
+
+def format_selection(facts: Mapping[str, Any]) -> str:
+    """The facts of `select_step_examples` as a table, a row a dataset and one of all."""
+    rows = [["dataset", "paths", "kept", "of paths", "expected lucky", "dropped"]]
+    rows += [_row(name, of_dataset) for name, of_dataset in facts["datasets"].items()]
+    if len(facts["datasets"]) > 1:
+        rows.append(_row("all", facts))
+    return "\n".join([format_table(rows), *overlap_lines(facts)])
+
+
+def _row(name: str, facts: Mapping[str, Any]) -> list[str]:
+    num_paths, num_kept = facts["num_paths"], facts["num_kept_paths"]
+    of_paths = f"{100 * num_kept / num_paths:.1f} %" if num_paths else ""
+    share = facts.get("expected_lucky_share")
+    lucky = f"{100 * share:.1f} %" if share is not None else ""
+    dropped = ", ".join(f"{number} {reason}" for reason, number in facts["dropped"].items())
+    return [name, str(num_paths), str(num_kept), of_paths, lucky, dropped]

@@ -1,0 +1,145 @@
+"""The whole config tree, and every rule that concerns more than one branch of it.
+
+Each folder owns its branch, with the rules within it. What one branch asks of another is a function
+in `RULES`. They hold whenever a config is read, so every command obeys them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+from pydantic import Field
+
+from cluster.engine import EngineSettings, slow_top_p
+from cluster.models import ModelSettings
+from cluster.runtime import ClusterSettings, StorageSettings
+from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
+from evaluation.predictions import EvaluationSettings
+from pipelines.chain import SynthesisSettings
+from pipelines.estimate import Budget, CostSettings
+from pipelines.filters import ExampleSettings
+from pipelines.questions import QuestionSettings
+from pipelines.stages import STAGES
+from pipelines.strategy import with_strategy
+from training.settings import TrainingSettings
+
+NO_TRAINING = "questions.datasets: no question to train on; one has to be in_domain"
+
+
+class Config(Settings):
+    """The whole config tree; each folder owns its branch."""
+
+    run: Annotated[str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """The name of the run, and of its folder below `storage.root`."""
+    rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
+    """Rounds of self-improvement; each synthesises with the model of the one before."""
+    model: ModelSettings
+    questions: QuestionSettings
+    synthesis: SynthesisSettings = SynthesisSettings()
+    examples: ExampleSettings = ExampleSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    engine: EngineSettings = EngineSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    storage: StorageSettings = StorageSettings()
+    cost: CostSettings = CostSettings()
+    budget: Budget = Budget()
+
+    @pydantic.model_validator(mode="after")
+    def _branches_agree(self) -> Config:
+        for rule in RULES:
+            if wrong := rule(self):
+                raise ValueError(wrong)
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file, with its strategy's settings beneath and overrides on top.
+
+    Raises `InputError` that names the file and the field.
+    """
+    return load_settings(Config, path, overrides, with_strategy)
+
+
+# --- rules: each is given the config, and returns a sentence that says what is wrong ------------
+
+Rule = Callable[[Config], str | None]
+
+
+def one_model_goes_on(config: Config) -> str | None:
+    """A round begins with one model, and a mix per dataset leaves several."""
+    if config.rounds == 1 or config.training.mix != "per_dataset":
+        return None
+    return (
+        f"rounds: {config.rounds} needs one model to go on with, and training.mix: per_dataset "
+        "makes several; set rounds: 1 or training.mix: joint"
+    )
+
+
+def thinking_stays_whole(config: Config) -> str | None:
+    """A target that is cut could lose the end of its thinking."""
+    if config.examples.thinking != "keep" or config.training.too_long != "truncate":
+        return None
+    return (
+        "training.too_long: truncate could cut through the thinking that "
+        "examples.thinking: keep leaves in; set too_long: drop or thinking: strip"
+    )
+
+
+def preferences_know_wrong_paths(config: Config) -> str | None:
+    """A preference needs wrong paths."""
+    if config.training.objective == "sft" or config.examples.verdict != "unfiltered":
+        return None
+    return (
+        f"training.objective: {config.training.objective} learns from right and wrong paths, "
+        "and examples.verdict: unfiltered calls none wrong; set objective: sft or another "
+        "verdict"
+    )
+
+
+def something_is_trained_on(config: Config) -> str | None:
+    """At least one dataset has training questions."""
+    datasets = config.questions.datasets.values()
+    return None if any(each.domain == "in_domain" for each in datasets) else NO_TRAINING
+
+
+def hints_need_the_truth(config: Config) -> str | None:
+    """A hint shows the ground truth, which a majority vote is meant to do without."""
+    if not config.synthesis.hint_stages or config.examples.verdict != "majority":
+        return None
+    return (
+        "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
+        "runs that do not know it; set one of them otherwise"
+    )
+
+
+def unlabelled_questions_need_a_vote(config: Config) -> str | None:
+    """Where a question has no answer, only the majority of its paths can say what is right."""
+    if config.examples.verdict == "majority":
+        return None
+    unlabelled = (name for name, each in config.questions.datasets.items() if not each.is_labelled)
+    if (name := next(unlabelled, None)) is None:
+        return None
+    return (
+        f"questions.datasets.{name} has no answers (columns.answer is null); "
+        "set examples.verdict=majority"
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    one_model_goes_on,
+    thinking_stays_whole,
+    preferences_know_wrong_paths,
+    something_is_trained_on,
+    hints_need_the_truth,
+    unlabelled_questions_need_a_vote,
+)
+
+
+def warnings_of(config: Config) -> list[str]:
+    """What is allowed and slow, a sentence each."""
+    slow = slow_top_p(map(config.synthesis.stages.of, STAGES), config.engine.use_gpu)
+    return [slow] if slow else []

@@ -1,0 +1,152 @@
+"""Lays out a run: asks each step what its folder is named after, and makes none of them.
+
+Rounds are laid out one after the other. A caller that makes each round before it asks for the next
+gets one that may depend on what the round before showed; a caller that makes nothing gets them all
+as far as they are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cluster.engine import check_engine_options
+from cluster.errors import InputError
+from cluster.models import Model, base_model, tuned_model
+from cluster.runtime import check_storage_root
+from cluster.steps import STEPS_FILE, Step, check_run_folder
+from cluster.storage import Folder
+from pipelines.chain import Recipe
+from pipelines.config import NO_TRAINING, Config
+from pipelines.expansion import Expansion
+from pipelines.questions import QuestionFacts
+from pipelines.run import Branch, Round, Run
+from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
+
+
+def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
+    """The run's folder and the base model; `until` is the last step that will be made.
+
+    Raises `InputError` for what is wrong with either, with the engines, with the guidelines or with
+    the prompts; looks at no question.
+    """
+    check_storage_root(config.storage.root)
+    check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
+    folder = Folder.open(config.storage.root).child(config.run)
+    check_run_folder(folder, config.run)
+    base = base_model(config.model, config.storage.cache)
+    Recipe.load(0, config.synthesis)
+    return folder, base
+
+
+def serves_tuned_model(until: str | None) -> bool:
+    """Whether a run that ends with this step (None is the last one) generates with a model that it
+    trained."""
+    number, _, step = (until or "").rpartition("/")
+    return until is None or step in ("predictions", "scores") or number not in ("", "0")
+
+
+def begin_run(config: Config, until: str | None = None) -> Run:
+    """Take the run's folder and make its first step, the questions.
+
+    Raises `InputError`, and leaves nothing, for a question that cannot be asked.
+    """
+    folder, base = check_run(config, until)
+    return plan_run(config, folder, base, questions.make(config, folder))
+
+
+def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) -> Run:
+    """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
+    if not facts.num_kept("train"):
+        raise InputError(NO_TRAINING)
+    expansion = Expansion.of(Recipe.load(0, config.synthesis))
+    below = folder.child("base")
+    proposed = guidelines.content(expansion, config.engine, base) if expansion else None
+    return Run(
+        config=config,
+        folder=folder,
+        questions=facts,
+        base=base,
+        questions_step=questions.step_of(folder, facts),
+        expansion=expansion,
+        guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
+        base_predictions=_plan_predictions(config, facts, below, base),
+    )
+
+
+def lay_out_rounds(run: Run) -> Iterator[Round]:
+    """The rounds, each laid out when it is asked for."""
+    generator = run.base
+    for number in range(run.config.rounds):
+        round_ = plan_round(run, number, generator)
+        yield round_
+        generator = next_generator(round_)
+
+
+def first_round(run: Run) -> Round:
+    """The round that the base model begins."""
+    return plan_round(run, 0, run.base)
+
+
+def next_generator(round_: Round) -> Model:
+    """The model that the next round begins with. `Config` allows one branch where there is one."""
+    return round_.branches[0].tuned
+
+
+def all_steps(run: Run) -> list[Step]:
+    """The steps of all rounds, in the order in which they are made."""
+    return [*run.steps(), *(step for round_ in lay_out_rounds(run) for step in round_.steps())]
+
+
+def step_names(run: Run) -> list[str]:
+    """The folders of all steps, relative to the run's."""
+    return [step.folder.path.removeprefix(f"{run.folder.path}/") for step in all_steps(run)]
+
+
+def record_steps(run: Run) -> None:
+    """Write down which step folders the run uses, as far as that is known now."""
+    run.folder.write_json(STEPS_FILE, step_names(run))
+
+
+def plan_round(run: Run, number: int, generator: Model) -> Round:
+    """The steps of one round; the folder of each follows from what the step is made of."""
+    config, folder = run.config, run.folder.child(f"round_{number}")
+    recipe = Recipe.load(number, config.synthesis)
+    paths_step = Step.below(
+        folder,
+        "paths",
+        paths.content(recipe, config.engine, generator, run.guidelines_step),
+        paths.extent(config, run.questions),
+    )
+    examples_step = Step.below(
+        folder, "examples", examples.content(config, run.questions, paths_step)
+    )
+    start = run.base if config.training.start_from == "base" else generator
+    training = config.training.of_round(number)
+    names = sorted(run.questions.num_kept("train"))
+    branches = tuple(
+        _plan_branch(run, folder, model.content(training, examples_step, start, name), name)
+        for name in (names if training.mix == "per_dataset" else [None])
+    )
+    return Round(number, recipe, generator, start, training, paths_step, examples_step, branches)
+
+
+def _plan_branch(
+    run: Run, below: Folder, content: Mapping[str, Any], dataset: str | None
+) -> Branch:
+    """The steps of one tuned model. Their names end with the dataset, where there is one."""
+    suffix = f"-{dataset}" if dataset else ""
+    model_step = Step.below(below, f"model{suffix}", content)
+    tuned = tuned_model(model_step.folder, run.config.storage.cache)
+    answered = _plan_predictions(run.config, run.questions, below, tuned, suffix)
+    compared = scores.content(run.base_predictions, answered)
+    scores_step = Step.below(below, f"scores{suffix}", compared)
+    return Branch(dataset, tuned, model_step, answered, scores_step)
+
+
+def _plan_predictions(
+    config: Config, facts: QuestionFacts, below: Folder, asked: Model, suffix: str = ""
+) -> Step:
+    """The predictions of one model on all held-out questions."""
+    content = predictions.content(config.evaluation, config.engine, asked)
+    return Step.below(below, f"predictions{suffix}", content, facts.extent("dev", "test"))

@@ -1,0 +1,80 @@
+"""A run, a round, and a branch of a round: which steps there are, and where they are.
+
+Plain data. `pipelines.plan` lays it out, `pipelines.steps` makes what it names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.models import Model
+from cluster.schedule import Questions
+from cluster.steps import Step
+from cluster.storage import Folder
+from pipelines.chain import Recipe
+from pipelines.config import Config
+from pipelines.expansion import Expansion
+from pipelines.questions import QuestionFacts
+from training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a round makes of its examples: a tuned model, its answers, their scores."""
+
+    dataset: str | None
+    """The dataset whose examples are learnt; None for all of them."""
+    tuned: Model
+    model: Step
+    predictions: Step
+    scores: Step
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the models that it begins with, and its steps."""
+
+    number: int
+    recipe: Recipe
+    generator: Model
+    """Synthesises the paths."""
+    start: Model
+    """Is fine-tuned."""
+    training: TrainingSettings
+    paths: Step
+    examples: Step
+    branches: tuple[Branch, ...]
+    """One; with `training.mix: per_dataset` one for each dataset."""
+
+    def steps(self) -> list[Step]:
+        """All steps, in the order in which they are made."""
+        return [
+            *(self.paths, self.examples),
+            *(branch.model for branch in self.branches),
+            *(branch.predictions for branch in self.branches),
+            *(branch.scores for branch in self.branches),
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rounds of a run share."""
+
+    config: Config
+    folder: Folder
+    questions: QuestionFacts
+    base: Model
+    questions_step: Step
+    expansion: Expansion | None
+    guidelines_step: Step | None
+    """None where no further guidelines are proposed."""
+    base_predictions: Step
+
+    def steps(self) -> list[Step]:
+        """The steps that belong to no round."""
+        proposed = [self.guidelines_step] if self.guidelines_step else []
+        return [self.questions_step, *proposed, self.base_predictions]
+
+    def stored_questions(self, *splits: str) -> Questions:
+        """The questions of some splits, as workers read them."""
+        return Questions(self.questions_step.folder, splits)

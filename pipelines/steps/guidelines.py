@@ -1,0 +1,80 @@
+"""The `guidelines` step: further guidelines by the base model, where the config asks for some.
+
+It is made before round 0, for all rounds, on one engine: paths are drawn over all guidelines, so
+none can begin before they are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from cluster.engine import EngineSettings
+from cluster.jobs import Job
+from cluster.models import Model
+from cluster.pool import finish_job
+from cluster.runtime import StopRequest
+from cluster.settings import content_of, versioned
+from cluster.steps import Step
+from cluster.tasks import run_task
+from cluster.terminal import say
+from pipelines.chain import Recipe
+from pipelines.expansion import (
+    PROPOSALS_SCHEMA,
+    Expansion,
+    ProposeGuideline,
+    read_step_guidelines,
+    select_step_guidelines,
+    write_prompts,
+)
+from pipelines.generate import run_engines
+from pipelines.run import Run
+
+VERSION = 1
+
+
+def content(expansion: Expansion, engine: EngineSettings, base: Model) -> dict[str, Any]:
+    """What the step's folder is named after. The paths follow from this and not from its result,
+    so that all folders are known beforehand."""
+    made_from = {
+        "model": base.identity,
+        "engine": content_of(engine),
+        "guidelines": [asdict(guideline) for guideline in expansion.guidelines],
+        "prompt": expansion.prompt,
+        "number": expansion.number,
+        "sampling": content_of(expansion.sampling),
+        "seed": expansion.seed,
+    }
+    return versioned(made_from, VERSION)
+
+
+def make(run: Run, stop: StopRequest) -> None:
+    """Ask for the proposals, and keep those that are new and general."""
+    step, expansion = run.guidelines_step, run.expansion
+    if step is None or expansion is None or step.is_done:
+        return
+    prompts = write_prompts(expansion, step.folder)
+    handler = ProposeGuideline(expansion.sampling, expansion.seed)
+    job = Job("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)
+    execution = run_engines(run.config, run.base, [job], stop, max_workers=1)
+    rows = finish_job(job)
+    facts = run_task(select_step_guidelines, step.folder, prompts, expansion.guidelines)
+    step.commit(rows=rows, last_execution=execution.facts(), **facts)
+    say(summary(expansion, facts))
+
+
+def summary(expansion: Expansion, facts: Mapping[str, Any]) -> str:
+    """How many proposals were kept, and why the others were not."""
+    reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in facts["dropped"].items())
+    return (
+        f"guidelines: kept {len(facts['kept'])} of {expansion.number} proposals, beside "
+        f"{len(expansion.guidelines)}; dropped: {reasons or 'none'}"
+    )
+
+
+def with_proposed(recipe: Recipe, step: Step | None) -> Recipe:
+    """The recipe with the proposed guidelines, once they are there."""
+    if step is None or not step.is_done:
+        return recipe
+    return replace(recipe, guidelines=read_step_guidelines(step.folder))

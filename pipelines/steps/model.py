@@ -1,0 +1,100 @@
+"""The `model` step: a model fine-tuned on the examples, with Ray Train and DeepSpeed ZeRO."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.models import Model
+from cluster.progress import format_seconds
+from cluster.runtime import StopRequest
+from cluster.settings import content_of, versioned
+from cluster.steps import Step
+from cluster.tasks import run_task
+from cluster.terminal import ProgressLine, say
+from pipelines.run import Branch, Round, Run
+from training.examples import survey
+from training.fine_tune import fine_tune
+from training.settings import TrainingSettings
+
+VERSION = 1
+
+
+def content(
+    training: TrainingSettings, examples: Step, start: Model, dataset: str | None
+) -> dict[str, Any]:
+    """The examples, all or those of one dataset, the model that is tuned, and how."""
+    made_from = {
+        "examples": examples.identity,
+        "start": start.identity,
+        "training": content_of(training),
+        "dataset": dataset,
+    }
+    return versioned(made_from, VERSION)
+
+
+def make(run: Run, round_: Round, stop: StopRequest) -> None:
+    """Tune one model, or one for each dataset."""
+    missing = [branch for branch in round_.branches if not branch.model.is_done]
+    for branch in missing[1:]:  # refused now, and not after the trainings before it
+        run_task(survey, round_.examples.folder, round_.training, branch.dataset)
+    for branch in missing:
+        _tune(run, round_, branch, stop)
+
+
+def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
+    """Tune the model of one branch; a signal interrupts, since a training keeps checkpoints."""
+    name = branch.model.name
+    progress = TrainingProgress(name, run.config.cluster.progress_every_s)
+    with stop.at_once():
+        facts = fine_tune(
+            round_.start,
+            round_.examples.folder,
+            branch.model.folder,
+            round_.training,
+            dataset=branch.dataset,
+            on_step=progress,
+        )
+    branch.model.commit(**facts)
+    say(summary(name, facts))
+
+
+def summary(name: str, facts: Mapping[str, Any]) -> str:
+    """What was learnt from, and how the loss fell."""
+    return (
+        f"{name}: {facts['num_examples']} examples in {facts['num_steps']} steps; the loss went "
+        f"from {facts['first_loss']:.4f} to {facts['last_loss']:.4f}"
+    )
+
+
+class TrainingProgress:
+    """Shows how far a training is, at most every so many seconds, its first and its last step."""
+
+    def __init__(self, name: str, every_s: float) -> None:
+        self._name = name
+        self._line = ProgressLine(every_s, sys.stdout)
+
+    def __call__(self, facts: Mapping[str, float]) -> None:
+        """Tell one step; `fine_tune` says what `facts` holds."""
+        line = f"{self._name}: {training_line(facts)}"
+        if facts["step"] == facts["num_steps"]:
+            self._line.end(line)
+        else:
+            self._line.show(line, due=facts["step"] == 1)
+
+
+def training_line(facts: Mapping[str, float]) -> str:
+    """One step of a training in numbers, and how long the others will take."""
+    steps_left = facts["num_steps"] - facts["step"]
+    parts = [
+        f"step {facts['step']:.0f}/{facts['num_steps']:.0f}",
+        f"loss {facts['loss']:.4f}",
+        f"margin {facts['reward_margin']:.3f}" if "reward_margin" in facts else "",
+        f"lr {facts['learning_rate']:.2e}",
+        f"grad norm {facts['grad_norm']:.2f}",
+        f"{facts['tokens_per_s']:.0f} tok/s",
+        f"MFU {facts['mfu']:.0%}" if "mfu" in facts else "",
+        f"{format_seconds(steps_left * facts['tokens'] / facts['tokens_per_s'])} left",
+    ]
+    return " | ".join(filter(None, parts))

@@ -1,0 +1,107 @@
+"""The `paths` step: all reasoning paths of every training question, graded; nothing is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cluster.engine import EngineSettings
+from cluster.jobs import Job
+from cluster.models import Model
+from cluster.runtime import StopRequest
+from cluster.schedule import Share
+from cluster.settings import content_of, fingerprint, versioned
+from cluster.steps import Step
+from cluster.terminal import say
+from pipelines.chain import Recipe, SynthesisSettings
+from pipelines.config import Config
+from pipelines.generate import generate
+from pipelines.questions import QuestionFacts
+from pipelines.run import Round, Run
+from pipelines.stages import STAGES
+from pipelines.steps import guidelines, predictions
+from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+
+VERSION = 1
+
+
+def content(
+    recipe: Recipe, engine: EngineSettings, generator: Model, proposed: Step | None = None
+) -> dict[str, Any]:
+    """All that decides what the paths of a question are; `proposed` is the `guidelines` step."""
+    made_from: dict[str, Any] = {
+        "round": recipe.round,
+        "model": generator.identity,
+        "engine": content_of(engine),
+        "synthesis": _synthesis_content(recipe.settings),
+        "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
+        "prompts": recipe.prompts.of_paths(recipe.settings.chain),
+    }
+    if proposed is not None:
+        made_from["expansion"] = proposed.identity
+    return versioned(made_from, VERSION)
+
+
+def _synthesis_content(settings: SynthesisSettings) -> dict[str, Any]:
+    """The settings without those of stages that came later and that the chain does not have."""
+    made_from = content_of(settings)
+    used = {s.name for s in STAGES.values() if not s.came_later or s.name in settings.chain}
+    sampling = made_from["stages"]
+    made_from["stages"] = {
+        name: sampling[name] for name in sampling if name in used or name not in STAGES
+    }
+    return made_from
+
+
+def extent(config: Config, questions: QuestionFacts) -> str:
+    """How much there is to make: the training questions, and the limits that end it early."""
+    limits = [
+        (name, dataset.max_generated_tokens, dataset.max_accepted_paths)
+        for name, dataset in sorted(config.questions.datasets.items())
+        if dataset.max_generated_tokens or dataset.max_accepted_paths
+    ]
+    bound = config.budget.generated_tokens
+    return fingerprint(questions.extent("train"), limits, *([bound] if bound else []))
+
+
+def job(run: Run, round_: Round) -> Job:
+    """What the engines are given to do."""
+    recipe = guidelines.with_proposed(round_.recipe, run.guidelines_step)
+    quotas = {
+        name: Share(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
+        for name, dataset in run.config.questions.datasets.items()
+    }
+    return Job(
+        name="paths",
+        folder=round_.paths.folder,
+        schema=PATHS_SCHEMA,
+        handler=SynthesizePaths(recipe, run.config.examples.read_last),
+        questions=run.stored_questions("train"),
+        shares=quotas,
+        max_tokens=run.config.budget.generated_tokens,
+    )
+
+
+def make(run: Run, round_: Round, stop: StopRequest) -> None:
+    """Guideline -> structure -> path for every training question.
+
+    The base model's predictions are made on the same warm engines.
+    """
+    if round_.paths.is_done:
+        return
+    jobs = [(round_.paths, job(run, round_))]
+    if round_.number == 0 and not run.base_predictions.is_done:
+        jobs.append((run.base_predictions, predictions.job(run, run.base_predictions)))
+    for step, rows in generate(run.config, round_.generator, jobs, stop):
+        if step is round_.paths:
+            say(summary(rows))
+
+
+def summary(rows: Mapping[str, Any]) -> str:
+    """How many paths there are, and how many have the right answer."""
+    of_questions = f"{rows['num_paths']} of {rows['num_done']} questions"
+    return (
+        f"paths: {of_questions}; {rows['num_accepted']} with the right answer, "
+        f"{rows['num_truncated']} cut off, {rows['num_failed']} failed"
+    )

@@ -1,0 +1,53 @@
+"""The `predictions` step: a model's greedy answers to the held-out questions, graded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.engine import EngineSettings
+from cluster.jobs import Job
+from cluster.models import Model
+from cluster.runtime import StopRequest
+from cluster.settings import content_of, versioned
+from cluster.steps import Step
+from cluster.terminal import say
+from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
+from pipelines.generate import generate
+from pipelines.run import Round, Run
+
+VERSION = 1
+
+
+def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) -> dict[str, Any]:
+    """All that decides a model's answer to a question."""
+    made_from = {
+        "model": asked.identity,
+        "engine": content_of(engine),
+        "evaluation": content_of(settings),
+    }
+    return versioned(made_from, VERSION)
+
+
+def job(run: Run, step: Step) -> Job:
+    """What the engines are given to do."""
+    handler = PredictAnswer(run.config.evaluation)
+    questions = run.stored_questions("dev", "test")
+    return Job("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
+
+
+def make(run: Run, round_: Round, stop: StopRequest) -> None:
+    """The answers of the tuned models, and the base model's where they are still missing."""
+    of_branches = [(branch.tuned, branch.predictions) for branch in round_.branches]
+    for model, step in ((run.base, run.base_predictions), *of_branches):
+        if not step.is_done:
+            for made, rows in generate(run.config, model, [(step, job(run, step))], stop):
+                say(summary(made, rows))
+
+
+def summary(step: Step, rows: Mapping[str, Any]) -> str:
+    """How many questions were answered; the scores say how well."""
+    return (
+        f"{step.name}: {rows['num_done']} answers, {rows['num_truncated']} cut off, "
+        f"{rows['num_failed']} failed"
+    )

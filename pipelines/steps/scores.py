@@ -1,0 +1,50 @@
+"""The `scores` step: base and tuned model side by side, in domain and out of domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.runtime import StopRequest
+from cluster.settings import versioned
+from cluster.steps import Step
+from cluster.tasks import run_task
+from cluster.terminal import say
+from evaluation.grader import GRADER_VERSION
+from evaluation.scores import Score, format_scores, score_predictions, scores_table
+from pipelines.run import Branch, Round, Run
+
+VERSION = 1
+"""To be raised, too, when a statistic of `evaluation.scores` comes to another number, so that a
+corrected one reaches finished runs."""
+
+
+def content(base: Step, tuned: Step) -> dict[str, Any]:
+    """The predictions that are compared, and the grader that judges them anew."""
+    compared = {"base": base.identity, "tuned": tuned.identity, "grader": GRADER_VERSION}
+    return versioned(compared, VERSION)
+
+
+def make(run: Run, round_: Round, stop: StopRequest) -> None:
+    """Score each tuned model of the round; the table of a finished step is shown again."""
+    for branch in round_.branches:
+        scores = run_task(
+            score_predictions,
+            run.stored_questions("dev", "test"),
+            run.base_predictions.folder,
+            branch.predictions.folder,
+            branch.dataset,
+        )
+        if not branch.scores.is_done:
+            branch.scores.folder.write_table("scores.parquet", scores_table(scores))
+            branch.scores.folder.write_bytes("scores.md", f"{format_scores(scores)}\n".encode())
+            branch.scores.commit()
+        say(summary(round_, branch, scores))
+    for name, reason in run.questions.broken.items():
+        say(f"the dataset {name} was set aside: {reason}")
+
+
+def summary(round_: Round, branch: Branch, scores: list[Score]) -> str:
+    """The table of the test questions."""
+    tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
+    title = f"round {round_.number}, base > {tuned}, in percent with 95 % intervals"
+    return f"\n{title}\n\n{format_scores(scores)}\n"

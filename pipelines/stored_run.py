@@ -1,0 +1,66 @@
+"""A run as its folder tells of it: what the config was, which steps there are, what they hold.
+
+For commands that read a run, whichever version of this program made it. They need no model and no
+questions, and change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from cluster.errors import InputError
+from cluster.settings import fingerprint
+from cluster.steps import STEPS_FILE
+from cluster.storage import Folder
+from pipelines.config import Config
+
+CONFIG_FILE = "config.yaml"
+"""The resolved config that was run last, in the run's folder."""
+
+
+def resolved_config(config: Config) -> str:
+    """The config with all its defaults, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def record_config(config: Config, folder: Folder) -> None:
+    """Keep the config as the one that was run last, and under a name that no other one takes."""
+    resolved = resolved_config(config)
+    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
+        folder.write_bytes(name, resolved.encode())
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """The config that was run last, and the steps that it used."""
+
+    folder: Folder
+    config: Mapping[str, Any]
+    steps: tuple[str, ...]
+
+    @classmethod
+    def read(cls, uri: str) -> StoredRun:
+        """Raises `InputError` when the folder holds no run that was begun."""
+        folder = Folder.open(uri)
+        steps = folder.read_json(STEPS_FILE)
+        if not isinstance(steps, list) or CONFIG_FILE not in folder.file_names():
+            raise InputError(
+                f"{uri} is no folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the folder "
+                "that `regenesis.py run` named in its first lines, or run it once more"
+            )
+        return cls(folder, yaml.safe_load(folder.read_bytes(CONFIG_FILE)), tuple(steps))
+
+    def step(self, name: str) -> Folder:
+        """The folder of the one step whose name begins so, such as `round_0/paths`."""
+        return self.folder.child(next(step for step in self.steps if step.startswith(f"{name}-")))
+
+    def rounds_with_paths(self) -> Iterator[tuple[int, Folder]]:
+        """The number and the paths of each round that has some."""
+        for number in range(int(self.config["rounds"])):
+            paths = self.step(f"round_{number}/paths")
+            if not paths.is_empty():
+                yield number, paths

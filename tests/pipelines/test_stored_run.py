@@ -1,0 +1,59 @@
+"""Runs that an earlier version made: they are read, or refused with a sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.errors import InputError
+from cluster.leftovers import find_leftovers
+from cluster.settings import settings_of
+from cluster.storage import Folder
+from pipelines.config import Config
+from pipelines.stored_run import StoredRun
+from regenesis import main
+from tests.test_golden import GOLDEN
+from tests.test_identity import folders_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of commit 811bd38, with what it wrote of itself and an empty folder for each step."""
+    folder = shutil.copytree(GOLDEN / "stored_run", tmp_path / "quickstart")
+    for step in StoredRun.read(str(folder)).steps:
+        (folder / step).mkdir(parents=True)
+    return folder
+
+
+def test_run_of_an_earlier_version_has_the_folders_that_this_one_would_use(run: Path) -> None:
+    stored = StoredRun.read(str(run))
+    config = settings_of(Config, stored.config, str(run))
+    assert [name for name, _ in folders_of(config)] == list(stored.steps)
+    assert stored.step("round_0/paths").name.startswith("paths-")
+    assert list(stored.rounds_with_paths()) == []
+
+
+def test_clean_leaves_the_steps_of_an_earlier_version(run: Path) -> None:
+    assert find_leftovers(Folder.open(str(run)), superseded=True) == []
+
+
+def test_run_with_a_setting_that_is_gone_is_refused_and_left_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["synthesis"]["of_old"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    before = sorted(run.rglob("*"))
+    assert main(["select", str(run)]) == 2
+    assert "unknown setting synthesis.of_old" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("gone", ["steps.json", "config.yaml"])
+def test_folder_that_is_no_run_is_refused(run: Path, gone: str) -> None:
+    (run / gone).unlink()
+    with pytest.raises(InputError, match="is no folder of a run"):
+        StoredRun.read(str(run))
