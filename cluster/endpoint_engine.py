@@ -1,8 +1,9 @@
 """An engine that asks a server which speaks the OpenAI API (`engine.implementation: endpoint`).
 
-It is for synthesis and judging by a model that runs elsewhere, for example a larger one. Nothing
-proves which weights are behind a URL, and a server cannot be given the model that a run trains: a
-run that goes as far as that is refused at its start.
+It is for paths and their judge by a model that runs elsewhere, for example a larger one, as
+`synthesis.engine`. Nothing proves which weights are behind a URL, and a server cannot be given the
+model that a run trains. So as the run's `engine`, which evaluates that model, it is refused at the
+start, unless the run ends before.
 
 A request that the server refuses for now (throttled, overloaded, connection lost, a text that is no
 JSON) is made again after a wait that doubles; a Retry-After is honoured. When the retries are used
@@ -135,8 +136,8 @@ class EndpointEngine:
         if needs_weight_proof:
             raise InputError(
                 "engine.implementation: endpoint cannot serve the model that this run trains, so "
-                "that it could not be evaluated; run with --until examples, or use an engine that "
-                "runs here"
+                "that it could not be evaluated; give the endpoint as synthesis.engine and leave "
+                "engine to one that runs here, or run with --until examples"
             )
 
     async def chat(

@@ -175,6 +175,11 @@ class EngineSettings(Settings):
         return self.implementation == ENDPOINT
 
     @property
+    def needs_model(self) -> bool:
+        """Whether an answer depends on the model that the run asks, or on its tokenizer."""
+        return self.endpoint is None or self.endpoint.prompts == "token_ids"
+
+    @property
     def gpus_per_worker(self) -> int:
         """GPUs of one engine."""
         return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size * self.use_gpu

@@ -92,8 +92,7 @@ class EngineWorker:
 
     def _fetch(self) -> str:
         """The model's files on this node. A server that gets chats needs not even a tokenizer."""
-        endpoint = self._settings.endpoint
-        return self._model.path if endpoint and endpoint.prompts == "chat" else self._model.fetch()
+        return self._model.fetch() if self._settings.needs_model else self._model.path
 
     def _bind_cpu(self, folder: str) -> None:
         """Give this engine its share of the node's cores and memory, where the config does not."""

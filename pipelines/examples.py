@@ -321,9 +321,8 @@ class ExampleSelector:
         added = path.read_as not in (ReadAs.BOXED, ReadAs.NOTHING)
         if added:
             solution = with_boxed_answer(solution, question, path.shown_answer)
-        if self._prompt_opens_thinking or (
-            self.settings.thinking == "keep" and "</think>" in sampled
-        ):
+        thought = "</think>" in sampled if path.token_ids else bool(path.thinking)
+        if self._prompt_opens_thinking or (self.settings.thinking == "keep" and thought):
             solution = f"{THINK}{path.thinking}\n</think>\n\n{solution}"
         # Sampled ids are what the model really wrote; text is tokenised again only when edited, or
         # when the engine could not tell its ids.

@@ -31,12 +31,21 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
     the prompts; looks at no question.
     """
     check_storage_root(config.storage.root)
-    check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
+    _check_engines(config, until)
     folder = Folder.open(config.storage.root).child(config.run)
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
     Recipe.load(0, config.synthesis)
     return folder, base
+
+
+def _check_engines(config: Config, until: str | None) -> None:
+    """Raises `InputError` for an engine that cannot do what the run will ask of it."""
+    check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
+    engine = config.synthesis.engine
+    if engine is not None:
+        # From the second round on the paths come from a tuned model, where this engine runs it.
+        check_engine_options(engine, engine.needs_model and config.rounds > 1)
 
 
 def serves_tuned_model(until: str | None) -> bool:
