@@ -29,6 +29,7 @@ from cluster.runtime import StopRequest, log_folder, ray_session
 from cluster.terminal import say
 from pipelines.config import load_config, warnings_of
 from pipelines.dry_run import dry_run
+from pipelines.hardware import wait_for_hardware
 from pipelines.plan import begin_run, lay_out_rounds, record_steps
 from pipelines.probe import keep_to_budget
 from pipelines.run import Run
@@ -106,6 +107,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     record_steps(run)
     with ray_session(config.cluster) as stop:
         say(f"logs: {log_folder()}")
+        wait_for_hardware(run, stop, arguments.until)
         keep_to_budget(run, stop)
         improve(run, stop, arguments.until)
     say(f"run folder: {run.folder.uri}")

@@ -64,7 +64,7 @@ from training.engine import deepspeed_config, prepare_process
 from training.examples import read_examples
 from training.fine_tune import quiet_trainer_class
 from training.loop import Job, Progress, StepBoard, load, train
-from training.settings import TrackingSettings, TrainingSettings
+from training.settings import PlacedTraining, TrackingSettings
 from training.steps import StepData
 
 SIDES = {
@@ -99,7 +99,7 @@ class Work(Settings):
     """A folder, or a hub name."""
     examples: str
     """A folder of examples; one epoch of them is trained."""
-    training: TrainingSettings
+    training: PlacedTraining
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def trl_row(row: Mapping[str, Any]) -> dict[str, list[int]]:
     }
 
 
-def trl_arguments(settings: TrainingSettings, num_workers: int, folder: str) -> dict[str, Any]:
+def trl_arguments(settings: PlacedTraining, num_workers: int, folder: str) -> dict[str, Any]:
     """What makes TRL do the same: everything else is its default."""
     return {
         "output_dir": folder,
@@ -356,11 +356,11 @@ def prepare(options: Options, folder: Path) -> Work:
     )
 
 
-def training_settings(options: Options, longest: int, batch: int) -> TrainingSettings:
+def training_settings(options: Options, longest: int, batch: int) -> PlacedTraining:
     """One epoch of one padded batch of 8 a worker and step."""
     in_half = options.gpu or computes_in_bf16()
     cores = len(os.sched_getaffinity(0))
-    return TrainingSettings(
+    return PlacedTraining(
         num_epochs=1,
         global_batch_size=batch,
         micro_batch_size=BATCH,
@@ -426,7 +426,7 @@ def run_side(side: str, work: Work, watch: Stopwatch, place: Path) -> Timed:
     return on_workers(partial(train_ours, job, watch), settings, place)
 
 
-def on_workers(loop: Callable[[], Timed], settings: TrainingSettings, folder: Path) -> Timed:
+def on_workers(loop: Callable[[], Timed], settings: PlacedTraining, folder: Path) -> Timed:
     """What the first worker of a Ray Train group says."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig

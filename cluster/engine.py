@@ -180,9 +180,14 @@ class EngineSettings(Settings):
         return self.endpoint is None or self.endpoint.prompts == "token_ids"
 
     @property
+    def ranks(self) -> int:
+        """Processes, or GPUs, over which one engine is laid."""
+        return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size
+
+    @property
     def gpus_per_worker(self) -> int:
         """GPUs of one engine."""
-        return (self.tensor_parallel_size or 1) * self.pipeline_parallel_size * self.use_gpu
+        return self.ranks * self.use_gpu
 
     @property
     def generations_in_flight(self) -> int:

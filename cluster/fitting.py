@@ -1,37 +1,104 @@
 """Fits the engine pool to the cluster at hand: what the config left open is planned here.
 
-On the driver, once Ray runs: which GPUs there are, and `cluster.planner` for the rest. On a node
-with a GPU, in a task: how much memory one of them has.
+On the driver, once Ray runs: which GPUs there are, and `cluster.planner` for the rest. On each node
+with GPUs, in a task that takes none of them: how much memory one of them has.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from cluster.engine import EngineSettings
+from cluster.errors import InputError
+from cluster.gpus import Bundle, all_nodes
 from cluster.models import Model
-from cluster.planner import GpuNodes, ModelShape, PoolPlan, plan_pool
+from cluster.planner import GpuNodes, ModelShape, PoolPlan, plan_pool, with_options
+
+PRETENDED_MEMORY = "REGENESIS_PRETENDED_GPU_MEMORY"
+"""Of the environment, for tests alone: `module:name` of a function that tells the GiB of a GPU, for
+GPUs that Ray counts and nobody can ask."""
 
 
 def fit_engines(settings: EngineSettings, model: Model) -> tuple[EngineSettings, str]:
-    """The settings with the parallel sizes planned, and one paragraph that says how.
+    """The settings with the parallel sizes and the number of engines planned, and one paragraph
+    that says how.
 
     A config that names its tensor parallel size is taken at its word; so is a CPU.
 
-    Raises `InputError` with the numbers when the model fits nowhere.
+    Raises `InputError` with the numbers when the model fits nowhere, and when the memory of the
+    GPUs cannot be read.
     """
-    if not settings.use_gpu or settings.tensor_parallel_size is not None:
+    nodes = gpu_nodes()
+    if not settings.use_gpu or not nodes:  # none: a pool that needs them waits for them
         return settings, ""
-    nodes = _gpu_nodes()
-    if nodes is None:  # they come with the first request for one
-        return settings, ""
+    if settings.tensor_parallel_size is None:
+        settings, said = _planned(settings, model)
+    else:
+        replicas = max(1, engines_on(nodes, settings))
+        settings = settings.model_copy(update={"max_workers": settings.max_workers or replicas})
+        said = ""
+    cpus = cpus_per_engine(nodes, settings)
+    if cpus < settings.cpus_per_worker:
+        said += (
+            f" A node has fewer CPUs than its engines would take: engine.cpus_per_worker is "
+            f"{cpus:g} instead of {settings.cpus_per_worker:g}."
+        )
+        settings = settings.model_copy(update={"cpus_per_worker": cpus})
+    return settings, said.strip()
+
+
+def gpu_nodes() -> list[dict[str, float]]:
+    """What each living node with GPUs has."""
+    return [node for node in all_nodes() if node.get("GPU")]
+
+
+def engines_on(nodes: Sequence[Bundle], settings: EngineSettings) -> int:
+    """How many engines of the settings' size the GPUs of the nodes hold."""
+    if settings.placement_group:
+        return int(sum(node["GPU"] for node in nodes)) // settings.ranks
+    return sum(int(node["GPU"]) // settings.ranks for node in nodes)
+
+
+def cpus_per_engine(nodes: Sequence[Bundle], settings: EngineSettings) -> float:
+    """The logical CPUs of an engine: what the settings say, or what the node with the fewest has
+    for each of its engines, so that no GPU is idle for want of a CPU."""
+    if settings.placement_group:
+        return settings.cpus_per_worker
+    shares = [
+        int(100 * node.get("CPU", 0) / engines) / 100
+        for node in nodes
+        if (engines := int(node["GPU"]) // settings.ranks)
+    ]
+    return min([settings.cpus_per_worker, *shares])
+
+
+def _planned(settings: EngineSettings, model: Model) -> tuple[EngineSettings, str]:
+    """The settings as `cluster.planner` completes them, and its paragraph."""
+    try:
+        nodes = _gpu_nodes()
+    except InputError as error:
+        if settings.implementation == EngineSettings().implementation:
+            raise
+        # Another engine may need no CUDA; what it needs of a GPU is for it to say.
+        alone = settings.model_copy(update={"tensor_parallel_size": 1})
+        replicas = max(1, engines_on(gpu_nodes(), alone))
+        said = f"One engine for each GPU, since nothing can be planned: {error}."
+        return alone.model_copy(update={"max_workers": settings.max_workers or replicas}), said
     return fit_to_nodes(settings, model, nodes)
 
 
 def fit_to_nodes(
     settings: EngineSettings, model: Model, nodes: GpuNodes
 ) -> tuple[EngineSettings, str]:
-    """What `fit_engines` makes of these GPUs. Raises `InputError` when the model fits nowhere."""
+    """What the planner makes of these GPUs: the settings without an open size, and its paragraph.
+
+    Raises `InputError` when the model fits nowhere.
+    """
     plan = _plan(settings, model, nodes)
     planned = settings.model_copy(
         update={
@@ -44,7 +111,13 @@ def fit_to_nodes(
             "options": {"enable_expert_parallel": plan.expert_parallel} | settings.options,
         }
     )
-    return planned, plan.describe()
+    said = plan.describe()
+    if plan.max_num_seqs < settings.max_num_seqs:
+        said += (
+            f" engine.max_num_seqs is {plan.max_num_seqs} instead of {settings.max_num_seqs}: the "
+            "cache holds no more; what is set together with engine.tensor_parallel_size is kept."
+        )
+    return planned, said
 
 
 def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
@@ -52,7 +125,7 @@ def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
 
     config = AutoConfig.from_pretrained(model.fetch(), trust_remote_code=False)
     return plan_pool(
-        ModelShape.from_config(config.to_dict(), name=model.path),
+        ModelShape.from_config(with_options(config.to_dict(), settings.options), name=model.path),
         nodes,
         context=settings.max_model_len,
         gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -60,23 +133,51 @@ def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
     )
 
 
-def _gpu_nodes() -> GpuNodes | None:
+def _gpu_nodes() -> GpuNodes:
     """The commonest kind of node with GPUs that is alive, and how many of it there are."""
     import ray
 
-    counts = Counter(
-        int(node["Resources"]["GPU"])
+    kinds = Counter(
+        (int(node["Resources"]["GPU"]), _gpu_memory_gib(node["NodeID"]))
         for node in ray.nodes()
         if node["Alive"] and node["Resources"].get("GPU")
     )
-    if not counts:
-        return None
-    gpus_per_node, num_nodes = counts.most_common(1)[0]
-    memory_gib = float(ray.get(ray.remote(num_cpus=0, num_gpus=1)(_gpu_memory_gib).remote()))
+    (gpus_per_node, memory_gib), num_nodes = kinds.most_common(1)[0]
     return GpuNodes(num_nodes, gpus_per_node, memory_gib)
 
 
-def _gpu_memory_gib() -> float:
+@functools.cache
+def _gpu_memory_gib(node_id: str) -> float:
+    """The memory of one GPU of a node, told by a task there that takes no GPU of Ray's: they may
+    all be in use. Raises `InputError` when it cannot be read."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    # A process for this alone, whose hold on the GPU ends with it.
+    ask: Any = ray.remote(num_cpus=0, max_calls=1, scheduling_strategy=there)(_memory_reader())
+    try:
+        return float(ray.get(ask.remote()))
+    except ray.exceptions.RayTaskError as error:
+        address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node_id)
+        reason = str(error.cause).strip().splitlines()[0]
+        raise InputError(
+            f"Ray counts GPUs on the node {address}, whose memory cannot be read there: {reason}; "
+            "make CUDA work on it, or set engine.tensor_parallel_size so that nothing is planned"
+        ) from None
+
+
+def _memory_reader() -> Callable[[], float]:
+    """The function that a node runs."""
+    module, _, name = os.environ.get(PRETENDED_MEMORY, "").partition(":")
+    reader: Callable[[], float] = (
+        getattr(importlib.import_module(module), name) if module else _cuda_memory_gib
+    )
+    return reader
+
+
+def _cuda_memory_gib() -> float:
+    """Of the first GPU of this node, as CUDA reports it. Ray hides none from a task without."""
     import torch
 
     return float(torch.cuda.get_device_properties(0).total_memory) / 2**30

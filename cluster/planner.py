@@ -34,15 +34,48 @@ SEQUENCE_TOKENS = 2048
 """Cache that one running sequence takes on average. A prompt and an answer of ours end below 4096
 tokens, and the sequences of a batch are at all stages of their growth: on average half grown."""
 
-USEFUL_SEQUENCES = 16
-"""Fewest sequences that are worth an engine. Each step reads all weights once, however many
-sequences it serves, so a smaller batch leaves most of the GPU's arithmetic idle."""
+# A roofline for comparing layouts of one model, good to 50 %. The card is an A100 with 80 GB, of
+# which steps reach 0.8 of the bandwidth (2.0 TB/s) and 0.6 of the arithmetic (312 TFLOP/s): which
+# layout is the fastest hardly depends on the card.
+CARD_BYTES_PER_S = 0.8 * 2.0e12
+CARD_FLOPS_PER_S = 0.6 * 312e12
+STEP_S = 2.5e-3
+"""What a step takes besides: the scheduler, the launch of its kernels, the sampler."""
+ALL_REDUCE_S = 50e-6
+"""What the ranks of an engine wait for each other in each layer, whatever they exchange."""
+PIPELINE_FILLED = 0.9
+"""Share of the time in which a stage of a pipeline has work; an allowance."""
+LINK_BYTES_PER_S = 250e9
+"""Between the GPUs of a node with NVLink."""
+SLOW_LINK_BYTES_PER_S = 25e9
+"""Over PCIe. Cards of less than `LINKED_GIB` (L4, A10G, L40S) have no other link; of an A100 with
+40 GB that is too careful."""
+LINKED_GIB = 60
+RUNNING_TOKENS = 450
+"""Cached tokens of a running sequence that a step reads, of prompts and answers such as ours."""
+PROMPT_SHARE = 1.1
+"""Prompt tokens computed for each token generated, beyond those that the prefix cache holds."""
+CLEARLY_FASTER = 1.1
+"""A larger engine has to be predicted so much faster than several smaller ones."""
 
 BLOCK_TOKENS = 16
 """vLLM hands out its cache in blocks of so many tokens."""
 
 # Of 32 bits on disk vLLM keeps 16 in memory: that is its dtype `auto`, and ours.
 DTYPE_BYTES = {"float32": 2.0, "bfloat16": 2.0, "float16": 2.0}
+
+# What `engine.options.quantization` makes of weights that are not quantised yet, as the
+# `quantization_config` of such a model. Scales are too few to count, but for bitsandbytes.
+_8_BITS: dict[str, Any] = {"quant_method": "online", "bits": 8}
+ONLINE_QUANTIZATION: dict[str, dict[str, Any]] = {
+    "fp8": _8_BITS,
+    "fp8_per_tensor": _8_BITS,
+    "fp8_per_block": _8_BITS,
+    "fp8_per_channel": _8_BITS,
+    "int8_per_channel_weight_only": _8_BITS,
+    "mxfp8": {"quant_method": "online", "bits": 8, "group_size": 32},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+}
 
 COUNTED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -144,7 +177,7 @@ class ModelShape:
             latent=_latent_attention(fields),
             layer_parameter_bytes=layer_bytes,
             table_parameter_bytes=max(dtype_bytes, bytes_per_parameter or 0.0),
-            cache_value_bytes=dtype_bytes,
+            cache_value_bytes=fields.values.get("kv_cache_value_bytes", dtype_bytes),
         )
 
     @property
@@ -165,6 +198,17 @@ class ModelShape:
         """Bytes of all layers, without the embeddings and the output layer."""
         count = self.experts.count if self.experts else 0
         return self._layer_parameters(count) * self.layer_parameter_bytes
+
+    def layer_bytes_read(self, batch: float) -> float:
+        """Bytes of all layers that a step with so many sequences reads: of the experts those that
+        any of them goes through."""
+        if self.experts is None:
+            return self.layer_bytes
+        experts = self.experts
+        met = experts.count * (1 - (1 - experts.per_token / experts.count) ** batch)
+        without = self._layer_parameters(0)
+        of_one = (self._layer_parameters(experts.count) - without) / experts.count
+        return (without + met * of_one) * self.layer_parameter_bytes
 
     @property
     def kv_cache_bytes_per_token(self) -> float:
@@ -274,6 +318,8 @@ class PoolPlan:
     """Of one engine, on all its GPUs together."""
     kv_cache_tokens: int
     """What the cache of one engine holds."""
+    nominal_tokens_per_s: float
+    """Of all engines, on the nominal card: to compare plans, and no forecast of a run."""
 
     @property
     def gpus_per_engine(self) -> int:
@@ -314,12 +360,12 @@ def plan_pool(
       of the weights, the overhead, and a cache for one sequence of `context` tokens. Without a
       `context` it must hold `min_context` tokens, and the context is what the cache holds, at most
       what the model was made for: questions are short, so a longer context is not worth a GPU.
-    * Of the engines that fit, those count that hold `USEFUL_SEQUENCES` sequences as well. If there
-      is none, the one with the largest cache does: a slow engine is better than none.
-    * Of these the one is taken of which most run at once. Engines that share nothing lose no time
-      to each other, while the GPUs of one engine wait for each other twice in every layer. So a
-      larger engine has to be needed. At equal numbers the larger batch wins, since the GPUs saved
-      would stand idle, then the shorter pipeline, then the fewer GPUs.
+    * Of the engines that fit those are taken that together generate the most tokens a second
+      (`_Layout.tokens_per_s`). Engines that share nothing lose no time to each other, while the
+      GPUs of one engine wait for each other twice in every layer; but each engine reads all its
+      weights in every step, and what they leave of a GPU's memory decides how many sequences share
+      that. Of layouts within `CLEARLY_FASTER` of the fastest, the one with the most engines is
+      taken, then the faster, then the shorter pipeline and the fewer GPUs.
     * Tensor parallelism is a power of two within a node, where the links are fast, and splits all
       heads. A pipeline goes on from there: over nodes (they exchange little), or over the GPUs of
       a node when the heads or the number of GPUs are odd. An engine over several nodes is given
@@ -329,9 +375,9 @@ def plan_pool(
       wait and computes it again; that costs little, a batch too small costs all the time. It is
       at most `max_num_seqs`: beyond 256 the sampler's logits outgrow the overhead allowed for.
 
-    Once an engine holds `USEFUL_SEQUENCES`, more memory or nodes or twice the GPUs in each never
-    give fewer engines, and no fewer sequences to as many engines. Raises `InputError` with the
-    numbers when no engine fits, or the `context` asked for does not.
+    More memory, nodes or twice the GPUs in each never give fewer predicted tokens a second, but for
+    that tenth. Raises `InputError` with the numbers when no engine fits, or the `context` asked for
+    does not.
     """
     _check_limits(model, context, min_context, gpu_memory_utilization, max_num_seqs)
     usable = nodes.gpu_memory_gib * GIB * gpu_memory_utilization
@@ -399,6 +445,34 @@ class _Layout:
         token = self.stage_layers * self.model.kv_cache_bytes_per_layer(self.num_ranks)
         return int(self.cache / token) // BLOCK_TOKENS * BLOCK_TOKENS
 
+    def tokens_per_s(self, batch: int) -> float:
+        """Tokens generated a second by all engines, each with a batch of so many sequences.
+
+        The stages of a pipeline work on as many parts of the batch at once.
+        """
+        part = batch / self.num_stages
+        share = self.stage_layers / self.model.num_layers
+        tables = self.model.table_bytes(self.num_stages)
+        read = (self.model.layer_bytes_read(part) * share + tables) / self.num_ranks
+        cache = self.stage_layers * self.model.kv_cache_bytes_per_layer(self.num_ranks)
+        read += part * RUNNING_TOKENS * cache
+        per_token = 2 * self.model.num_active_parameters * (1 + PROMPT_SHARE)
+        compute_s = part * per_token * share / self.num_ranks / CARD_FLOPS_PER_S
+        step_s = STEP_S + read / CARD_BYTES_PER_S + compute_s + self._exchange_s(part)
+        filled = PIPELINE_FILLED if self.num_stages > 1 else 1.0
+        return self.replicas * part / step_s * filled
+
+    def _exchange_s(self, part: float) -> float:
+        """What the ranks of a stage wait for each other in a step: two sums in each layer, of 16
+        bits for each token and dimension, of which each rank sends and gets nearly twice."""
+        if self.num_ranks == 1:
+            return 0.0
+        is_linked = self.nodes.gpu_memory_gib >= LINKED_GIB
+        link = LINK_BYTES_PER_S if is_linked else SLOW_LINK_BYTES_PER_S
+        tokens = part * (1 + PROMPT_SHARE)
+        sent = 2 * (self.num_ranks - 1) / self.num_ranks * 2 * tokens * self.model.hidden_size
+        return self.stage_layers * (ALL_REDUCE_S + 2 * sent / link)
+
     def batch(self, sequence: int, limit: int) -> int:
         """Sequences of so many tokens at once: at least 1, at most `limit`, with a CUDA graph."""
         return _graph_size(max(1, min(limit, self.cache_tokens // sequence)))
@@ -406,15 +480,14 @@ class _Layout:
 
 def _best(fitting: list[_Layout], sequence: int, max_num_seqs: int) -> _Layout:
     """The layout to take, as `plan_pool` says; the keys are in the order of what counts most."""
-    useful = [one for one in fitting if one.cache_tokens >= USEFUL_SEQUENCES * sequence]
-    if not useful:
-        return max(fitting, key=lambda one: (one.cache_tokens, one.replicas, -one.num_stages))
+    speeds = [one.tokens_per_s(one.batch(sequence, max_num_seqs)) for one in fitting]
 
-    def merit(one: _Layout) -> tuple[int, ...]:
-        batch = one.batch(sequence, max_num_seqs)
-        return one.replicas, batch, -one.num_stages, -one.num_gpus
+    def merit(pair: tuple[_Layout, float]) -> tuple[float, ...]:
+        one, speed = pair
+        return one.replicas, speed, -one.num_stages, -one.num_gpus
 
-    return max(useful, key=merit)
+    pairs = zip(fitting, speeds, strict=True)
+    return max((p for p in pairs if p[1] * CLEARLY_FASTER >= max(speeds)), key=merit)[0]
 
 
 def _graph_size(size: int) -> int:
@@ -449,6 +522,7 @@ def _plan(layout: _Layout, context: int | None, max_num_seqs: int) -> PoolPlan:
         overhead_gib_per_gpu=layout.overhead / GIB,
         kv_cache_gib=layout.cache * layout.num_gpus / GIB,
         kv_cache_tokens=layout.cache_tokens,
+        nominal_tokens_per_s=layout.tokens_per_s(max_num_seqs),
     )
 
 
@@ -553,6 +627,21 @@ class _Fields:
     def is_gemma(self) -> bool:
         """Gemma's class ties its embeddings, so its files do not say so."""
         return str(self.values.get("model_type", "")).startswith("gemma")
+
+
+def with_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model as an engine serves it with `engine.options`: `quantization` of weights
+    whose files are not quantised, and `kv_cache_dtype` of one byte a number.
+
+    A method that is not known changes nothing, so that the plan is for more memory than it takes.
+    """
+    served = dict(config)
+    method = ONLINE_QUANTIZATION.get(str(options.get("quantization")))
+    if method and not _text_config(config).get("quantization_config"):
+        served["quantization_config"] = method
+    if str(options.get("kv_cache_dtype", "")).startswith(("fp8", "int8")):
+        served["kv_cache_value_bytes"] = 1.0
+    return served
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:

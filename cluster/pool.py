@@ -8,10 +8,14 @@ numbers out, receipts of a few numbers back, and counters once a second.
 
 Jobs of different kinds for the same weights (reasoning paths, predictions of the base model) run
 side by side on the same warm engines.
+
+The engines that the pool starts with are one placement group: it holds all their GPUs, or none and
+waits (`cluster.gpus`). Further ones take what is free, one by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -20,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,7 @@ import pyarrow as pa
 
 from cluster.engine import EngineSettings
 from cluster.errors import GenerationStoppedError, InterruptedRunError
+from cluster.gpus import Need, Patience, free_nodes, has_lost_bundles, reserved, total
 from cluster.jobs import Job
 from cluster.ledger import Ledger, compact
 from cluster.models import Model
@@ -42,6 +48,8 @@ from cluster.worker import EngineWorker
 STOP_S = 6.0
 """How long the workers get to make durable what is finished, once the run is asked to stop."""
 ASK_EVERY_S = 0.1
+RANK_CPUS = 0.1
+"""Logical CPUs of one of vLLM's own workers in a placement group."""
 
 _REPOSITORY = str(Path(__file__).resolve().parent.parent)
 
@@ -94,20 +102,24 @@ def run_jobs(
     *,
     stop: StopRequest,
     progress_every_s: float,
+    gpu_wait_s: float | None = None,
     limit: int | None = None,
 ) -> PoolSummary:
     """Do every job's open questions, or `limit` of each, on one pool of engines serving `model`.
 
     Returns when each question of each job has its row (or a share or the job's tokens are used
-    up) and the engines' processes are gone. Raises `InterruptedRunError` when asked to stop (what
-    was finished is durable), and `GenerationStoppedError` with the engine's own error when its
-    restarts are used up.
+    up) and the engines' processes are gone. Waits for its GPUs, and for `gpu_wait_s` seconds for
+    GPUs that the cluster does not have (null: `cluster.gpus.default_wait_s`). Raises `InputError`
+    when they do not come, `InterruptedRunError` when asked to stop (what was finished is durable),
+    and `GenerationStoppedError` with the engine's own error when its restarts are used up.
     """
     started = time.monotonic()
     plans = {job.name: _plan(job, settings, limit) for job in jobs}
     if not any(plan.num_open for plan in plans.values()):
         return PoolSummary(0.0, 0.0, {})
-    counts, weights = _execute(model, jobs, plans, settings, stop, progress_every_s)
+    patience = Patience(progress_every_s, gpu_wait_s)
+    with _first_engines(settings, patience, stop) as placement:
+        counts, weights = _execute(model, jobs, plans, settings, placement, stop, progress_every_s)
     if stop.is_set():
         raise InterruptedRunError("stopped; finished questions are kept")
     if limit is None:
@@ -172,6 +184,7 @@ def _execute(
     jobs: Sequence[Job],
     plans: Mapping[str, Plan],
     settings: EngineSettings,
+    placement: _WorkerPlacement,
     stop: StopRequest,
     progress_every_s: float,
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -182,7 +195,6 @@ def _execute(
     totals = {job.name: plans[job.name].totals for job in jobs}
     shares = {job.name: dict(job.shares) for job in jobs}
     board = _board(totals, shares, {job.name: job.max_tokens for job in jobs})
-    placement = _WorkerPlacement(settings)
     complete = [
         (job, dataset)
         for job, datasets in totals.items()
@@ -191,7 +203,7 @@ def _execute(
     ]
     meter = RateMeter("+".join(job.name for job in jobs), complete)
     try:
-        with ProgressPrinter(_describer(board, meter), every_s=progress_every_s):
+        with ProgressPrinter(_describer(board, meter, placement), every_s=progress_every_s):
             _consume(_pool_dataset(model, jobs, plans, settings, board, placement), board, stop)
     except ray.exceptions.RayError as error:
         if died := ray.get(board.last_error.remote()):
@@ -216,12 +228,13 @@ def _board(*args: Any) -> Any:
     return ray.remote(**options)(ProgressBoard).remote(*args)
 
 
-def _describer(board: Any, meter: RateMeter) -> Any:
+def _describer(board: Any, meter: RateMeter, placement: _WorkerPlacement) -> Any:
     """The function that reads the board and makes the progress line."""
     import ray
 
     def describe() -> list[str]:
-        return meter.lines(ray.get(board.view.remote()))
+        line, *others = meter.lines(ray.get(board.view.remote()))
+        return [" | ".join(filter(None, [line, placement.lost()])), *others]
 
     return describe
 
@@ -243,7 +256,7 @@ def _pool_dataset(
         EngineWorker,
         fn_constructor_args=(model, {job.name: job for job in jobs}),
         fn_constructor_kwargs={"settings": settings, "board": board},
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
             min_size=smallest,
@@ -314,28 +327,95 @@ def _resources(settings: EngineSettings) -> dict[str, Any]:
     """The processors of one worker, and its environment."""
     # With a placement group vLLM's own Ray workers take the GPUs, inside the same group.
     takes_gpus = settings.use_gpu and not settings.placement_group
-    environment = engine_environment(settings) | _AS_URGENT_AS_OTHERS
-    if settings.placement_group:
-        # They are of a job of their own, and import `cluster.loading`.
-        there = os.environ.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_REPOSITORY, there]))
     return {
         "num_cpus": settings.cpus_per_worker,
         "num_gpus": settings.gpus_per_worker if takes_gpus else 0,
-        "runtime_env": {"env_vars": environment},
+        "runtime_env": worker_environment(settings, {}),
     }
 
 
-class _WorkerPlacement:
-    """Ray's further arguments for each worker: finite restarts and, if asked for, a placement
-    group of the actor's CPUs and one bundle for each rank of its engine.
+def worker_environment(settings: EngineSettings, further: Mapping[str, str]) -> dict[str, Any]:
+    """Ray's runtime environment of a worker."""
+    environment = {**engine_environment(settings), **_AS_URGENT_AS_OTHERS, **further}
+    if settings.placement_group:
+        # vLLM's workers are of a job of their own, and import `cluster.loading`.
+        there = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_REPOSITORY, there]))
+    return {"env_vars": environment}
 
-    Ray Data does not remove the groups its actors were placed in, so `remove` does at the end.
+
+def engines_need(settings: EngineSettings) -> Need:
+    """What the engines that a pool starts with need at the same moment, engine by engine."""
+    count = num_workers(settings)[0]
+    advice = []
+    if count > 1:
+        fewer = "set engine.min_workers to fewer, which are the engines to start with"
+        advice.append("lower engine.min_workers" if settings.min_workers else fewer)
+    if settings.ranks > 1:
+        advice.append("lower engine.tensor_parallel_size or engine.pipeline_parallel_size")
+    return Need(
+        f"{count} engine{'s' if count > 1 else ''}",
+        tuple(_engine_bundles(settings)) * count,
+        " or ".join(advice) or "lower engine.cpus_per_worker",
+        "set engine.use_gpu: false to generate on CPUs",
+    )
+
+
+def _engine_bundles(settings: EngineSettings) -> list[dict[str, float]]:
+    """What one engine takes: all on one node, or what takes the CPUs and then each rank."""
+    worker: dict[str, float] = {"CPU": settings.cpus_per_worker}
+    if not settings.placement_group:
+        return [worker | {"GPU": settings.gpus_per_worker}]
+    rank: dict[str, float] = {"CPU": RANK_CPUS} | ({"GPU": 1} if settings.use_gpu else {})
+    return [worker, *[rank] * settings.ranks]
+
+
+@contextmanager
+def _first_engines(
+    settings: EngineSettings, patience: Patience, stop: StopRequest
+) -> Iterator[_WorkerPlacement]:
+    """Where the workers go. What the first ones need is reserved for the length of the block, if
+    they need GPUs or a placement group."""
+    with contextlib.ExitStack() as held:
+        group = None
+        if settings.use_gpu or settings.placement_group:
+            group = held.enter_context(reserved(engines_need(settings), patience, stop))
+        yield _WorkerPlacement(settings, group)
+
+
+def place_engines(
+    nodes: Sequence[str], num_engines: int, num_ranks: int
+) -> list[tuple[int, list[int]]]:
+    """Which bundles of a common group each engine takes: that of its worker, those of its ranks.
+
+    `nodes` has the node of each bundle, engine by engine the worker's and then its ranks'. Ray
+    spreads equal bundles in any order, so the ranks are dealt out anew, node after node, and each
+    worker is put where ranks of it are, if a worker's bundle is left there.
+    """
+    size = num_ranks + 1
+    workers = list(range(0, num_engines * size, size))
+    ranks = sorted(set(range(num_engines * size)) - set(workers), key=lambda i: (nodes[i], i))
+    placed = []
+    for first in range(0, len(ranks), num_ranks):
+        own = ranks[first : first + num_ranks]
+        near = [worker for worker in workers if nodes[worker] in {nodes[i] for i in own}]
+        worker = (near or workers)[0]
+        workers.remove(worker)
+        placed.append((worker, own))
+    return placed
+
+
+class _WorkerPlacement:
+    """Ray's further arguments for each worker: finite restarts, and where it goes.
+
+    The first workers go into the common group. A further one with a placement group gets one for
+    itself, which Ray Data would not remove: `remove` does at the end.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
-        self._groups: list[Any] = []
+    def __init__(self, settings: EngineSettings, group: Any) -> None:
+        self._settings, self._group = settings, group
+        self._engines = _placed_engines(settings, group) if group is not None else []
+        self._own_groups: list[Any] = []
 
     def make(self) -> dict[str, Any]:
         """The arguments of the next worker. By default Ray restarts and retries for ever."""
@@ -343,26 +423,52 @@ class _WorkerPlacement:
             "max_restarts": self._settings.max_restarts,
             "max_task_retries": self._settings.max_restarts,
         }
-        if self._settings.placement_group:
-            arguments["scheduling_strategy"] = self._reserve()
+        if self._engines:
+            worker, ranks = self._engines.pop(0)
+            environment = {"VLLM_RAY_BUNDLE_INDICES": ",".join(map(str, ranks))} if ranks else {}
+            arguments["scheduling_strategy"] = _in_bundle(self._group, worker, bool(ranks))
+            arguments["runtime_env"] = worker_environment(self._settings, environment)
+        elif self._settings.placement_group:
+            arguments["scheduling_strategy"] = _in_bundle(self._reserve(), 0, True)
         return arguments
 
     def _reserve(self) -> Any:
         import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        ranks = (self._settings.tensor_parallel_size or 1) * self._settings.pipeline_parallel_size
-        rank: dict[str, float] = {"GPU": 1, "CPU": 0.1} if self._settings.use_gpu else {"CPU": 0.1}
-        bundles = [{"CPU": self._settings.cpus_per_worker}, *[rank] * ranks]
-        self._groups.append(ray.util.placement_group(bundles, strategy="PACK"))
-        return PlacementGroupSchedulingStrategy(
-            self._groups[-1],
-            placement_group_bundle_index=0,
-            placement_group_capture_child_tasks=True,
-        )
+        bundles = _engine_bundles(self._settings)
+        self._own_groups.append(ray.util.placement_group(bundles, strategy="PACK"))
+        return self._own_groups[-1]
+
+    def lost(self) -> str:
+        """What is waited for when a node of the common group is gone; empty when none is."""
+        if self._group is None or not has_lost_bundles(self._group):
+            return ""
+        return f"waiting for the GPUs of a lost node: {total(free_nodes(), 'GPU'):g} free"
 
     def remove(self) -> None:
         import ray
 
-        for group in self._groups:
+        for group in self._own_groups:
             ray.util.remove_placement_group(group)
+
+
+def _in_bundle(group: Any, bundle: int, with_children: bool) -> Any:
+    """Ray's words for a place in a group; vLLM's own workers are children of an engine's."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(
+        group,
+        placement_group_bundle_index=bundle,
+        placement_group_capture_child_tasks=with_children,
+    )
+
+
+def _placed_engines(settings: EngineSettings, group: Any) -> list[tuple[int, list[int]]]:
+    """The bundles of each of the first engines, once their group is there."""
+    import ray
+
+    count = num_workers(settings)[0]
+    if not settings.placement_group:
+        return [(bundle, []) for bundle in range(count)]
+    nodes: Mapping[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    return place_engines([nodes[i] for i in range(len(nodes))], count, settings.ranks)

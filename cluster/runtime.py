@@ -37,6 +37,10 @@ class ClusterSettings(Settings):
     """Object store of a local cluster. Only chunks of questions and receipts pass through it."""
     progress_every_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 5.0
     """Seconds between two progress lines when the output is not a terminal."""
+    gpu_wait_s: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None
+    """Seconds to wait for GPUs that the cluster does not have before the run is refused; null is
+    900 on a cluster that a launcher or KubeRay started, 30 on one that was started by hand, and 0
+    on a local one. For GPUs that are there and in use a run waits as long as it takes."""
 
 
 class StorageSettings(Settings):

@@ -224,6 +224,9 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
             arguments["max_num_batched_tokens"] = max(settings.max_model_len, 4096)
     if settings.placement_group:
         arguments["distributed_executor_backend"] = "ray"
+    elif settings.gpus_per_worker > 1:
+        # All on this node. Left to itself vLLM would go by the placement group of the whole pool.
+        arguments["distributed_executor_backend"] = "mp"
     return arguments
 
 

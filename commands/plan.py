@@ -8,6 +8,7 @@ from cluster.runtime import ray_session
 from cluster.terminal import say
 from pipelines.config import load_config
 from pipelines.estimate import check_budget, format_estimate
+from pipelines.hardware import wait_for_hardware
 from pipelines.plan import begin_run
 from pipelines.probe import estimate_run_from_probe
 
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     begun = begin_run(config)
     with ray_session(config.cluster) as stop:
+        wait_for_hardware(begun, stop)
         estimate = estimate_run_from_probe(begun, stop)
     say(format_estimate(estimate))
     for warning in check_budget(estimate, config.budget):

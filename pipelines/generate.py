@@ -58,5 +58,7 @@ def run_engines(
     if max_workers is not None:
         fewer = {"min_workers": max_workers, "max_workers": max_workers}
         engine = engine.model_copy(update=fewer)
-    every_s = config.cluster.progress_every_s
-    return run_jobs(model, jobs, engine, stop=stop, progress_every_s=every_s, limit=limit)
+    every_s, wait_s = config.cluster.progress_every_s, config.cluster.gpu_wait_s
+    return run_jobs(
+        model, jobs, engine, stop=stop, progress_every_s=every_s, gpu_wait_s=wait_s, limit=limit
+    )

@@ -56,14 +56,17 @@ _FAST_DEATHS = (
 
 
 class RayNodes:
-    """A head with one CPU and two worker nodes with two, closed by a token."""
+    """A head with one CPU and two worker nodes, with two CPUs each where nothing else is said;
+    closed by a token."""
 
-    def __init__(self, log_folder: Path) -> None:
+    def __init__(self, log_folder: Path, worker: Sequence[str] = ("--num-cpus=2",)) -> None:
+        """`worker` are the arguments of `ray start` on a worker node."""
         # Ray's sockets lie below this folder, and their paths may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="rg", dir="/tmp"))
         self.token = secrets.token_hex(32)
         self.address = ""
         self._log_folder = log_folder
+        self._worker = worker
         self._sessions: dict[int, bool] = {}
         """By the id of each session: whether it is that of a worker node thought alive."""
         self._numbers = itertools.count()
@@ -91,7 +94,7 @@ class RayNodes:
     def heal(self) -> None:
         """Start worker nodes until there are two: a cloud gives back what it took."""
         while len(self.worker_sessions()) < 2:
-            self._start_node([f"--address={self.address}", "--num-cpus=2"], is_worker=True)
+            self._start_node([f"--address={self.address}", *self._worker], is_worker=True)
 
     def _start_node(self, arguments: Sequence[str], *, is_worker: bool) -> str:
         command = [RAY, "start", "--min-worker-port=0", "--max-worker-port=0"]

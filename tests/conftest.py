@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,30 @@ def ray_cluster() -> Iterator[str]:
     context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def gpu_node(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Eight GPUs that only Ray counts, with two CPUs, on a node that joins the shared cluster."""
+    import ray
+
+    command = [str(Path(sys.executable).with_name("ray")), "start", f"--address={ray_cluster}"]
+    command += ["--num-cpus=2", "--num-gpus=8", f"--object-store-memory={80 * 2**20}", "--block"]
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+    log = tmp_path_factory.mktemp("gpu-node") / "ray-start.log"
+    with log.open("w") as output:
+        node = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 180
+    while ray.cluster_resources().get("GPU") != 8:
+        assert node.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    yield
+    node.terminate()
+    node.wait(60)
+    while ray.cluster_resources().get("GPU"):
+        assert time.monotonic() < deadline + 240
+        time.sleep(0.1)
 
 
 def boxed_truth(question: Question) -> str:

@@ -5,8 +5,8 @@ how long each answer is; `crash_file` (the first worker that sees the file remov
 `poison`, a text whose question kills its engine, and `poison_exit`, one that ends the whole
 process; `fail_share` and `slow_share`, in percent of seeds whose generation fails or never ends;
 `log_file`, which gets a line for each answer: a hash of its sum, the seed and the stage;
-`start_log`, which gets one for each engine that starts, with its process and niceness;
-`start_s`, how long that takes.
+`start_log`, which gets one for each engine that starts, see `Started`; `start_s`, how long that
+takes. With a placement group it starts a worker in each of its bundles, as vLLM does.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import hashlib
+import json
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,72 @@ def _value(node: ast.expr) -> int:
     return int(ast.literal_eval(node))
 
 
+def gpu_memory_gib() -> float:
+    """Of a GPU that only Ray counts: as CUDA sees of an H100. See `PRETENDED_MEMORY`."""
+    return 79.1
+
+
 def _append(path: str, line: str) -> None:
     """One write of a whole line: workers share the file."""
     log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(log, line.encode())
     os.close(log)
+
+
+@dataclass(frozen=True)
+class Started:
+    """One engine, or one worker of an engine with a placement group, as the `start_log` has it."""
+
+    pid: int
+    niceness: int
+    node_id: str
+    gpus: tuple[str, ...]
+    """What CUDA_VISIBLE_DEVICES shows it."""
+    kind: str
+    """`engine`, `worker` of an engine, or `trainer`: a worker of a training."""
+
+    @classmethod
+    def here(cls, kind: str) -> Started:
+        import ray
+
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        node_id = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "none"
+        return cls(os.getpid(), os.nice(0), node_id, tuple(filter(None, gpus.split(","))), kind)
+
+    @classmethod
+    def read(cls, log: Path, *kinds: str) -> list[Started]:
+        """All of some kinds that started, in the order in which they did; engines by default."""
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        started = [cls(**line | {"gpus": tuple(line["gpus"])}) for line in lines]
+        return [each for each in started if each.kind in (kinds or ("engine",))]
+
+    def append_to(self, log: str) -> None:
+        _append(log, json.dumps(asdict(self)) + "\n")
+
+
+class _Rank:
+    """Stands where vLLM has one of its own Ray workers."""
+
+    def note(self, log: str) -> None:
+        Started.here("worker").append_to(log)
+
+
+def _start_ranks(settings: EngineSettings, log: str) -> list[Any]:
+    """A worker in each bundle of the engine: those named for vLLM, else all that have GPUs."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Bundle
+
+    group = ray.util.get_current_placement_group()
+    named = os.environ.get("VLLM_RAY_BUNDLE_INDICES")
+    has_gpu = [i for i, bundle in enumerate(group.bundle_specs) if bundle.get("GPU")]
+    indices = [int(i) for i in named.split(",")] if named else has_gpu
+    rank = ray.remote(num_cpus=0, num_gpus=settings.use_gpu)(_Rank)
+    ranks = [
+        rank.options(scheduling_strategy=Bundle(group, placement_group_bundle_index=i)).remote()
+        for i in indices[: settings.ranks]
+    ]
+    ray.get([each.note.remote(log) for each in ranks])
+    return ranks
 
 
 class ScriptedEngine:
@@ -67,7 +130,8 @@ class ScriptedEngine:
         self._options: dict[str, Any] = settings.options
         self._num_answers = 0
         if start_log := self._options.get("start_log"):
-            _append(start_log, f"{os.getpid()} {os.nice(0)}\n")
+            Started.here("engine").append_to(start_log)
+            self._ranks = _start_ranks(settings, start_log) if settings.placement_group else []
         time.sleep(self._options.get("start_s", 0.0))
 
     async def chat(

@@ -8,6 +8,7 @@ nor transformers.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import InputError
-from cluster.planner import ModelShape
+from cluster.planner import GIB, ModelShape
+from training.device import device_of
 from training.examples import longest_answers
-from training.memory import BatchSize, ModelSize, explain_shortage
-from training.settings import TrainingSettings
+from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
+from training.settings import PlacedTraining
 from training.tracking import refuse_missing_trackers
 
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -32,7 +34,7 @@ class RefusedError(InputError):
     """An `InputError` that every worker of the group has raised."""
 
 
-def agree(check: Callable[[], None]) -> None:
+def agree(check: Callable[[], object]) -> None:
     """Run a check that may raise `InputError`; raises `RefusedError` when any worker's did."""
     import torch
 
@@ -49,7 +51,7 @@ def agree(check: Callable[[], None]) -> None:
 
 
 def check_training(
-    model: str, table: pa.Table, settings: TrainingSettings, workers_on_node: int
+    model: str, table: pa.Table, settings: PlacedTraining, workers_on_node: int
 ) -> None:
     """Raises `InputError` when examples, LoRA targets or memory do not fit, when nothing can be
     offloaded to the folder named for it, or when a tracker misses."""
@@ -60,12 +62,15 @@ def check_training(
         refuse_offload_folder(settings.offload_folder)
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     refuse_foreign_tokens(table, model, config.get_text_config().vocab_size)
+    refuse_missing_positions(table, model, config)
     if settings.method == "full" and not settings.check_memory:
         return
     skeleton = _without_weights(config)
     refuse_foreign_targets(skeleton, model, settings)
-    if settings.check_memory:
-        refuse_shortage(skeleton, config, table, settings, workers_on_node)
+    size = model_size(skeleton, config, settings)
+    if settings.check_memory and size is not None:
+        refuse_shortage(size, table, settings, workers_on_node)
+        refuse_full_disk(size, settings, workers_on_node)
 
 
 def refuse_offload_folder(folder: str) -> None:
@@ -97,6 +102,47 @@ def refuse_foreign_tokens(table: pa.Table, model: str, vocab_size: int) -> None:
             )
 
 
+def refuse_missing_positions(table: pa.Table, model: str, config: Any) -> None:
+    """Raises `InputError` when an example is longer than the model's table of positions.
+
+    Rotated positions go on for ever, learnt ones (GPT-2, OPT) end.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = longest_example(table)
+    if positions is None or longest <= positions:
+        return
+    skeleton = _without_weights(config)
+    if any(table.num_embeddings < longest for table in _position_tables(skeleton)):
+        raise InputError(
+            f"an example has {longest} tokens, but {model} has learnt {positions} positions; set "
+            f"training.max_length: {positions}"
+        )
+
+
+def _position_tables(skeleton: Any) -> list[Any]:
+    import torch
+
+    tokens = skeleton.get_input_embeddings()
+    return [
+        module
+        for name, module in skeleton.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        and module is not tokens
+        and ("pos" in _last_part(name) or _last_part(name) == "wpe")
+    ]
+
+
+def refuse_broken_weights(module: Any, model: str) -> None:
+    """Raises `InputError` that names the first tensor of this worker with NaN or infinity in it."""
+    for name, parameter in module.named_parameters():
+        # ZeRO-3 leaves an empty tensor in its place and keeps this worker's part beside it.
+        if not bool(getattr(parameter, "ds_tensor", parameter).detach().isfinite().all()):
+            raise InputError(
+                f"{model}: {name} holds values that are not finite, so nothing can be learnt; "
+                "take another copy of the model"
+            )
+
+
 def _without_weights(config: Any) -> Any:
     """The model with shapes alone."""
     import torch
@@ -106,7 +152,7 @@ def _without_weights(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings) -> None:
+def refuse_foreign_targets(skeleton: Any, model: str, settings: PlacedTraining) -> None:
     """Raises `InputError` when a LoRA target names no linear layer of the model, or experts that
     are one parameter of three dimensions."""
     targets = settings.lora.target_modules
@@ -172,23 +218,34 @@ def _is_target(name: str, target: str) -> bool:
 
 
 def refuse_shortage(
-    skeleton: Any,
-    config: Any,
-    table: pa.Table,
-    settings: TrainingSettings,
-    workers_on_node: int,
+    size: ModelSize, table: pa.Table, settings: PlacedTraining, workers_on_node: int
 ) -> None:
     """Raises `InputError` when the training needs more memory than this worker has."""
-    size = model_size(skeleton, config, settings)
-    if size is None:
-        return
     there = _memory_of_worker(settings, workers_on_node)
     shortage = explain_shortage(size, partial(largest_batch, table), settings, *there)
     if shortage:
         raise InputError(shortage)
 
 
-def model_size(skeleton: Any, config: Any, settings: TrainingSettings) -> ModelSize | None:
+def refuse_full_disk(size: ModelSize, settings: PlacedTraining, workers_on_node: int) -> None:
+    """Raises `InputError` when this node's temporary folder does not hold its part of a
+    checkpoint, which is written there before it goes to storage."""
+    if not settings.makes_checkpoints:
+        return
+    whole = checkpoint_bytes(size, settings)
+    needed = whole * workers_on_node / settings.num_workers
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"a checkpoint takes {whole / GIB:.1f} GiB, {needed / GIB:.1f} GiB of it on this node, "
+            f"and {folder} has {free / GIB:.1f} GiB free; point TMPDIR to a larger disk on every "
+            "node, or make no checkpoints (training.checkpoint_every_n_steps: 0, "
+            "checkpoint_every_s: null)"
+        )
+
+
+def model_size(skeleton: Any, config: Any, settings: PlacedTraining) -> ModelSize | None:
     """The sizes of a model; None for one whose shape is not understood."""
     try:
         shape = ModelShape.from_config(config.to_dict())
@@ -212,7 +269,7 @@ def model_size(skeleton: Any, config: Any, settings: TrainingSettings) -> ModelS
     )
 
 
-def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
+def _num_trained(skeleton: Any, settings: PlacedTraining) -> int:
     """Parameters with a gradient: all, or two factors for each layer with an adapter."""
     if settings.method == "full":
         return sum(parameter.numel() for parameter in skeleton.parameters())
@@ -224,24 +281,24 @@ def _num_trained(skeleton: Any, settings: TrainingSettings) -> int:
     )
 
 
-def largest_batch(table: pa.Table, settings: TrainingSettings) -> BatchSize:
+def largest_batch(table: pa.Table, settings: PlacedTraining) -> BatchSize:
     """The most that may go through the model at once, whatever the order."""
-    prompts = pc.list_value_length(table.column("prompt_token_ids"))
-    answers = longest_answers(table)
-    longest, longest_answer = pc.max(pc.add(prompts, answers)).as_py(), pc.max(answers).as_py()
+    longest, longest_answer = longest_example(table), pc.max(longest_answers(table)).as_py()
     if settings.packing:
         return BatchSize(settings.tokens_per_row, settings.tokens_per_row)
     rows = settings.micro_batch_size * settings.sequences_per_example
     return BatchSize(rows * longest, rows * min(longest, longest_answer))
 
 
-def _memory_of_worker(settings: TrainingSettings, workers_on_node: int) -> tuple[float, float]:
-    """Bytes of the GPU, and of the worker's part of its node's memory."""
+def longest_example(table: pa.Table) -> int:
+    """Tokens of the longest prompt and answer together."""
+    prompts = pc.list_value_length(table.column("prompt_token_ids"))
+    return int(pc.max(pc.add(prompts, longest_answers(table))).as_py())
+
+
+def _memory_of_worker(settings: PlacedTraining, workers_on_node: int) -> tuple[float, float]:
+    """Bytes of the card, without one of the node, and of the worker's part of its node's memory."""
     import psutil
 
     host = psutil.virtual_memory().total / workers_on_node
-    if settings.gpus_per_worker == 0:
-        return host, host
-    import torch
-
-    return float(torch.cuda.get_device_properties(0).total_memory), host
+    return device_of(settings).card_memory() or host, host

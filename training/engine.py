@@ -14,11 +14,12 @@ import os
 import warnings
 from typing import Any
 
+from training.device import device_of
 from training.packing import use_packed_attention
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 
 
-def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, Any]:
+def deepspeed_config(settings: PlacedTraining, world_size: int) -> dict[str, Any]:
     """The config that `deepspeed.initialize` takes, for a number of workers.
 
     Gradients are added up and exchanged in float32, except at stage 0 in bfloat16, where
@@ -41,7 +42,7 @@ def deepspeed_config(settings: TrainingSettings, world_size: int) -> dict[str, A
     return config
 
 
-def _batch_config(settings: TrainingSettings, world_size: int) -> dict[str, int]:
+def _batch_config(settings: PlacedTraining, world_size: int) -> dict[str, int]:
     """Sizes that agree with each other, as DeepSpeed demands; the loop counts for itself.
 
     How many packed rows make a step differs from step to step. Two are named, because DeepSpeed
@@ -56,8 +57,8 @@ def _batch_config(settings: TrainingSettings, world_size: int) -> dict[str, int]
     }
 
 
-def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
-    on_gpu = settings.gpus_per_worker > 0
+def _zero_config(settings: PlacedTraining) -> dict[str, Any]:
+    on_gpu = device_of(settings).is_gpu
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
         "contiguous_gradients": True,
@@ -74,10 +75,10 @@ def _zero_config(settings: TrainingSettings) -> dict[str, Any]:
     return zero
 
 
-def prepare_process(settings: TrainingSettings) -> None:
+def prepare_process(settings: PlacedTraining) -> None:
     """Set what DeepSpeed and torch read once: call it before anything imports deepspeed."""
-    if settings.gpus_per_worker == 0:
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    device = device_of(settings)
+    os.environ.update(device.environment)
     import deepspeed
     import torch
     import transformers
@@ -87,17 +88,13 @@ def prepare_process(settings: TrainingSettings) -> None:
     transformers.utils.logging.disable_progress_bar()
     # DeepSpeed calls collectives by names that torch 2.13 is about to retire.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    if settings.gpus_per_worker == 0:
+    if not device.is_gpu:
         # Else DeepSpeed compiles a shared-memory collective, which only its inference uses.
         deepspeed.ops.__compatible_ops__ = {}
-    else:
-        import ray.train.torch
-
-        # Before the first collective operation, which takes the current device.
-        torch.cuda.set_device(ray.train.torch.get_device())
+    device.select()
 
 
-def build_engine(source: str, settings: TrainingSettings, world_size: int) -> Any:
+def build_engine(source: str, settings: PlacedTraining, world_size: int) -> Any:
     """The model of a local folder or hub name, with its optimizer, ready to train.
 
     Raises what transformers and peft raise on a model or a LoRA target that is not there.
@@ -130,7 +127,7 @@ def build_engine(source: str, settings: TrainingSettings, world_size: int) -> An
     return engine
 
 
-def _load_model(source: str, settings: TrainingSettings, config: dict[str, Any]) -> Any:
+def _load_model(source: str, settings: PlacedTraining, config: dict[str, Any]) -> Any:
     import deepspeed
     import torch
     from transformers import AutoModelForCausalLM
@@ -146,7 +143,7 @@ def _load_model(source: str, settings: TrainingSettings, config: dict[str, Any])
     return model
 
 
-def _add_adapters(model: Any, settings: TrainingSettings) -> Any:
+def _add_adapters(model: Any, settings: PlacedTraining) -> Any:
     import peft
 
     targets = settings.lora.target_modules
@@ -161,13 +158,13 @@ def _add_adapters(model: Any, settings: TrainingSettings) -> Any:
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def _optimizer(trained: list[Any], settings: TrainingSettings) -> Any:
+def _optimizer(trained: list[Any], settings: PlacedTraining) -> Any:
     """AdamW; torch's, or DeepSpeed's for a state that lies in host memory beside a GPU."""
     import torch
 
     # The schedule sets the rate before each step; DeepSpeed's own trial steps shall change nothing.
     options = {"lr": 0.0, "weight_decay": settings.weight_decay}
-    if settings.offload_optimizer and settings.gpus_per_worker > 0:
+    if settings.offload_optimizer and device_of(settings).is_gpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(trained, adamw_mode=True, **options)

@@ -24,9 +24,12 @@ from cluster.models import Model
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
 from cluster.tasks import run_task
+from training.device import device_of
 from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
-from training.settings import TrainingSettings
+from training.nodes import read_nodes
+from training.placement import place
+from training.settings import PlacedTraining, TrainingSettings
 from training.termination import catch_sigterm
 
 CHECKPOINTS = "checkpoints"
@@ -36,6 +39,9 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 START_ATTEMPTS = 10
 """How often Ray Train tries to place its workers, a minute each: time to add machines."""
+
+FEW_CHANGES = 0.1
+"""Share of changed weights below which the user is told."""
 
 OnStep = Callable[[dict[str, float]], None]
 
@@ -61,11 +67,12 @@ def fine_tune(
     checkpoint; the workers end with the process or with `ray.shutdown`.
 
     Returns num_examples (of dpo: pairs), num_dropped_too_long, num_truncated, datasets (examples of
-    each, where the config asks for them), num_undesirable (of kto: wrong paths), num_steps,
+    each, where the config asks for them), num_undesirable (of kto: wrong paths), num_workers,
+    gpus_per_worker and dtype as they were taken (`training.placement`), num_steps,
     num_tokens (prompts and targets seen), num_trained_tokens (targets only), first_loss, last_loss,
-    seconds (in steps) and data_seconds (of these, waiting for examples), all of them over every
-    attempt, and the fingerprints of the saved weights (`training.saving.save_trained`). Writes no
-    manifest.
+    seconds (in steps), data_seconds (of these, waiting for examples) and checkpoint_seconds (besides
+    these), all of them over every
+    attempt, and what `training.saving.save_trained` tells of the saved weights. Writes no manifest.
 
     Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and
@@ -74,22 +81,41 @@ def fine_tune(
     `settings.max_failures` times.
     """
     found = run_task(survey, examples, settings, dataset)
-    _refuse_other_checkpoints(output.child(CHECKPOINTS), _plan(model, found, settings))
-    _refuse_too_many_workers(settings)
-    job = Job(model, examples, output, settings, dataset)
+    checkpoints = output.child(CHECKPOINTS)
+    placement = place(
+        settings, read_nodes(), began=_began(checkpoints), may_wait=not _is_our_own_ray()
+    )
+    placed = placement.settings
+    _refuse_other_checkpoints(checkpoints, _plan(model, found, placed))
+    print(f"training: {placement.sentence}", file=sys.stderr, flush=True)
+    job = Job(model, examples, output, placed, dataset)
     progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
+    _warn_of_few_changes(progress["weights_changed"], placed)
     return {
         "num_examples": found.num_examples,
         "num_dropped_too_long": found.num_dropped_too_long,
         "num_truncated": found.num_truncated,
         **({"datasets": found.counts} if found.counts else {}),
         **({"num_undesirable": found.num_undesirable} if settings.objective == "kto" else {}),
+        **{name: getattr(placed, name) for name in ("num_workers", "gpus_per_worker", "dtype")},
         **progress,
     }
 
 
-def _plan(model: Model, found: Survey, settings: TrainingSettings) -> dict[str, Any]:
+def _warn_of_few_changes(share: float, settings: PlacedTraining) -> None:
+    """Say when most weights are what they were: in bfloat16 small steps are lost by rounding."""
+    if share < FEW_CHANGES:
+        rounded = " or train in float32" if settings.dtype == "bfloat16" else ""
+        print(
+            f"training: only {share:.1%} of the weights have changed; raise "
+            f"training.learning_rate or num_epochs{rounded} if the model should learn more",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _plan(model: Model, found: Survey, settings: PlacedTraining) -> dict[str, Any]:
     """What must be the same for a checkpoint to be of use."""
     return {
         "model": model.identity,
@@ -98,21 +124,28 @@ def _plan(model: Model, found: Survey, settings: TrainingSettings) -> dict[str, 
         # A checkpoint holds one shard for each worker, cut as the ZeRO stage says.
         "num_workers": settings.num_workers,
         "zero_stage": settings.zero_stage,
+        "dtype": settings.dtype,
     }
+
+
+def _began(checkpoints: Folder) -> dict[str, Any]:
+    """What the checkpoints were made with; empty where none was finished."""
+    if checkpoints.read_json(SNAPSHOT) is None:
+        return {}
+    return dict(checkpoints.read_json(PLAN) or {})
 
 
 def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None:
     """Write down what the checkpoints are of; raises `InputError` when they are of another."""
-    earlier = checkpoints.read_json(PLAN)
     if checkpoints.read_json(SNAPSHOT) is None:
         # None was finished, or a crash tore Ray's list, which Ray would refuse: begin again.
         checkpoints.delete_files([SNAPSHOT])
-    elif earlier is not None and earlier != plan:
-        changed = [
-            f"{key} was {earlier.get(key)!r}, now {plan[key]!r}"
-            for key in plan
-            if earlier.get(key) != plan[key]
-        ]
+    changed = [
+        f"{key} was {value!r}, now {plan[key]!r}"
+        for key, value in _began(checkpoints).items()
+        if key in plan and value != plan[key]
+    ]
+    if changed:
         raise InputError(
             f"the checkpoints in {checkpoints.uri} are of another training: "
             f"{'; '.join(changed)}. Put it back, or delete that folder to begin again"
@@ -120,25 +153,14 @@ def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None
     checkpoints.write_json(PLAN, plan)
 
 
-def _refuse_too_many_workers(settings: TrainingSettings) -> None:
-    """Raises `InputError` when a Ray of our own, which cannot grow, has no room for all workers.
+def _is_our_own_ray() -> bool:
+    """Whether Ray was started by this process, and so cannot grow.
 
     Another cluster may get more nodes: there Ray Train waits for them, `START_ATTEMPTS` minutes.
     """
     import ray
 
-    if not ray._private.worker._global_node.head:
-        return
-    needed = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
-    there = ray.cluster_resources()
-    room = min(int(there.get(name, 0) // count) for name, count in needed.items() if count)
-    if room < settings.num_workers:
-        has = f"{there.get('GPU', 0):.0f} GPUs and {there.get('CPU', 0):.0f} CPUs"
-        raise InputError(
-            f"training.num_workers {settings.num_workers} workers of {settings.gpus_per_worker} "
-            f"GPUs and {settings.cpus_per_worker} CPUs do not fit: this machine has {has}, room "
-            f"for {room}; lower training.num_workers, gpus_per_worker or cpus_per_worker"
-        )
+    return bool(ray._private.worker._global_node.head)
 
 
 def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
@@ -220,17 +242,17 @@ def _trainer(job: Job) -> Any:
     from ray.train.v2.api.config import LoggingConfig
 
     settings, output = job.settings, job.output
-    on_gpu = settings.gpus_per_worker > 0
+    device, takes_gpus = device_of(settings), settings.gpus_per_worker > 0
     return quiet_trainer_class()(
         train_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend=device.backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers,
-            use_gpu=on_gpu,
+            use_gpu=takes_gpus,
             resources_per_worker={
                 "CPU": settings.cpus_per_worker,
-                **({"GPU": settings.gpus_per_worker} if on_gpu else {}),
+                **({"GPU": settings.gpus_per_worker} if takes_gpus else {}),
             },
         ),
         run_config=ray.train.RunConfig(
@@ -242,7 +264,7 @@ def _trainer(job: Job) -> Any:
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=settings.keep_checkpoints),
             callbacks=[_sigterm_callback()],
-            worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
+            worker_runtime_env={"env_vars": dict(device.environment)},
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )

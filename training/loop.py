@@ -26,15 +26,16 @@ from cluster.models import Model
 from cluster.settings import content_of, fingerprint
 from cluster.storage import Folder
 from training.batches import learning_rate
-from training.checks import RefusedError, agree, check_training
+from training.checks import RefusedError, agree, check_training, refuse_broken_weights
+from training.device import device_of
 from training.engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.examples import read_examples
 from training.objectives import Parts, divergence, micro_parts
 from training.packing import refuse_leak
 from training.reference import REFERENCE, with_references
-from training.saving import save_trained
-from training.settings import TrainingSettings
-from training.speed import peak_flops_here, work_of
+from training.saving import rehearse_save, save_trained
+from training.settings import PlacedTraining
+from training.speed import peak_flops, work_of
 from training.steps import Share, StepData
 from training.termination import is_told_to_end
 from training.tracking import tracking
@@ -50,7 +51,7 @@ class Job:
     model: Model
     examples: Folder
     output: Folder
-    settings: TrainingSettings
+    settings: PlacedTraining
     dataset: str | None = None
     """Only the examples of this one; None takes all."""
     board: Any = None
@@ -71,6 +72,8 @@ class Progress:
     """In steps."""
     data_seconds: float = 0.0
     """Of these, until the examples of a step were at hand."""
+    checkpoint_seconds: float = 0.0
+    """In checkpoints, while no step was made."""
 
     @property
     def is_complete(self) -> bool:
@@ -117,8 +120,40 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
     if not progress.is_complete:
         return asdict(progress)
-    fingerprints = save_trained(engine, job.model.fetch(), job.output, job.settings)
-    return {**asdict(progress), **fingerprints}
+    facts = _save(engine, progress, job)
+    return facts if "refused" in facts else {**asdict(progress), **facts}
+
+
+def _save(engine: Any, progress: Progress, job: Job) -> dict[str, Any]:
+    """Save the model. Every worker must call it. Returns what the first one has to tell of it.
+
+    Where it cannot be saved, a checkpoint of the last step is kept: nothing is trained again. What
+    would fail again is a refusal; a disk or a network may be back in a moment.
+    """
+    import torch
+
+    facts: dict[str, Any] = {}
+    error: Exception | None = None
+    try:
+        facts = save_trained(engine, job.model.fetch(), job.output, job.settings)
+    except Exception as caught:  # noqa: BLE001, all workers have to learn of it
+        error = caught
+    told: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, error and f"{type(error).__name__}: {error}")
+    if not any(told):
+        return facts
+    if not _checkpoint_is_due(progress, job.settings):
+        _save_checkpoint(engine, progress, job.settings)
+    if any(text and text.startswith(_MAY_PASS) for text in told):
+        raise error or RuntimeError(next(filter(None, told)))
+    return {
+        "refused": f"the trained model could not be saved ({next(filter(None, told))}); its last "
+        "checkpoint is kept, and the same command tries to save it again"
+    }
+
+
+_MAY_PASS = ("OSError", "ConnectionError", "TimeoutError", "BlockingIOError", "InterruptedError")
+"""Errors of a disk or a network, which another attempt may not meet."""
 
 
 def load(job: Job) -> tuple[Any, StepData]:
@@ -134,6 +169,8 @@ def load(job: Job) -> tuple[Any, StepData]:
     model = job.model.fetch()
     agree(lambda: check_training(model, table, job.settings, context.get_local_world_size()))
     engine = build_engine(model, job.settings, num_ranks)
+    agree(lambda: refuse_broken_weights(engine.module, model))
+    agree(lambda: rank == 0 and rehearse_save(_base_of(engine.module), model))
     if job.settings.packing:
         vocab_size = engine.module.config.get_text_config().vocab_size
         agree(lambda: refuse_leak(engine, vocab_size, engine.device))
@@ -142,6 +179,11 @@ def load(job: Job) -> tuple[Any, StepData]:
         references = job.output.child(REFERENCE)
         table = with_references(engine, table, job.settings, references, key)
     return engine, StepData(table, job.settings, rank, num_ranks)
+
+
+def _base_of(module: Any) -> Any:
+    """The model itself, without adapters around it."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
@@ -155,6 +197,7 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
 
     settings, rank = job.settings, torch.distributed.get_rank()
     progress = replace(start, num_steps=data.num_steps)
+    last_checkpoint = time.monotonic()
     with _observers(engine, job, start, rank) as observe:
         for step in range(start.next_step, data.num_steps):
             began = time.perf_counter()
@@ -171,21 +214,28 @@ def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
             seconds = time.perf_counter() - began
             progress = _advance(progress, share, facts["loss"], seconds, waited)
             is_stopped = observe(progress, share, facts, seconds)
-            is_last = _any_worker(is_told_to_end() or is_stopped, engine.device)
-            if _checkpoint_is_due(progress, settings) or is_last:
-                _save_checkpoint(engine, progress, settings)
+            is_late = rank == 0 and _is_late(last_checkpoint, settings)
+            is_last, is_late = _any_worker([is_told_to_end() or is_stopped, is_late], engine.device)
+            if _checkpoint_is_due(progress, settings) or is_late or is_last:
+                progress = _save_checkpoint(engine, progress, settings)
+                last_checkpoint = time.monotonic()
             if is_last:
                 break
     return progress
 
 
-def _any_worker(says_so: bool, device: Any) -> bool:
-    """Whether any worker says so; every worker must ask."""
+def _any_worker(says_so: list[bool], device: Any) -> list[bool]:
+    """Of each question, whether any worker says so; every worker must ask."""
     import torch
 
-    flag = torch.tensor(int(says_so), device=device)
-    torch.distributed.all_reduce(flag)
-    return bool(flag.item())
+    flags = torch.tensor(says_so, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(flags)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def _is_late(last_checkpoint: float, settings: PlacedTraining) -> bool:
+    every = settings.checkpoint_every_s
+    return every is not None and time.monotonic() - last_checkpoint >= every
 
 
 Observe = Callable[[Progress, Share, dict[str, float], float], bool]
@@ -201,7 +251,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
     if rank > 0:
         yield lambda progress, share, facts, seconds: False
         return
-    work, peak = work_of(engine.module), peak_flops_here()
+    work, peak = work_of(engine.module), peak_flops(device_of(job.settings).card_name())
     with tracking(job.output, job.settings.tracking, start.next_step) as log:
 
         def observe(
@@ -220,7 +270,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         yield observe
 
 
-def add_gradients(engine: Any, share: Share, settings: TrainingSettings) -> dict[str, float]:
+def add_gradients(engine: Any, share: Share, settings: PlacedTraining) -> dict[str, float]:
     """The gradients of one step. Returns loss and what else is told of its global batch.
 
     DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
@@ -274,15 +324,19 @@ def _advance(
     )
 
 
-def _checkpoint_is_due(progress: Progress, settings: TrainingSettings) -> bool:
+def _checkpoint_is_due(progress: Progress, settings: PlacedTraining) -> bool:
     every = settings.checkpoint_every_n_steps
     return every > 0 and progress.next_step % every == 0
 
 
-def _save_checkpoint(engine: Any, progress: Progress, settings: TrainingSettings) -> None:
-    """Every worker writes its shard; Ray Train copies them into one folder on storage."""
+def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) -> Progress:
+    """Every worker writes its shard; Ray Train copies them into one folder on storage.
+
+    Returns the progress with the time that it took.
+    """
     import ray.train
 
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="regenesis-checkpoint-") as folder:
         engine.save_checkpoint(
             folder,
@@ -297,9 +351,11 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: TrainingSettings
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_dir_name=f"step-{progress.next_step:06d}",
         )
+    seconds = progress.checkpoint_seconds + time.monotonic() - began
+    return replace(progress, checkpoint_seconds=seconds)
 
 
-def _load_checkpoint(engine: Any, settings: TrainingSettings) -> Progress:
+def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:
     """Put the engine where the last checkpoint left it; without one, at the beginning."""
     import ray.train
 

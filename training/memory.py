@@ -12,11 +12,11 @@ feed-forward layer and its attention keep for the backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from cluster.planner import GIB
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 
 BUCKET = 500_000_000
 """Gradients that DeepSpeed gathers before it exchanges them (reduce_bucket_size), numbers."""
@@ -26,6 +26,21 @@ PREFETCH = 50_000_000
 
 LOGIT_BYTES = 12
 """Of one logit: in the model's type, in float32, and its gradient."""
+
+CARD_RESERVE = GIB
+"""Of a GPU: CUDA's context and NCCL's channels. An allowance."""
+
+RESERVE_SHARE = 0.05
+"""Of any memory: what the allocator cannot use, and on a node what the system and Ray hold. An
+allowance; without one an estimate of 136.3 of 139.8 GiB would pass."""
+
+Change = dict[str, Any]
+"""Settings by their names, with the values to give them."""
+
+OFFLOADS = {"offload_optimizer", "offload_weights"}
+
+MOST_WORKERS = 1024
+"""Up to which it is tried whether more workers would help."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ class Memory:
 
     weights: float
     gradients: float
+    buffers: float
+    """What DeepSpeed gathers gradients in before it exchanges them in float32."""
     optimizer: float
     activations: float
     logits: float
@@ -71,7 +88,8 @@ class Memory:
     @property
     def device(self) -> float:
         """Bytes on the GPU; without one, in the node's memory like the rest."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        states = self.weights + self.gradients + self.buffers + self.optimizer
+        return states + self.activations + self.logits
 
     def describe(self) -> str:
         """The parts, largest first: `optimizer 11.2 GiB, weights 1.9 GiB, ...`."""
@@ -82,15 +100,15 @@ class Memory:
         )
 
 
-def estimate_memory(model: ModelSize, batch: BatchSize, settings: TrainingSettings) -> Memory:
-    """The memory of each worker, for settings that name the number of workers."""
+def estimate_memory(model: ModelSize, batch: BatchSize, settings: PlacedTraining) -> Memory:
+    """The memory of each worker."""
     stage, workers = settings.zero_stage, settings.num_workers
     width = 2 if settings.dtype == "bfloat16" else 4
+    has_gpu = settings.gpus_per_worker > 0
     weights: float = model.num_parameters * width
     gradients: float = model.num_trained * 4
     # A float32 copy and Adam's two moments; without ZeRO float32 weights are their own copy.
     optimizer: float = model.num_trained * (8 if stage == 0 and width == 4 else 12)
-    has_gpu = settings.gpus_per_worker > 0
     moved = 0.0
     if stage == 3:
         weights /= workers
@@ -99,15 +117,17 @@ def estimate_memory(model: ModelSize, batch: BatchSize, settings: TrainingSettin
             moved, weights = moved + weights, 0
         weights += gathered
     if stage >= 2:
-        gradients = gradients / workers + min(BUCKET, model.num_trained) * width
+        gradients /= workers
     if stage >= 1:
         optimizer /= workers
     if settings.offload_optimizer and has_gpu:
-        # The float32 gradients of its share go with it.
+        # The float32 gradients of its share lie beside it; at stage 1 all of them on the GPU, too.
         moved, optimizer = moved + optimizer + model.num_trained * 4 / workers, 0
+        gradients = gradients if stage < 2 else 0
     return Memory(
         weights=weights,
         gradients=gradients,
+        buffers=min(BUCKET, model.num_trained) * _bucket_width(width, has_gpu),
         optimizer=optimizer,
         activations=_activations(model, batch, settings, width),
         logits=batch.num_answer_tokens * model.vocab_size * LOGIT_BYTES,
@@ -115,9 +135,27 @@ def estimate_memory(model: ModelSize, batch: BatchSize, settings: TrainingSettin
     )
 
 
-def _activations(
-    model: ModelSize, batch: BatchSize, settings: TrainingSettings, width: int
-) -> float:
+def _bucket_width(width: int, has_gpu: bool) -> int:
+    """Bytes of a number in a bucket: what is gathered, on a GPU twice, so that it is exchanged
+    while the next is gathered; its float32 copy for the exchange; the result."""
+    gathered = 2 * width if has_gpu else width
+    return gathered + 4 + width
+
+
+def checkpoint_bytes(model: ModelSize, settings: PlacedTraining) -> float:
+    """Of one checkpoint of all workers: the weights, and of what is trained the float32 copy and
+    Adam's two moments. Frozen weights are left out."""
+    width = 2 if settings.dtype == "bfloat16" else 4
+    return float(model.num_trained * (width + 12))
+
+
+def num_adapted(model: ModelSize, rank: int) -> ModelSize:
+    """The sizes with adapters on all linear layers trained alone: both factors of each layer."""
+    sides = 8 * model.hidden_size + model.attention_size + 3 * model.intermediate_size
+    return replace(model, num_trained=rank * model.num_layers * sides)
+
+
+def _activations(model: ModelSize, batch: BatchSize, settings: PlacedTraining, width: int) -> float:
     """What the backward pass needs again; with checkpointing a layer's input, and one layer."""
     # Two norms keep their input, a float32 copy and their output; attention keeps its inputs before
     # and after the rotation, and its output; the feed-forward layer four products.
@@ -133,18 +171,18 @@ def _activations(
 
 def explain_shortage(
     model: ModelSize,
-    batch_of: Callable[[TrainingSettings], BatchSize],
-    settings: TrainingSettings,
+    batch_of: Callable[[PlacedTraining], BatchSize],
+    settings: PlacedTraining,
     device_bytes: float,
     host_bytes: float,
 ) -> str | None:
     """Why a training does not fit into so much memory, and what would help; None when it fits.
 
     `batch_of` says how large a micro-batch gets. `host_bytes` is one worker's part of its node's
-    memory; without GPUs it is all there is.
+    memory; without GPUs it is all there is. A part of both is kept in reserve.
     """
     memory = estimate_memory(model, batch_of(settings), settings)
-    if _fits(memory, device_bytes, host_bytes):
+    if _fits(memory, settings, device_bytes, host_bytes):
         return None
     needed = f"{memory.device / GIB:.1f} GiB" + (
         f" and {memory.host / GIB:.1f} GiB of host memory" if memory.host else ""
@@ -152,29 +190,78 @@ def explain_shortage(
     there = f"{device_bytes / GIB:.1f} GiB" + (
         f" and {host_bytes / GIB:.1f} GiB of host memory" if memory.host else ""
     )
-    for change in _mends(settings):
-        mended = settings.model_copy(update=change)
-        changed = estimate_memory(model, batch_of(mended), mended)
-        if _fits(changed, device_bytes, host_bytes):
-            names = ", ".join(f"training.{name}: {_yaml(value)}" for name, value in change.items())
-            mend = f"it would fit with {names} ({changed.device / GIB:.1f} GiB)"
-            break
-    else:
-        mend = "no stage, offload or smaller batch would do: use more or larger workers, or lora"
+    helps = list(_remedies(model, batch_of, settings, device_bytes, host_bytes))
+    remedy = f"it would fit {', or '.join(helps)}" if helps else "use larger workers"
     return (
-        f"training takes about {needed} on each worker ({memory.describe()}), there is {there}; "
-        f"{mend}; if you know better, set training.check_memory: false"
+        f"training takes about {needed} on each worker ({memory.describe()}), there is {there}, of "
+        f"which a part is kept free; {remedy}; if you know better, set training.check_memory: false"
     )
 
 
-def _fits(memory: Memory, device_bytes: float, host_bytes: float) -> bool:
-    return memory.device <= device_bytes and memory.host <= host_bytes
+def _fits(memory: Memory, settings: PlacedTraining, device_bytes: float, host_bytes: float) -> bool:
+    on_card = CARD_RESERVE if settings.gpus_per_worker else 0
+    room = 1 - RESERVE_SHARE
+    return memory.device <= device_bytes * room - on_card and memory.host <= host_bytes * room
 
 
-def _mends(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
+def _remedies(
+    model: ModelSize,
+    batch_of: Callable[[PlacedTraining], BatchSize],
+    settings: PlacedTraining,
+    device_bytes: float,
+    host_bytes: float,
+) -> Iterator[str]:
+    """What would make a training fit: other settings, more workers, adapters."""
+
+    def memory_with(change: Change) -> Memory | None:
+        """The memory with these changes; None when even that is too much."""
+        changed = settings.model_copy(update=change)
+        if not changed.splits_over(changed.num_workers):
+            return None
+        with_lora = changed.method == "lora" != settings.method
+        size = num_adapted(model, settings.lora.rank) if with_lora else model
+        memory = estimate_memory(size, batch_of(changed), changed)
+        return memory if _fits(memory, changed, device_bytes, host_bytes) else None
+
+    changes = list(_savings(settings))
+    on_cards = [change for change in changes if not change.keys() & OFFLOADS]
+    thriftiest = on_cards[-1] if on_cards else {}
+    more = ({**thriftiest, **workers} for workers in _more_workers(settings))
+    lora = [{**thriftiest, "method": "lora"}] if settings.method == "full" else []
+    for ways in (changes, more, lora):
+        found = next((way for way in ways if memory_with(way)), None)
+        if found is not None:
+            needed = _only_needed(found, lambda change: memory_with(change) is not None)
+            if memory := memory_with(needed):
+                workers = needed.get("num_workers")
+                hardware = f"on {workers} such GPUs " if workers else ""
+                yield f"{hardware}with {_yaml(needed)} ({memory.device / GIB:.1f} GiB)"
+
+
+def _only_needed(change: Change, is_enough: Callable[[Change], bool]) -> Change:
+    """The change without the parts that it does not need."""
+    for name in list(change):
+        without = {other: value for other, value in change.items() if other != name}
+        if is_enough(without):
+            change = without
+    return change
+
+
+def _more_workers(settings: PlacedTraining) -> Iterator[Change]:
+    """Larger numbers of GPUs, doubled each time, with a batch that gives work to all of them.
+
+    On CPUs workers share a node's memory, so more of them need more.
+    """
+    workers = settings.num_workers
+    while settings.gpus_per_worker and (workers := 2 * workers) <= MOST_WORKERS:
+        batch = {} if workers <= settings.global_batch_size else {"global_batch_size": workers}
+        yield {"num_workers": workers, **batch}
+
+
+def _savings(settings: PlacedTraining) -> Iterator[Change]:
     """Changes that save memory, the cheapest first; each is tried on top of those before it."""
-    change: dict[str, Any] = {}
-    steps: list[dict[str, Any]] = [
+    change: Change = {}
+    steps: list[Change] = [
         {"gradient_checkpointing": True},
         {"packing": False, "micro_batch_size": 1},
         {"zero_stage": 2},
@@ -187,9 +274,11 @@ def _mends(settings: TrainingSettings) -> Iterator[dict[str, Any]]:
         if "zero_stage" in news and settings.zero_stage > news["zero_stage"]:
             continue
         if news:
-            change |= news
+            change = change | news
             yield change
 
 
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _yaml(change: Change) -> str:
+    """`training.zero_stage: 3, training.offload_optimizer: true`."""
+    values = {n: str(v).lower() if isinstance(v, bool) else v for n, v in change.items()}
+    return ", ".join(f"training.{name}: {value}" for name, value in values.items())

@@ -17,26 +17,36 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Folder
-from cluster.weights import write_list
-from training.settings import TrainingSettings
+from cluster.errors import InputError
+from cluster.storage import MANIFEST, Folder
+from cluster.weights import WEIGHTS, write_list
+from training.settings import PlacedTraining
 
 ADAPTER = "adapter"
 
-# Copied byte for byte: saving a loaded tokenizer may rewrite its files.
-TOKENIZER_FILES = (
-    "tokenizer*.json",
-    "tokenizer.model",
-    "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.*",
-    "sentencepiece.bpe.model",
-    "spiece.model",
+# Weights in any form, and what describes them, are written anew or belong to those of the base.
+WEIGHT_FILES = (
+    "*.safetensors",
+    "*.index.json",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.npz",
+    "*.pkl",
+    "*.pickle",
+    "params.json",
 )
+# Not copied either: code, which is never run, and what a training or a step of ours left there.
+OTHER_FILES = ("*.py", "config.json", ".*", WEIGHTS, MANIFEST)
+OTHER_FOLDERS = {"original", "onnx", ADAPTER, "checkpoints", "reference", "tensorboard", "wandb"}
+
+GENERATION_CONFIG = "generation_config.json"
 
 State = dict[str, Any]
 
@@ -46,13 +56,13 @@ class IncompleteSaveError(RuntimeError):
 
 
 def save_trained(
-    engine: Any, source: str, output: Folder, settings: TrainingSettings
-) -> dict[str, str]:
+    engine: Any, source: str, output: Folder, settings: PlacedTraining
+) -> dict[str, Any]:
     """Write the trained model into `output`. Every worker must call it.
 
-    Returns, on the first worker, the fingerprints of what was written: `weights_sha256` and, of a
-    LoRA, `adapter_sha256`. Raises `IncompleteSaveError` when the files, loaded again, are not the
-    trained weights.
+    Returns, on the first worker, the fingerprints of what was written, `weights_sha256` and, of a
+    LoRA, `adapter_sha256`, and `weights_changed`, the share of the base's weights that are others
+    now. Raises `IncompleteSaveError` when the files, loaded again, are not the trained weights.
     """
     import torch
 
@@ -66,14 +76,79 @@ def save_trained(
             state = _write_merged(engine.module, state, source, folder, settings)
         else:
             # A copy: save_pretrained takes tied names out of the dict it is given.
-            engine.module.save_pretrained(folder, state_dict=dict(state), max_shard_size="5GB")
-        _copy_tokenizer(source, folder)
-        check_saved(folder, state, settings.dtype)
-        fingerprints = {"weights_sha256": write_list(folder)}
+            _write_model(engine.module, source, folder, state_dict=dict(state))
+        copy_companions(source, folder)
+        check_saved(folder, state)
+        facts: dict[str, Any] = {"weights_sha256": write_list(folder)}
         if settings.method == "lora":
-            fingerprints["adapter_sha256"] = write_list(folder / ADAPTER)
+            facts["adapter_sha256"] = write_list(folder / ADAPTER)
         output.copy_from_local(folder)
-    return fingerprints
+    return facts | {"weights_changed": share_changed(source, state, settings)}
+
+
+def rehearse_save(module: Any, source: str) -> None:
+    """Write all but the weights into a temporary folder and load it again.
+
+    Raises `InputError` for a base of which config, generation config or tokenizer are not read
+    back: the same would happen after the training.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="regenesis-rehearsal-") as name:
+            folder = Path(name)
+            module.config.save_pretrained(folder)
+            if not has_generation_config(source) and module.can_generate():
+                module.generation_config.save_pretrained(folder)
+            copy_companions(source, folder)
+            _load_companions(source, folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{source}: the model could not be saved after the training, so it is not begun "
+            f"({' '.join(str(error).split())[:500]}); fix that in the model's files"
+        ) from error
+
+
+def _load_companions(source: str, folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if (folder / GENERATION_CONFIG).is_file():
+        GenerationConfig.from_pretrained(folder)
+    try:
+        of_base = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError):
+        return  # a base without one has none to lose
+    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    same = len(saved) == len(of_base) and saved.chat_template == of_base.chat_template
+    if not same:
+        raise ValueError("the tokenizer or its chat template is another one when it is copied")
+
+
+def _write_model(model: Any, source: str, folder: Path, **options: Any) -> None:
+    """Config and weights, and a generation config where the base has none to copy.
+
+    transformers refuses to write some that it reads, as one with a temperature and no sampling.
+    """
+    if has_generation_config(source):
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig()
+    model.save_pretrained(folder, max_shard_size="5GB", **options)
+
+
+def share_changed(source: str, state: State, settings: PlacedTraining) -> float:
+    """Of all weights in a state, the share that differ from the base's in the training's type."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, settings.dtype), trust_remote_code=False
+    ).state_dict()
+    changed = total = 0
+    for name, tensor in _weights(state):
+        if name in base and base[name].shape == tensor.shape:
+            changed += int((base[name] != tensor).sum())
+            total += tensor.numel()
+    return changed / total if total else 1.0
 
 
 def gather_state(module: Any, *, only_trained: bool, keep: bool) -> State:
@@ -105,7 +180,7 @@ def _whole(tensor: Any) -> AbstractContextManager[Any]:
 
 
 def _write_merged(
-    module: Any, adapter: State, source: str, folder: Path, settings: TrainingSettings
+    module: Any, adapter: State, source: str, folder: Path, settings: PlacedTraining
 ) -> State:
     """Write the adapter, and the base model with it merged in. Returns the merged state.
 
@@ -122,7 +197,7 @@ def _write_merged(
     )
     merged = peft.PeftModel.from_pretrained(base, folder / ADAPTER, autocast_adapter_dtype=False)
     merged = merged.merge_and_unload(safe_merge=True)
-    merged.save_pretrained(folder, max_shard_size="5GB")
+    _write_model(merged, source, folder)
     return dict(merged.state_dict())
 
 
@@ -135,14 +210,15 @@ def _check_adapter(folder: Path, adapter: State) -> None:
         raise IncompleteSaveError(f"the adapter has {len(saved)} tensors, trained {len(adapter)}")
     for name, tensor in saved.items():
         trained = adapter[name.replace(".weight", ".default.weight")]
-        _compare(f"{ADAPTER}/{name}", tensor, trained, str(trained.dtype))
+        _compare(f"{ADAPTER}/{name}", tensor, trained)
 
 
-def check_saved(folder: Path, state: State, dtype: str) -> None:
+def check_saved(folder: Path, state: State) -> None:
     """Load a saved model again and compare it with the state it was written from.
 
     Raises `IncompleteSaveError` naming the first tensor that is missing, unknown, empty, not
-    finite, of another type or of another value.
+    finite, of another type than was trained or of another value. (A model may keep some of its
+    parts in float32, whatever the type of the others.)
     """
     from transformers import AutoModelForCausalLM
 
@@ -156,7 +232,7 @@ def check_saved(folder: Path, state: State, dtype: str) -> None:
     if set(loaded) != set(state):
         raise IncompleteSaveError(f"saved and trained differ: {sorted(set(loaded) ^ set(state))}")
     for name, tensor in _weights(loaded):
-        _compare(name, tensor, state[name], f"torch.{dtype}")
+        _compare(name, tensor, state[name])
 
 
 def _weights(state: State) -> Iterator[tuple[str, Any]]:
@@ -164,23 +240,46 @@ def _weights(state: State) -> Iterator[tuple[str, Any]]:
     return ((name, tensor) for name, tensor in state.items() if tensor.is_floating_point())
 
 
-def _compare(name: str, saved: Any, trained: Any, dtype: str) -> None:
+def _compare(name: str, saved: Any, trained: Any) -> None:
     if saved.numel() == 0:
         raise IncompleteSaveError(f"{name} is empty")
-    if str(saved.dtype) != dtype:
-        raise IncompleteSaveError(f"{name} is {saved.dtype}, not {dtype}")
+    if saved.dtype != trained.dtype:
+        raise IncompleteSaveError(f"{name} is {saved.dtype}, not {trained.dtype}")
     if not bool(saved.isfinite().all()):
         raise IncompleteSaveError(f"{name} holds values that are not finite")
     if saved.shape != trained.shape or not bool((saved == trained).all()):
         raise IncompleteSaveError(f"{name} is not what was trained")
 
 
-def _copy_tokenizer(source: str, folder: Path) -> None:
-    origin = Path(source)
-    if not origin.is_dir():
-        from huggingface_hub import snapshot_download
+def has_generation_config(source: str) -> bool:
+    """Whether the base says how it is sampled."""
+    return (_origin(source) / GENERATION_CONFIG).is_file()
 
-        origin = Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES)))
-    for pattern in TOKENIZER_FILES:
-        for file in origin.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+
+def copy_companions(source: str, folder: Path) -> None:
+    """Copy what the base has besides weights: tokenizer, templates, processors, licence.
+
+    Byte for byte: to save a loaded tokenizer may rewrite its files.
+    """
+    origin = _origin(source)
+    for file in sorted(origin.rglob("*")):
+        place = file.relative_to(origin)
+        if file.is_file() and _is_companion(place):
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / place)
+
+
+def _is_companion(place: Path) -> bool:
+    """Whether a file at this place in a model's folder goes with the tuned model."""
+    is_hidden = any(part.startswith(".") for part in place.parts)
+    is_others = bool(OTHER_FOLDERS & set(place.parts[:-1])) or is_hidden
+    return not is_others and not any(map(place.match, (*WEIGHT_FILES, *OTHER_FILES)))
+
+
+def _origin(source: str) -> Path:
+    """The folder of a base, which for a hub name is that of its small files."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, ignore_patterns=list(WEIGHT_FILES)))

@@ -14,12 +14,32 @@ Example, the paper's set-up on eight GPUs::
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from cluster.settings import OPERATIONAL, Settings
+
+Auto = Literal["auto"]
+"""Of a setting that `training.placement` decides when the training starts."""
+
+
+def _auto_or(allowed: Callable[[int], bool], words: str) -> pydantic.BeforeValidator:
+    """Refuses in one sentence what is neither `auto` nor a number that is allowed."""
+
+    def check(value: Any) -> Any:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and allowed(value)):
+            raise ValueError(f"should be {words}, not {value!r}")
+        return value
+
+    return pydantic.BeforeValidator(check)
+
+
+_AT_LEAST_1 = _auto_or(lambda number: number >= 1, "auto or a whole number from 1 on")
+_0_OR_1 = _auto_or(lambda number: number in (0, 1), "auto, 0 or 1")
 
 
 class LoraSettings(Settings):
@@ -160,8 +180,9 @@ class TrainingSettings(Settings):
     seed: int = 0
     """Decides the order of the examples, the adapters' first weights and the dropout."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the forward pass and of the saved weights; the optimizer keeps its own in float32."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
+    """Of the forward pass and of the saved weights; the optimizer keeps its own in float32. auto
+    takes bfloat16 where all workers' processors or GPUs compute fast in it, else float32."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3), OPERATIONAL] = 2
     """DeepSpeed ZeRO: what is split over the workers. 0 nothing, 1 the optimizer's state,
@@ -195,17 +216,25 @@ class TrainingSettings(Settings):
     checkpoint_every_n_steps: Annotated[int, Field(ge=0), OPERATIONAL] = 0
     """Steps between two checkpoints from which a killed run goes on; 0 makes none."""
 
+    checkpoint_every_s: Annotated[float | None, Field(gt=0), OPERATIONAL] = None
+    """Seconds between two checkpoints, taken after the step that ends them; null makes none by
+    time. A checkpoint holds 14 bytes a trained parameter in bfloat16 (of 8 billion 112 GB), and
+    the training waits until it is on storage: minutes, so that hours between two are right."""
+
     keep_checkpoints: Annotated[int, Field(ge=1), OPERATIONAL] = 1
     """How many of the last checkpoints stay on storage."""
 
-    num_workers: Annotated[int, Field(ge=1), OPERATIONAL] = 2
-    """Processes that share one training, one for each GPU."""
+    num_workers: Annotated[int | Auto, _AT_LEAST_1, OPERATIONAL] = "auto"
+    """Processes that share one training, one for each GPU. auto takes all GPUs of the cluster that
+    the batch can be split over; on CPUs as many workers as the batch and the cores allow."""
 
-    cpus_per_worker: Annotated[int, Field(ge=1), OPERATIONAL] = 1
-    """CPU cores of a worker, and its torch threads."""
+    cpus_per_worker: Annotated[int | Auto, _AT_LEAST_1, OPERATIONAL] = "auto"
+    """CPU cores of a worker, and its threads. auto shares the cores out among the workers of a
+    node where the CPU computes or updates offloaded weights; beside a GPU it takes 1 otherwise."""
 
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1), OPERATIONAL] = 0
-    """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL."""
+    gpus_per_worker: Annotated[int | Auto, _0_OR_1, OPERATIONAL] = "auto"
+    """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL. auto takes 1 where
+    the cluster has GPUs."""
 
     check_memory: Annotated[bool, OPERATIONAL] = True
     """Refuse a training that by estimate needs more memory than a worker has."""
@@ -220,6 +249,11 @@ class TrainingSettings(Settings):
         """The settings of one round, counted from 0."""
         num_epochs = round(self.num_epochs * self.epochs_growth**number)
         return self.model_copy(update={"num_epochs": num_epochs, "epochs_growth": 1.0})
+
+    @property
+    def makes_checkpoints(self) -> bool:
+        """Whether there are any besides those of a training that is asked to end."""
+        return self.checkpoint_every_n_steps > 0 or self.checkpoint_every_s is not None
 
     @property
     def is_mixed(self) -> bool:
@@ -278,18 +312,30 @@ class TrainingSettings(Settings):
             raise ValueError("mix: per_dataset mixes nothing; leave out the weights or temperature")
         return self
 
+    def splits_over(self, num_workers: int) -> bool:
+        """Whether each of so many workers gets examples of a step, and whole micro-batches."""
+        if self.packing:
+            return num_workers <= self.global_batch_size
+        return self.global_batch_size % (num_workers * self.micro_batch_size) == 0
+
     @pydantic.model_validator(mode="after")
     def _batch_fills_the_workers(self) -> TrainingSettings:
-        if self.packing:
+        workers = 1 if self.num_workers == "auto" else self.num_workers
+        if self.splits_over(workers):
             return self
-        unit = self.num_workers * self.micro_batch_size
-        if self.global_batch_size % unit:
+        if self.packing:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of num_workers x "
-                f"micro_batch_size = {self.num_workers} x {self.micro_batch_size} = {unit}; "
-                f"set it to {-(-self.global_batch_size // unit) * unit} or change one of the others"
+                f"a step of {self.global_batch_size} examples (global_batch_size) gives nothing to "
+                f"{workers - self.global_batch_size} of {workers} workers (num_workers); set "
+                f"num_workers to {self.global_batch_size} or less, or raise global_batch_size"
             )
-        return self
+        unit = workers * self.micro_batch_size
+        names = "num_workers x micro_batch_size" if workers > 1 else "micro_batch_size"
+        product = f"{workers} x {self.micro_batch_size} = {unit}" if workers > 1 else str(unit)
+        raise ValueError(
+            f"global_batch_size {self.global_batch_size} is not a multiple of {names} = {product}; "
+            f"set it to {-(-self.global_batch_size // unit) * unit} or change one of the others"
+        )
 
     @pydantic.model_validator(mode="after")
     def _offload_has_something_to_move(self) -> TrainingSettings:
@@ -311,3 +357,12 @@ class TrainingSettings(Settings):
         if self.method == "lora" and not self.lora.target_modules:
             raise ValueError("lora.target_modules is empty; name layers or write all-linear")
         return self
+
+
+class PlacedTraining(TrainingSettings):
+    """The settings of a training whose workers are known: nothing is left to decide."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    num_workers: Annotated[int, Field(ge=1), OPERATIONAL] = 2
+    cpus_per_worker: Annotated[int, Field(ge=1), OPERATIONAL] = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1), OPERATIONAL] = 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.gpus import wait_until_free
 from cluster.models import Model
 from cluster.progress import format_seconds
 from cluster.runtime import StopRequest
@@ -16,6 +17,7 @@ from cluster.terminal import ProgressLine, say
 from pipelines.run import Branch, Round, Run
 from training.examples import survey
 from training.fine_tune import fine_tune
+from training.hardware import training_need
 from training.settings import TrainingSettings
 
 VERSION = 1
@@ -47,6 +49,10 @@ def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
     """Tune the model of one branch; a signal interrupts, since a training keeps checkpoints."""
     name = branch.model.name
     progress = TrainingProgress(name, run.config.cluster.progress_every_s)
+    need = training_need(round_.training)
+    if need.total("GPU"):
+        # Ray Train takes them in one step, too, but would wait for them in silence.
+        wait_until_free(need, run.config.cluster, stop)
     with stop.at_once():
         facts = fine_tune(
             round_.start,

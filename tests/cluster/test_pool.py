@@ -13,6 +13,7 @@ import pytest
 
 from cluster.engine import EngineSettings
 from cluster.errors import InterruptedRunError
+from cluster.gpus import free_nodes, total
 from cluster.jobs import Job
 from cluster.ledger import Ledger
 from cluster.models import Model
@@ -24,6 +25,7 @@ from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, Predi
 from evaluation.question import Question, question_table
 from pipelines.chain import Recipe, SynthesisSettings
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from tests.scripted import Started
 
 MODEL = Model(identity="scripted", path="scripted/model", cache="unused")
 QUESTIONS = [
@@ -35,11 +37,8 @@ QUESTIONS = [
 def settings(**changes: Any) -> EngineSettings:
     return EngineSettings(
         implementation="tests.scripted.ScriptedEngine",
-        use_gpu=False,
-        chunk_size=2,
-        chunks_in_flight=2,
-        cpus_per_worker=0.5,
-        **changes,
+        **{"use_gpu": False, "chunk_size": 2, "chunks_in_flight": 2, "cpus_per_worker": 0.5}
+        | changes,
     )
 
 
@@ -98,10 +97,21 @@ def rows(job: Job) -> list[dict[str, Any]]:
     return sorted(ledger.rows(), key=lambda row: str(row["question_id"]))
 
 
-@pytest.mark.parametrize("changes", [{"placement_group": True}, {"min_workers": 2}])
+@pytest.mark.parametrize(
+    ("changes", "gpus"),
+    [
+        ({"placement_group": True}, []),
+        ({"min_workers": 2}, [0, 0]),
+    ],
+)
 def test_pool_does_jobs_of_two_kinds_on_the_same_engines_and_leaves_nothing_behind(
-    ray_cluster: str, tmp_path: Path, changes: dict[str, Any]
+    ray_cluster: str, tmp_path: Path, changes: dict[str, Any], gpus: list[int]
 ) -> None:
+    does_both_jobs(tmp_path, changes, gpus)
+
+
+def does_both_jobs(tmp_path: Path, changes: dict[str, Any], gpus: list[int]) -> None:
+    """Run a pool with these changes; its first engines have so many GPUs each."""
     import ray
 
     jobs = [
@@ -112,13 +122,21 @@ def test_pool_does_jobs_of_two_kinds_on_the_same_engines_and_leaves_nothing_behi
     asked = settings(options={"start_log": str(starts)}, **changes)
     run_jobs(MODEL, jobs, asked, stop=StopRequest(), progress_every_s=1)
     assert [len(rows(job)) for job in jobs] == [12, 12]
-    niceness = {line.split()[1] for line in starts.read_text().splitlines()}
-    assert niceness == {"0"}, "an engine that yields to everything else waits for its threads"
+    started = Started.read(starts)
+    assert [len(engine.gpus) for engine in started][: len(gpus)] == gpus
+    used = [gpu for engine in started for gpu in engine.gpus]
+    assert len(set(used)) == len(used), "no GPU serves two engines"
+    niceness = {engine.niceness for engine in started}
+    assert niceness == {0}, "an engine that yields to everything else waits for its threads"
     assert all(len(row["paths"]) == 2 for row in rows(jobs[0]))
     assert rows(jobs[1])[0]["response"].startswith("I work it out: 5.")
     groups = ray.util.placement_group_table().values()
     assert {group["state"] for group in groups} <= {"REMOVED"}
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 20  # Ray counts a second later
+    for resource in ("CPU", "GPU"):
+        while total(free_nodes(), resource) != ray.cluster_resources().get(resource, 0):
+            assert time.monotonic() < deadline, free_nodes()
+            time.sleep(0.1)
 
 
 def test_pool_asked_to_stop_raises_and_keeps_what_is_finished(
@@ -205,3 +223,20 @@ def test_pool_counters_are_offered_to_prometheus_while_it_runs(
     assert 'job="paths"' in found.replace("Job=", "job=")
     assert 'dataset="d"' in found
     assert found.endswith(" 12.0")
+
+
+ONE_GPU = {"use_gpu": True, "tensor_parallel_size": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus"),
+    [
+        ({**ONE_GPU, "min_workers": 3}, [1, 1, 1]),
+        ({**ONE_GPU, "tensor_parallel_size": 4, "max_workers": 2}, [4, 4]),
+        ({**ONE_GPU, "min_workers": 1, "max_workers": 3}, [1]),
+    ],
+)
+def test_pool_on_gpus_gives_each_engine_its_own_and_leaves_nothing_behind(
+    gpu_node: None, tmp_path: Path, changes: dict[str, Any], gpus: list[int]
+) -> None:
+    does_both_jobs(tmp_path, changes, gpus)

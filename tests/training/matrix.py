@@ -30,12 +30,12 @@ from training.checks import linear_layers
 from training.engine import prepare_process
 from training.loop import Job, Progress, StepBoard, add_gradients, load, train
 from training.saving import save_trained
-from training.settings import LoraSettings, TrackingSettings, TrainingSettings
+from training.settings import LoraSettings, PlacedTraining, TrackingSettings
 
 PROBE = list(range(10, 30))
 """The row on which logits are compared."""
 
-BASE = TrainingSettings(
+BASE = PlacedTraining(
     learning_rate=1e-3,
     num_epochs=2,
     global_batch_size=8,
@@ -61,6 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "learning_rate": 1e-2},
 }
 LAYOUTS = {"padded": False, "packed": True}
+CHECKPOINTED = {"gradient_checkpointing": True}
 DTYPES = ("float32", "bfloat16")
 
 # float32: the same sums in another order. bfloat16: activations have eight bits, and Adam divides
@@ -93,10 +94,10 @@ def sum_rows(model: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def cells(dtype: str) -> dict[str, TrainingSettings]:
+def cells(dtype: str) -> dict[str, PlacedTraining]:
     """All stages, methods and layouts in one type: `zero2/lora/packed/float32` and so on."""
     return {
-        f"{stage}/{method}/{layout}/{dtype}": TrainingSettings.model_validate(
+        f"{stage}/{method}/{layout}/{dtype}": PlacedTraining.model_validate(
             BASE.model_dump()
             | STAGES[stage]
             | METHODS[method]
@@ -120,7 +121,7 @@ class Trained:
 
 
 def train_cells(
-    settings: dict[str, TrainingSettings], model: Path, examples: Folder, output: Path
+    settings: dict[str, PlacedTraining], model: Path, examples: Folder, output: Path
 ) -> dict[str, Trained]:
     """Train every cell on two CPU workers, in one session."""
     import ray
@@ -146,7 +147,7 @@ def train_cells(
 
 
 def gradients_of_cells(
-    settings: dict[str, TrainingSettings], model: Path, examples: Folder, output: Path
+    settings: dict[str, PlacedTraining], model: Path, examples: Folder, output: Path
 ) -> dict[str, dict[str, Any]]:
     """The gradient of each trained tensor in the first step of every cell."""
     identity = Model(identity=str(model), path=str(model), cache="unused")
@@ -255,7 +256,7 @@ class Reference:
     """As they are saved: adapters merged, in the training's type."""
 
 
-def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> Reference:
+def train_plainly(model: Path, examples: Folder, settings: PlacedTraining) -> Reference:
     """Train with torch alone, in float32 or with a float32 copy of bfloat16 weights."""
     import torch
 
@@ -290,7 +291,7 @@ def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> 
     return Reference(losses, norms, start, dict(module.state_dict()))
 
 
-def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> dict[str, Any]:
+def gradients_plainly(model: Path, examples: Folder, settings: PlacedTraining) -> dict[str, Any]:
     """The gradient of each trained tensor in the first step, with torch alone in float32."""
     rows = learnt_rows(examples, settings)
     module = load_plainly(model, settings)
@@ -302,7 +303,7 @@ def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings)
     return {name: m.grad.numpy() for name, m in zip(trained, masters, strict=True)}
 
 
-def learnt_rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
+def learnt_rows(examples: Folder, settings: PlacedTraining) -> list[dict[str, Any]]:
     """The examples that are learnt, each with its weight."""
     if settings.objective != "sft":
         return preference_rows(examples, settings)
@@ -312,7 +313,7 @@ def learnt_rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, 
     return rows
 
 
-def load_plainly(model: Path, settings: TrainingSettings) -> Any:
+def load_plainly(model: Path, settings: PlacedTraining) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -321,7 +322,7 @@ def load_plainly(model: Path, settings: TrainingSettings) -> Any:
     return _with_adapters(module, settings) if settings.method == "lora" else module
 
 
-def epoch_orders(rows: list[dict[str, Any]], settings: TrainingSettings) -> list[list[int]]:
+def epoch_orders(rows: list[dict[str, Any]], settings: PlacedTraining) -> list[list[int]]:
     """The order of the rows in each epoch."""
     names = [row["dataset"] for row in rows]
     quotas = (
@@ -336,7 +337,7 @@ def epoch_orders(rows: list[dict[str, Any]], settings: TrainingSettings) -> list
     ]
 
 
-def _with_adapters(module: Any, settings: TrainingSettings) -> Any:
+def _with_adapters(module: Any, settings: PlacedTraining) -> Any:
     import peft
 
     targets = settings.lora.target_modules
@@ -364,7 +365,7 @@ def _add_gradients(trained: list[Any], masters: list[Any], terms: Iterable[Any])
     return total
 
 
-def _terms(module: Any, batch: list[dict[str, Any]], settings: TrainingSettings) -> Iterator[Any]:
+def _terms(module: Any, batch: list[dict[str, Any]], settings: PlacedTraining) -> Iterator[Any]:
     """The loss of a batch as a sum."""
     if settings.objective == "dpo":
         return dpo_terms(module, batch, settings.dpo)

@@ -60,7 +60,7 @@ from training.batches import Example, labels_of, learning_rate, steps_per_epoch
 from training.engine import deepspeed_config, prepare_process
 from training.loop import Job
 from training.saving import save_trained
-from training.settings import TrainingSettings
+from training.settings import PlacedTraining
 
 LOOPS = ("trainer", "trl")
 CHECKPOINT = 3
@@ -169,7 +169,7 @@ def _classes(loop: str) -> tuple[Any, Any]:
     return Trainer, TrainingArguments
 
 
-def _as_ours(trainer_class: Any, settings: TrainingSettings, epochs: list[list[int]]) -> Any:
+def _as_ours(trainer_class: Any, settings: PlacedTraining, epochs: list[list[int]]) -> Any:
     """The class with our examples' order, optimizer and learning rates.
 
     With DeepSpeed it forgets an optimizer and a scheduler that are given to it.
@@ -222,7 +222,7 @@ class _Order:
         return iter(self._epochs[self._epoch()])
 
 
-def _arguments(loop: str, settings: TrainingSettings, folder: str) -> dict[str, Any]:
+def _arguments(loop: str, settings: PlacedTraining, folder: str) -> dict[str, Any]:
     """The steps are those of padded examples, also where two of them share a row."""
     config = deepspeed_config(settings.model_copy(update={"packing": False}), settings.num_workers)
     if settings.zero_stage == 3:
@@ -249,7 +249,7 @@ def _arguments(loop: str, settings: TrainingSettings, folder: str) -> dict[str, 
     }
 
 
-def _collator(loop: str, settings: TrainingSettings, tokenizer: Any) -> Any:
+def _collator(loop: str, settings: PlacedTraining, tokenizer: Any) -> Any:
     """TRL makes its own."""
     from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
@@ -269,9 +269,7 @@ def _ids_and_labels(row: dict[str, Any]) -> dict[str, list[int]]:
 # --- on the driver -----------------------------------------------------------------------------
 
 
-def run(
-    loop: str, wanted: dict[str, TrainingSettings], num_examples: int, folder: Path
-) -> list[Row]:
+def run(loop: str, wanted: dict[str, PlacedTraining], num_examples: int, folder: Path) -> list[Row]:
     """Train the wanted cells in the other loop and compare each with plain torch."""
     model, examples = folder / "model", Folder.open(str(folder / "examples"))
     write_model(model)
@@ -292,9 +290,7 @@ def run(
     return rows
 
 
-def _row(
-    name: str, settings: TrainingSettings, told: Told, folder: Path, expected: Reference
-) -> Row:
+def _row(name: str, settings: PlacedTraining, told: Told, folder: Path, expected: Reference) -> Row:
     errors = dict(told.errors)
     if "train" in errors:
         return Row(name, errors=errors)
@@ -317,13 +313,13 @@ def _row(
     )
 
 
-def _saved(folder: Path, model: Path, settings: TrainingSettings, trained: dict[str, Any]) -> str:
+def _saved(folder: Path, model: Path, settings: PlacedTraining, trained: dict[str, Any]) -> str:
     """ "whole", or how far from what was trained; raises where it cannot be loaded."""
     off = largest_difference(_load_saved(folder, model, settings), trained)
     return "whole" if off == 0 else f"off by {off:.0e}"
 
 
-def _load_saved(folder: Path, model: Path, settings: TrainingSettings) -> dict[str, Any]:
+def _load_saved(folder: Path, model: Path, settings: PlacedTraining) -> dict[str, Any]:
     if settings.method == "full":
         return saved_weights(folder)
     import peft

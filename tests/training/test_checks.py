@@ -12,9 +12,9 @@ from cluster.storage import Folder
 from training.checks import check_training, largest_batch, model_size
 from training.examples import read_examples
 from training.memory import BatchSize
-from training.settings import LoraSettings, TrackingSettings, TrainingSettings
+from training.settings import LoraSettings, PlacedTraining, TrackingSettings
 
-BASE = TrainingSettings(global_batch_size=8, max_length=100)
+BASE = PlacedTraining(global_batch_size=8, max_length=100)
 
 
 def _check(model: Path, examples: Folder, **changes: Any) -> None:

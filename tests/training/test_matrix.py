@@ -1,4 +1,5 @@
-"""ZeRO 0 to 3 and offload, all weights and LoRA, packed and padded, against plain torch.
+"""ZeRO 0 to 3 and offload, all weights and LoRA, packed and padded, with checkpointing and without,
+against plain torch.
 
 Six steps on a two-layer model with a tokenizer and a chat template, on two CPU workers, the last
 step of each epoch with half a batch; learning rate 1e-3 for all weights and 1e-2 for adapters.
@@ -23,6 +24,7 @@ from tests.cluster.test_engine import SETTINGS as ENGINE
 from tests.cluster.test_engine import Started, greedy_ids
 from tests.training.conftest import write_rows
 from tests.training.matrix import (
+    CHECKPOINTED,
     DTYPES,
     LAYOUTS,
     METHODS,
@@ -41,13 +43,15 @@ from tests.training.matrix import (
     train_plainly,
 )
 from training.saving import ADAPTER
-from training.settings import LoraSettings, TrainingSettings
+from training.settings import LoraSettings, PlacedTraining
 
 # Examples of one dataset oftener than they are, each with a weight of its own.
 MIXED = {"dataset_temperature": 3.0, "weight_by": "vote_share"}
 
 ALL = {name: settings for dtype in DTYPES for name, settings in cells(dtype).items()}
 ALL |= {f"{name}/mixed": settings.model_copy(update=MIXED) for name, settings in ALL.items()}
+# Activations made again in the backward pass: what is trained stays the same.
+ALL |= {f"{name}/again": settings.model_copy(update=CHECKPOINTED) for name, settings in ALL.items()}
 
 COVERING = (
     # Every pair of stage, method and layout is in one of these.
@@ -61,9 +65,16 @@ COVERING = (
     "zero3/lora/packed/float32",
     "zero3-offload/full/packed/float32",
     "zero3-offload/lora/padded/float32/mixed",
+    # Every pair of ZeRO 0, 2 or 3, method and layout, with checkpointing.
+    "zero0/full/padded/float32/again",
+    "zero0/lora/packed/float32/again",
+    "zero2/full/packed/bfloat16/again",
+    "zero2/lora/padded/float32/again",
+    "zero3/full/packed/float32/again",
+    "zero3/lora/padded/bfloat16/again",
 )
 
-Plainly = Callable[[TrainingSettings], Reference]
+Plainly = Callable[[PlacedTraining], Reference]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +90,7 @@ def plainly(model_folder: Path, sums: Folder) -> Plainly:
 
     known: dict[str, Reference] = {}
 
-    def train_once(settings: TrainingSettings) -> Reference:
+    def train_once(settings: PlacedTraining) -> Reference:
         key = fingerprint(content_of(settings))
         if key not in known:
             known[key] = train_plainly(model_folder, sums, settings)
@@ -135,6 +146,39 @@ def test_all_cells_equal_plain_torch_and_load_again(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_cells_with_checkpointing_equal_plain_torch_and_those_without(
+    dtype: str,
+    model_folder: Path,
+    sums: Folder,
+    plainly: Plainly,
+    ray_cluster: str,
+    tmp_path: Path,
+) -> None:
+    names = [
+        f"{stage}/{method}/{layout}/{dtype}"
+        for stage in ("zero0", "zero2", "zero3")
+        for method in METHODS
+        for layout in LAYOUTS
+    ]
+    both = [name for plain in names for name in (plain, f"{plain}/again")]
+    trained = train_cells({name: ALL[name] for name in both}, model_folder, sums, tmp_path)
+    for name in names:
+        again = trained[f"{name}/again"]
+        _check(f"{name}/again", again, plainly(ALL[name]))
+        # The backward pass computes the very numbers of the forward pass, in the same order.
+        assert again.steps == _without_speed(trained[name].steps, again.steps), name
+
+
+def _without_speed(
+    steps: list[dict[str, float]], other: list[dict[str, float]]
+) -> list[dict[str, float]]:
+    """Steps with the other ones' speed, which is no part of what is compared."""
+    pairs = zip(steps, other, strict=True)
+    return [step | {"tokens_per_s": one["tokens_per_s"]} for step, one in pairs]
+
+
+@pytest.mark.slow
 def test_gradients_of_every_stage_equal_plain_torch_tensor_by_tensor(
     model_folder: Path, sums: Folder, ray_cluster: str, tmp_path: Path
 ) -> None:
@@ -143,7 +187,8 @@ def test_gradients_of_every_stage_equal_plain_torch_tensor_by_tensor(
         name: ALL[name]
         for stage in STAGES
         for method, layout in layout_of.items()
-        for name in [f"{stage}/{method}/{layout}/float32/mixed"]
+        for cell in [f"{stage}/{method}/{layout}/float32/mixed"]
+        for name in (cell, f"{cell}/again")
     }
     found = gradients_of_cells(settings, model_folder, sums, tmp_path)
     for name, gradients in found.items():
@@ -156,8 +201,8 @@ def test_gradients_of_every_stage_equal_plain_torch_tensor_by_tensor(
 
 OF_OTHER_FAMILIES = (
     "zero2/full/packed/float32",
-    "zero2/lora/padded/float32",
-    "zero3/full/padded/float32",
+    "zero2/lora/padded/float32/again",
+    "zero3/full/padded/float32/again",
     "zero3/lora/packed/float32",
 )
 

@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 
 from cluster.planner import GIB
-from training.memory import BatchSize, ModelSize, estimate_memory, explain_shortage
-from training.settings import TrainingSettings
+from training.memory import (
+    BatchSize,
+    ModelSize,
+    checkpoint_bytes,
+    estimate_memory,
+    explain_shortage,
+)
+from training.settings import PlacedTraining
 
 # 8 billion parameters in the shape of Llama 3 8B.
 LARGE = ModelSize(
@@ -24,8 +30,8 @@ BATCH = BatchSize(num_tokens=2048, num_answer_tokens=1024)
 BILLION = 1_000_000_000
 
 
-def _settings(**fields: Any) -> TrainingSettings:
-    return TrainingSettings.model_validate(
+def _settings(**fields: Any) -> PlacedTraining:
+    return PlacedTraining.model_validate(
         {"num_workers": 8, "gpus_per_worker": 1, "micro_batch_size": 1} | fields
     )
 
@@ -36,11 +42,12 @@ def _settings(**fields: Any) -> TrainingSettings:
         # GB, by hand: bfloat16 weights 16.06, float32 gradients 32.12, optimizer 12 x 8.03.
         ({"zero_stage": 0}, 16.06, 32.12, 96.36),
         ({"zero_stage": 1}, 16.06, 32.12, 12.045),
-        # An eighth, and a bucket of half a billion in bfloat16.
-        ({"zero_stage": 2}, 16.06, 4.015 + 1.0, 12.045),
+        ({"zero_stage": 2}, 16.06, 4.015, 12.045),
         # An eighth, the output layer whole, and what is fetched ahead.
-        ({"zero_stage": 3}, 2.0075 + 1.05 + 0.1, 4.015 + 1.0, 12.045),
-        ({"zero_stage": 3, "offload_optimizer": True}, 2.0075 + 1.15, 4.015 + 1.0, 0.0),
+        ({"zero_stage": 3}, 2.0075 + 1.05 + 0.1, 4.015, 12.045),
+        ({"zero_stage": 3, "offload_optimizer": True}, 2.0075 + 1.15, 0.0, 0.0),
+        # At stage 1 each worker holds all gradients until they are exchanged.
+        ({"zero_stage": 1, "offload_optimizer": True}, 16.06, 32.12, 0.0),
         ({"zero_stage": 0, "dtype": "float32"}, 32.12, 32.12, 64.24),
     ],
 )
@@ -51,6 +58,36 @@ def test_estimate_memory_of_eight_billion_parameters_on_eight_workers(
     assert memory.weights / BILLION == pytest.approx(weights)
     assert memory.gradients / BILLION == pytest.approx(gradients)
     assert memory.optimizer / BILLION == pytest.approx(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "bytes_of_number"),
+    [
+        # Gathered twice in the weights' type, a float32 copy to exchange, the result.
+        ({}, 2 + 2 + 4 + 2),
+        ({"dtype": "float32"}, 4 + 4 + 4 + 4),
+        ({"gpus_per_worker": 0}, 2 + 4 + 2),
+    ],
+)
+def test_estimate_memory_counts_what_gradients_are_exchanged_in(
+    fields: dict[str, Any], bytes_of_number: int
+) -> None:
+    memory = estimate_memory(LARGE, BATCH, _settings(**fields))
+    assert memory.buffers == 500_000_000 * bytes_of_number
+    small = replace(LARGE, num_trained=1_000_000)
+    assert estimate_memory(small, BATCH, _settings(**fields)).buffers == 1e6 * bytes_of_number
+
+
+def test_estimate_memory_counts_offloaded_gradients_once() -> None:
+    memory = estimate_memory(LARGE, BATCH, _settings(zero_stage=2, offload_optimizer=True))
+    assert memory.gradients == memory.optimizer == 0
+    assert memory.host == 8_030_000_000 * (12 + 4) / 8
+
+
+def test_checkpoint_bytes_of_eight_billion_parameters_are_112_gb() -> None:
+    assert checkpoint_bytes(LARGE, _settings()) / BILLION == pytest.approx(112.42)
+    adapted = replace(LARGE, num_trained=42_000_000)
+    assert checkpoint_bytes(adapted, _settings()) / BILLION == pytest.approx(0.588)
 
 
 def test_estimate_memory_checkpointing_keeps_one_layer_instead_of_all() -> None:
@@ -89,23 +126,30 @@ def test_estimate_memory_lora_needs_little_but_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gib", "mend"),
+    ("gib", "remedy"),
     [
         (79.1, None),
-        (30.0, "training.gradient_checkpointing: true, training.zero_stage: 3 "),
-        (14.0, "training.offload_optimizer: true "),
-        (9.0, "training.offload_weights: true "),
-        (4.0, "use more or larger workers, or lora"),
+        (30.0, "with training.gradient_checkpointing: true, training.zero_stage: 3 "),
+        (16.0, "training.offload_optimizer: true "),
+        (11.0, "training.offload_weights: true "),
+        (4.0, "; use larger workers; "),
     ],
 )
-def test_explain_shortage_names_the_first_change_that_helps(gib: float, mend: str | None) -> None:
+def test_explain_shortage_names_the_first_change_that_helps(gib: float, remedy: str | None) -> None:
     shortage = explain_shortage(LARGE, lambda _: BATCH, _settings(), gib * GIB, 1000 * GIB)
-    if mend is None:
+    if remedy is None:
         assert shortage is None
     else:
         assert shortage is not None
-        assert mend in shortage
+        assert remedy in shortage
         assert f"there is {gib:.1f} GiB" in shortage
+
+
+def test_explain_shortage_keeps_a_reserve_of_a_card() -> None:
+    needed = estimate_memory(LARGE, BATCH, _settings()).device
+    for there, is_enough in ((needed + 2 * GIB, False), ((needed + GIB) / 0.95 + 1, True)):
+        shortage = explain_shortage(LARGE, lambda _: BATCH, _settings(), there, 1000 * GIB)
+        assert (shortage is None) == is_enough
 
 
 def test_explain_shortage_of_host_memory_for_what_was_moved_there() -> None:

@@ -30,10 +30,10 @@ from training.memory import BatchSize
 from training.objectives import answer_tokens, dpo_parts, kto_parts, log_ratios, micro_parts
 from training.packing import use_packed_attention
 from training.sequences import REFERENCES, Sequences
-from training.settings import DpoSettings, KtoSettings, TrainingSettings
+from training.settings import DpoSettings, KtoSettings, PlacedTraining
 from training.steps import Share, StepData
 
-DPO = TrainingSettings(
+DPO = PlacedTraining(
     objective="dpo", global_batch_size=8, micro_batch_size=2, max_length=64, dtype="float32"
 )
 KTO = DPO.model_copy(update={"objective": "kto"})
@@ -128,7 +128,7 @@ def test_kto_equals_the_loss_of_trl() -> None:
     assert parts["loss"].item() == pytest.approx(TRL_KTO, abs=1e-5)
 
 
-def _parts(model: Any, preferences: Folder, settings: TrainingSettings) -> dict[str, Any]:
+def _parts(model: Any, preferences: Folder, settings: PlacedTraining) -> dict[str, Any]:
     """Of a whole step on one worker, in one micro-batch, with some references."""
     import torch
 
@@ -179,7 +179,7 @@ def test_dpo_without_its_preference_term_is_sft_on_what_was_chosen(
 
 @pytest.mark.parametrize("settings", [DPO, KTO], ids=["dpo", "kto"])
 def test_packed_parts_and_gradients_equal_padded_ones(
-    settings: TrainingSettings, tiny_model: Path, preferences: Folder
+    settings: PlacedTraining, tiny_model: Path, preferences: Folder
 ) -> None:
     model = _model(tiny_model)
     padded = _parts(model, preferences, settings)
@@ -196,7 +196,7 @@ def test_packed_parts_and_gradients_equal_padded_ones(
 @pytest.mark.parametrize("settings", [SFT, DPO, KTO], ids=["sft", "dpo", "kto"])
 @pytest.mark.parametrize("form", [collate, pack])
 def test_micro_parts_of_nothing_are_nothing_but_reach_every_weight(
-    form: Any, settings: TrainingSettings, tiny_model: Path, preferences: Folder
+    form: Any, settings: PlacedTraining, tiny_model: Path, preferences: Folder
 ) -> None:
     import torch
 

@@ -24,7 +24,7 @@ from tests.training.matrix import (
 from tests.training.preferences import add_references, preference_rows, write_preferences
 from training.fine_tune import fine_tune
 from training.reference import REFERENCE
-from training.settings import DpoSettings, KtoSettings, TrainingSettings
+from training.settings import DpoSettings, KtoSettings, PlacedTraining
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"objective": "dpo", "dpo": DpoSettings(beta=0.3, nll_weight=0.2)},
@@ -36,11 +36,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 LAYOUTS = {"padded": False, "packed": True}
 
 
-def _cell(name: str) -> TrainingSettings:
+def _cell(name: str) -> PlacedTraining:
     """The settings of `dpo/zero2/full/packed/float32` and the like."""
     objective, stage, method, layout, dtype = name.split("/")
     changes = OBJECTIVES[objective] | STAGES[stage] | METHODS[method]
-    return TrainingSettings.model_validate(
+    return PlacedTraining.model_validate(
         BASE.model_dump() | changes | {"packing": LAYOUTS[layout], "dtype": dtype}
     )
 
@@ -99,7 +99,7 @@ def test_covering_preference_cells_equal_plain_torch_and_load_again(
 
 
 def _check_references(
-    folder: Path, model: Path, preferences: Folder, settings: TrainingSettings
+    folder: Path, model: Path, preferences: Folder, settings: PlacedTraining
 ) -> None:
     """They are the log-probabilities of the model that the training started from."""
     from transformers import AutoModelForCausalLM

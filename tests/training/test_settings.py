@@ -6,13 +6,18 @@ import pytest
 
 from cluster.settings import content_of
 from training.engine import deepspeed_config
-from training.settings import DpoSettings, LoraSettings, TrainingSettings
+from training.settings import DpoSettings, LoraSettings, PlacedTraining, TrainingSettings
 
 
 @pytest.mark.parametrize(
     ("fields", "mend"),
     [
-        ({"global_batch_size": 10, "micro_batch_size": 4}, "set it to 16"),
+        ({"global_batch_size": 10, "micro_batch_size": 4}, "set it to 12"),
+        ({"global_batch_size": 10, "num_workers": 2}, "= 2 x 4 = 8; set it to 16"),
+        ({"packing": True, "num_workers": 128}, "nothing to 112 of 128 workers .* to 16 or less"),
+        ({"num_workers": 0}, "should be auto or a whole number from 1 on, not 0"),
+        ({"gpus_per_worker": "all"}, "should be auto, 0 or 1, not 'all'"),
+        ({"cpus_per_worker": True}, "should be auto or a whole number from 1 on, not True"),
         ({"offload_optimizer": True, "zero_stage": 0}, "zero_stage 1, 2 or 3"),
         ({"offload_weights": True, "zero_stage": 2}, "needs zero_stage 3"),
         ({"offload_folder": "/nvme", "zero_stage": 3}, "offload_optimizer or offload_weights"),
@@ -47,7 +52,7 @@ def test_where_it_runs_does_not_change_what_is_made() -> None:
 def test_deepspeed_config_batch_is_micro_batch_times_steps_times_workers(
     stage: int, dtype: str
 ) -> None:
-    settings = TrainingSettings.model_validate(
+    settings = PlacedTraining.model_validate(
         {"zero_stage": stage, "dtype": dtype, "global_batch_size": 16, "micro_batch_size": 2}
     )
     config = deepspeed_config(settings, world_size=2)
@@ -58,7 +63,7 @@ def test_deepspeed_config_batch_is_micro_batch_times_steps_times_workers(
 
 def test_deepspeed_config_of_packed_rows_leaves_room_for_any_number_of_them() -> None:
     # 6 is no multiple of 2 workers x 4 examples: rows are cut by tokens, not by examples.
-    settings = TrainingSettings(packing=True, global_batch_size=6)
+    settings = PlacedTraining(packing=True, global_batch_size=6)
     config = deepspeed_config(settings, world_size=2)
     assert config["gradient_accumulation_steps"] > 1
     assert config["train_batch_size"] == (
@@ -68,14 +73,14 @@ def test_deepspeed_config_of_packed_rows_leaves_room_for_any_number_of_them() ->
 
 def test_deepspeed_config_offloads_to_the_folder_where_one_is_named() -> None:
     fields = {"offload_optimizer": True, "zero_stage": 3, "offload_weights": True}
-    settings = TrainingSettings.model_validate(fields | {"offload_folder": "/nvme/offload"})
+    settings = PlacedTraining.model_validate(fields | {"offload_folder": "/nvme/offload"})
     zero = deepspeed_config(settings, 2)["zero_optimization"]
     for part in ("offload_optimizer", "offload_param"):
         assert (zero[part]["device"], zero[part]["nvme_path"]) == ("nvme", "/nvme/offload")
 
 
 def test_deepspeed_config_offload_pins_memory_beside_a_gpu_only() -> None:
-    on_cpu = TrainingSettings(offload_optimizer=True, zero_stage=3, offload_weights=True)
+    on_cpu = PlacedTraining(offload_optimizer=True, zero_stage=3, offload_weights=True)
     on_gpu = on_cpu.model_copy(update={"gpus_per_worker": 1})
     for settings, pinned in ((on_cpu, False), (on_gpu, True)):
         zero = deepspeed_config(settings, 2)["zero_optimization"]

@@ -12,10 +12,22 @@ from training.speed import peak_flops, work_of
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA L4", 121e12),
         ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 836e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 836e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA A100-PCIE-40GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40", 181e12),
         ("NVIDIA GeForce RTX 3090", None),
+        (None, None),
     ],
 )
-def test_peak_flops_by_name(name: str, peak: float | None) -> None:
+def test_peak_flops_by_name(name: str | None, peak: float | None) -> None:
     assert peak_flops(name) == peak
 
 

@@ -1,0 +1,76 @@
+"""Two rounds on the GPUs of two nodes, which engines and training workers hold in turn.
+
+Ray counts the GPUs. The engines are scripted; the training is real, over gloo, on the CPU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.fitting import PRETENDED_MEMORY
+from tests.chaos import RayNodes
+from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, arithmetic, driver_command
+from tests.scripted import Started
+from tests.training.logical_gpu import LOGGED_NAME, TRAINER_LOG
+from training.device import PRETENDED
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
+    """Two nodes with one GPU each, and a head without."""
+    cluster = RayNodes(tmp_path_factory.mktemp("nodes"), ["--num-cpus=2", "--num-gpus=1"])
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def test_engines_and_training_workers_hold_the_same_gpus_in_turn(
+    tmp_path: Path, nodes: RayNodes, model_folder: Path
+) -> None:
+    log = tmp_path / "starts"
+    tree = {
+        "run": "rounds",
+        "rounds": 2,
+        "model": {"path": str(model_folder)},
+        "questions": {"datasets": arithmetic("sums", 0, num_train=12, num_dev=0, num_test=4)},
+        "synthesis": {"guidelines_per_question": 2},
+        "training": {"learning_rate": 1e-3, "num_epochs": 1, "dtype": "float32"}
+        | {"global_batch_size": 8, "micro_batch_size": 4, "min_examples": 1},
+        "engine": {**SCRIPTED_ENGINE, "use_gpu": True, "options": {"start_log": str(log)}},
+        "cluster": {"address": nodes.address, "progress_every_s": 1.0},
+        "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    pretended = {
+        PRETENDED_MEMORY: "tests.scripted:gpu_memory_gib",
+        PRETENDED: LOGGED_NAME,
+        TRAINER_LOG: str(log),
+    }
+    result = subprocess.run(
+        driver_command("run", config),
+        cwd=REPOSITORY,
+        env=nodes.environment() | pretended,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr + result.stdout
+    started = Started.read(log, "engine", "trainer")
+    assert [each.kind for each in started] == 2 * (
+        2 * ["engine"] + 2 * ["trainer"] + 2 * ["engine"]
+    )
+    pairs = [started[i : i + 2] for i in range(0, len(started), 2)]
+    held = [{(each.node_id, each.gpus) for each in pair} for pair in pairs]
+    assert all(each == held[0] for each in held)
+    assert len(held[0]) == 2
+    assert all(gpus == ("0",) for _, gpus in held[0])
+    assert "round 1, base > tuned" in result.stdout
