@@ -27,29 +27,43 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-setup: $(VENV)/installed
+# Extras besides the lock, each from its own: make setup EXTRAS=trackers (or "trackers bench").
+EXTRAS :=
+setup: $(VENV)/installed $(EXTRAS:%=$(VENV)/installed-%)
 
-# The lock is complete, so pip resolves nothing. PyTorch's CPU wheel comes from pip's configured
-# find-links where there is one, otherwise from PyTorch's own index.
-$(VENV)/installed: $(LOCK)
+# The lock is complete and has the hash of each file, so pip resolves nothing and takes only those
+# files. PyTorch's CPU wheel comes from pip's configured find-links where there is one, otherwise
+# from PyTorch's own index; both have the same file.
+$(VENV)/installed: $(LOCK) commands/launcher.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	if $(BIN)/pip download --quiet --no-deps --dest $(VENV)/torch-wheel "$(TORCH)" 2>/dev/null; \
 	then index=""; else index="--extra-index-url $(TORCH_INDEX)"; fi; \
-	$(BIN)/pip install --quiet --no-deps $$index --find-links $(VENV)/torch-wheel -r $(LOCK)
+	$(BIN)/pip install --quiet --no-deps --require-hashes $$index --find-links $(VENV)/torch-wheel \
+	  -r $(LOCK)
 	rm -rf $(VENV)/torch-wheel
+	install commands/launcher.sh $(BIN)/regenesis
 	touch $@
 
-# Both locks from pyproject.toml. uv does not read pip's configuration: on a machine that has
-# PyTorch's CPU wheel in a folder, give it as WHEELS=folder.
+$(VENV)/installed-%: requirements/%.lock $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r $<
+	touch $@
+
+# All locks from pyproject.toml. uv does not read pip's configuration: on a machine that has
+# PyTorch's CPU wheel in a folder, give it as WHEELS=folder. An extra's lock has only what the CPU
+# lock lacks, in versions that go with it.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" .make/uv/bin/uv pip compile --quiet \
+  --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 pyproject.toml
+CPU = --extra cpu --override requirements/cpu-overrides.txt --no-emit-find-links \
+  --find-links $(or $(WHEELS),$(TORCH_INDEX)/torch/)
 lock:
 	test -x .make/uv/bin/uv || { python3 -m venv .make/uv && .make/uv/bin/pip install --quiet uv; }
-	UV_CUSTOM_COMPILE_COMMAND="make lock" .make/uv/bin/uv pip compile --quiet pyproject.toml \
-	  --extra cpu --extra dev --override requirements/cpu-overrides.txt \
-	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-find-links \
-	  $(if $(WHEELS),--find-links $(WHEELS),--find-links $(TORCH_INDEX)/torch/) -o requirements/cpu.lock
-	UV_CUSTOM_COMPILE_COMMAND="make lock" .make/uv/bin/uv pip compile --quiet pyproject.toml \
-	  --extra gpu --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	  -o requirements/gpu.lock
+	$(COMPILE) $(CPU) --extra aws --extra dev -o $(LOCK)
+	$(COMPILE) --extra gpu --extra aws -o requirements/gpu.lock
+	for extra in trackers bench; do \
+	  $(COMPILE) $(CPU) --extra $$extra --override requirements/extras-overrides.txt \
+	    --constraint $(LOCK) $$(sed -n 's/^\([^ #]*\)==.*/--no-emit-package \1/p' $(LOCK)) \
+	    -o requirements/$$extra.lock || exit 1; \
+	done
 
 clean:
 	rm -rf runs .mypy_cache .pytest_cache .ruff_cache

@@ -27,6 +27,7 @@ from cluster.errors import (
 )
 from cluster.runtime import StopRequest, log_folder, ray_session
 from cluster.terminal import say
+from commands.version import ShowVersion
 from pipelines.config import load_config, warnings_of
 from pipelines.dry_run import dry_run
 from pipelines.hardware import wait_for_hardware
@@ -43,6 +44,7 @@ COMMANDS = {
     "clean": "remove what a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses; docs/GRADING.md says how",
+    "doctor": "check the machine, the cluster and the storage; exit code 1 when something is wrong",
 }
 """`run` is here; each other one is the module of its name in `commands`, imported when called."""
 
@@ -81,7 +83,7 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `regenesis.py run CONFIG`."""
-    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("config", help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
     )
@@ -127,7 +129,8 @@ def check_until(until: str | None) -> None:
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command in `command`, what does it in `do`, and its own arguments."""
-    parser = argparse.ArgumentParser(prog="regenesis.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="regenesis", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True)
     called = next((word for word in argv if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():

@@ -59,14 +59,19 @@ def check_model(path: str) -> None:
         _find_gguf(path)
         return
     folder = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if not folder.exists() and not looks_local:
+    if is_hub_name(path):
         return
     if not folder.is_dir():
         raise InputError(f"model.path {path!r}: there is no such folder")
     for needed, kind in (("config.json", "config"), ("*.safetensors", "weights")):
         if not list(folder.glob(needed)):
             raise InputError(f"model.path {path!r} has no {kind} ({needed}); is it a model folder?")
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `model.path` names a model of the hub: no `pypi:` model, and nothing that is here."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    return not path.startswith("pypi:") and not Path(path).expanduser().exists() and not looks_local
 
 
 def model_identity(path: str) -> str:

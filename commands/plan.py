@@ -15,7 +15,7 @@ from pipelines.probe import estimate_run_from_probe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config and what is laid over it."""
-    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("config", help="a YAML file, or the name of one in configs/")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
     )

@@ -3,9 +3,9 @@
 `regenesis.py select RUN --set examples.verdict=majority` reads the run's own config and paths,
 generates nothing, and prints for each round a row a dataset::
 
-    | dataset | paths | kept | of paths | expected lucky | dropped                                 |
-    |---------|-------|------|----------|----------------|-----------------------------------------|
-    | gsm8k   | 25000 | 4120 | 16.5 %   | 0.0 %          | 14800 wrong, 3011 over_max_per_question |
+    | dataset | paths | kept | of paths | expected guessed | dropped                 |
+    |---------|-------|------|----------|------------------|-------------------------|
+    | gsm8k   | 25000 | 4120 | 16.5 %   | 0.0 %            | 17800 wrong, 3080 error |
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _select(config: Config, questions: Folder, paths: Folder) -> dict[str, Any]:
 
 def format_selection(facts: Mapping[str, Any]) -> str:
     """The facts of `select_step_examples` as a table, a row a dataset and one of all."""
-    rows = [["dataset", "paths", "kept", "of paths", "expected lucky", "dropped"]]
+    rows = [["dataset", "paths", "kept", "of paths", "expected guessed", "dropped"]]
     rows += [_row(name, of_dataset) for name, of_dataset in facts["datasets"].items()]
     if len(facts["datasets"]) > 1:
         rows.append(_row("all", facts))
@@ -73,6 +73,6 @@ def _row(name: str, facts: Mapping[str, Any]) -> list[str]:
     num_paths, num_kept = facts["num_paths"], facts["num_kept_paths"]
     of_paths = f"{100 * num_kept / num_paths:.1f} %" if num_paths else ""
     share = facts.get("expected_lucky_share")
-    lucky = f"{100 * share:.1f} %" if share is not None else ""
+    guessed = f"{100 * share:.1f} %" if share is not None else ""
     dropped = ", ".join(f"{number} {reason}" for reason, number in facts["dropped"].items())
-    return [name, str(num_paths), str(num_kept), of_paths, lucky, dropped]
+    return [name, str(num_paths), str(num_kept), of_paths, guessed, dropped]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.errors import InputError
+from cluster.hub import hub_errors
 from evaluation.question import Split
 from evaluation.rows import Row
 
@@ -52,14 +52,15 @@ def load_hub_split(
 ) -> Iterator[Row]:
     """The rows of one split of a hub dataset; `repository` may be a local folder, too.
 
-    The library keeps what it downloads below `HF_HOME`. Raises `InputError` with the library's own
-    words when it cannot be had.
+    The library keeps what it downloads below `HF_HOME`. Raises `InputError` when it cannot
+    be had, with the reason.
     """
     from datasets import load_dataset  # two seconds; only where used
     from datasets.exceptions import DatasetsError
 
     name = "/".join(part for part in (repository, config, split) if part)
-    try:
+    instead = "download it elsewhere and name its folder"
+    with hub_errors("the dataset", name, instead, also=(DatasetsError,)):
         if is_converted:
             files = {split: f"{config or 'default'}/{split}/*.parquet"}
             rows = load_dataset(
@@ -67,11 +68,5 @@ def load_hub_split(
             )
         else:
             rows = load_dataset(repository, config, split=split, revision=revision)
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"cannot load {name} from the Hugging Face hub: {reason}; "
-            "or download it and name the folder with source.path"
-        ) from error
     for number, values in enumerate(rows):
         yield Row(f"{name} row {number + 1}", name, number, values)

@@ -14,6 +14,7 @@ import pydantic
 from pydantic import Field
 
 from cluster.engine import EngineSettings, slow_top_p
+from cluster.errors import InputError
 from cluster.models import ModelSettings
 from cluster.runtime import ClusterSettings, StorageSettings
 from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
@@ -26,6 +27,7 @@ from pipelines.stages import STAGES
 from pipelines.strategy import with_strategy
 from training.settings import TrainingSettings
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NO_TRAINING = "questions.datasets: no question to train on; one has to be in_domain"
 
 
@@ -61,7 +63,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises `InputError` that names the file and the field.
     """
-    return load_settings(Config, path, overrides, with_strategy)
+    return load_settings(Config, find_config(path), overrides, with_strategy)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file that is meant: `quickstart` or `configs/quickstart.yaml` is a shipped one, wherever
+    the command is given, unless there is a file of that name. Raises `InputError`."""
+    given = Path(path)
+    shipped = CONFIGS / (given.name if given.suffix else f"{given.name}.yaml")
+    if given.is_file() or given.parent.name not in ("", CONFIGS.name) or given.is_absolute():
+        return given
+    if shipped.is_file():
+        return shipped
+    if given.suffix:
+        return given  # the reader says which files are beside it
+    names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+    raise InputError(f"no config file {path}, and none is shipped by that name; there are {names}")
 
 
 # --- rules: each is given the config, and returns a sentence that says what is wrong ------------

@@ -42,9 +42,9 @@ from pipelines.chain import stable_seed
 from pipelines.contamination import EvaluationWords
 from pipelines.filters import (
     ExampleSettings,
-    Graded,
+    GradedQuestion,
     filter_paths,
-    num_lucky_kept,
+    num_guessed_kept,
     wrong_paths,
 )
 from pipelines.reasoning_path import ReasoningPath
@@ -120,7 +120,7 @@ COUNTS_SCHEMA = pa.schema(
     [
         ("dataset", pa.string()),
         ("num_paths", pa.int32()),
-        ("num_lucky", pa.float64()),  # kept paths that are expected to have guessed
+        ("num_guessed", pa.float64()),  # kept paths that are expected to have guessed
         ("overlaps_with", pa.list_(pa.string())),  # datasets of the evaluation that have it, too
     ]
 )
@@ -209,13 +209,13 @@ class ExampleSelector:
         question = Question.from_row(row)
         overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
         paths = stored_paths(row, question, self.settings.read_last)
-        graded = Graded(question, paths, self.settings, bool(overlaps))
+        graded = GradedQuestion(question, paths, self.settings, bool(overlaps))
         kept, reasons = filter_paths(graded)
         selection.counts.append(
             {
                 "dataset": question.dataset,
                 "num_paths": len(paths),
-                "num_lucky": num_lucky_kept(graded, kept),
+                "num_guessed": num_guessed_kept(graded, kept),
                 "overlaps_with": overlaps,
             }
         )
@@ -242,7 +242,7 @@ class ExampleSelector:
 
     def _examples(
         self,
-        graded: Graded,
+        graded: GradedQuestion,
         kept: Sequence[ReasoningPath],
         example: Callable[[str], dict[str, Any]],
     ) -> Iterator[dict[str, Any]]:
@@ -259,7 +259,7 @@ class ExampleSelector:
         if self.settings.original_solutions and graded.question.solution:
             yield from self._original(graded)
 
-    def _example(self, graded: Graded, path: ReasoningPath, form: Form) -> dict[str, Any]:
+    def _example(self, graded: GradedQuestion, path: ReasoningPath, form: Form) -> dict[str, Any]:
         question = path.shown_question(graded.question)
         target = self._target(question, path)
         if form == "answer_only":
@@ -271,11 +271,11 @@ class ExampleSelector:
             "guideline_id": path.guideline_id,
             "pass": int(path.is_hinted),
             "vote_share": graded.votes.share(path.predicted),
-            "lucky_share": graded.lucky_share,
+            "lucky_share": graded.guessed_share,
             "form": form,
         } | self._learned(question, learned_messages(question, form), target)
 
-    def _original(self, graded: Graded) -> Iterator[dict[str, Any]]:
+    def _original(self, graded: GradedQuestion) -> Iterator[dict[str, Any]]:
         """The solution that the question came with, unless a filter of questions or length is
         against it."""
         question = graded.question
@@ -384,7 +384,7 @@ def _unpaired(example: dict[str, Any], *, label: bool) -> dict[str, Any]:
     }
 
 
-def _rl_prompt(graded: Graded) -> dict[str, Any]:
+def _rl_prompt(graded: GradedQuestion) -> dict[str, Any]:
     question = graded.question
     return {
         "question_id": question.question_id,
@@ -566,23 +566,23 @@ def _of_paths(kept: pa.Table, settings: ExampleSettings) -> pa.Table:
     return kept.filter(pc.equal(kept.column("form"), first))
 
 
-def _lucky_share(kept: pa.Table, num_lucky: float) -> float | None:
+def _guessed_share(kept: pa.Table, num_guessed: float) -> float | None:
     """None where nothing is kept, or the truth is not asked."""
     is_known = kept.column("lucky_share").null_count < kept.num_rows
-    return round(min(1.0, num_lucky / kept.num_rows), 6) if is_known else None
+    return round(min(1.0, num_guessed / kept.num_rows), 6) if is_known else None
 
 
 def _dataset_facts(
     kept: pa.Table, dropped: pa.Table, counts: pa.Table, settings: ExampleSettings
 ) -> dict[str, Any]:
     of_paths = _of_paths(kept, settings)
-    num_lucky = pc.sum(counts.column("num_lucky")).as_py() or 0.0
+    num_guessed = pc.sum(counts.column("num_guessed")).as_py() or 0.0
     overlaps = pc.list_flatten(counts.column("overlaps_with")).to_pylist()
     return {
         "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
         "num_kept_paths": of_paths.num_rows,
         "num_examples": kept.num_rows,
-        "expected_lucky_share": _lucky_share(of_paths, num_lucky),
+        "expected_lucky_share": _guessed_share(of_paths, num_guessed),
         "dropped": _by_reason(dropped),
         "overlaps_with": dict(sorted(Counter(overlaps).items())),
     }

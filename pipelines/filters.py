@@ -87,7 +87,7 @@ class ExampleSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Graded:
+class GradedQuestion:
     """A question with all its paths as the grader of today judges them."""
 
     question: Question
@@ -123,7 +123,7 @@ class Graded:
         return sum(path.path_id in self.right and not path.is_hinted for path in self.paths)
 
     @property
-    def num_lucky(self) -> float:
+    def num_guessed(self) -> float:
         """How many right guesses the wrong ones tell of; it may be more than were right.
 
         Correction for guessing: where an answer is either known or guessed among k options, w
@@ -134,16 +134,16 @@ class Graded:
         return float(self.num_right) if chance == 1 else num_wrong * chance / (1 - chance)
 
     @property
-    def lucky_share(self) -> float | None:
+    def guessed_share(self) -> float | None:
         """The expected share of the right paths that guessed; None where the truth is not asked."""
         if self.settings.verdict != "ground_truth":
             return None
         if not self.num_right:
             return 1.0 if chance_of(self.question) else 0.0
-        return min(1.0, self.num_lucky / self.num_right)
+        return min(1.0, self.num_guessed / self.num_right)
 
 
-Filter = Callable[[Graded, Sequence[ReasoningPath]], Reasons]
+Filter = Callable[[GradedQuestion, Sequence[ReasoningPath]], Reasons]
 
 
 def chance_of(question: Question) -> float:
@@ -153,7 +153,7 @@ def chance_of(question: Question) -> float:
     return 1 / len(question.choices) if question.choices else 0.0
 
 
-def num_lucky_kept(graded: Graded, kept: Sequence[ReasoningPath]) -> float:
+def num_guessed_kept(graded: GradedQuestion, kept: Sequence[ReasoningPath]) -> float:
     """How many of a question's kept paths are expected to have guessed, to be summed up.
 
     The sum over the questions of a dataset is right on average, one question's is not: guessers
@@ -167,10 +167,10 @@ def num_lucky_kept(graded: Graded, kept: Sequence[ReasoningPath]) -> float:
     asks_for_more = settings.pass_rate[0] > 0 or settings.min_correct_above_chance is not None
     if not num_kept and (num_right or asks_for_more):
         return 0.0
-    return graded.num_lucky * min(num_kept + 1, settings.max_per_question) / (num_right + 1)
+    return graded.num_guessed * min(num_kept + 1, settings.max_per_question) / (num_right + 1)
 
 
-def filter_paths(graded: Graded) -> tuple[list[ReasoningPath], Reasons]:
+def filter_paths(graded: GradedQuestion) -> tuple[list[ReasoningPath], Reasons]:
     """The paths that are kept, in the order they were drawn, and the reason of each other one."""
     control = graded.settings.verdict == "unfiltered"
     kept, reasons = _apply(UNJUDGED_FILTERS if control else FILTERS, graded, graded.paths)
@@ -180,13 +180,13 @@ def filter_paths(graded: Graded) -> tuple[list[ReasoningPath], Reasons]:
     if control:
         true_one = graded.settings.model_copy(update={"verdict": "ground_truth"})
         as_many, _ = filter_paths(
-            Graded(graded.question, graded.paths, true_one, graded.is_contaminated)
+            GradedQuestion(graded.question, graded.paths, true_one, graded.is_contaminated)
         )
         number, over = len(as_many), "over_number_of_right"
     return drawn[:number], reasons | {path.path_id: over for path in drawn[number:]}
 
 
-def wrong_paths(graded: Graded, reasons: Reasons) -> list[ReasoningPath]:
+def wrong_paths(graded: GradedQuestion, reasons: Reasons) -> list[ReasoningPath]:
     """Wrong solutions to be preferred less, in the order they were drawn; `reasons` says why each
     path was dropped. None of a question whose right ones are left out, and none twice."""
     wrong = [p for p in graded.paths if reasons.get(p.path_id) in ("wrong", "minority")]
@@ -195,7 +195,7 @@ def wrong_paths(graded: Graded, reasons: Reasons) -> list[ReasoningPath]:
 
 
 def _apply(
-    filters: Sequence[Filter], graded: Graded, paths: Sequence[ReasoningPath]
+    filters: Sequence[Filter], graded: GradedQuestion, paths: Sequence[ReasoningPath]
 ) -> tuple[list[ReasoningPath], Reasons]:
     left = in_drawn_order(paths, graded.settings.seed)
     reasons: Reasons = {}
@@ -210,7 +210,7 @@ def in_drawn_order(paths: Sequence[ReasoningPath], seed: int) -> list[ReasoningP
     return sorted(paths, key=lambda path: stable_seed(seed, path.path_id))
 
 
-def draw(graded: Graded, paths: Sequence[ReasoningPath]) -> list[ReasoningPath]:
+def draw(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> list[ReasoningPath]:
     """The paths with those first that are to be kept."""
     if graded.settings.draw == "seed":
         return list(paths)
@@ -221,7 +221,7 @@ def draw(graded: Graded, paths: Sequence[ReasoningPath]) -> list[ReasoningPath]:
 # --- the filters -------------------------------------------------------------------------------
 
 
-def unfinished(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def unfinished(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """Failed in the engine, or cut off by the token limit."""
     return {
         path.path_id: str(Verdict.ERROR if path.error else Verdict.TRUNCATED)
@@ -230,7 +230,7 @@ def unfinished(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     }
 
 
-def not_right(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def not_right(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """Another answer than the ground truth or the majority, or none that could be read."""
     return {
         path.path_id: _why_not_right(graded, path)
@@ -239,7 +239,7 @@ def not_right(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
     }
 
 
-def _why_not_right(graded: Graded, path: ReasoningPath) -> str:
+def _why_not_right(graded: GradedQuestion, path: ReasoningPath) -> str:
     if graded.settings.verdict != "majority" or path.predicted is None or path.error:
         return str(path.verdict)
     if path.is_hinted:
@@ -248,31 +248,31 @@ def _why_not_right(graded: Graded, path: ReasoningPath) -> str:
     return "no_majority" if winner is None else "minority"
 
 
-def too_long(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def too_long(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     most = graded.settings.max_target_tokens
     return {path.path_id: "too_long" for path in paths if path.num_target_tokens > most}
 
 
-def unsound(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def unsound(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """The model, asked as a judge, found a fault in it."""
     wanted = graded.settings.drop_unsound
     return {p.path_id: "judged_unsound" for p in paths if wanted and p.judged == "no"}
 
 
-def leaking(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def leaking(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """Leans on a hint, a structure or a guideline that the model will not be shown."""
     wanted = graded.settings.drop_leaks
     leaks = ((path.path_id, find_leak(graded.question, path, wanted)) for path in paths)
     return {path_id: f"leak_{leak}" for path_id, leak in leaks if leak}
 
 
-def contaminated(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def contaminated(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """The question overlaps with one of evaluation."""
     drop = graded.settings.contamination.drop and graded.is_contaminated
     return {path.path_id: "contaminated" for path in paths} if drop else {}
 
 
-def outside_pass_rate(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def outside_pass_rate(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """The question is too hard or too easy."""
     low, high = graded.settings.pass_rate
     rate = graded.num_right / graded.num_tries if graded.num_tries else 0.0
@@ -280,14 +280,14 @@ def outside_pass_rate(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons
     return {path.path_id: reason for path in paths} if reason else {}
 
 
-def lucky(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def guessed(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """The question was answered rightly hardly more often than by guessing."""
     least = graded.settings.min_correct_above_chance
     above = graded.num_right - graded.num_answers * chance_of(graded.question)
-    return {p.path_id: "lucky" for p in paths} if least is not None and above < least else {}
+    return {p.path_id: "guessed" for p in paths} if least is not None and above < least else {}
 
 
-def repeated(graded: Graded, paths: Sequence[ReasoningPath]) -> Reasons:
+def repeated(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """Of equal or nearly equal solutions all but the first drawn one."""
     return dict(_repeated(paths, graded.settings))
 
@@ -322,7 +322,7 @@ FILTERS: tuple[Filter, ...] = (
     leaking,
     contaminated,
     outside_pass_rate,
-    lucky,
+    guessed,
     repeated,
 )
 UNJUDGED_FILTERS: tuple[Filter, ...] = tuple(each for each in FILTERS if each is not not_right)
@@ -331,6 +331,6 @@ WRONG_FILTERS: tuple[Filter, ...] = (
     too_long,
     contaminated,
     outside_pass_rate,
-    lucky,
+    guessed,
     repeated,
 )

@@ -12,7 +12,8 @@ from typing import Any
 
 from cluster.engine import check_engine_options
 from cluster.errors import InputError
-from cluster.models import Model, base_model, tuned_model
+from cluster.hub import check_hub_model
+from cluster.models import Model, base_model, is_hub_name, tuned_model
 from cluster.runtime import check_storage_root
 from cluster.steps import STEPS_FILE, Step, check_run_folder
 from cluster.storage import Folder
@@ -61,6 +62,8 @@ def begin_run(config: Config, until: str | None = None) -> Run:
     Raises `InputError`, and leaves nothing, for a question that cannot be asked.
     """
     folder, base = check_run(config, until)
+    if is_hub_name(base.path):
+        check_hub_model(base.path)
     return plan_run(config, folder, base, questions.make(config, folder))
 
 

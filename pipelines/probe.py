@@ -28,7 +28,7 @@ from pipelines.estimate import (
     check_budget,
     estimate_run,
 )
-from pipelines.filters import ExampleSettings, Graded, filter_paths
+from pipelines.filters import ExampleSettings, GradedQuestion, filter_paths
 from pipelines.generate import run_engines
 from pipelines.plan import first_round, lay_out_rounds
 from pipelines.run import Round, Run
@@ -55,7 +55,7 @@ def _probed(
     row: dict[str, Any], settings: ExampleSettings, num_bytes: int, num_stages: int
 ) -> ProbedQuestion:
     question = Question.from_row(row)
-    judged = Graded(question, stored_paths(row, question, settings.read_last), settings)
+    judged = GradedQuestion(question, stored_paths(row, question, settings.read_last), settings)
     kept, _ = filter_paths(judged)
     return ProbedQuestion(
         dataset=row["dataset"],

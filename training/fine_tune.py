@@ -68,11 +68,11 @@ def fine_tune(
 
     Returns num_examples (of dpo: pairs), num_dropped_too_long, num_truncated, datasets (examples of
     each, where the config asks for them), num_undesirable (of kto: wrong paths), num_workers,
-    gpus_per_worker and dtype as they were taken (`training.placement`), num_steps,
-    num_tokens (prompts and targets seen), num_trained_tokens (targets only), first_loss, last_loss,
-    seconds (in steps), data_seconds (of these, waiting for examples) and checkpoint_seconds (besides
-    these), all of them over every
-    attempt, and what `training.saving.save_trained` tells of the saved weights. Writes no manifest.
+    gpus_per_worker and dtype as they were taken (`training.placement`), num_steps, num_tokens
+    (prompts and targets seen), num_trained_tokens (targets only), first_loss, last_loss, seconds
+    (in steps), data_seconds (of these, waiting for examples) and checkpoint_seconds (besides
+    these), all of them over every attempt, and what `training.saving.save_trained` tells of the
+    saved weights. Writes no manifest.
 
     Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and

@@ -217,7 +217,7 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    nothing = {"dataset": "d", "num_paths": 0, "num_lucky": 0.0, "overlaps_with": []}
+    nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "overlaps_with": []}
     assert select_examples(rows, selector) == Selection(counts=[nothing, nothing])
 
 

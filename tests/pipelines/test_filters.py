@@ -10,7 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.question import Question
-from pipelines.filters import ExampleSettings, Graded, chance_of, filter_paths, num_lucky_kept
+from pipelines.filters import (
+    ExampleSettings,
+    GradedQuestion,
+    chance_of,
+    filter_paths,
+    num_guessed_kept,
+)
 from pipelines.reasoning_path import ReasoningPath
 
 NUMBER = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
@@ -59,7 +65,7 @@ def paths(*predicted: str | None, question: Question = NUMBER) -> list[Reasoning
 def kept_and_reasons(
     of_question: list[ReasoningPath], question: Question = NUMBER, **settings: Any
 ) -> tuple[list[str], dict[str, int]]:
-    graded = Graded(question, of_question, ExampleSettings(**settings))
+    graded = GradedQuestion(question, of_question, ExampleSettings(**settings))
     kept, reasons = filter_paths(graded)
     assert len(kept) + len(reasons) == len(of_question), "every path is kept or has a reason"
     assert not {one.path_id for one in kept} & set(reasons)
@@ -143,7 +149,7 @@ def test_right_paths_above_chance(num_right: int, is_kept: bool) -> None:
     of_question = paths(*["B"] * num_right, *["A"] * (25 - num_right), question=OPTIONS)
     kept, reasons = kept_and_reasons(of_question, OPTIONS, min_correct_above_chance=2.0)
     assert bool(kept) == is_kept
-    assert reasons.get("lucky", 0) == (0 if is_kept else num_right)
+    assert reasons.get("guessed", 0) == (0 if is_kept else num_right)
 
 
 def test_chance_of_a_guess() -> None:
@@ -165,8 +171,8 @@ def test_chance_of_a_guess() -> None:
 def test_lucky_share_is_the_correction_for_guessing(
     question: Question, predicted: list[str | None], expected: float
 ) -> None:
-    graded = Graded(question, paths(*predicted, question=question), ExampleSettings())
-    assert graded.lucky_share == pytest.approx(expected)
+    graded = GradedQuestion(question, paths(*predicted, question=question), ExampleSettings())
+    assert graded.guessed_share == pytest.approx(expected)
 
 
 def test_lucky_share_agrees_with_a_simulation_of_guessers() -> None:
@@ -178,8 +184,8 @@ def test_lucky_share_agrees_with_a_simulation_of_guessers() -> None:
         else:
             answers.append(rng.choice("ABCD"))
             lucky += answers[-1] == "B"
-    graded = Graded(OPTIONS, paths(*answers, question=OPTIONS), ExampleSettings())
-    assert graded.lucky_share == pytest.approx(lucky / answers.count("B"), abs=0.02)
+    graded = GradedQuestion(OPTIONS, paths(*answers, question=OPTIONS), ExampleSettings())
+    assert graded.guessed_share == pytest.approx(lucky / answers.count("B"), abs=0.02)
 
 
 @pytest.mark.parametrize("most", [5, 2, 1])
@@ -189,19 +195,19 @@ def test_lucky_among_the_kept_of_many_questions_agrees_with_a_simulation(most: i
     for _ in range(4_000):
         knows = rng.random() < 0.2
         answers = ["B" if knows else rng.choice("ABCD") for _ in range(5)]
-        graded = Graded(OPTIONS, paths(*answers, question=OPTIONS), settings)
+        graded = GradedQuestion(OPTIONS, paths(*answers, question=OPTIONS), settings)
         kept, _ = filter_paths(graded)
-        expected += num_lucky_kept(graded, kept)
+        expected += num_guessed_kept(graded, kept)
         lucky += 0 if knows else len(kept)
     assert expected == pytest.approx(lucky, rel=0.05)
 
 
 def test_question_that_no_path_is_kept_of_tells_of_no_luck() -> None:
     of_question = paths("A", "C", "D", question=OPTIONS)
-    assert num_lucky_kept(Graded(OPTIONS, of_question, ExampleSettings()), []) == 1.0
+    assert num_guessed_kept(GradedQuestion(OPTIONS, of_question, ExampleSettings()), []) == 1.0
     for settings in ({"pass_rate": (0.1, 1.0)}, {"min_correct_above_chance": 1.0}):
-        graded = Graded(OPTIONS, of_question, ExampleSettings(**settings))
-        assert num_lucky_kept(graded, []) == 0.0
+        graded = GradedQuestion(OPTIONS, of_question, ExampleSettings(**settings))
+        assert num_guessed_kept(graded, []) == 0.0
 
 
 def test_equal_texts_and_equations_and_near_ones_are_one() -> None:
@@ -230,7 +236,9 @@ def test_solutions_without_equations_are_told_apart_by_their_text() -> None:
 def test_contaminated_questions_go_only_when_the_config_says() -> None:
     for drop, num_kept in ((False, 1), (True, 0)):
         settings = ExampleSettings.model_validate({"contamination": {"drop": drop}})
-        kept, reasons = filter_paths(Graded(NUMBER, paths("4"), settings, is_contaminated=True))
+        kept, reasons = filter_paths(
+            GradedQuestion(NUMBER, paths("4"), settings, is_contaminated=True)
+        )
         assert len(kept) == num_kept
         assert reasons == ({"000": "contaminated"} if drop else {})
 

@@ -1,0 +1,91 @@
+"""The Hugging Face hub: whether it gives what the config names, and if not, one sentence why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cluster.errors import InputError
+
+_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def hub_errors(
+    field: str, name: str, instead: str, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn whatever the hub's libraries raise within the block into one `InputError`.
+
+    `field` is the setting that names the model or dataset, `name` its value, and `instead` what a
+    person without the hub can do; `also` are further errors of the library that is used.
+    """
+    from huggingface_hub import errors
+
+    kinds = (errors.HTTPError, errors.EntryNotFoundError, OSError, ValueError, RuntimeError, *also)
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        raise InputError(f"{field} {name!r}: {_reason(error)}, or {instead}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at the hub, and what to do there."""
+    from huggingface_hub import errors
+
+    for found, reason in (
+        (
+            errors.GatedRepoError,
+            "access to it is restricted on the Hugging Face hub; ask for it there and set HF_TOKEN",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            "the Hugging Face hub has no such revision of it; correct the revision",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "the Hugging Face hub has nothing of this name that you may see; correct the name, set "
+            "HF_TOKEN if it is private",
+        ),
+        (
+            errors.RemoteEntryNotFoundError,
+            "the Hugging Face hub has it, but without a file that is needed; correct the name",
+        ),
+        (errors.HFValidationError, "this is no name of the Hugging Face hub; correct it"),
+        (
+            (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError),
+            "it was not downloaded before, and the Hugging Face hub cannot be reached; see to the "
+            "network",
+        ),
+    ):
+        if any(isinstance(each, found) for each in _chain(error)):
+            return reason
+    chain = list(_chain(error))
+    answered = any(isinstance(each, errors.HfHubHTTPError) for each in chain)
+    silent = (errors.HTTPError, ConnectionError, TimeoutError)
+    if not answered and any(isinstance(each, silent) for each in chain):
+        return "the Hugging Face hub cannot be reached; see to the network"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return f"it cannot be had from the Hugging Face hub ({words.rstrip('.')}); correct the config"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it; libraries wrap the one that says most."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def check_hub_model(name: str) -> None:
+    """Refuse a model that the hub does not give to this machine. Raises `InputError`.
+
+    Asks for one small file, without trying again; a model that was downloaded before needs no hub.
+    """
+    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url, try_to_load_from_cache
+
+    instead = "download it elsewhere and name its folder with model.path"
+    with hub_errors("model.path", name, instead):
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), token=get_token(), timeout=_TIMEOUT_S)
