@@ -20,7 +20,7 @@ from cluster.engine import EngineSettings
 from cluster.errors import InputError
 from cluster.fitting import fit_to_nodes
 from cluster.models import Model
-from cluster.planner import GpuNodes, ModelShape, plan_pool
+from cluster.planner import GpuNodes, ModelShape, plan_pool, with_options
 from cluster.vllm_engine import engine_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -45,7 +45,6 @@ SHAPES = {
 }
 """Folders of `model_configs/` by `model.path`."""
 FURTHER = {
-    "(llama3-70b)": ("meta-llama/Meta-Llama-3-70B-Instruct", {}),
     "(llama3-70b fp8)": (
         "meta-llama/Meta-Llama-3-70B-Instruct",
         {"options": {"quantization": "fp8"}},
@@ -85,10 +84,14 @@ class Case:
     def cache_tokens(self, fitted: EngineSettings) -> int:
         """What the planner expects the key-value cache of one engine to hold."""
         config = json.loads((self.shape / "config.json").read_text())
-        share = fitted.gpu_memory_utilization
-        return plan_pool(
-            ModelShape.from_config(config), self.nodes, gpu_memory_utilization=share
-        ).kv_cache_tokens
+        plan = plan_pool(
+            ModelShape.from_config(with_options(config, self.settings.options)),
+            self.nodes,
+            context=self.settings.max_model_len,
+            gpu_memory_utilization=fitted.gpu_memory_utilization,
+            max_num_seqs=fitted.max_num_seqs,
+        )
+        return plan.kv_cache_tokens
 
 
 def shape_folder(path: str) -> Path:
