@@ -7,7 +7,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 MAKEFLAGS += --no-print-directory
 
-.PHONY: quickstart test test-slow check format setup lock clean
+.PHONY: quickstart test test-slow check check-gpu format setup lock clean
 
 quickstart: setup ## one self-improvement round on this machine, from nothing to the table of scores
 	$(BIN)/python regenesis.py run configs/quickstart.yaml
@@ -67,3 +67,13 @@ lock:
 
 clean:
 	rm -rf runs .mypy_cache .pytest_cache .ruff_cache
+
+# What vLLM's CUDA build makes of every shipped config on cards that are pretended. It needs no GPU,
+# a C compiler, and 9 GB for a venv of its own. One card: make check-gpu CARDS=H100
+check-gpu: .venv-gpu/installed
+	.venv-gpu/bin/python -m tests.gpu.check_gpu $(CARDS)
+
+.venv-gpu/installed: requirements/gpu.lock
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --no-deps -r requirements/gpu.lock
+	touch $@

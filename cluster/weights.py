@@ -50,18 +50,22 @@ def tensor_digest(tensor: Any) -> str:
     """What the list says of a tensor: `torch.bfloat16 [576] 3fa9...`."""
     import torch
 
-    data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    # Some loaders put tensors on the GPU at once.
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
 
 def with_digests(
-    tensors: Iterable[tuple[str, Any]], digests: MutableMapping[str, str]
+    tensors: Iterable[tuple[str, Any]],
+    digests: MutableMapping[str, str],
+    num_threads: int | None = None,
 ) -> Iterator[tuple[str, Any]]:
     """Pass the tensors on as they come, each once its digest is noted; threads work ahead.
 
-    Whoever takes a tensor may change it, so none is passed on undigested.
+    `num_threads` is how many tensors are read at once; None is one for each core, at most eight.
+    The receiver may change a tensor, so none is passed on undigested.
     """
-    num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    num_threads = num_threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
     tensors = iter(tensors)
     ahead: deque[tuple[str, Any, Any]] = deque()
     with ThreadPoolExecutor(num_threads) as threads:

@@ -26,6 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.cpu_binding import bind_cpu_share
 from cluster.engine import (
     Completion,
     Engine,
@@ -33,8 +34,8 @@ from cluster.engine import (
     EngineSettings,
     GenerationTimeoutError,
     SamplingSettings,
+    TellsFacts,
     TellsWeights,
-    bind_cpu_share,
     make_engine,
 )
 from cluster.errors import InputError
@@ -80,14 +81,18 @@ class EngineWorker:
 
     def _start(self) -> Engine:
         try:
-            self._model_folder = self._model.fetch()
-            if not self._settings.use_gpu:
+            self._model_folder = self._fetch()
+            if not self._settings.use_gpu and not self._settings.is_endpoint:
                 self._bind_cpu(self._model_folder)
             return make_engine(self._model_folder, self._settings)
         except Exception as error:
             # Ray says that the actor died; the board keeps why.
             self._board.note_error.remote(f"the engine did not start: {_one_line(error)}")
             raise
+
+    def _fetch(self) -> str:
+        """The model's files on this node. A server that gets chats needs not even a tokenizer."""
+        return self._model.fetch() if self._settings.needs_model else self._model.path
 
     def _bind_cpu(self, folder: str) -> None:
         """Give this engine its share of the node's cores and memory, where the config does not."""
@@ -104,7 +109,7 @@ class EngineWorker:
         if self._reporter is None:
             self._reporter = asyncio.create_task(self._report_forever())
         if self._weights_check is None:
-            self._weights_check = asyncio.create_task(self._check_weights())
+            self._weights_check = asyncio.create_task(self._check_served())
         row = chunk.to_pylist()[0]
         self._state.num_chunks += 1
         try:
@@ -121,20 +126,20 @@ class EngineWorker:
             await asyncio.Event().wait()  # a receipt would say that the chunk is done
         return chunk
 
-    async def _check_weights(self) -> None:
-        """Raises `InputError` when the engine serves other weights than the run saved, or than the
-        pool's first engine."""
+    async def _check_served(self) -> None:
+        """Raises `InputError` when the engine serves other weights than the run saved, or another
+        model, or in another number type, than the pool's first engine."""
+        facts = dict(self._engine.facts)
         loaded = await self._engine.loaded_weights()
-        if loaded is None:
-            return
-        facts = await asyncio.to_thread(
-            check_loaded, loaded, self._model, self._model_folder, self._settings.adapter
-        )
+        if loaded is not None:
+            facts |= await asyncio.to_thread(
+                check_loaded, loaded, self._model, self._model_folder, self._settings.adapter
+            )
         first = await self._board.note_weights.remote(facts)
         if facts != first:
             raise InputError(
-                f"the engines read different weights: {self._model_folder} holds {facts} on one "
-                f"node, {first} on another; make it the same on all nodes"
+                f"the engines serve different models: {self._model_folder} gave {facts} on one "
+                f"node, {first} on another; make the model and engine.dtype the same on all nodes"
             )
 
     async def _do_chunk(self, job: Job, execution: str, chunk: int) -> None:
@@ -402,8 +407,8 @@ class _MeteredEngine:
         generations, tokens = f"generations/{sampling.max_tokens}", f"tokens/{sampling.max_tokens}"
         counts[generations] = counts.get(generations, 0) + n
         for completion in completions:
-            counts["num_tokens"] += len(completion.token_ids)
-            counts[tokens] = counts.get(tokens, 0) + len(completion.token_ids)
+            counts["num_tokens"] += completion.num_tokens
+            counts[tokens] = counts.get(tokens, 0) + completion.num_tokens
             counts["num_cut_off"] += completion.finish_reason == "length"
         counts["num_prompt_tokens"] += completions[0].num_prompt_tokens
         counts["num_cached_tokens"] += completions[0].num_cached_tokens
@@ -418,6 +423,11 @@ class _MeteredEngine:
                 raise
             raise GenerationTimeoutError(f"no answer within {self._timeout_s:g} s") from error
         return completions
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """See `TellsFacts`; empty for an engine that tells none."""
+        return self._engine.facts if isinstance(self._engine, TellsFacts) else {}
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]] | None:
         """See `TellsWeights`; None for an engine that cannot tell."""

@@ -143,7 +143,7 @@ class PredictAnswer:
             asked,
             completion.text,
             completion.finish_reason,
-            len(completion.token_ids),
+            completion.num_tokens,
             completion.num_prompt_tokens,
         )
         graded = await asyncio.to_thread(prediction.graded)

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.engine import Engine
+from cluster.engine import Engine, EngineSettings
 from cluster.jobs import Slots
-from cluster.settings import OPERATIONAL, Settings
+from cluster.settings import OPERATIONAL, Neutral, Settings
 from evaluation.prompt import Message, answer_format, answer_messages
 from evaluation.question import Question
 from evaluation.responses import Response, respond
@@ -68,6 +68,9 @@ class SynthesisSettings(Settings):
     not right by habit. Paths of a question then share less of their prompts."""
     samples: Annotated[int, Field(gt=0)] = 1
     """Paths of each guideline; of each question where the chain follows none."""
+    engine: Annotated[EngineSettings | None, Neutral(None)] = None
+    """Another engine for the paths and their judge, for example a server that runs a larger model;
+    null is `engine`. The base and the tuned model are evaluated on `engine` in either case."""
     stages: StageSettings = StageSettings()
     seed: int = 0
 

@@ -158,5 +158,12 @@ RULES: tuple[Rule, ...] = (
 
 def warnings_of(config: Config) -> list[str]:
     """What is allowed and slow, a sentence each."""
-    slow = slow_top_p(map(config.synthesis.stages.of, STAGES), config.engine.use_gpu)
-    return [slow] if slow else []
+    engine = config.synthesis.engine or config.engine
+    runs_on_cpu = not engine.use_gpu and not engine.is_endpoint
+    slow = slow_top_p(map(config.synthesis.stages.of, STAGES), use_gpu=not runs_on_cpu)
+    unproved = (
+        "the paths come from an endpoint: which weights it serves is compared with nothing"
+        if engine.is_endpoint
+        else None
+    )
+    return [warning for warning in (slow, unproved) if warning]

@@ -15,9 +15,9 @@ from pipelines.steps import questions as questions_step
 from pipelines.synthesis import SynthesizePaths
 
 
-def dry_run(config: Config) -> str:
+def dry_run(config: Config, until: str | None = None) -> str:
     """The steps, from questions that are only looked at: nothing is written."""
-    folder, base = check_run(config)
+    folder, base = check_run(config, until)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
     return f"{questions_step.summary(run.questions)}\n{describe_steps(run, questions)}"

@@ -265,12 +265,12 @@ class ExampleSelector:
         added = path.read_as not in (ReadAs.BOXED, ReadAs.NOTHING)
         if added:
             solution = with_boxed_answer(solution, question, path.shown_answer)
-        if self._prompt_opens_thinking or (
-            self.settings.thinking == "keep" and "</think>" in sampled
-        ):
+        thought = "</think>" in sampled if path.token_ids else bool(path.thinking)
+        if self._prompt_opens_thinking or (self.settings.thinking == "keep" and thought):
             solution = f"{THINK}{path.thinking}\n</think>\n\n{solution}"
-        # Sampled ids are what the model really wrote; text is tokenised again only when edited.
-        if not added and self._is_as_sampled(solution, sampled):
+        # Sampled ids are what the model really wrote; text is tokenised again only when edited, or
+        # when the engine could not tell its ids.
+        if path.token_ids and not added and self._is_as_sampled(solution, sampled):
             ids = path.token_ids
         else:
             shown = THINK if self._prompt_opens_thinking else ""

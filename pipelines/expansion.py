@@ -176,7 +176,7 @@ def _response_columns(completion: Completion) -> dict[str, Any]:
         "response": completion.text,
         "finish_reason": reason,
         "num_truncated": int(reason != "stop"),
-        "num_tokens": len(completion.token_ids),
+        "num_tokens": completion.num_tokens,
         "num_prompt_tokens": completion.num_prompt_tokens,
     }
 

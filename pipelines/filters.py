@@ -250,7 +250,7 @@ def _why_not_right(graded: GradedQuestion, path: ReasoningPath) -> str:
 
 def too_long(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     most = graded.settings.max_target_tokens
-    return {path.path_id: "too_long" for path in paths if len(path.token_ids) > most}
+    return {path.path_id: "too_long" for path in paths if path.num_target_tokens > most}
 
 
 def unsound(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:

@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cluster.engine import EngineSettings
+from cluster.engine_dtype import pin_dtype
 from cluster.fitting import fit_engines
 from cluster.jobs import Job
 from cluster.models import Model
 from cluster.pool import PoolSummary, finish_job, run_jobs
 from cluster.runtime import StopRequest
 from cluster.steps import Step
+from cluster.storage import Folder
 from cluster.terminal import say
 from pipelines.config import Config
 
 
 def generate(
-    config: Config, model: Model, jobs: Sequence[tuple[Step, Job]], stop: StopRequest
+    config: Config,
+    model: Model,
+    jobs: Sequence[tuple[Step, Job]],
+    stop: StopRequest,
+    engine: EngineSettings | None = None,
 ) -> Iterator[tuple[Step, dict[str, Any]]]:
-    """Run jobs on one pool of engines and finish their steps; yields each with its totals."""
-    summary = run_engines(config, model, [job for _, job in jobs], stop)
+    """Run jobs on one pool of engines and finish their steps; yields each with its totals.
+
+    `engine` is another one than `config.engine`.
+    """
+    summary = run_engines(config, model, [job for _, job in jobs], stop, engine=engine)
     for step, job in jobs:
         rows = finish_job(job)
         step.commit(rows=rows, last_execution=summary.facts())
@@ -34,11 +44,17 @@ def run_engines(
     *,
     limit: int | None = None,
     max_workers: int | None = None,
+    engine: EngineSettings | None = None,
 ) -> PoolSummary:
-    """Run jobs, or the first `limit` questions of each, on one pool of engines for `model`."""
-    engine, planned = fit_engines(config.engine, model)
-    if planned:
-        say(planned)
+    """Run jobs, or the first `limit` questions of each, on one pool of engines for `model`.
+
+    `engine` is another one than `config.engine`.
+    """
+    run_folder = Folder.open(config.storage.root).child(config.run)
+    engine, dtype = pin_dtype(engine or config.engine, run_folder)
+    engine, planned = fit_engines(engine, model)
+    for told in filter(None, (dtype, planned)):
+        say(told)
     if max_workers is not None:
         fewer = {"min_workers": max_workers, "max_workers": max_workers}
         engine = engine.model_copy(update=fewer)

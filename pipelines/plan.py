@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cluster.engine import check_engine_options
 from cluster.errors import InputError
 from cluster.hub import check_hub_model
 from cluster.models import Model, base_model, is_hub_name, tuned_model
@@ -24,13 +25,14 @@ from pipelines.run import Branch, Round, Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
 
 
-def check_run(config: Config) -> tuple[Folder, Model]:
-    """The run's folder and the base model.
+def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
+    """The run's folder and the base model; `until` is the last step that will be made.
 
-    Raises `InputError` for what is wrong with either, with the guidelines or with the prompts;
-    looks at no question.
+    Raises `InputError` for what is wrong with either, with the engines, with the guidelines or with
+    the prompts; looks at no question.
     """
     check_storage_root(config.storage.root)
+    _check_engines(config, until)
     folder = Folder.open(config.storage.root).child(config.run)
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
@@ -38,12 +40,28 @@ def check_run(config: Config) -> tuple[Folder, Model]:
     return folder, base
 
 
-def begin_run(config: Config) -> Run:
+def _check_engines(config: Config, until: str | None) -> None:
+    """Raises `InputError` for an engine that cannot do what the run will ask of it."""
+    check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
+    engine = config.synthesis.engine
+    if engine is not None:
+        # From the second round on the paths come from a tuned model, where this engine runs it.
+        check_engine_options(engine, engine.needs_model and config.rounds > 1)
+
+
+def serves_tuned_model(until: str | None) -> bool:
+    """Whether a run that ends with this step (None is the last one) generates with a model that it
+    trained."""
+    number, _, step = (until or "").rpartition("/")
+    return until is None or step in ("predictions", "scores") or number not in ("", "0")
+
+
+def begin_run(config: Config, until: str | None = None) -> Run:
     """Take the run's folder and make its first step, the questions.
 
     Raises `InputError`, and leaves nothing, for a question that cannot be asked.
     """
-    folder, base = check_run(config)
+    folder, base = check_run(config, until)
     if is_hub_name(base.path):
         check_hub_model(base.path)
     return plan_run(config, folder, base, questions.make(config, folder))

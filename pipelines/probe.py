@@ -112,21 +112,31 @@ def _workload(run: Run, round_: Round) -> Workload:
 
 
 def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
-    """Generate the first questions of the run, unless that was done, and say how fast it went."""
+    """Generate the first questions of the run, unless that was done, and say how fast the paths
+    came: they are nearly all of the work. On another engine the predictions are taken to be as
+    fast."""
+    engine = run.config.synthesis.engine
     known = round_.paths.folder.read_json(PROBE_FILE)
     if not isinstance(known, dict):
-        jobs = [paths.job(run, round_), predictions.job(run, run.base_predictions)]
-        summary = run_engines(run.config, round_.generator, jobs, stop, limit=NUM_PROBED)
+        jobs = [paths.job(run, round_)]
+        answers = [predictions.job(run, run.base_predictions)]
+        if engine is None:  # the same engines do both
+            jobs, answers = [*jobs, *answers], []
+        summary = run_engines(
+            run.config, round_.generator, jobs, stop, limit=NUM_PROBED, engine=engine
+        )
+        if answers:
+            run_engines(run.config, run.base, answers, stop, limit=NUM_PROBED)
         if not summary.counts:
             raise InputError("nothing is left to generate in round 0, so nothing to estimate from")
         known = summary.facts()
         round_.paths.folder.write_json(PROBE_FILE, known)
-    engine, _ = fit_engines(run.config.engine, round_.generator)
+    fitted, _ = fit_engines(engine or run.config.engine, round_.generator)
     return Speed(
         tokens_per_s=known["tokens_per_s"],
         num_workers_probed=int(known["num_workers"]),
-        num_workers=num_workers(engine)[1],
-        gpus_per_worker=engine.gpus_per_worker,
+        num_workers=num_workers(fitted)[1],
+        gpus_per_worker=fitted.gpus_per_worker,
         start_s=known["wall_s"] - known["generating_s"],
     )
 

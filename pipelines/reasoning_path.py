@@ -75,7 +75,7 @@ class Generation:
             completion.finish_reason,
             completion.num_prompt_tokens,
             completion.num_cached_tokens,
-            len(completion.token_ids),
+            completion.num_tokens,
         )
 
 
@@ -114,6 +114,13 @@ class ReasoningPath:
     def reasoning(self) -> str:
         """The solution."""
         return self.texts.get(PATH.column, "")
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens of the answer; as a server counted them where it did not tell their ids."""
+        if self.token_ids:
+            return len(self.token_ids)
+        return sum(made.num_tokens for made in self.generations if made.stage == PATH.name)
 
     @property
     def is_finished(self) -> bool:

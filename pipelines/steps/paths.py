@@ -30,9 +30,11 @@ def content(
     recipe: Recipe, engine: EngineSettings, generator: Model, proposed: Step | None = None
 ) -> dict[str, Any]:
     """All that decides what the paths of a question are; `proposed` is the `guidelines` step."""
+    engine = recipe.settings.engine or engine
     made_from: dict[str, Any] = {
         "round": recipe.round,
-        "model": generator.identity,
+        # A server that gets chats runs a model of its own, which is part of the engine's content.
+        "model": generator.identity if engine.needs_model else None,
         "engine": content_of(engine),
         "synthesis": _synthesis_content(recipe.settings),
         "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
@@ -46,6 +48,7 @@ def content(
 def _synthesis_content(settings: SynthesisSettings) -> dict[str, Any]:
     """The settings without those of stages that came later and that the chain does not have."""
     made_from = content_of(settings)
+    made_from.pop("engine", None)  # it is in the place of the run's engine
     used = {s.name for s in STAGES.values() if not s.came_later or s.name in settings.chain}
     sampling = made_from["stages"]
     made_from["stages"] = {
@@ -86,14 +89,16 @@ def job(run: Run, round_: Round) -> Job:
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Guideline -> structure -> path for every training question.
 
-    The base model's predictions are made on the same warm engines.
+    The base model's predictions are made on the same warm engines, unless the paths have another
+    engine.
     """
     if round_.paths.is_done:
         return
     jobs = [(round_.paths, job(run, round_))]
-    if round_.number == 0 and not run.base_predictions.is_done:
+    engine = run.config.synthesis.engine
+    if engine is None and round_.number == 0 and not run.base_predictions.is_done:
         jobs.append((run.base_predictions, predictions.job(run, run.base_predictions)))
-    for step, rows in generate(run.config, round_.generator, jobs, stop):
+    for step, rows in generate(run.config, round_.generator, jobs, stop, engine):
         if step is round_.paths:
             say(summary(rows))
 

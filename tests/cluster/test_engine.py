@@ -18,6 +18,8 @@ import psutil
 import pytest
 
 from cluster.chat import load_tokenizer, prompt_ids, target_ids
+from cluster.cpu_binding import bind_cpu, cpu_bind, kv_cache_gib
+from cluster.cpu_dtype import this_processor_dtype
 from cluster.engine import (
     Completion,
     EngineDiedError,
@@ -25,17 +27,13 @@ from cluster.engine import (
     GenerationError,
     PromptTooLongError,
     SamplingSettings,
-    VLLMEngine,
-    bind_cpu,
-    cpu_bind,
-    engine_environment,
-    kv_cache_gib,
     make_engine,
     slow_top_p,
 )
 from cluster.errors import InputError
 from cluster.models import tuned_model
 from cluster.storage import Folder
+from cluster.vllm_engine import VLLMEngine, engine_environment
 from cluster.weights import check_loaded, digest_folder
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
@@ -48,7 +46,7 @@ SETTINGS = EngineSettings(
     max_model_len=512,
     max_num_seqs=8,
     kv_cache_gib=1,
-    options={"enforce_eager": True},
+    options={"enforce_eager": True, "load_format": "safetensors"},
 )
 ENDLESS = SamplingSettings(temperature=0.0, max_tokens=None, options={"ignore_eos": True})
 
@@ -99,6 +97,7 @@ def test_engine_tells_the_digests_of_what_its_loader_read_and_one_other_tensor_i
 ) -> None:
     loaded = started.run(started.engine.loaded_weights())
     assert loaded == [{"model": digest_folder(model_folder), "adapter": {}}]
+    assert started.engine.facts == {"dtype": this_processor_dtype()}
     source = Path(shutil.copytree(model_folder, tmp_path / "source"))
     for altered in (False, True):
         if altered:
@@ -347,7 +346,8 @@ def test_engine_killed_core_fails_every_pending_chat_soon(adapted: Started) -> N
 
 WORKER = """
 import asyncio, os, sys, time
-from cluster.engine import EngineSettings, engine_environment, make_engine
+from cluster.engine import EngineSettings, make_engine
+from cluster.vllm_engine import engine_environment
 settings = EngineSettings.model_validate_json(sys.argv[2])
 os.environ.update(engine_environment(settings))
 async def start():

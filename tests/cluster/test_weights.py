@@ -254,7 +254,7 @@ def test_pool_whose_engines_read_different_weights_of_a_base_model_ends(
 ) -> None:
     base = Model("base", str(model_folder), "unused")
     engines = {"options": {"differ": True, "latency_s": 0.3}, "min_workers": 2, "max_num_seqs": 1}
-    expect_refusal(base, tmp_path, "the engines read different weights", **engines)
+    expect_refusal(base, tmp_path, "the engines serve different models", **engines)
 
 
 # --- real vLLM ---------------------------------------------------------------------------------
@@ -282,6 +282,7 @@ def test_engine_reads_what_was_saved_or_generates_nothing(
     if altered is None:
         summary = run_jobs(tuned, [job], REAL, stop=StopRequest(), progress_every_s=1, limit=2)
         assert summary.facts()["weights_sha256"] == saved
+        assert summary.facts()["dtype"] == "float32"
         assert len(rows(job)) == 2
         return
     alter(Path(tuned.path), altered)

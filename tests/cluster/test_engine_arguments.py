@@ -1,0 +1,38 @@
+"""Every shipped config resolves, or is refused by a sentence with numbers, on every card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.engine import EngineSettings
+from cluster.vllm_engine import engine_arguments
+from tests.cluster.engine_arguments import table
+
+TABLE = Path(__file__).with_name("engine_arguments.txt")
+
+
+def test_arguments_of_every_config_on_every_card_are_those_of_the_committed_table() -> None:
+    """`python -m tests.cluster.engine_arguments` writes the table again."""
+    assert table().splitlines() == TABLE.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"max_num_seqs": 256}, None),
+        ({"max_num_seqs": 512}, None),
+        ({"max_num_seqs": 1024}, 4096),
+        ({"max_num_seqs": 2048}, 8192),
+        ({"max_num_seqs": 1024, "options": {"enable_chunked_prefill": False}}, None),
+        ({"max_num_seqs": 1024, "use_gpu": False}, None),
+        ({"max_num_seqs": 8, "use_gpu": False, "max_model_len": 512}, 4096),
+        ({"max_num_seqs": 8, "use_gpu": False, "max_model_len": 8192}, 8192),
+    ],
+)
+def test_batched_tokens_grow_with_a_batch_that_vllms_own_number_would_hold_up(
+    changes: dict[str, object], expected: int | None
+) -> None:
+    settings = EngineSettings.model_validate(changes)
+    assert engine_arguments("model", settings).get("max_num_batched_tokens") == expected

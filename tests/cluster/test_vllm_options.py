@@ -1,0 +1,97 @@
+"""Which options of vLLM are refused before an engine starts. vLLM itself is not imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from cluster import vllm_source
+from cluster.engine import EngineSettings, check_engine_options, make_engine
+from cluster.errors import InputError
+from cluster.settings import content_of, fingerprint
+
+
+def settings(**options: Any) -> EngineSettings:
+    return EngineSettings(options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({}, None),
+        ({"load_format": "safetensors", "config_format": "hf"}, None),
+        ({"load_format": "AUTO"}, None),
+        ({"load_format": "fastsafetensors"}, None),
+        ({"load_format": "runai_streamer"}, None),
+        ({"quantization": "fp8", "kv_cache_dtype": "fp8"}, None),
+        ({"quantization": "int8_per_channel_weight_only"}, None),
+        ({"load_format": "dummy"}, "load_format dummy reads no weights"),
+        ({"load_format": "sharded_state"}, "load_format sharded_state reads no weights"),
+        ({"load_format": "tensorizer"}, "load_format tensorizer reads no weights"),
+        ({"load_format": "mistral"}, "does not read the safetensors files of a tuned model"),
+        ({"load_format": "pt"}, "does not read the safetensors files of a tuned model"),
+        ({"config_format": "mistral"}, r"does not read a tuned model's config\.json"),
+        ({"worker_extension_cls": "mine.Extension"}, "worker_extension_cls takes the place"),
+        ({"quantization": "awq"}, "quantization awq needs quantized files"),
+        ({"quantization": "compressed-tensors"}, "needs quantized files"),
+    ],
+)
+def test_options_that_cannot_prove_the_weights_are_refused_only_where_the_run_trained_them(
+    options: dict[str, Any], refused: str | None
+) -> None:
+    check_engine_options(settings(**options), needs_weight_proof=False)
+    with pytest.raises(InputError, match=refused) if refused else nullcontext():
+        check_engine_options(settings(**options), needs_weight_proof=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"enforce_eagr": True}, r"has no enforce_eagr; did you mean enforce_eager\?"),
+        ({"load_format": "bitsandbytes"}, "no load_format 'bitsandbytes'; it has auto, "),
+        ({"load_format": "gguf"}, "no load_format 'gguf'"),
+        ({"quantization": "bitsandbytes"}, "no quantization 'bitsandbytes'; it has awq, "),
+        ({"dtype": "float32"}, r"dtype is a setting; write it as engine\.dtype"),
+        ({"tensor_parallel_size": 2}, r"write it as engine\.tensor_parallel_size"),
+        ({"trust_remote_code": True}, "trust_remote_code is decided by the run; leave it out"),
+    ],
+)
+def test_options_that_vllm_does_not_know_or_that_are_settings_are_always_refused(
+    options: dict[str, Any], refused: str
+) -> None:
+    for needs_weight_proof in (False, True):
+        with pytest.raises(InputError, match=refused):
+            check_engine_options(settings(**options), needs_weight_proof)
+
+
+@pytest.mark.slow
+def test_names_read_from_the_source_are_those_that_vllm_has() -> None:
+    from vllm import AsyncEngineArgs
+    from vllm.model_executor.layers.quantization import QuantizationMethods
+    from vllm.model_executor.model_loader import LoadFormats
+
+    names = [field.name for field in dataclasses.fields(AsyncEngineArgs)]
+    assert sorted(vllm_source.argument_names()) == sorted(names)
+    assert vllm_source.load_formats() == typing.get_args(LoadFormats)
+    assert vllm_source.quantization_methods() == typing.get_args(QuantizationMethods)
+
+
+def test_engine_that_is_not_there_is_refused_by_its_name() -> None:
+    for name in ("nowhere.Engine", "cluster.engine.NoEngine", "engine"):
+        nowhere = EngineSettings(implementation=name)
+        with pytest.raises(InputError, match=f"engine.implementation '{name}'.*give vllm"):
+            check_engine_options(nowhere, needs_weight_proof=False)
+        with pytest.raises(InputError, match=f"engine.implementation '{name}'"):
+            make_engine("model", nowhere)
+
+
+def test_every_name_of_vllm_gives_the_folders_of_the_first_one() -> None:
+    names = ("vllm", "cluster.engine.VLLMEngine", "cluster.vllm_engine.VLLMEngine")
+    contents = [content_of(EngineSettings(implementation=name)) for name in names]
+    assert contents == [content_of(EngineSettings())] * 3
+    # What commit 811bd38 made of the default settings: a step's folder is named after it.
+    assert fingerprint(contents[0]) == "9ce36992e11d"
