@@ -22,6 +22,8 @@ from cluster.time_left import WINDOW_S, Kind, still_expected, tokens_in_flight, 
 
 DESCRIBE_EVERY_S = 1.0
 TABLE_EVERY_S = 60.0
+SHOWN_S = 60.0
+"""The rate that is shown is that of the last minute."""
 ALIVE_S = 10.0
 """A worker that has not reported for so long does not count as alive."""
 
@@ -179,8 +181,9 @@ class ProgressBoard:
     def _alive(self) -> list[str]:
         return [w for w, at in self._reported_at.items() if time.monotonic() - at < ALIVE_S]
 
-    def _kinds(self) -> dict[Kind, tuple[int, int]]:
-        """Generations, and their tokens, by the token limit that the engines were given."""
+    def _kinds(self) -> dict[Kind, tuple[int, int, int]]:
+        """Generations, their tokens, and generations in flight, by the token limit that the engines
+        were given."""
         total: Counter[str] = Counter()
         for counts in self._counts.values():
             total.update({name: n for name, n in counts.items() if "/" in name})
@@ -189,6 +192,7 @@ class ProgressBoard:
             int(limit) if limit.isdigit() else None: (
                 total[f"generations/{limit}"],
                 total[f"tokens/{limit}"],
+                total[f"in_flight/{limit}"],
             )
             for limit in limits
         }
@@ -272,7 +276,7 @@ class ProgressPrinter:
 
 
 class RateMeter:
-    """Turns views of the board into lines: done, rate over the last two minutes, time left."""
+    """Turns views of the board into lines: done, rate, time left."""
 
     def __init__(
         self,
@@ -285,6 +289,7 @@ class RateMeter:
         self._step = step
         self._per_question = per_question
         self._history: list[tuple[float, float]] = []
+        self._shown: list[tuple[float, int]] = []
         self._done_before: dict[str, int] | None = None
         self._complete = set(complete)
         self._table_at = time.monotonic()
@@ -300,7 +305,8 @@ class RateMeter:
         wanted = sum(c["num_questions"] for c in view["datasets"].values())
         done = sum(c["num_done"] for c in view["datasets"].values())
         bounds = [(_tokens_of(job, view), most) for job, most in view["max_tokens"].items()]
-        rate = self._rate(time.monotonic(), view)
+        now = time.monotonic()
+        left_s, rate = self.seconds_left(view), self._rate_shown(now, view["num_tokens"])
         parts = [f"{self._step}: {done}/{wanted} questions"]
         if rate is not None:
             parts.append(f"{rate:.0f} tok/s")
@@ -308,15 +314,28 @@ class RateMeter:
         parts.append(f"{view['num_alive']} engines")
         parts.append(_accepted(view["datasets"].values()))
         parts += [f"{made} of {most} tokens" for made, most in bounds]
-        left = [self._tokens_left(view), *(most - made for made, most in bounds)]
-        if rate and min(left) > 0:
-            parts.append(f"{format_seconds(min(left) / rate)} left")
+        if left_s:
+            parts.append(f"{format_seconds(left_s)} left")
         return " | ".join(filter(None, parts))
+
+    def seconds_left(self, view: Mapping[str, Any]) -> float | None:
+        """Until the last question has its row, or a job its last token; None before it is known."""
+        rate = self._rate(time.monotonic(), view)
+        left = [self._tokens_left(view)]
+        left += [most - _tokens_of(job, view) for job, most in view["max_tokens"].items()]
+        return max(0.0, min(left)) / rate if rate else None
+
+    def _rate_shown(self, now: float, tokens: int) -> float | None:
+        """Tokens a second of the last minute; None at first."""
+        recent = [each for each in self._shown if now - each[0] <= SHOWN_S]
+        self._shown = [*recent, (now, tokens)]
+        first_at, first_tokens = self._shown[0]
+        return (tokens - first_tokens) / (now - first_at) if now > first_at else None
 
     def _rate(self, now: float, view: Mapping[str, Any]) -> float | None:
         """Tokens a second since the engines began, but at most over `WINDOW_S`; None at first."""
-        done, tokens = _by_kind(view)
-        made = sum(tokens.values()) + tokens_in_flight(done, tokens, view["num_in_flight"])
+        done, tokens, in_flight = _by_kind(view)
+        made = sum(tokens.values()) + tokens_in_flight(done, tokens, in_flight)
         if not self._history and not view["num_in_flight"] and not made:
             return None  # the engines are there, and nothing was asked of them
         recent = [each for each in self._history if now - each[0] <= WINDOW_S]
@@ -329,9 +348,9 @@ class RateMeter:
         finished, still_open = _questions_by_job(view)
         self._done_before = self._done_before or finished
         new = {job: n - self._done_before.get(job, 0) for job, n in finished.items()}
-        done, tokens = _by_kind(view)
+        done, tokens, _ = _by_kind(view)
         expected = still_expected(still_open, new, self._per_question, done)
-        return tokens_left(expected, done, tokens, view["num_in_flight"])
+        return tokens_left(expected, done, tokens)
 
     def _completed(self, view: Mapping[str, Any]) -> list[str]:
         complete = {
@@ -351,10 +370,9 @@ class RateMeter:
         return [f"  {_describe(key, view)}" for key in unfinished]
 
 
-def _by_kind(view: Mapping[str, Any]) -> tuple[dict[Kind, int], dict[Kind, int]]:
-    """Generations and tokens, each by the token limit of the generation."""
-    kinds = view["kinds"]
-    return {kind: n for kind, (n, _) in kinds.items()}, {kind: n for kind, (_, n) in kinds.items()}
+def _by_kind(view: Mapping[str, Any]) -> tuple[dict[Kind, int], ...]:
+    """Generations, their tokens and those in flight, each by the token limit."""
+    return tuple({kind: n[i] for kind, n in view["kinds"].items()} for i in range(3))
 
 
 def _questions_by_job(view: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:

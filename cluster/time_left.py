@@ -1,8 +1,8 @@
 """How long a pool of engines will still take: arithmetic on its counters, nothing is measured here.
 
-Whole questions are a poor measure at the beginning: none is finished before the first one has passed
-all stages, and by then much of the work of many others is done. So what is left is counted in tokens,
-by kind of generation, and what is in flight counts for half. Example::
+Whole questions are a poor measure at the beginning: none is finished before the first one has
+passed all stages, and by then much of the work of many others is done. So what is left is counted
+in tokens, by kind of generation. Example::
 
     left = tokens_left(
         expected={24: 800, 32: 800, 90: 1000}, done={24: 160, 32: 40}, tokens={24: 3500, 32: 1200}
@@ -18,8 +18,9 @@ from collections.abc import Mapping
 Kind = int | None
 """The most tokens of a generation; None is what the context leaves."""
 
-WINDOW_S = 120.0
-"""The rate is that of the last two minutes: it falls when the batch gets longer sequences."""
+WINDOW_S = 1800.0
+"""The rate is that of the last half hour. Chains that begin together finish their stages together,
+so that over minutes the rate goes up and down; over hours the length of the texts may change."""
 ENOUGH = 8
 """Generations of a kind from which on their mean length is believed."""
 
@@ -40,28 +41,24 @@ def expected_tokens(done: Mapping[Kind, int], tokens: Mapping[Kind, int], kind: 
 
 
 def tokens_left(
-    expected: Mapping[Kind, float],
-    done: Mapping[Kind, int],
-    tokens: Mapping[Kind, int],
-    in_flight: float = 0,
+    expected: Mapping[Kind, float], done: Mapping[Kind, int], tokens: Mapping[Kind, int]
 ) -> float:
-    """Tokens that are still to be generated.
+    """Tokens whose time at the full rate is the time that is left.
 
     `expected` is how many generations of each kind there will be, `done` how many there are,
-    `tokens` how many tokens these have in all, `in_flight` how many generations are being made.
+    `tokens` how many tokens these have in all. Of the generations in flight about half is made, and
+    that is not subtracted: at the end they thin out, and an engine that is no longer full takes
+    about so much longer.
     """
     kinds = {kind: max(0.0, count - done.get(kind, 0)) for kind, count in expected.items()}
-    left = sum(count * expected_tokens(done, tokens, kind) for kind, count in kinds.items())
-    return max(0.0, left - tokens_in_flight(done, tokens, in_flight))
+    return sum(count * expected_tokens(done, tokens, kind) for kind, count in kinds.items())
 
 
 def tokens_in_flight(
-    done: Mapping[Kind, int], tokens: Mapping[Kind, int], in_flight: float
+    done: Mapping[Kind, int], tokens: Mapping[Kind, int], in_flight: Mapping[Kind, int]
 ) -> float:
     """Tokens of the generations that are not finished: each is taken to be half made."""
-    if not any(done.values()):
-        return 0.0
-    return in_flight * sum(tokens.values()) / sum(done.values()) / 2
+    return sum(n * expected_tokens(done, tokens, kind) for kind, n in in_flight.items()) / 2
 
 
 def still_expected(

@@ -396,19 +396,19 @@ class _MeteredEngine:
         seed: int,
         n: int = 1,
     ) -> list[Completion]:
-        self._change_in_flight(n)
+        kind = str(sampling.max_tokens)
+        self._change_in_flight(n, kind)
         try:
             answers = self._engine.chat(messages, sampling, seed, n)
             completions = await (answers if self._timeout_s is None else self._in_time(answers))
         finally:
-            self._change_in_flight(-n)
+            self._change_in_flight(-n, kind)
         counts = self._counts
         counts["num_generations"] += n
-        generations, tokens = f"generations/{sampling.max_tokens}", f"tokens/{sampling.max_tokens}"
-        counts[generations] = counts.get(generations, 0) + n
+        self._count(f"generations/{kind}", n)
         for completion in completions:
             counts["num_tokens"] += completion.num_tokens
-            counts[tokens] = counts.get(tokens, 0) + completion.num_tokens
+            self._count(f"tokens/{kind}", completion.num_tokens)
             counts["num_cut_off"] += completion.finish_reason == "length"
         counts["num_prompt_tokens"] += completions[0].num_prompt_tokens
         counts["num_cached_tokens"] += completions[0].num_cached_tokens
@@ -434,7 +434,7 @@ class _MeteredEngine:
         engine = self._engine
         return await engine.loaded_weights() if isinstance(engine, TellsWeights) else None
 
-    def _change_in_flight(self, change: int) -> None:
+    def _change_in_flight(self, change: int, kind: str = "") -> None:
         """Time-weighted sums: seconds with any generation in flight, and generation-seconds."""
         now = time.monotonic()
         past, self._changed_at = now - self._changed_at, now
@@ -443,6 +443,12 @@ class _MeteredEngine:
         counts["generation_s"] += past * counts["num_in_flight"]
         counts["num_in_flight"] += change
         counts["peak_in_flight"] = max(counts["peak_in_flight"], counts["num_in_flight"])
+        if kind:
+            self._count(f"in_flight/{kind}", change)
+
+    def _count(self, name: str, number: int) -> None:
+        """Count by kind of generation, which is its token limit, for the time that is left."""
+        self._counts[name] = self._counts.get(name, 0) + number
 
     def counts(self) -> dict[str, float]:
         """The counters as of now."""

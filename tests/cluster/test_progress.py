@@ -13,6 +13,7 @@ import cluster.progress
 from cluster.ledger import SUMMED
 from cluster.progress import (
     ALIVE_S,
+    SHOWN_S,
     TABLE_EVERY_S,
     ProgressBoard,
     ProgressPrinter,
@@ -270,12 +271,15 @@ def view(
     tokens: int = 0,
     closed: tuple[str, ...] = (),
     max_tokens: int | None = None,
+    num_generations: int = 0,
+    num_in_flight: int = 12,
 ) -> dict[str, Any]:
     return {
         "num_alive": 2,
         "num_started": 2,
-        "num_in_flight": 12,
+        "num_in_flight": num_in_flight,
         "num_tokens": tokens,
+        "kinds": {100: (num_generations, tokens, num_in_flight)} if num_generations else {},
         "datasets": {("paths", name): value for name, value in datasets.items()},
         "closed": {("paths", name) for name in closed},
         "max_tokens": {} if max_tokens is None else {"paths": max_tokens},
@@ -288,47 +292,47 @@ def test_lines_before_the_first_report_say_that_engines_start() -> None:
 
 
 def test_lines_tell_what_is_done_how_fast_and_how_long_it_takes(clock: Clock) -> None:
-    meter = RateMeter("paths", complete=[("paths", "b")])
+    meter = RateMeter("paths", complete=[("paths", "b")], per_question={"paths": {100: 2}})
     a, b = counts(60, num_done=10), counts(40, num_done=40)
-    assert meter.lines(view({"a": a, "b": b}, tokens=500)) == [
+    assert meter.lines(view({"a": a, "b": b})) == [
         "paths: 50/100 questions | 12 generating | 2 engines"
     ]
     clock.now += 10
     a |= {"num_done": 20, "num_paths": 40, "num_accepted": 30}
-    assert meter.lines(view({"a": a, "b": b}, tokens=2500)) == [
+    # 40 generations of 50 tokens are done, 20 of them for open questions, and 12 are half made.
+    assert meter.lines(view({"a": a, "b": b}, tokens=2000, num_generations=40)) == [
         "paths: 60/100 questions | 200 tok/s | 12 generating | 2 engines | "
-        "75.0 % of 40 accepted | 40 s left"
+        "75.0 % of 40 accepted | 13 s left"
     ]
 
 
 def test_lines_of_a_job_with_a_bound_tell_its_tokens_and_when_the_first_end_comes(
     clock: Clock,
 ) -> None:
-    meter = RateMeter("paths")
-    a, b = counts(50, num_tokens=100), counts(50)
-    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
-    assert line.endswith("| 100 of 1000 tokens")
+    meter = RateMeter("paths", per_question={"paths": {100: 2}})
+
+    def line(tokens: int, num_done: int) -> str:
+        a = counts(50, num_done=num_done, num_tokens=tokens)
+        now = view({"a": a}, tokens, (), 1000, num_generations=tokens // 50, num_in_flight=0)
+        return meter.lines(now)[0]
+
+    meter.lines(view({"a": counts(50)}, max_tokens=1000))
     clock.now += 10
-    # Ten of a hundred questions, but already half of the tokens.
-    a, b = counts(50, num_done=5, num_tokens=400), counts(50, num_done=5, num_tokens=200)
-    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
-    assert line.endswith("| 600 of 1000 tokens | 8 s left")
-    # With 90 of a hundred questions done, these end sooner than the tokens.
-    a, b = counts(50, num_done=45, num_tokens=400), counts(50, num_done=45, num_tokens=200)
-    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
-    assert line.endswith("| 1 s left")
-    b |= {"num_tokens": 600}
-    [line] = meter.lines(view({"a": a, "b": b}, max_tokens=1000))
-    assert line.endswith("| 1000 of 1000 tokens")
+    # 500 tokens in 10 s: the bound comes 10 s from now, 45 questions of 100 tokens much later.
+    assert line(500, 5).endswith("| 500 of 1000 tokens | 10 s left")
+    # One question is left, which ends sooner than the bound.
+    assert line(500, 49).endswith("| 500 of 1000 tokens | 2 s left")
+    assert line(1000, 10).endswith("| 1000 of 1000 tokens")
 
 
 def test_lines_rate_is_that_of_the_last_minute(clock: Clock) -> None:
     meter = RateMeter("paths")
-    meter.lines(view({"a": counts(10)}, tokens=0))
-    clock.now += 50
-    meter.lines(view({"a": counts(10)}, tokens=50_000))
-    clock.now += 50
-    [line] = meter.lines(view({"a": counts(10)}, tokens=50_500))
+    busy = view({"a": counts(10)}, num_generations=1)
+    meter.lines(busy)
+    clock.now += SHOWN_S
+    meter.lines(view({"a": counts(10)}, 50_000, num_generations=1, num_in_flight=0))
+    clock.now += SHOWN_S
+    [line] = meter.lines(view({"a": counts(10)}, 50_600, num_generations=1, num_in_flight=0))
     assert "| 10 tok/s |" in line
 
 
