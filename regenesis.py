@@ -25,6 +25,8 @@ from cluster.errors import (
     InterruptedRunError,
     NoExamplesError,
 )
+from cluster.events import kept_log, timed
+from cluster.notify import announced
 from cluster.runtime import StopRequest, log_folder, ray_session
 from cluster.terminal import say
 from commands.version import ShowVersion
@@ -71,7 +73,8 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
     for round_ in lay_out_rounds(run):
         record_steps(run)
         for name, step in ROUND_STEPS.items():
-            step.make(run, round_, stop)
+            with timed("step", round=round_.number, step=name):
+                step.make(run, round_, stop)
             if stop.is_set():
                 raise InterruptedRunError("stopped between two steps")
             if until in (f"{round_.number}/{name}", name):
@@ -104,16 +107,23 @@ def run_command(arguments: argparse.Namespace) -> int:
         return 0
     for warning in warnings_of(config):
         say(f"warning: {warning}")
-    run = begin_run(config, arguments.until)
-    record_config(config, run.folder)
-    record_steps(run)
-    with ray_session(config.cluster) as stop:
-        say(f"logs: {log_folder()}")
-        wait_for_hardware(run, stop, arguments.until)
-        keep_to_budget(run, stop)
-        improve(run, stop, arguments.until)
+    with announced(config.cluster.notify, config.run):
+        run = begin_run(config, arguments.until)
+        with kept_log(run.folder, "run"):
+            make_all(run, arguments.until)
     say(f"run folder: {run.folder.uri}")
     return 0
+
+
+def make_all(run: Run, until: str | None) -> None:
+    """Make what is missing of a run, on the Ray that there is or one that is started here."""
+    record_config(run.config, run.folder)
+    record_steps(run)
+    with ray_session(run.config.cluster) as stop:
+        say(f"logs: {log_folder()}")
+        wait_for_hardware(run, stop, until)
+        keep_to_budget(run, stop)
+        improve(run, stop, until)
 
 
 def check_until(until: str | None) -> None:

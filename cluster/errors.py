@@ -4,9 +4,13 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one sentence that names it and the mend."""
+    """Something the user gave is wrong: one sentence that names it and says what to do."""
 
     exit_code = 2
+
+
+class OverBudgetError(InputError):
+    """The run would take more than its `budget` allows."""
 
 
 class NoExamplesError(RuntimeError):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import InputError, InterruptedRunError
+from cluster.events import record
 from cluster.progress import format_seconds
 from cluster.runtime import StopRequest
 from cluster.terminal import ProgressLine
@@ -219,10 +220,13 @@ def _wait(need: Need, patience: Any, stop: StopRequest, done: Callable[[], bool]
             limit = None if has_enough else wait_s
             shown = waiting_line(need, nodes, free_nodes(), now - began, limit)
             line.show(shown, due=not has_said)
+            if not has_said:
+                record("waiting", what=need.what, needed=need.hardware())
             has_said = True
         time.sleep(ASK_EVERY_S)
     if has_said:
         waited = format_seconds(time.monotonic() - began)
+        record("waited", what=need.what, seconds=round(time.monotonic() - began, 1))
         line.end(f"{_amount(need.bundles, need.scarce)} to start {need.what}: there after {waited}")
 
 

@@ -38,7 +38,7 @@ from cluster.jobs import Job
 from cluster.ledger import Ledger, compact
 from cluster.models import Model
 from cluster.processes import wait_until_gone
-from cluster.progress import ProgressBoard, ProgressPrinter, RateMeter
+from cluster.progress import PoolEvents, ProgressBoard, ProgressPrinter, RateMeter
 from cluster.runtime import StopRequest
 from cluster.schedule import Plan, open_questions, plan_job, summarize, used_up
 from cluster.tasks import run_task
@@ -203,8 +203,9 @@ def _execute(
     ]
     per_question = {job.name: job.handler.generations for job in jobs}
     meter = RateMeter("+".join(job.name for job in jobs), complete, per_question)
+    shown = _Described(board, meter, placement)
     try:
-        with ProgressPrinter(_describer(board, meter, placement), every_s=progress_every_s):
+        with ProgressPrinter(shown.lines, bars=shown.bars, every_s=progress_every_s):
             _consume(_pool_dataset(model, jobs, plans, settings, board, placement), board, stop)
     except ray.exceptions.RayError as error:
         if died := ray.get(board.last_error.remote()):
@@ -229,15 +230,25 @@ def _board(*args: Any) -> Any:
     return ray.remote(**options)(ProgressBoard).remote(*args)
 
 
-def _describer(board: Any, meter: RateMeter, placement: _WorkerPlacement) -> Any:
-    """The function that reads the board and makes the progress line."""
-    import ray
+class _Described:
+    """Reads the board and makes the progress line and the bars; also records events."""
 
-    def describe() -> list[str]:
-        line, *others = meter.lines(ray.get(board.view.remote()))
-        return [" | ".join(filter(None, [line, placement.lost()])), *others]
+    def __init__(self, board: Any, meter: RateMeter, placement: _WorkerPlacement) -> None:
+        self._board, self._meter, self._placement = board, meter, placement
+        self._events = PoolEvents()
+        self._view: Mapping[str, Any] = {"datasets": {}}
 
-    return describe
+    def lines(self) -> list[str]:
+        import ray
+
+        self._view = ray.get(self._board.view.remote())
+        self._events(self._view)
+        line, *others = self._meter.lines(self._view)
+        return [" | ".join(filter(None, [line, self._placement.lost()])), *others]
+
+    def bars(self) -> dict[str, tuple[int, int]]:
+        """Those of the view that the last lines were made of."""
+        return self._meter.bars(self._view)
 
 
 def _pool_dataset(

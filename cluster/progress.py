@@ -8,6 +8,7 @@ enough. What crosses: small dictionaries, once a second, and back to the worker 
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -16,12 +17,14 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any, TextIO
 
+from cluster.events import record
 from cluster.schedule import Share, num_tokens, used_up
-from cluster.terminal import ProgressLine
+from cluster.terminal import ProgressBars, ProgressLine
 from cluster.time_left import WINDOW_S, Kind, still_expected, tokens_in_flight, tokens_left
 
 DESCRIBE_EVERY_S = 1.0
 TABLE_EVERY_S = 60.0
+RECORD_EVERY_S = 60.0
 SHOWN_S = 60.0
 """The rate that is shown is that of the last minute."""
 ALIVE_S = 10.0
@@ -246,15 +249,23 @@ class ProgressBoard:
 class ProgressPrinter:
     """Shows how far the work is every few seconds while a `with` block runs.
 
-    `describe` gives the line of now, and after it lines to be printed once.
+    `describe` gives the line of now, and after it lines to be printed once. On a terminal there is
+    also a bar for each entry of `bars`, which gives what is done and what there is to do.
     """
 
     def __init__(
-        self, describe: Callable[[], list[str]], *, every_s: float, stream: TextIO | None = None
+        self,
+        describe: Callable[[], list[str]],
+        *,
+        every_s: float,
+        stream: TextIO | None = None,
+        bars: Callable[[], Mapping[str, tuple[int, int]]] = dict,
     ) -> None:
         stream = stream or sys.stderr
-        self._describe = describe
-        self._line = ProgressLine(DESCRIBE_EVERY_S if stream.isatty() else every_s, stream)
+        self._describe, self._bars = describe, bars
+        self._line: ProgressLine | ProgressBars = (
+            ProgressBars(stream) if stream.isatty() else ProgressLine(every_s, stream)
+        )
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -265,14 +276,45 @@ class ProgressPrinter:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        line, *lasting = self._describe()
-        self._line.end(line, lasting=lasting)
+        self._show(last=True)
 
     def _run(self) -> None:
         # Described more often than printed: what is complete is said at once.
         while not self._done.wait(DESCRIBE_EVERY_S):
-            line, *lasting = self._describe()
-            self._line.show(line, lasting=lasting)
+            self._show()
+
+    def _show(self, *, last: bool = False) -> None:
+        line, *lasting = self._describe()
+        if isinstance(self._line, ProgressBars):
+            self._line.set(self._bars())
+        (self._line.end if last else self._line.show)(line, lasting=lasting)
+
+
+class PoolEvents:
+    """Records the engines that come and go, and once a minute how far the work is."""
+
+    def __init__(self) -> None:
+        self._num_alive = 0
+        self._recorded_at = -math.inf
+
+    def __call__(self, view: Mapping[str, Any]) -> None:
+        """Look at one view of the board."""
+        change, self._num_alive = view["num_alive"] - self._num_alive, view["num_alive"]
+        if change:
+            name = "engines_started" if change > 0 else "engines_lost"
+            record(name, number=abs(change), alive=self._num_alive)
+        if time.monotonic() - self._recorded_at < RECORD_EVERY_S:
+            return
+        self._recorded_at = time.monotonic()
+        finished, still_open = _questions_by_job(view)
+        record(
+            "rate",
+            tokens=view["num_tokens"],
+            in_flight=view["num_in_flight"],
+            engines=self._num_alive,
+            questions=dict(finished),
+            questions_left=dict(still_open),
+        )
 
 
 class RateMeter:
@@ -300,6 +342,14 @@ class RateMeter:
         if not view["num_started"]:
             return [f"{self._step}: starting the engines"]
         return [self._line(view), *self._completed(view), *self._table(view)]
+
+    @staticmethod
+    def bars(view: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """Questions done and questions in all of each job and dataset, for a terminal."""
+        return {
+            f"{job} {dataset}": (counts["num_done"], counts["num_questions"])
+            for (job, dataset), counts in view["datasets"].items()
+        }
 
     def _line(self, view: Mapping[str, Any]) -> str:
         wanted = sum(c["num_questions"] for c in view["datasets"].values())

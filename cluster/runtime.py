@@ -42,6 +42,9 @@ class ClusterSettings(Settings):
     """Seconds to wait for GPUs that the cluster does not have before the run is refused; null is
     900 on a cluster that a launcher or KubeRay started, 30 on one that was started by hand, and 0
     on a local one. For GPUs that are there and in use a run waits as long as it takes."""
+    notify: Annotated[str | None, OPERATIONAL] = None
+    """A command line or an `http(s)://` URL that is told as JSON when the run is finished, failed,
+    was stopped or would exceed its budget (`cluster.notify`)."""
 
 
 class StorageSettings(Settings):

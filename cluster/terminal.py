@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from cluster.events import logger
 
 
 def say(text: str) -> None:
-    """Print lines that stay, at once."""
+    """Print lines that stay, at once, and log them."""
     print(text, flush=True)
+    logger.info("%s", text)
 
 
 class ProgressLine:
@@ -49,6 +52,47 @@ class ProgressLine:
         if self._in_place:
             self._stream.write("\n")
             self._stream.flush()
+
+
+class ProgressBars:
+    """A bar for each dataset and the line of now below them, for a terminal; redrawn in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        # Names of datasets are shown as they are: brackets in them are no markup.
+        names = TextColumn("{task.description}", markup=False)
+        self._console = Console(file=stream, highlight=False, markup=False)
+        self._bars = Progress(names, BarColumn(), MofNCompleteColumn(), console=self._console)
+        self._tasks: dict[str, Any] = {}
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def set(self, bars: Mapping[str, tuple[int, int]]) -> None:
+        """How much is done of each, and how much there is; shown with the next line."""
+        for name, (done, total) in bars.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name)
+            self._bars.update(self._tasks[name], completed=done, total=total)
+
+    def show(self, line: str, *, lasting: Sequence[str] = ()) -> None:
+        """Show the bars and the line, and above them lines that stay."""
+        from rich.console import Group
+        from rich.text import Text
+
+        for each in lasting:
+            self._console.print(Text(each))
+        self._live.update(Group(self._bars, Text(line)), refresh=True)
+
+    def end(self, line: str, *, lasting: Sequence[str] = ()) -> None:
+        """Take the bars away and leave the last line."""
+        from rich.text import Text
+
+        self._live.stop()
+        for each in (*lasting, line):
+            self._console.print(Text(each))
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

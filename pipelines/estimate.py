@@ -19,13 +19,13 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cluster.errors import InputError
+from cluster.errors import InputError, OverBudgetError
 from cluster.schedule import Share
 from cluster.settings import EXTENT, OPERATIONAL, Settings
 from cluster.terminal import format_table
@@ -66,6 +66,14 @@ class CostSettings(Settings):
     gpu_hour: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None
     """Price of one GPU for an hour, in any currency; null leaves money out of the estimate."""
     currency: Annotated[str, OPERATIONAL] = "USD"
+
+    def of(self, num_gpus: float, seconds: float) -> dict[str, Any]:
+        """What so many GPUs cost for so long, as the facts of an event."""
+        hours = num_gpus * seconds / 3600
+        facts: dict[str, Any] = {"gpu_hours": round(hours, 4)}
+        if self.gpu_hour is not None:
+            facts |= {"money": round(hours * self.gpu_hour, 4), "currency": self.currency}
+        return facts
 
 
 # --- what the probe says -----------------------------------------------------------------------
@@ -637,7 +645,7 @@ def student_t_95(freedom: float) -> float:
 def check_budget(estimate: Estimate, budget: Budget) -> list[str]:
     """Warnings where only the upper end of an estimate exceeds the budget, or nothing is known.
 
-    Raises `InputError` where the central estimate exceeds it.
+    Raises `OverBudgetError` where the central estimate exceeds it.
     """
     if budget.max_money is not None and estimate.money is None:
         raise InputError(
@@ -658,14 +666,14 @@ def check_budget(estimate: Estimate, budget: Budget) -> list[str]:
 
 
 def _check_limit(name: str, limit: float, taken: Range, unit: str) -> str | None:
-    """A warning, if there is anything to warn of. Raises `InputError`."""
+    """A warning, if there is anything to warn of. Raises `OverBudgetError`."""
     said = f"the run is estimated to take {_with_interval(taken)} {unit}"
     over = f"budget.{name} is {_number(limit)}"
     if taken.value is None:
         return f"{over}, but the probe cannot say how many {unit} the run will take"
     if taken.value > limit:
         faster = ", raise engine.max_workers" if name == "max_hours" else ""
-        raise InputError(
+        raise OverBudgetError(
             f"{said}, and {over}; lower questions.datasets.*.num_train, budget.generated_tokens, "
             f"synthesis.guidelines_per_question or rounds{faster}, or raise the budget"
         )

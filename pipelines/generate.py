@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.engine import EngineSettings
 from cluster.engine_dtype import pin_dtype
+from cluster.events import record
 from cluster.fitting import fit_engines
 from cluster.jobs import Job
 from cluster.models import Model
@@ -59,6 +60,12 @@ def run_engines(
         fewer = {"min_workers": max_workers, "max_workers": max_workers}
         engine = engine.model_copy(update=fewer)
     every_s, wait_s = config.cluster.progress_every_s, config.cluster.gpu_wait_s
-    return run_jobs(
+    summary = run_jobs(
         model, jobs, engine, stop=stop, progress_every_s=every_s, gpu_wait_s=wait_s, limit=limit
     )
+    if summary.counts:
+        facts = summary.facts()
+        num_gpus = facts["num_workers"] * engine.gpus_per_worker
+        cost = config.cost.of(num_gpus, summary.wall_s)
+        record("generated", jobs=[job.name for job in jobs], **facts, **cost)
+    return summary

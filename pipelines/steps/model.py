@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.events import record
 from cluster.gpus import wait_until_free
 from cluster.models import Model
 from cluster.progress import format_seconds
@@ -62,6 +63,8 @@ def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
             dataset=branch.dataset,
             on_step=progress,
         )
+    cost = run.config.cost.of(need.total("GPU"), facts["seconds"])
+    record("trained", model=name, tokens=facts["num_tokens"], seconds=facts["seconds"], **cost)
     branch.model.commit(**facts)
     say(summary(name, facts))
 

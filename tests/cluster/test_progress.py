@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ import cluster.progress
 from cluster.ledger import SUMMED
 from cluster.progress import (
     ALIVE_S,
+    RECORD_EVERY_S,
     SHOWN_S,
     TABLE_EVERY_S,
+    PoolEvents,
     ProgressBoard,
     ProgressPrinter,
     RateMeter,
@@ -397,13 +401,17 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
-    def screen(self) -> list[str]:
-        """The lines that stand there in the end."""
-        return [line.rpartition("\x1b[2K")[2] for line in self.getvalue().split("\n")]
+    def lines(self) -> list[str]:
+        """All that was ever shown, without what moves the cursor."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", self.getvalue()).split("\n")
 
 
 def print_all(
-    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *described: list[str], every_s: float = 0
+    monkeypatch: pytest.MonkeyPatch,
+    stream: io.StringIO,
+    *described: list[str],
+    every_s: float = 0,
+    bars: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> None:
     """Print what is described one after the other; the last again when the block ends."""
     monkeypatch.setattr(cluster.progress, "DESCRIBE_EVERY_S", 0.001)
@@ -416,7 +424,9 @@ def print_all(
             yield described[-1][:1]
 
     lines = describe()
-    with ProgressPrinter(lambda: next(lines), every_s=every_s, stream=stream):
+    with ProgressPrinter(
+        lambda: next(lines), every_s=every_s, stream=stream, bars=lambda: dict(bars)
+    ):
         all_described.wait()
 
 
@@ -438,11 +448,35 @@ def test_printer_on_a_plain_stream_prints_no_more_often_than_asked(
     assert stream.getvalue() == "a: complete\n3/9\n5/9\n"
 
 
-def test_printer_on_a_terminal_rewrites_the_line_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printer_on_a_terminal_shows_a_bar_for_each_dataset_and_leaves_the_last_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = Terminal()
-    print_all(monkeypatch, stream, ["1/3"], ["2/3", "a: complete"], ["3/3"], every_s=3600)
-    assert "1/3" in stream.getvalue()
-    assert stream.screen() == ["a: complete", "3/3", ""]
+    bars = {"paths [b]a[/b]": (1, 3), "predictions c": (4, 8)}
+    print_all(
+        monkeypatch, stream, ["1/3"], ["2/3", "a: complete"], ["3/3"], every_s=3600, bars=bars
+    )
+    shown = stream.lines()
+    assert any("paths [b]a[/b]" in line and "1/3" in line for line in shown)
+    assert any("predictions c" in line and "4/8" in line for line in shown)
+    assert "a: complete" in "".join(shown)
+    assert [line for line in shown if line][-1].endswith("3/3")
+
+
+def test_pool_events_record_engines_that_come_and_go_and_a_rate_each_minute(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(cluster.progress, "record", lambda name, **f: recorded.append((name, f)))
+    events, now = PoolEvents(), view({"a": counts(5, num_done=2)}, tokens=70)
+    for num_alive in (2, 2, 1):
+        events(now | {"num_alive": num_alive})
+    assert [name for name, _ in recorded] == ["engines_started", "rate", "engines_lost"]
+    assert recorded[1][1]["questions_left"] == {"paths": 3}
+    assert recorded[2][1] == {"number": 1, "alive": 1}
+    clock.now += RECORD_EVERY_S
+    events(now | {"num_alive": 1})
+    assert recorded[-1][0] == "rate"
 
 
 def test_printer_prints_at_least_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
