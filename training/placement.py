@@ -36,6 +36,8 @@ class Node:
     """Of each of its GPUs; None where it cannot be asked."""
     card_dtype: Dtype = "bfloat16"
     """What its GPUs compute fast."""
+    num_without_card: int = 0
+    """GPUs that Ray was told to count although no card is there; not in `num_gpus`."""
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers of so many cores and GPUs that the node holds."""
@@ -58,6 +60,11 @@ class Nodes:
     @property
     def num_cpus(self) -> int:
         return sum(node.num_cpus for node in self.there)
+
+    @property
+    def num_without_card(self) -> int:
+        """GPUs of which Ray only keeps count."""
+        return sum(node.num_without_card for node in self.there)
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers that the nodes which are there hold."""
@@ -94,6 +101,12 @@ def place(
     """
     began = began or {}
     gpus = _gpus_per_worker(settings, nodes)
+    if gpus and not _has_cards(nodes) and nodes.num_without_card:
+        raise InputError(
+            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_without_card} GPUs, but no "
+            "card is found on their nodes; set it to 0 to train on CPUs, or start Ray on nodes "
+            "with cards and their driver"
+        )
     smallest_cpus = 1 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
     room = nodes.room(smallest_cpus, gpus) or nodes.largest_room(smallest_cpus, gpus)
     if settings.num_workers != "auto":
@@ -115,7 +128,12 @@ def place(
 def _gpus_per_worker(settings: TrainingSettings, nodes: Nodes) -> int:
     if settings.gpus_per_worker != "auto":
         return settings.gpus_per_worker
-    return int(nodes.num_gpus > 0 or nodes.largest.get("GPU", 0) > 0)
+    return int(_has_cards(nodes))
+
+
+def _has_cards(nodes: Nodes) -> bool:
+    """Whether a node has cards, or an autoscaler may start one that has."""
+    return nodes.num_gpus > 0 or nodes.largest.get("GPU", 0) > 0
 
 
 def _most_workers(settings: TrainingSettings, room: int) -> int:
@@ -186,6 +204,8 @@ def _workers_and_why(
     there = nodes.num_gpus if placed.gpus_per_worker else nodes.num_cpus
     on = f"{_count(workers, 'worker')} on "
     on += f"all {_count(there, kind)}" if used == there else f"{used} of {_count(there, kind)}"
+    if nodes.num_without_card and settings.gpus_per_worker == "auto":
+        on += f" (Ray counts {nodes.num_without_card} GPUs without a card)"
     if settings.num_workers != "auto":
         return f"{on}, as configured"
     if "num_workers" in began:

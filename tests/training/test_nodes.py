@@ -57,7 +57,8 @@ def test_the_smallest_and_the_oldest_card_count(
 def test_gpus_that_ray_counts_where_no_card_is_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     _library(monkeypatch, [])
     assert _find_cards() is None
-    assert _node_with(None).num_gpus == 0
+    node = _node_with(None)
+    assert (node.num_gpus, node.num_without_card) == (0, 4)
 
 
 def test_without_nvidias_driver_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:

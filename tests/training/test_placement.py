@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,16 @@ def test_place_more_workers_than_the_cluster_holds_is_refused_unless_it_may_grow
     head = Nodes(_cpus(8).there, {"GPU": 8, "CPU": 64})
     placed = place(_settings(), head).settings
     assert (placed.num_workers, placed.gpus_per_worker) == (8, 1)
+
+
+def test_place_on_gpus_of_which_ray_only_keeps_count_is_refused_or_left_alone() -> None:
+    counted = Nodes([replace(_cpus(2).there[0], num_without_card=8)])
+    placement = place(_settings(), counted)
+    assert placement.settings.gpus_per_worker == 0
+    assert "2 workers on all 2 CPUs (Ray counts 8 GPUs without a card)" in placement.sentence
+    for may_wait in (False, True):
+        with pytest.raises(InputError, match=r"counts 8 GPUs, but no card .* set it to 0"):
+            place(_settings(gpus_per_worker=1), counted, may_wait=may_wait)
 
 
 def test_place_changes_nothing_that_a_folder_is_named_after() -> None:
