@@ -83,7 +83,7 @@ def test_device_of_settings_is_a_card_only_where_workers_hold_one(
     monkeypatch.delenv(PRETENDED, raising=False)
     assert device_of(ON_CPUS) == CPU
     assert device_of(ON_GPUS) == GPU
-    assert CPU.card_memory() is CPU.card_name() is GPU.memory is None
+    assert (CPU.card_memory(), CPU.card_name(), GPU.memory) == (None, None, None)
     monkeypatch.setenv(PRETENDED, DEVICE_NAME)
     assert device_of(ON_CPUS) == CPU
     assert device_of(ON_GPUS) == DEVICE
