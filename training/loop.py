@@ -145,7 +145,7 @@ def _save(engine: Any, progress: Progress, job: Job) -> dict[str, Any]:
     if not _checkpoint_is_due(progress, job.settings):
         _save_checkpoint(engine, progress, job.settings)
     if any(text and text.startswith(_MAY_PASS) for text in told):
-        raise error or RuntimeError(next(filter(None, told)))
+        raise error or OSError(next(filter(None, told)))
     return {
         "refused": f"the trained model could not be saved ({next(filter(None, told))}); its last "
         "checkpoint is kept, and the same command tries to save it again"
