@@ -37,7 +37,7 @@ class Node:
     card_dtype: Dtype = "bfloat16"
     """What its GPUs compute fast."""
     num_without_card: int = 0
-    """GPUs that Ray was told to count although no card is there; not in `num_gpus`."""
+    """GPUs that Ray counts although torch can use none there; not in `num_gpus`."""
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers of so many cores and GPUs that the node holds."""
@@ -63,7 +63,7 @@ class Nodes:
 
     @property
     def num_without_card(self) -> int:
-        """GPUs of which Ray only keeps count."""
+        """GPUs that Ray counts and torch cannot use."""
         return sum(node.num_without_card for node in self.there)
 
     def room(self, cpus: int, gpus: int) -> int:
@@ -103,9 +103,9 @@ def place(
     gpus = _gpus_per_worker(settings, nodes)
     if gpus and not _has_cards(nodes) and nodes.num_without_card:
         raise InputError(
-            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_without_card} GPUs, but no "
-            "card is found on their nodes; set it to 0 to train on CPUs, or start Ray on nodes "
-            "with cards and their driver"
+            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_without_card} GPUs, but torch "
+            "can use none on their nodes (no card, no driver, or a torch for CPUs alone); set it "
+            "to 0 to train on CPUs, or install requirements/gpu.lock there"
         )
     smallest_cpus = 1 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
     room = nodes.room(smallest_cpus, gpus) or nodes.largest_room(smallest_cpus, gpus)
@@ -205,7 +205,7 @@ def _workers_and_why(
     on = f"{_count(workers, 'worker')} on "
     on += f"all {_count(there, kind)}" if used == there else f"{used} of {_count(there, kind)}"
     if nodes.num_without_card and settings.gpus_per_worker == "auto":
-        on += f" (Ray counts {nodes.num_without_card} GPUs without a card)"
+        on += f" (Ray counts {nodes.num_without_card} GPUs that torch cannot use)"
     if settings.num_workers != "auto":
         return f"{on}, as configured"
     if "num_workers" in began:
