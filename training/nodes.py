@@ -61,13 +61,12 @@ def read_nodes() -> Nodes:
 
 def _node(node: dict[str, Any], found: _Found) -> Node:
     resources, cards = node["Resources"], found.cards or _Cards()
-    counted = int(resources.get("GPU", 0))
     is_old = cards.capability is not None and cards.capability < FIRST_WITH_BFLOAT16
     return Node(
         name=str(node["NodeManagerAddress"]),
         num_cpus=int(resources.get("CPU", 0)),
-        num_gpus=counted if found.cards else 0,
-        num_without_card=0 if found.cards else counted,
+        num_gpus=int(resources.get("GPU", 0)),
+        has_cards=found.cards is not None,
         memory=found.memory,
         dtype=found.dtype,
         card_memory=cards.memory,

@@ -59,7 +59,7 @@ def test_gpus_that_ray_counts_where_no_card_is_are_none(monkeypatch: pytest.Monk
     _library(monkeypatch, [])
     assert _find_cards() is None
     node = _node_with(None)
-    assert (node.num_gpus, node.num_without_card) == (0, 4)
+    assert (node.num_gpus, node.has_cards) == (4, False)
 
 
 def test_without_nvidias_driver_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:

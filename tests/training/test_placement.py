@@ -150,7 +150,7 @@ def test_place_more_workers_than_the_cluster_holds_is_refused_unless_it_may_grow
 
 
 def test_place_on_gpus_of_which_ray_only_keeps_count_is_refused_or_left_alone() -> None:
-    counted = Nodes([replace(_cpus(2).there[0], num_without_card=8)])
+    counted = Nodes([replace(_cpus(2).there[0], num_gpus=8, has_cards=False)])
     placement = place(_settings(), counted)
     assert placement.settings.gpus_per_worker == 0
     assert "2 workers on all 2 CPUs (Ray counts 8 GPUs that torch cannot use)" in placement.sentence
