@@ -134,7 +134,8 @@ def _gpus_per_worker(settings: TrainingSettings, nodes: Nodes) -> int:
 
 def _most_workers(settings: TrainingSettings, room: int) -> int:
     """The most workers a batch splits over; 1 where there is no room, for the refusal to name."""
-    return next((n for n in range(room, 0, -1) if settings.splits_over(n)), 1)
+    most = min(room, settings.global_batch_size)
+    return next((n for n in range(most, 0, -1) if settings.splits_over(n)), 1)
 
 
 def _cpus_per_worker(settings: TrainingSettings, nodes: Nodes, workers: int, gpus: int) -> int:

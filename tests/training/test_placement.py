@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ def test_place_more_workers_than_the_cluster_holds_is_refused_unless_it_may_grow
     head = Nodes(_cpus(8).there, {"GPU": 8, "CPU": 64})
     placed = place(_settings(), head).settings
     assert (placed.num_workers, placed.gpus_per_worker) == (8, 1)
+    # As Ray tells of a scaler that is given no limit.
+    endless = Nodes(_cpus(8).there, {"GPU": sys.maxsize, "CPU": sys.maxsize})
+    assert place(_settings(packing=True), endless).settings.num_workers == 16
 
 
 def test_place_on_gpus_of_which_ray_only_keeps_count_is_refused_or_left_alone() -> None:
