@@ -7,6 +7,7 @@ what its processor computes fast, and what NVIDIA's library tells of its cards.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class _Found:
     memory: float
     dtype: FastDtype
     cards: _Cards | None
-    """None where it has none, whatever Ray was told to count."""
+    """None where it has none that torch can use, whatever Ray counts."""
 
 
 def read_nodes() -> Nodes:
@@ -64,7 +65,8 @@ def _node(node: dict[str, Any], found: _Found) -> Node:
     return Node(
         name=str(node["NodeManagerAddress"]),
         num_cpus=int(resources.get("CPU", 0)),
-        num_gpus=int(resources.get("GPU", 0)) if found.cards else 0,
+        num_gpus=int(resources.get("GPU", 0)),
+        has_cards=found.cards is not None,
         memory=found.memory,
         dtype=found.dtype,
         card_memory=cards.memory,
@@ -80,7 +82,12 @@ def _look(pretended: Device | None) -> _Found:
 
 
 def _find_cards() -> _Cards | None:
-    """NVIDIA's management library sees cards that Ray hides from a task which takes none."""
+    """NVIDIA's management library sees cards that Ray hides from a task which takes none.
+
+    To a torch that was built for CPUs alone they are none.
+    """
+    if version("torch").endswith("+cpu"):
+        return None
     if AMD_DRIVER.exists():
         return _Cards()
     from ray._private.thirdparty import pynvml

@@ -36,6 +36,8 @@ class Node:
     """Of each of its GPUs; None where it cannot be asked."""
     card_dtype: Dtype = "bfloat16"
     """What its GPUs compute fast."""
+    has_cards: bool = True
+    """Whether torch can use the GPUs that Ray counts; of meaning where it counts some."""
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers of so many cores and GPUs that the node holds."""
@@ -58,6 +60,12 @@ class Nodes:
     @property
     def num_cpus(self) -> int:
         return sum(node.num_cpus for node in self.there)
+
+    @property
+    def has_cards(self) -> bool:
+        """Whether a node has cards, or an autoscaler may start one that has."""
+        there = any(node.num_gpus and node.has_cards for node in self.there)
+        return there or self.largest.get("GPU", 0) > 0
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers that the nodes which are there hold."""
@@ -102,6 +110,12 @@ def place(
         workers = int(began.get("num_workers") or _most_workers(settings, room))
     if workers > nodes.largest_room(smallest_cpus, gpus) and not may_wait:
         raise InputError(_no_room(workers, smallest_cpus, gpus, nodes, room))
+    if gpus and nodes.num_gpus and not nodes.has_cards:
+        raise InputError(
+            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_gpus} GPUs, but torch can use "
+            "none of them (no card, no driver, or a torch for CPUs alone); set it to 0 to train on "
+            "CPUs, or install requirements/gpu.lock there"
+        )
     decided = {
         "num_workers": workers,
         "gpus_per_worker": gpus,
@@ -115,12 +129,13 @@ def place(
 def _gpus_per_worker(settings: TrainingSettings, nodes: Nodes) -> int:
     if settings.gpus_per_worker != "auto":
         return settings.gpus_per_worker
-    return int(nodes.num_gpus > 0 or nodes.largest.get("GPU", 0) > 0)
+    return int(nodes.has_cards)
 
 
 def _most_workers(settings: TrainingSettings, room: int) -> int:
     """The most workers a batch splits over; 1 where there is no room, for the refusal to name."""
-    return next((n for n in range(room, 0, -1) if settings.splits_over(n)), 1)
+    most = min(room, settings.global_batch_size)
+    return next((n for n in range(most, 0, -1) if settings.splits_over(n)), 1)
 
 
 def _cpus_per_worker(settings: TrainingSettings, nodes: Nodes, workers: int, gpus: int) -> int:
@@ -186,6 +201,8 @@ def _workers_and_why(
     there = nodes.num_gpus if placed.gpus_per_worker else nodes.num_cpus
     on = f"{_count(workers, 'worker')} on "
     on += f"all {_count(there, kind)}" if used == there else f"{used} of {_count(there, kind)}"
+    if nodes.num_gpus and not nodes.has_cards and settings.gpus_per_worker == "auto":
+        on += f" (Ray counts {nodes.num_gpus} GPUs that torch cannot use)"
     if settings.num_workers != "auto":
         return f"{on}, as configured"
     if "num_workers" in began:

@@ -22,6 +22,7 @@ def _node_with(cards: Any, gpus: int = 4) -> Any:
 
 def _library(monkeypatch: pytest.MonkeyPatch, cards: list[tuple[int, tuple[int, int]]]) -> None:
     """NVIDIA's library on a node with cards of these bytes and compute capabilities."""
+    monkeypatch.setattr(nodes, "version", lambda package: "2.13.0")
     answers = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
@@ -57,20 +58,30 @@ def test_the_smallest_and_the_oldest_card_count(
 def test_gpus_that_ray_counts_where_no_card_is_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     _library(monkeypatch, [])
     assert _find_cards() is None
-    assert _node_with(None).num_gpus == 0
+    node = _node_with(None)
+    assert (node.num_gpus, node.has_cards) == (4, False)
 
 
 def test_without_nvidias_driver_there_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
+    _library(monkeypatch, [(80 * 2**30, (9, 0))])
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert _find_cards() is None
+
+
+def test_a_torch_for_cpus_alone_has_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    _library(monkeypatch, [(80 * 2**30, (9, 0))])
+    assert _find_cards() is not None
+    monkeypatch.setattr(nodes, "version", lambda package: "2.13.0+cpu")
     assert _find_cards() is None
 
 
 def test_amds_cards_are_there_and_of_unknown_size(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    _library(monkeypatch, [])
     monkeypatch.setattr(nodes, "AMD_DRIVER", tmp_path)
     node = _node_with(_find_cards())
     assert (node.num_gpus, node.card_memory, node.card_dtype) == (4, None, "bfloat16")
