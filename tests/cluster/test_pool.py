@@ -17,7 +17,7 @@ from cluster.gpus import free_nodes, total
 from cluster.jobs import Job
 from cluster.ledger import Ledger
 from cluster.models import Model
-from cluster.pool import finish_job, run_jobs
+from cluster.pool import engines_need, finish_job, place_engines, run_jobs
 from cluster.runtime import StopRequest
 from cluster.schedule import Questions, num_tokens
 from cluster.storage import Folder
@@ -108,6 +108,27 @@ def test_pool_does_jobs_of_two_kinds_on_the_same_engines_and_leaves_nothing_behi
     ray_cluster: str, tmp_path: Path, changes: dict[str, Any], gpus: list[int]
 ) -> None:
     does_both_jobs(tmp_path, changes, gpus)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "hardware"),
+    [
+        ({"tensor_parallel_size": 1}, "1 engine", "1 GPU"),
+        ({"tensor_parallel_size": 4, "max_workers": 2}, "2 engines", "8 GPUs (4 together on one"),
+        ({"min_workers": 2, "max_workers": 8}, "2 engines", "2 GPUs"),
+        (
+            {"tensor_parallel_size": 8, "pipeline_parallel_size": 2, "placement_group": True},
+            "1 engine",
+            "16 GPUs",
+        ),
+    ],
+)
+def test_need_of_the_first_engines(changes: dict[str, Any], what: str, hardware: str) -> None:
+    need = engines_need(settings(**{"use_gpu": True}, **changes))
+    assert need.what == what
+    assert need.hardware().startswith(hardware)
+    assert need.gpus_alone().total("GPU") == need.total("GPU")
+    assert need.gpus_alone().total("CPU") == 0
 
 
 def does_both_jobs(tmp_path: Path, changes: dict[str, Any], gpus: list[int]) -> None:
@@ -223,6 +244,24 @@ def test_pool_counters_are_offered_to_prometheus_while_it_runs(
     assert 'job="paths"' in found.replace("Job=", "job=")
     assert 'dataset="d"' in found
     assert found.endswith(" 12.0")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_engines", "num_ranks", "expected"),
+    [
+        # Bundles 0 and 3 are the workers', the others the ranks'.
+        ("aabbab", 2, 2, [(0, [1, 4]), (3, [2, 5])]),
+        ("baaabb", 2, 2, [(3, [1, 2]), (0, [4, 5])]),
+        # Both workers lie on a node without ranks of the second engine.
+        ("aaaabb", 2, 2, [(0, [1, 2]), (3, [4, 5])]),
+        ("abab", 1, 3, [(0, [2, 1, 3])]),
+        ("aa", 1, 1, [(0, [1])]),
+    ],
+)
+def test_place_engines_puts_the_ranks_of_an_engine_together(
+    nodes: str, num_engines: int, num_ranks: int, expected: list[tuple[int, list[int]]]
+) -> None:
+    assert place_engines(nodes, num_engines, num_ranks) == expected
 
 
 ONE_GPU = {"use_gpu": True, "tensor_parallel_size": 1}
