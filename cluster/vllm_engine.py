@@ -292,7 +292,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
         ("quantization", vllm_source.quantization_methods()),
     ):
         value = options.get(name)
-        if value is not None and values and str(value).lower() not in values:
+        is_open = value is None or not values or vllm_source.has_plugins()
+        if not is_open and str(value).lower() not in values:
             raise InputError(
                 f"engine.options: this vLLM has no {name} {value!r}; it has {', '.join(values)}"
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,12 @@ def load_formats() -> tuple[str, ...]:
 def quantization_methods() -> tuple[str, ...]:
     """The values of `quantization`."""
     return _literal("model_executor/layers/quantization/__init__.py", "QuantizationMethods")
+
+
+def has_plugins() -> bool:
+    """Whether other packages add to vLLM, for example load formats and quantizations."""
+    found = importlib.metadata.entry_points(group="vllm.general_plugins")
+    return any(not (each.dist and each.dist.name.startswith("vllm")) for each in found)
 
 
 def _literal(file: str, name: str) -> tuple[str, ...]:

@@ -36,3 +36,20 @@ def test_batched_tokens_grow_with_a_batch_that_vllms_own_number_would_hold_up(
 ) -> None:
     settings = EngineSettings.model_validate(changes)
     assert engine_arguments("model", settings).get("max_num_batched_tokens") == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"tensor_parallel_size": 4}, "mp"),
+        ({"tensor_parallel_size": 1, "pipeline_parallel_size": 2}, "mp"),
+        ({"tensor_parallel_size": 8, "placement_group": True}, "ray"),
+        ({"tensor_parallel_size": 2, "use_gpu": False}, None),
+    ],
+)
+def test_executor_is_ray_over_nodes_and_processes_on_one(
+    changes: dict[str, object], expected: str | None
+) -> None:
+    settings = EngineSettings.model_validate(changes)
+    assert engine_arguments("model", settings).get("distributed_executor_backend") == expected

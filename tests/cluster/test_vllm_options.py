@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import typing
 from contextlib import nullcontext
 from typing import Any
@@ -66,6 +67,18 @@ def test_options_that_vllm_does_not_know_or_that_are_settings_are_always_refused
     for needs_weight_proof in (False, True):
         with pytest.raises(InputError, match=refused):
             check_engine_options(settings(**options), needs_weight_proof)
+
+
+def test_values_that_a_plugin_of_vllm_may_add_are_left_to_vllm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not vllm_source.has_plugins()
+    plugin = importlib.metadata.EntryPoint("mine", "mine:register", "vllm.general_plugins")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: (plugin,))
+    quantized = settings(quantization="bitsandbytes", load_format="bitsandbytes")
+    check_engine_options(quantized, needs_weight_proof=False)
+    with pytest.raises(InputError, match="load_format bitsandbytes reads no weights"):
+        check_engine_options(quantized, needs_weight_proof=True)
 
 
 @pytest.mark.slow
