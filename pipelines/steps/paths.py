@@ -93,9 +93,10 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     jobs = [(round_.paths, job(run, round_))]
     if round_.number == 0 and not run.base_predictions.is_done:
         jobs.append((run.base_predictions, predictions.job(run, run.base_predictions)))
-    for step, rows in generate(run.config, round_.generator, jobs, stop):
-        if step is round_.paths:
-            say(summary(rows))
+    rows, *of_others = generate(run.config, round_.generator, jobs, stop)
+    say(summary(rows))
+    for totals in of_others:
+        say(predictions.summary(run.base_predictions, totals))
 
 
 def summary(rows: Mapping[str, Any]) -> str:

@@ -41,8 +41,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     of_branches = [(branch.tuned, branch.predictions) for branch in round_.branches]
     for model, step in ((run.base, run.base_predictions), *of_branches):
         if not step.is_done:
-            for made, rows in generate(run.config, model, [(step, job(run, step))], stop):
-                say(summary(made, rows))
+            [rows] = generate(run.config, model, [(step, job(run, step))], stop)
+            say(summary(step, rows))
 
 
 def summary(step: Step, rows: Mapping[str, Any]) -> str:
