@@ -101,8 +101,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 
 def summary(rows: Mapping[str, Any]) -> str:
     """How many paths there are, and how many have the right answer."""
-    of_questions = f"{rows['num_paths']} of {rows['num_done']} questions"
     return (
-        f"paths: {of_questions}; {rows['num_accepted']} with the right answer, "
-        f"{rows['num_truncated']} cut off, {rows['num_failed']} failed"
+        f"paths: made {rows['num_paths']} for {rows['num_done']} questions; "
+        f"{rows['num_accepted']} reached the right answer, {rows['num_truncated']} were cut off, "
+        f"{rows['num_failed']} failed"
     )
