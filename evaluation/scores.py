@@ -85,7 +85,7 @@ def paired_difference(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[floa
 
 
 def is_read(prediction: Prediction) -> bool:
-    """Whether an answer stands clearly in the response."""
+    """Whether the response states its answer clearly."""
     return prediction.read_as in (ReadAs.BOXED, ReadAs.PHRASE)
 
 

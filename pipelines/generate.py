@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.engine import EngineSettings
@@ -25,16 +25,17 @@ def generate(
     jobs: Sequence[tuple[Step, Job]],
     stop: StopRequest,
     engine: EngineSettings | None = None,
-) -> Iterator[tuple[Step, dict[str, Any]]]:
-    """Run jobs on one pool of engines and finish their steps; yields each with its totals.
+) -> list[dict[str, Any]]:
+    """Run jobs on one pool of engines and finish their steps; returns the totals of each.
 
     `engine` is another one than `config.engine`.
     """
     summary = run_engines(config, model, [job for _, job in jobs], stop, engine=engine)
+    totals: list[dict[str, Any]] = []
     for step, job in jobs:
-        rows = finish_job(job)
-        step.commit(rows=rows, last_execution=summary.facts())
-        yield step, rows
+        totals.append(finish_job(job))
+        step.commit(rows=totals[-1], last_execution=summary.facts())
+    return totals
 
 
 def run_engines(

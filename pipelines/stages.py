@@ -1,5 +1,5 @@
-"""The stages of a reasoning path. All that a stage is stands in one value, so that a new one is
-added here, and its prompt in `pipelines/prompts.yaml`.
+"""The stages of a reasoning path. One value says all about a stage, so that a new one is added
+here, and its prompt in `pipelines/prompts.yaml`.
 
 A stage asks the model one prompt and keeps the text in a column of the path. Later stages may use
 that text as a field of their prompts.
@@ -34,8 +34,8 @@ class Stage:
     summary: str
     """What it asks for."""
     came_later: bool = False
-    """Whether runs were made before there was this stage: then it is part of what decides the paths
-    only where a chain has it, and prompts of a user's own need not have its."""
+    """Whether runs were made before this stage existed. Then it is part of what decides the paths
+    only where a chain has it, and a user's prompts may leave its prompt out."""
 
 
 ADAPT = Stage(
