@@ -70,6 +70,7 @@ class SynthesisSettings(Settings):
     """Paths of each guideline; of each question where the chain follows none."""
     stages: StageSettings = StageSettings()
     seed: int = 0
+    """Every draw follows from it and the ids of what is drawn."""
 
     @property
     def follows_guidelines(self) -> bool:
