@@ -47,6 +47,7 @@ COMMANDS = {
     "clean": "remove what a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses; docs/GRADING.md says how",
+    "settings": "list every setting with its kind, values, default and meaning",
     "doctor": "check the machine, the cluster and the storage; exit code 1 when something is wrong",
 }
 """`run` is here; each other one is the module of its name in `commands`, imported when called."""

@@ -4,7 +4,7 @@
         [--model FOLDER] [--examples FOLDER] [--zero-stage S] [--workers W] [--gpu]
 
 * trl: `trl.SFTTrainer` under Ray Train, padded batches of 8 in random order, the loss on answers
-  only, no checkpoints, its other settings as they come (`pip install "regenesis[bench]"`).
+  only, no checkpoints, its other settings as they come (`make setup EXTRAS=bench`).
 * padded: ours, the very same batches. (We sort by length what is in a step; with one batch of 8 a
   worker in a step there is nothing to gain by it.)
 * packed: ours, the same steps in packed rows.
@@ -318,7 +318,7 @@ def read_options(argv: Sequence[str]) -> Options:
     args = parser.parse_args(argv)
     if "over_trl" in args.ratios and importlib.util.find_spec("trl") is None:
         parser.error(
-            'the side trl needs the package: pip install "regenesis[bench]", or leave it out with '
+            "the side trl needs the package: make setup EXTRAS=bench, or leave it out with "
             "--ratios packed_over_padded"
         )
     return Options(

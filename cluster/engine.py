@@ -42,6 +42,7 @@ class SamplingSettings(Settings):
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 is no limit."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Tokens below this share of the likeliest one's probability are not drawn; 0 is no limit."""
     max_tokens: Annotated[int, Field(gt=0)] | None = 1024
     """Most tokens of one generation, a thinking part included; null is what the context leaves."""
     template_args: dict[str, Any] = {}
@@ -108,6 +109,7 @@ class EngineSettings(Settings):
     max_num_seqs: Annotated[int, OPERATIONAL, Field(gt=0)] = 256
     """Generations that one engine runs at once."""
     gpu_memory_utilization: Annotated[float, OPERATIONAL, Field(gt=0, le=1)] = 0.9
+    """The share of each GPU's memory that an engine may take."""
     kv_cache_gib: Annotated[Annotated[int, Field(gt=0)] | None, OPERATIONAL] = None
     """On a CPU only: memory of one engine's key-value cache; null is planned (`kv_cache_gib`)."""
     omp_threads_bind: Annotated[str, OPERATIONAL] = "auto"
@@ -117,12 +119,14 @@ class EngineSettings(Settings):
     """GPUs over which an engine splits its layers; null is planned from the model and the GPUs
     (`cluster.planner`), and with it how many engines, how long a context and how large a batch."""
     pipeline_parallel_size: Annotated[int, OPERATIONAL, Field(gt=0)] = 1
+    """Groups of layers of one engine, each on GPUs that hold nothing else of it."""
     min_workers: Annotated[Annotated[int, Field(gt=0)] | None, OPERATIONAL] = None
     """Engines to start with; null is all of them."""
     max_workers: Annotated[Annotated[int, Field(gt=0)] | None, OPERATIONAL] = None
     """Engines to grow to while the cluster has room for them; null is as many as the GPUs hold, one
     where there are none."""
     use_gpu: Annotated[bool, OPERATIONAL] = True
+    """Whether engines compute on GPUs; false is the CPU."""
     cpus_per_worker: Annotated[float, OPERATIONAL, Field(gt=0)] = 1
     """Logical CPUs. Leave at least one on the machine unclaimed: a pool that takes every CPU
     starves the tasks that feed it."""
@@ -133,6 +137,7 @@ class EngineSettings(Settings):
     chunks_in_flight: Annotated[int, OPERATIONAL, Field(gt=0)] = 4
     """Chunks that a worker holds at once, so that the end of one hides behind the next."""
     flush_rows: Annotated[int, OPERATIONAL, Field(gt=0)] = 256
+    """So many finished questions are written at once, or fewer after `flush_s`."""
     flush_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 10.0
     """Finished questions are durable after at most this many rows or seconds."""
     generation_timeout_s: Annotated[Annotated[float, Field(gt=0)] | None, OPERATIONAL] = None

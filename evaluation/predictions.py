@@ -48,6 +48,7 @@ class EvaluationSettings(Settings):
     """How a model is examined: zero-shot and greedy, as in the paper."""
 
     max_tokens: Annotated[int, Field(gt=0)] = 2048
+    """Most tokens of one answer, a thinking part included."""
     template_args: dict[str, Any] = {}
     """Passed to the chat template; training prompts are made with the same."""
 

@@ -75,6 +75,7 @@ class SynthesisSettings(Settings):
     null is `engine`. The base and the tuned model are evaluated on `engine` in either case."""
     stages: StageSettings = StageSettings()
     seed: int = 0
+    """Every draw follows from it and the ids of what is drawn."""
 
     @property
     def follows_guidelines(self) -> bool:

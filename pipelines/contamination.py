@@ -36,6 +36,7 @@ class ContaminationSettings(Settings):
     num_words: Annotated[int, Field(ge=5)] = 13
     """Words in a row that a question of evaluation has to share."""
     drop: bool = False
+    """Whether training questions that overlap with held-out ones are dropped; else only counted."""
 
 
 @dataclass(frozen=True)

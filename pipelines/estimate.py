@@ -49,7 +49,9 @@ class Budget(Settings):
     """About so many tokens are generated for the paths of each round, over all datasets: once
     reached, no further question is begun. With the same number any two strategies cost the same."""
     max_hours: Limit = None
+    """A run that would take more hours than this is refused."""
     max_gpu_hours: Limit = None
+    """A run that would take more GPU-hours than this is refused."""
     max_money: Limit = None
     """In `cost.currency`; needs `cost.gpu_hour`."""
 
@@ -66,6 +68,7 @@ class CostSettings(Settings):
     gpu_hour: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None
     """Price of one GPU for an hour, in any currency; null leaves money out of the estimate."""
     currency: Annotated[str, OPERATIONAL] = "USD"
+    """The name printed with each amount of money."""
 
     def of(self, num_gpus: float, seconds: float) -> dict[str, Any]:
         """What so many GPUs cost for so long, as the facts of an event."""

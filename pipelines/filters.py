@@ -77,6 +77,7 @@ class ExampleSettings(Settings):
     """Answer types whose last number or letter counts when no clearer answer was written. Off
     where guessing is easy: with 25 tries some last letter is nearly always the right one."""
     seed: int = 0
+    """Decides which paths are kept where there are more than the limits allow."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExampleSettings:

@@ -129,7 +129,7 @@ def test_options_without_trl_say_how_to_get_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="2"):
         read_options([])
-    assert "regenesis[bench]" in capsys.readouterr().err
+    assert "EXTRAS=bench" in capsys.readouterr().err
     assert read_options(OURS).ratios == ("packed_over_padded",)
 
 

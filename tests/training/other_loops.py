@@ -370,7 +370,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     options = parser.parse_args()
     if options.loop == "trl" and importlib.util.find_spec("trl") is None:
-        parser.error('the loop trl needs the package: pip install "regenesis[bench]"')
+        parser.error("the loop trl needs the package: make setup EXTRAS=bench")
     wanted = {
         name: settings
         for dtype in DTYPES
