@@ -260,7 +260,8 @@ def _on_one_line(text: str) -> str:
     """The text with every display and matrix on one line, so that a line holds all of a formula."""
     if "\n" not in text or not ("\\begin{" in text or "\\[" in text or "$$" in text):
         return text
-    return _MANY_LINES.sub(lambda found: " ".join(found[0].split()), text)
+    tail = max(len(text) - MAX_TAIL, 0)
+    return text[:tail] + _MANY_LINES.sub(lambda found: " ".join(found[0].split()), text[tail:])
 
 
 def _without(text: str, spans: list[Span]) -> str:
@@ -310,8 +311,11 @@ def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
         found = list(_PHRASE.finditer(text, tail))[::-1]
     else:
         # Words are found a hundred times faster than the pattern that they belong to.
-        starts = [at for word, skip in _CUES for at in
-                  (found + skip for found in _backwards(lowered, word, tail))]
+        starts = [
+            at
+            for word, skip in _CUES
+            for at in (found + skip for found in _backwards(lowered, word, tail))
+        ]
         tried = (_PHRASE.match(text, start) for start in sorted(starts, reverse=True))
         found = list(itertools.islice((phrase for phrase in tried if phrase), MAX_TRIED))
     if not found and (":" in text or "：" in text):

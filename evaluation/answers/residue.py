@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 NEGATION = re.compile(
-    r"\b(?i:not|cannot|never|neither|nor|hardly|wrong|incorrect|mistaken|impossible|unlikely"
+    r"\b(?i:not|none|cannot|never|neither|nor|hardly|wrong|incorrect|mistaken|wrongly|falsely|incorrectly|mistakenly|impossible|unlikely"
     r"|rather than|instead of|except|excluding|ruled? out|far from|non|nicht|kein|pas)\b|n't\b|不是|并非"
 )
 _CONTRAST = re.compile(
@@ -39,7 +39,10 @@ _HEDGED = re.compile(
     r"(?i:\b(?:maybe|perhaps|possibly|or (?:rather|maybe|perhaps|possibly)|i guess|no wait|wait"
     r"|oops|sorry|unsure|not sure|actually|i mean)\b|\bno,)|\?"
 )
-_GUESS = re.compile(r"\b(?i:(?:could|might|may) (?:also )?be|perhaps|maybe|possibly)\b")
+_GUESS = re.compile(
+    r"\b(?i:(?:could|might|may) (?:also )?be"
+    r"|(?:thought|believed|supposed|assumed|claimed|said|expected) to be|perhaps|maybe|possibly)\b"
+)
 _RETRACTED = re.compile(
     r"(?i:[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
     r"(?:no[,.!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
@@ -82,6 +85,7 @@ _PLACES = (
 _FILLED = r"(?: (?:the|a|an|number|no\.?|nearest|first|last|next))*[\s(#]*$"
 _PLACE = re.compile(rf"\b(?i:{_PLACES}){_FILLED}")
 _GOVERNED = re.compile(
+    r"^\W*(?i:on|from|under|behind|inside|see|in(?! (?:total|all|fact|sum|short|conclusion)\b))\b|"
     rf"\b(?i:{_PLACES}|base|by|in|than|from|as|with|on|within|after|before|until|above|below|per"
     r"|near|into|through|modulo|mod|for|like"
     r"|(?<!equal )(?<!equals )(?<!equivalent )(?<!comes )(?<!amounts )(?<!up )(?<!simplifies )"
