@@ -11,8 +11,8 @@ _TRUTH_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LETTERS = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
 # "No" before a noun is a determiner: "no one", "no more than 5". A sentence may begin behind it.
 _NO = (
-    r"(?i:no)(?![\w'-])(?!\. ?[0-9])(?=\W*$|\W{0,3}[^\w\s]|\s+(?i:because|since|as|for|it|its|he|she|they"
-    r"|we|you|i|this|that|these|those|there|the)\b)"
+    r"(?i:no)(?![\w'-])(?!\. ?[0-9])(?=\W*$|\W{0,3}[^\w\s]|\s+(?i:because|since|as|for|it|its|he"
+    r"|she|they|we|you|i|this|that|these|those|there|the)\b)"
 )
 _WORD = rf"(?P<word>(?i:yes|true|false)\b|{_NO})"
 _FILLERS = (

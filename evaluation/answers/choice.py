@@ -55,12 +55,14 @@ _LETTER_BEHIND = re.compile(
     r"|[-—:] ?\(?(?P<other>[A-Z])\)?)[. ]*"
 )
 _STANDALONE_LETTER = re.compile(
-    r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^[\"' ]*([A-Za-z])[.:)]?[\"' ]*$"
+    r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] "
+    r"|^[\"' ]*([A-Za-z])[.:)]?[\"' ]*$"
     r"|\b(?i:option|choice):? \(?([A-Za-z])\b(?!')"
     r"|\b(?i:answer(?: is)?|réponse est|antwort ist|respuesta es):? \(?(?!a [a-z])([A-Za-z])\b(?!')"
     r"|(?<![A-Za-z0-9'])([A-Z]) ?[.!?]?$"
-    r"|(?<![A-Za-z0-9'])([A-Z])(?= (?i:is|would be|seems|must be) (?:\w+ ){0,2}(?i:correct|right|best|answer"
-    r"|wrong|incorrect)\b|[,;]? (?i:not|non|or|and|nor|rather)\b [^.]*\b[A-Z]\b|, |[^\x00-\x7f])"
+    r"|(?<![A-Za-z0-9'])([A-Z])(?= (?i:is|would be|seems|must be) (?:\w+ ){0,2}(?i:correct|right"
+    r"|best|answer|wrong|incorrect)\b|[,;]? (?i:not|non|or|and|nor|rather)\b [^.]*\b[A-Z]\b"
+    r"|, |[^\x00-\x7f])"
 )
 _JOINS = re.compile(r"[\s()]*(?:,|/|&|(?i:and|or|nor))[\s()]*(?:(?i:option|choice) )?\(?")
 _REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where)\b")
