@@ -386,7 +386,7 @@ def _is_denied(before: str, after: str) -> bool:
     clause = residue.last_clause(before)
     return bool(
         residue.NEGATION.search(_after_number(clause))
-        or residue.is_guess(clause)
+        or ("answer" in clause and residue.is_guess(clause))
         or residue.is_retracted(after)
         or _QUESTIONED.match(after)
     )
