@@ -208,8 +208,8 @@ def report_rows(path: Path, limit: int | None) -> dict[str, int | float]:
             )
     counts = summary(judged)
     print(
-        f"{counts['rows']} rows, {counts['expected']} with a verdict: {counts['wrong_accepts']} wrong "
-        f"accepts, {counts['wrong_rejects']} wrong rejects; math-verify agrees on "
+        f"{counts['rows']} rows, {counts['expected']} with a verdict: {counts['wrong_accepts']} "
+        f"wrong accepts, {counts['wrong_rejects']} wrong rejects; math-verify agrees on "
         f"{100 * counts['agreement']:.2f} % of {counts['compared']}"
     )
     return counts

@@ -76,7 +76,7 @@ def grade(
     """Judge one completion; `finished` is false where the token limit cut it off.
 
     A box or a phrase counts even in an unfinished text; the last value in it would be chance.
-    With `thinking_opened` the prompt began the thinking, and a text that never ends it is truncated.
+    With `thinking_opened` the prompt began the thinking; a text that never ends it is truncated.
     A question's own grader gets the text without its thinking, and what it raises is raised.
     """
     visible = own_answer(text, opened=thinking_opened)

@@ -7,7 +7,6 @@ answers gains in the first and not in the second.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +20,7 @@ from cluster.terminal import format_table
 from evaluation.grader import ReadAs, Verdict
 from evaluation.predictions import Prediction
 from evaluation.question import Question
-
-Z_95 = 1.959964
-"""Two-sided 95 % quantile of the standard normal distribution."""
+from evaluation.statistics import paired_difference, wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +50,6 @@ class Score:
     tolerant_difference: float
     tolerant_difference_low: float
     tolerant_difference_high: float
-
-
-def wilson_interval(num_correct: int, num_questions: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927), good also near 0 and 1."""
-    if num_questions == 0:
-        return 0.0, 1.0
-    share = num_correct / num_questions
-    z2 = Z_95**2
-    centre = (share + z2 / (2 * num_questions)) / (1 + z2 / num_questions)
-    spread = math.sqrt(share * (1 - share) / num_questions + z2 / (4 * num_questions**2))
-    half = Z_95 * spread / (1 + z2 / num_questions)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def paired_difference(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[float, float, float]:
-    """(difference, low, high): tuned minus base over the same questions, 95 % interval.
-
-    The interval adds half a question to each of the four cells of the paired table (Agresti and
-    Min, 2005), which keeps it honest when few questions changed.
-    """
-    num = len(base)
-    gained = sum(after and not before for before, after in zip(base, tuned, strict=True))
-    lost = sum(before and not after for before, after in zip(base, tuned, strict=True))
-    if num == 0:
-        return 0.0, -1.0, 1.0
-    n, plus, minus = num + 2, gained + 0.5, lost + 0.5
-    centre = (plus - minus) / n
-    half = Z_95 * math.sqrt(max(0.0, (plus + minus) - (plus - minus) ** 2 / n)) / n
-    return (gained - lost) / num, max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def is_read(prediction: Prediction) -> bool:

@@ -11,8 +11,8 @@ _TRUTH_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LETTERS = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
 # "No" before a noun is a determiner: "no one", "no more than 5". A sentence may begin behind it.
 _NO = (
-    r"(?i:no)(?![\w'-])(?!\. ?[0-9])(?=\W*$|\W{0,3}[^\w\s]|\s+(?i:because|since|as|for|it|its|he|she|they"
-    r"|we|you|i|this|that|these|those|there|the)\b)"
+    r"(?i:no)(?![\w'-])(?!\. ?[0-9])(?=\W*$|\W{0,3}[^\w\s]|\s+(?i:because|since|as|for|it|its|he"
+    r"|she|they|we|you|i|this|that|these|those|there|the)\b)"
 )
 _WORD = rf"(?P<word>(?i:yes|true|false)\b|{_NO})"
 _FILLERS = (
@@ -27,7 +27,7 @@ _CLAUSE_WORD = re.compile(
 )
 _QUESTION_WORD = re.compile(r"^[^.!;]*\?")
 _NEITHER = re.compile(r"(?i:neither|both|either)\b")
-_BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b")
+_BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b(?!\. ?[0-9])")
 _NO_DETERMINER = re.compile(
     r"[Nn][Oo] (?!because|since|as|it|he|she|they|we|I |this|that|the)[a-z]"
 )
@@ -82,7 +82,9 @@ def last_boolean(line: str, choices: Choices) -> Reading | None:
         between = plain[start : word.start()]
         if index and _EITHER_OR.fullmatch(between):
             return NO_READING  # "true or false"
-        denied = residue.NEGATION.search(residue.last_clause(between))
+        denied = residue.NEGATION.search(residue.last_clause(between)) or residue.is_retracted(
+            f" {plain[word.end() :]}" if plain[word.end() :][:1] == " " else ""
+        )
         if not denied and not _NO_DETERMINER.match(plain, word.start()):
             return _boolean_reading(word[0])
     return NO_READING

@@ -9,13 +9,14 @@ may use `CPU_LIMIT_S` seconds of its processor, whatever else the machine is doi
     Calculator.of_this_process().ask({"truth": "x^2", "found": "x \\cdot x"})  ->  {"same": True}
 
 The first request starts a process that imports what is needed, which takes about two seconds, and
-only forks: workers, one for each request that is under way at the same time. So a request that takes
-long holds up no other, and the place of a worker that was ended is taken within milliseconds. All
-of them end with the process that started them.
+only forks: workers, one for each request that is under way at the same time. So a request that
+takes long holds up no other, and the place of a worker that was ended is taken within
+milliseconds. All of them end with the process that started them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -94,10 +95,8 @@ class Calculator:
                 self._starter, self._control = self._start()
             ours, theirs = socket.socketpair()
             needs = {name: request[name] for name in ("family", "settings") if name in request}
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what has ended shows in the exchange
                 socket.send_fds(self._control, [json.dumps(needs).encode()], [theirs.fileno()])
-            except BrokenPipeError:
-                pass  # the starter has ended, which the exchange will show
             theirs.close()
             return ours
 

@@ -1,7 +1,8 @@
 """The program of `calculator`: it forks workers, which reply to one JSON request a line with one.
 
     {"truth": "x^2", "found": "x \\cdot x"}                        ->  {"same": true}
-    {"family": "countdown", "settings": "{}", "entry": "{...}", "answers": ["3*8"]} -> {"score": 0.05}
+    {"family": "countdown", "settings": "{}", "entry": "{...}", "answers": ["3*8"]}
+                                                                   ->  {"score": 0.05}
 
 The first process is told over its standard input, a socket, what the next worker has to import, and
 is given the worker's own socket with that. It stands alone: it is started by its path and imports
@@ -11,6 +12,7 @@ nothing of ours.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
 import os
@@ -259,10 +261,8 @@ def main() -> None:
         message, sockets, _, _ = socket.recv_fds(control, 1 << 16, 1)
         if not message:
             return
-        try:
+        with contextlib.suppress(Exception):  # the worker will fail in the same way, and say so
             _import_needed(json.loads(message))
-        except Exception:  # noqa: BLE001, S110  the worker will fail in the same way, and say so
-            pass
         if os.fork() == 0:
             control.close()
             _serve(socket.socket(fileno=sockets[0]), float(sys.argv[1]))

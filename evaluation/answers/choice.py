@@ -55,17 +55,21 @@ _LETTER_BEHIND = re.compile(
     r"|[-—:] ?\(?(?P<other>[A-Z])\)?)[. ]*"
 )
 _STANDALONE_LETTER = re.compile(
-    r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] |^[\"' ]*([A-Za-z])[.:)]?[\"' ]*$"
-    r"|\b(?i:option|choice|answer(?: is)?|réponse est|antwort ist|respuesta es):? \(?([A-Za-z])\b(?!')"
-    r"|(?<![A-Za-z0-9'])([A-Z]) ?\.?$"
-    r"|(?<![A-Za-z0-9'])([A-Z])(?= (?i:is|would be|seems|must be) (?:\w+ ){0,2}(?i:correct|right|best|answer"
-    r"|wrong|incorrect)\b|[,;]? (?i:not|non|or|and|nor|rather)\b [^.]*\b[A-Z]\b|, |[^\x00-\x7f])"
+    r"(?<![A-Za-z])\(([A-Za-z])\)|(?<![A-Za-z0-9])([A-Z])\)|^([A-Z])[.:] "
+    r"|^[\"' ]*([A-Za-z])[.:)]?[\"' ]*$"
+    r"|\b(?i:option|choice):? \(?([A-Za-z])\b(?!')"
+    r"|\b(?i:answer(?: is)?|réponse est|antwort ist|respuesta es):? \(?(?!a [a-z])([A-Za-z])\b(?!')"
+    r"|(?<![A-Za-z0-9'])([A-Z]) ?[.!?]?$"
+    r"|(?<![A-Za-z0-9'])([A-Z])(?= (?i:is|would be|seems|must be) (?:\w+ ){0,2}(?i:correct|right"
+    r"|best|answer|wrong|incorrect)\b|[,;]? (?i:not|non|or|and|nor|rather)\b [^.]*\b[A-Z]\b"
+    r"|, |[^\x00-\x7f])"
 )
 _JOINS = re.compile(r"[\s()]*(?:,|/|&|(?i:and|or|nor))[\s()]*(?:(?i:option|choice) )?\(?")
 _REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where)\b")
 _WRONG = re.compile(
     r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|an?)|ruled out|impossible)\b|n't\b"
 )
+_ASKED = re.compile(r"[^.!;?]{0,60}\?[^A-Za-z]*$")
 _NO_BEFORE = re.compile(r"\b(?i:no|without|any) $")
 _TEXT_END = re.compile(r"[.;,:!?](?=\s|$)| (?:because|since|which|as|and|is|are)\b| [-—] ")
 _NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
@@ -229,10 +233,15 @@ def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
     for index, (start, end) in enumerate(spans):
         before = text[spans[index - 1][1] if index else 0 : start]
         joined = index > 0 and _JOINS.fullmatch(before) is not None
-        clause = residue.last_clause(before)
+        clause = residue.last_clause(before.rstrip(" ([\"'*"))
         after = residue.first_clause(text[end:])
         wrong = residue.is_retracted(text[end : end + 40]) or bool(_WRONG.search(after[:25]))
-        negated = bool(residue.NEGATION.search(clause) or _NO_BEFORE.search(before))
+        negated = bool(
+            residue.NEGATION.search(clause)
+            or residue.is_guess(clause)
+            or _NO_BEFORE.search(before)
+            or _ASKED.match(text, end)
+        )
         denied.append(negated or wrong or (joined and denied[-1]))
         if joined and not denied[-1] and not denied[-2]:
             denied[-1] = denied[-2] = True  # "A or B"

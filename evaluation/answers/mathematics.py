@@ -14,8 +14,8 @@ import math
 import re
 from functools import lru_cache
 
-from evaluation.answers.calculator import Calculator
 from evaluation.answers import residue
+from evaluation.answers.calculator import Calculator
 from evaluation.answers.number import exact_number, last_number, number_keys, read_number
 from evaluation.answers.place import last_formula
 from evaluation.answers.plain import (
@@ -244,7 +244,7 @@ def _keys(cleaned: str, bare: str, named: str) -> Keys:
 
 
 def _exact_part(formula: str) -> str:
-    r"""What stands before an approximation, `\frac{1}{3} \approx 0.333`, unless that only names it."""
+    r"""What `\frac{1}{3} \approx 0.333` has before its approximation, unless that only names it."""
     exact, approximate, _ = formula.partition(r"\approx")
     if not approximate:
         return formula

@@ -106,7 +106,8 @@ _SECOND = re.compile(
     re.IGNORECASE,
 )
 _GLUED = re.compile(
-    r"[A-Za-z]{1,3}[0-9]{2}|^ ?(?:h|hrs?|min|m|s)[0-9]|^[!‰‱]|^ ?(?:per mill?e|bps)\b"
+    r"[A-Za-z]{1,3}[0-9]{2}|^ ?(?:h|hrs?|min|m|s)[0-9]|^[!‰‱]|^[aA](?![A-Za-z])"
+    r"|^ ?(?:per (?:mill?e|thousand|hundred|million)|bps)\b"
 )
 # What may not stand beside a number that is to count for itself: signs, LaTeX, variables.
 _MATHEMATICS = re.compile(
@@ -118,12 +119,14 @@ _BEHIND = re.compile(
     r"\s*(?:[\^_*×÷·+<>≤≥\\{}|√±]|/(?! *[A-Za-z]{2}))|\s+-\s*[0-9(]|\s+- [A-Za-z]\b|[:'’][0-9]|!"
     r"|[b-fi-kn-rt-zA-FI-KM-RT-Z](?![A-Za-z])|(?:h|hrs?|m|min|s)[0-9]|-[A-Za-z]|\s*‰"
 )
+_COPULA = re.compile(r"\b(?:is|are|was|were|be|equals?|get|got|comes|becomes|left)\b")
+_LIST_BEFORE = re.compile(r"(?:[0-9.]+, ?){2}(?:and |or )?$|[0-9],$")
 _QUESTIONED = re.compile(r"[^.!?;\n]{0,40}\?")
 _EQUATION_BEFORE = re.compile(r"[=≈] ?$")
 _RUN_BEFORE = re.compile(r"(?:(?<![A-Za-z'])[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|[^A-Za-z;])*$")
 _RANGE = re.compile(r"(?:^|\s)[0-9.,]+-$")
 _LETTER_OPERAND = re.compile(
-    r"(?:sqrt|log|ln|sin|cos|tan|exp)$|(?<![A-Za-z'])[B-HJ-Zb-hj-z]$(?<![0-9]m)"
+    r"\\(?!therefore|implies|[Rr]ightarrow|to\b)[A-Za-z]+$|(?:sqrt|log|ln|sin|cos|tan|exp)$|(?<![A-Za-z'])[B-HJ-Zb-hj-z]$(?<![0-9]m)"
 )
 _BULLET = re.compile(r"^[-*•] |^[0-9]{1,2}[.)] (?=[^ ])")  # also "2." before a step
 
@@ -147,6 +150,7 @@ def read_number(plain: str, choices: Choices = ()) -> Reading | None:
         before.count(" ") > 5  # so far from the cue it is more likely a step than the answer
         or residue.NEGATION.search(before)
         or residue.governs(before)
+        or residue.is_guess(before)
         or residue.operates(before)
     ):
         return None
@@ -353,13 +357,18 @@ def exact_number(plain: str) -> Reading | None:
 
 def last_number(line: str, choices: Choices) -> Reading | None:
     """The last number of a line; `NO_READING` for one that is denied or part of an expression."""
-    text = _number_syntax(_BULLET.sub("", plain_text(line), count=1).lstrip("> "))
+    plain = plain_text(line).lstrip("> ")
+    text = _number_syntax(_BULLET.sub("", plain, count=1))
     numbers = deque(_NUMBER.finditer(text), maxlen=1)
     if not numbers:
         return None
+    if plain[:2] == "- " and not _WORD.search(plain):
+        return NO_READING  # a bullet or a sign
     number = numbers[0]
     before, after = text[: number.start()], text[number.end() :]
     if _BEHIND.match(after) or residue.scales(after) or residue.labels(after):
+        return NO_READING
+    if _says_something_else(before) or _LIST_BEFORE.search(before):
         return NO_READING
     if _is_denied(before, after) or residue.operates(before) or residue.names_a_place(before):
         return NO_READING
@@ -377,10 +386,18 @@ def _is_denied(before: str, after: str) -> bool:
     clause = residue.last_clause(before)
     return bool(
         residue.NEGATION.search(_after_number(clause))
-        or residue.is_guess(clause)
+        or ("answer" in clause and residue.is_guess(clause))
         or residue.is_retracted(after)
         or _QUESTIONED.match(after)
     )
+
+
+def _says_something_else(before: str) -> bool:
+    """Whether a clause only describes the answer: "it has 5 digits", "lies between 4 and 5"."""
+    clause = re.split(r"[.:=,]", before)[-1]
+    _, cue, rest = clause.rpartition("answer")
+    described = bool(cue) and _WORD.search(rest) is not None and not _COPULA.search(rest)
+    return described or "between" in clause.split()[-4:]
 
 
 def _after_number(clause: str) -> str:
@@ -405,7 +422,7 @@ def _is_operand(before: str, number: str, after: str) -> bool:
     opened = max(before.rfind("("), before.rfind("["))
     if opened > max(before.rfind(")"), before.rfind("]")) and not _WORD.search(before, opened):
         return True  # (3, 5)
-    return left[-1:] in tuple("^_*/×÷·+-<>≤≥\\{}|√±") or bool(_LETTER_OPERAND.search(left))
+    return left[-1:] in tuple("^_*/×÷·+-<>≤≥\\{}|√±≠") or bool(_LETTER_OPERAND.search(left))
 
 
 def canonical_number(answer: str, choices: Choices = ()) -> str:

@@ -3,7 +3,8 @@ r"""Where in a model's text the answer stands: outside its thinking, in a box, b
 The first of these that holds something decides: the last filled box, the last `<answer>` tag, the
 last clear phrase ("the answer is X", "Answer: X", "#### X"), and, only where it is asked for, the
 last value of the wanted kind. A box or phrase that its own sentence supposes or denies, or that the
-next one takes back, is left aside, and nothing else is read from it. Nothing here looks at the truth.
+next one takes back, is left aside, and nothing else is read from it. Nothing here looks at the
+truth.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ _FORMULA = re.compile(
 _AND_OR = re.compile(r",? ?(?:and|or|,)? ?")
 # "Answer:" in the languages of MGSM and some more.
 _PHRASE_ELSEWHERE = re.compile(
-    r"(?i:r[ée]ponse|antwort|l[öo]sung|respuesta|risposta|resposta|jibu|cevap|odpowiedź|đáp án|ответ"
-    r"|答案|答え|回答|解答|答|정답|답|الإجابة|الجواب|উত্তর|คำตอบ|సమాధానం|जवाब|उत्तर)"
+    r"(?i:r[ée]ponse|antwort|l[öo]sung|respuesta|risposta|resposta|jibu|cevap|odpowiedź|đáp án"
+    r"|ответ|答案|答え|回答|解答|答|정답|답|الإجابة|الجواب|উত্তর|คำตอบ|సమాధానం|जवाब|उत्तर)"
     r"(?: (?i:finale?|final|correcta?))? ?[:：]"
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
@@ -101,10 +102,10 @@ _MANY_LINES = re.compile(
 _CLOSERS = re.compile(r"(?:[ \t]*[\])}>])*[ \t]*\}")
 _LISTING_LOOKS = re.compile(r"\\(?:q?quad|text|mbox|textrm|mathrm|[,;: !()\[\]])|[${}*~]")
 _LISTING = re.compile(
-    r"[ \t]*(?:[,;/|&+][ \t]*)?(?:(?i:for )\w+ ?\(?\w\)?[ \t,]*)?(?:(?i:and|or|to|as well as|versus|vs)"
-    r"\b[ \t]*)?(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
+    r"[ \t]*(?:[,;/|&+][ \t]*)?(?:(?i:for )\w+ ?\(?\w\)?[ \t,]*)?(?:(?i:and|or|to|as well as|versus"
+    r"|vs)\b[ \t]*)?(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
 )
-# Also the opening of a display whose formula begins on the next line, and the mark of a quote there.
+# Also what begins on the next line: the opening of a display, the mark of a quote.
 _PHRASE_GAP = re.compile(r"(?:[\s:：*`]|(?<=\n)>|(?<=\n )>|(?:\\\[|\$\$)(?=[ \t]*\n))*+")
 _SENTENCE_END = re.compile(r"[.!?](?=[ \"')]|$)")
 _SENTENCE_OVER = re.compile(r"[.!?][*\"')]*\s")
@@ -260,7 +261,8 @@ def _on_one_line(text: str) -> str:
     """The text with every display and matrix on one line, so that a line holds all of a formula."""
     if "\n" not in text or not ("\\begin{" in text or "\\[" in text or "$$" in text):
         return text
-    return _MANY_LINES.sub(lambda found: " ".join(found[0].split()), text)
+    tail = max(len(text) - MAX_TAIL, 0)
+    return text[:tail] + _MANY_LINES.sub(lambda found: " ".join(found[0].split()), text[tail:])
 
 
 def _without(text: str, spans: list[Span]) -> str:
@@ -310,8 +312,11 @@ def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
         found = list(_PHRASE.finditer(text, tail))[::-1]
     else:
         # Words are found a hundred times faster than the pattern that they belong to.
-        starts = [at for word, skip in _CUES for at in
-                  (found + skip for found in _backwards(lowered, word, tail))]
+        starts = [
+            at
+            for word, skip in _CUES
+            for at in (found + skip for found in _backwards(lowered, word, tail))
+        ]
         tried = (_PHRASE.match(text, start) for start in sorted(starts, reverse=True))
         found = list(itertools.islice((phrase for phrase in tried if phrase), MAX_TRIED))
     if not found and (":" in text or "：" in text):

@@ -1,8 +1,9 @@
 r"""What is left of a sentence or box next to an answer, and whether it changes the answer.
 
 The words looked for are closed classes of English, not a list of what may be said: negations,
-suppositions, operations ("half of", "twice"), scales ("dozen", "fifths"), and what makes of a number
-the name of something else ("step 5", "a multiple of 5"). Every other word is taken to be harmless.
+suppositions, operations ("half of", "twice"), scales ("dozen", "fifths"), and what makes of a
+number the name of something else ("step 5", "a multiple of 5"). Every other word is taken to be
+harmless.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import re
 
 NEGATION = re.compile(
-    r"\b(?i:not|cannot|never|neither|nor|hardly|wrong|incorrect|mistaken|impossible|unlikely"
-    r"|rather than|instead of|except|excluding|ruled? out|far from|non|nicht|kein|pas)\b|n't\b|不是|并非"
+    r"\b(?i:not|none|cannot|never|neither|nor|hardly|wrong|incorrect|mistaken|wrongly|falsely|incorrectly|mistakenly|impossible|unlikely"
+    r"|rather than|instead of|except|excluding|ruled? out|far from|non|nicht|kein|pas)\b"
+    r"|n't\b|不是|并非"
 )
 _CONTRAST = re.compile(
     r"(?i:[\s,;(]*(?:and |but )?(?:not|rather than|instead of|non|nor)\b|[\s,;(]*不是)[\s(]*"
@@ -39,7 +41,10 @@ _HEDGED = re.compile(
     r"(?i:\b(?:maybe|perhaps|possibly|or (?:rather|maybe|perhaps|possibly)|i guess|no wait|wait"
     r"|oops|sorry|unsure|not sure|actually|i mean)\b|\bno,)|\?"
 )
-_GUESS = re.compile(r"\b(?i:(?:could|might|may) (?:also )?be|perhaps|maybe|possibly)\b")
+_GUESS = re.compile(
+    r"\b(?i:(?:could|might|may) (?:also )?be"
+    r"|(?:thought|believed|supposed|assumed|claimed|said|expected) to be|perhaps|maybe|possibly)\b"
+)
 _RETRACTED = re.compile(
     r"(?i:[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
     r"(?:no[,.!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
@@ -68,7 +73,8 @@ _OPERATION = re.compile(
     r"|multiples?|factors?|divisors?|powers?|products?|quotients?|ratio|reciprocal|inverse|opposite"
     r"|negative of|percent(?:age)?|remainder|modulo|mod|logarithm|log|ln|factorial|function"
     r"|plus|minus|times|divided|multiplied|divisible|less|more|fewer|greater|larger|smaller|bigger"
-    r"|at (?:least|most)|up|under|over|between|increased?|decreased?|reduced|one|two|three|four|five"
+    r"|at (?:least|most)|up|under|over|between|increased?|decreased?|reduced"
+    r"|one|two|three|four|five"
     r"|out|add(?:ing|ed)?|subtract(?:ing|ed)?)\b"
     r"(?: (?:of|by|than|to|the|a|an|as|from|that|in|number|value|about|exactly))*\W*$|%(?: of)?\W*$"
 )
@@ -82,6 +88,7 @@ _PLACES = (
 _FILLED = r"(?: (?:the|a|an|number|no\.?|nearest|first|last|next))*[\s(#]*$"
 _PLACE = re.compile(rf"\b(?i:{_PLACES}){_FILLED}")
 _GOVERNED = re.compile(
+    r"^\W*(?i:on|from|under|behind|inside|see|in(?! (?:total|all|fact|sum|short|conclusion)\b))\b|"
     rf"\b(?i:{_PLACES}|base|by|in|than|from|as|with|on|within|after|before|until|above|below|per"
     r"|near|into|through|modulo|mod|for|like"
     r"|(?<!equal )(?<!equals )(?<!equivalent )(?<!comes )(?<!amounts )(?<!up )(?<!simplifies )"

@@ -7,7 +7,6 @@ import re
 from evaluation.answers.number import EQUALS, exact_number
 from evaluation.answers.plain import Choices, Keys, Reading, normalize, plain_text
 
-
 _NAMED = re.compile(r"[ A-Za-z_]*")
 
 

@@ -2,9 +2,9 @@ r"""What a model said in its own turn, outside its thinking.
 
     own_answer("<think>ice? \\boxed{A}</think>\\boxed{B}<|im_end|>")  ->  "\\boxed{B}"
 
-Known are the tags of today's families (`<think>`, `<reasoning>`, `[THINK]` and others), the channels
-of the harmony format, of which only `final` is the answer, and the marks that end a turn: what a
-model writes behind one belongs to a turn that it made up.
+Known are the tags of today's families (`<think>`, `<reasoning>`, `[THINK]` and others), the
+channels of the harmony format, of which only `final` is the answer, and the marks that end a turn:
+what a model writes behind one belongs to a turn that it made up.
 """
 
 from __future__ import annotations

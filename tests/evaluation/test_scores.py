@@ -14,10 +14,8 @@ from evaluation.scores import (
     commonest_share,
     compare_scores,
     format_scores,
-    paired_difference,
     score_predictions,
     scores_table,
-    wilson_interval,
 )
 
 
@@ -29,39 +27,6 @@ def question(
 
 def predicted(verdict: str, read_as: str) -> Prediction:
     return Prediction(question(0), "a response", verdict=verdict, read_as=read_as)
-
-
-@pytest.mark.parametrize(
-    ("num_correct", "num", "low", "high"),
-    [
-        # Brown, Cai and DasGupta (2001) give the formula; values by hand with z = 1.959964.
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (5, 10, 0.2366, 0.7634),
-        (81, 263, 0.2553, 0.3662),
-    ],
-)
-def test_interval_matches_values_by_hand(
-    num_correct: int, num: int, low: float, high: float
-) -> None:
-    assert wilson_interval(num_correct, num) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_difference_is_paired_and_its_interval_holds_it() -> None:
-    base = [True] * 10 + [False] * 90
-    better = [True] * 40 + [False] * 60
-    difference, low, high = paired_difference(base, better)
-    assert difference == pytest.approx(0.3)
-    assert 0.15 < low < 0.3 < high < 0.45
-    assert paired_difference(base, base)[0] == 0.0
-    assert paired_difference(base, base)[1] < 0.0 < paired_difference(base, base)[2]
-
-
-def test_difference_swapped_models_swap_the_interval() -> None:
-    base = [True, False, True, False, False, True]
-    tuned = [True, True, False, True, True, True]
-    difference, low, high = paired_difference(base, tuned)
-    assert paired_difference(tuned, base) == pytest.approx((-difference, -high, -low))
 
 
 def test_scores_format_gain_is_told_apart_from_right_answers() -> None:
