@@ -102,7 +102,13 @@ from pipelines.probe import (
     read_probed_predictions,
 )
 from pipelines.question_step import questions_step, store_questions
-from pipelines.questions import QuestionFacts, QuestionSet, QuestionSettings, load_questions
+from pipelines.questions import (
+    QuestionFacts,
+    QuestionSet,
+    QuestionSettings,
+    load_questions,
+    overlaps_by_rule,
+)
 from pipelines.selection import CONFIG_FILE, StoredRun, format_overlaps, format_selection
 from pipelines.strategy import with_strategy
 from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths, paths_content
@@ -644,9 +650,10 @@ def format_counts(questions: QuestionFacts) -> str:
     lines = [
         f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
         f"{c['num_read']} read, {c['num_dropped_duplicate']} duplicates and "
-        f"{c['num_dropped_overlap']} overlaps dropped"
+        f"{c['num_dropped_overlap']} overlaps dropped{overlaps_by_rule(c)}"
         for c in questions.counts
     ]
+    lines += [f"warning: {sentence}" for sentence in questions.shortfalls()]
     for name, rows in questions.wrong_rows.items():
         lines += [f"questions: {name}: a row is LEFT OUT: {why}" for why in rows]
     lines += [f"questions: {name} is SET ASIDE: {why}" for name, why in questions.broken.items()]

@@ -2,7 +2,8 @@
 
 A run's folder holds::
 
-    questions-<extent>/questions.parquet   the questions, then manifest.json
+    questions-<extent>/questions.parquet   the questions
+    questions-<extent>/overlaps/           which overlaps with which; then manifest.json
     questions.json                         what they were read from, and the driver's facts of them
 
 A million questions take a minute or two to read and about a GiB of memory. A driver that goes
@@ -13,11 +14,9 @@ the facts in it hold.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 
 from cluster.errors import InputError
 from cluster.progress import format_seconds
@@ -26,22 +25,25 @@ from cluster.steps import Step, claim_run_folder
 from cluster.storage import Folder
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
-from evaluation.rows import open_file, resolve
 from pipelines.questions import QuestionFacts, QuestionSettings, load_questions
-from pipelines.sources.files import FileSource
-from pipelines.sources.reasoning_gym import ReasoningGymSource
-from pipelines.sources.tasks import TaskSource
 
 QUESTIONS_FILE = "questions.parquet"
+OVERLAPS = "overlaps"
+"""A folder below, because the Parquet files of the step itself are its questions."""
 FACTS_FILE = "questions.json"
 
-READER_VERSION = 1
+READER_VERSION = 2
 """To be raised when the same files come to other questions."""
+
+VERSION = 2
+"""To be raised when the step's folder holds something else for the same questions."""
 
 
 def questions_step(run: Folder, questions: QuestionFacts) -> Step:
     """The step below a run's folder that holds these questions."""
-    return Step.below(run, "questions", {"questions": questions.extent(*SPLITS)})
+    return Step.below(
+        run, "questions", {"version": VERSION, "questions": questions.extent(*SPLITS)}
+    )
 
 
 def store_questions(
@@ -63,6 +65,7 @@ def store_questions(
     with _keeping(run):
         claim_run_folder(run, name)
         if not step.is_done:
+            step.folder.child(OVERLAPS).write_table("overlaps.parquet", loaded.overlaps)
             step.folder.write_table(QUESTIONS_FILE, loaded.table)
             step.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
         run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
@@ -94,28 +97,13 @@ def questions_origin(settings: QuestionSettings) -> str | None:
     files of a known task only its own reader knows which they are.
     """
     try:
-        content = [_content_of(d.source, settings.folder) for d in settings.datasets.values()]
+        content = [d.source.digest(settings.folder) for d in settings.datasets.values()]
     except InputError:
         return None  # said better by who reads it
     if None in content:
         return None
     versions = [READER_VERSION, GRADER_VERSION]
     return fingerprint(settings.model_dump(mode="json"), content, versions)
-
-
-def _content_of(source: FileSource | ReasoningGymSource | TaskSource, folder: str) -> str | None:
-    """What a source's questions come from, beside its settings. Raises `InputError`."""
-    if isinstance(source, ReasoningGymSource):
-        return metadata.version("reasoning-gym")
-    if isinstance(source, TaskSource) or source.hub is not None:
-        return None
-    paths = [path for split in SPLITS for path in source.paths(split)]
-    return fingerprint([_hash(resolve(path, folder)) for path in paths])
-
-
-def _hash(location: str) -> str:
-    with open_file(location) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _ProgressPrinter:

@@ -31,6 +31,11 @@ def load(folder: Path, **datasets: Any) -> QuestionSet:
     return load_questions(settings_of(folder, **datasets))
 
 
+def load_or_skip(folder: Path, **datasets: Any) -> QuestionSet:
+    settings = settings_of(folder, **datasets)
+    return load_questions(settings.model_copy(update={"on_error": "skip"}))
+
+
 def asked(loaded: QuestionSet) -> list[Question]:
     return list(loaded.questions(*SPLITS))
 
@@ -234,7 +239,9 @@ def test_counts_add_up_and_name_the_commonest_answer(tmp_path: Path) -> None:
             "num_read": 12,
             "num_dropped_duplicate": 0,
             "num_dropped_overlap": 0,
+            "num_wanted": 5,
             "num_kept": 5,
+            "overlaps": {"exact": 0},
             "commonest_answer_share": 1.0,
         }
     ]
@@ -409,7 +416,9 @@ def test_broken_dataset_is_set_aside_and_the_others_load(tmp_path: Path) -> None
     good = files(train=write(tmp_path, "good.jsonl", numbered(9)))
     (tmp_path / "bad.jsonl").write_text('{"id": 1}\n{oops}\n')
     alone = load(tmp_path, good=good)
-    loaded = load(tmp_path, bad=files(train="bad.jsonl"), good=good, gone=files(train="x.jsonl"))
+    loaded = load_or_skip(
+        tmp_path, bad=files(train="bad.jsonl"), good=good, gone=files(train="x.jsonl")
+    )
     assert loaded.table == alone.table
     assert loaded.counts == alone.counts
     assert list(loaded.broken) == ["bad", "gone"]
@@ -417,9 +426,9 @@ def test_broken_dataset_is_set_aside_and_the_others_load(tmp_path: Path) -> None
     assert "no question file" in loaded.broken["gone"]
 
 
-def test_broken_dataset_can_be_refused(tmp_path: Path) -> None:
+def test_broken_dataset_stops_the_run_by_default(tmp_path: Path) -> None:
     datasets = {"good": family("chain_sum", 5), "gone": files(train="x.jsonl")}
-    tree = {"folder": str(tmp_path), "datasets": datasets, "broken": "refuse"}
+    tree = {"folder": str(tmp_path), "datasets": datasets}
     with pytest.raises(InputError, match=r"^no question file .*x\.jsonl"):
         load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))
 
@@ -435,23 +444,25 @@ def test_nothing_left_but_broken_datasets_is_refused_with_all_sentences(tmp_path
     with pytest.raises(
         InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*holds"
     ):
-        load(tmp_path, **broken)
+        load_or_skip(tmp_path, **broken)
     outside = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
     with pytest.raises(InputError, match=r"to train on is left; (?s:.*)gone: no q.*\n  empty: "):
-        load(tmp_path, outside=outside, **broken)
+        load_or_skip(tmp_path, outside=outside, **broken)
 
 
 def test_broken_dataset_out_of_domain_never_stops_a_run(tmp_path: Path) -> None:
     outside = files(test="x.jsonl") | {"domain": "out_of_domain"}
-    assert list(load(tmp_path, mine=family("chain_sum", 5), outside=outside).broken) == ["outside"]
+    assert list(load_or_skip(tmp_path, mine=family("chain_sum", 5), outside=outside).broken) == [
+        "outside"
+    ]
     other = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
-    assert load(tmp_path, outside=outside, other=other).table.num_rows == 1
+    assert load_or_skip(tmp_path, outside=outside, other=other).table.num_rows == 1
 
 
 def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) -> None:
     same = write(tmp_path, "a.jsonl", ["one", "two"])
     good = write(tmp_path, "good.jsonl", ["two", "three"])
-    loaded = load(
+    loaded = load_or_skip(
         tmp_path,
         mine=files(train=same, test=write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})),
         good=files(train=good) | {"dev_share": 0.0},
@@ -462,7 +473,7 @@ def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) 
 
 def test_what_is_wrong_with_a_broken_dataset_can_always_be_written(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"half \\ud83d": 1}')
-    loaded = load(tmp_path, mine=family("chain_sum", 5), bad=files(train="bad.jsonl"))
+    loaded = load_or_skip(tmp_path, mine=family("chain_sum", 5), bad=files(train="bad.jsonl"))
     assert b"half \\ud83d" in loaded.broken["bad"].encode()
 
 

@@ -1,0 +1,210 @@
+"""Training questions that overlap in part with a held-out one, found by hashes of runs of words.
+
+Two rules, each over the question without its options:
+
+* `words`: 13 words in a row are the same (Brown et al., arXiv 2005.14165, appendix C)
+* `masked`: of the runs of 8 words that hold a number, at least a third are the same once numbers
+  are masked; a third of those of the shorter question. One run alone is chance: "0 dollars how much
+  money does he have" is in hundreds of unrelated problems
+
+Words that many questions begin or end with are a template and do not count: a run in more than 10
+held-out questions, or in more than 10 and a tenth of a dataset's training questions. Questions of
+fewer words than a run are only ever compared whole (`pipelines.questions`), and so are generated
+ones, whose words are all the same.
+
+    index = HeldOutRuns.of(rule, [batch_of_texts, ...])
+    index.overlaps([batch_of_texts, ...])  ->  Overlaps("masked", [17], [3], shares=[0.8])
+
+Memory: 12 bytes for each run of the held-out questions and for each run that training shares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEMPLATE_QUESTIONS = 10
+TEMPLATE_SHARE = 0.1
+MASKED_SHARE = 1 / 3
+WORDS_IN_RUN = 4
+"""A masked run is compared where so many of its words have letters: formulas are alike by form."""
+
+_WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+|[-+*/^=<>%×÷]")  # signs too: 3 + 5 is not 3 * 5
+_FACTOR = 0x9E3779B97F4A7C15  # odd, so that no power of it loses a bit modulo 2^64
+_NUMBER_BIT, _LETTER_BIT = np.uint64(1 << 63), np.uint64(1 << 62)
+_MASK = np.uint64(1 << 63)
+_KNOWN_WORDS = 1 << 20  # words whose hash is kept; then they are forgotten and counted anew
+
+Hashes = NDArray[np.uint64]
+Places = NDArray[np.int64]
+
+
+class Rule(NamedTuple):
+    """What it takes for two questions to overlap."""
+
+    name: str
+    size: int
+    """Words in a row."""
+    masked: bool
+    share: float
+    """Of the runs of the shorter question, so many have to be shared; 0: one is enough."""
+
+
+RULES = (Rule("words", 13, False, 0.0), Rule("masked", 8, True, MASKED_SHARE))
+
+
+class _WordHashes(dict[str, int]):
+    """A word's hash, worked out once; its first two bits say whether it is a number or a word."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) > _KNOWN_WORDS:
+            self.clear()
+        digest = hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest()
+        low = int.from_bytes(digest, "big") >> 2
+        if word[0].isdigit() and word[-1].isdigit() and not re.search(r"[^\W\d_]", word):
+            low |= 1 << 63
+        elif word[0].isalpha():
+            low |= 1 << 62
+        self[word] = low
+        return low
+
+
+_HASHES = _WordHashes()
+
+
+class Runs(NamedTuple):
+    """Runs of words as hashes, each with the place of its question; each pair once."""
+
+    hashes: Hashes
+    owners: Places
+
+
+def word_runs(texts: Sequence[str], rule: Rule, first: int = 0) -> Runs:
+    """The runs of some texts, whose places count from `first`, in the order of their hashes."""
+    found = [[_HASHES[word] for word in _WORD.findall(text.casefold())] for text in texts]
+    lengths = np.fromiter(map(len, found), np.int64, len(found))
+    words = np.fromiter((word for each in found for word in each), np.uint64, int(lengths.sum()))
+    owners = np.repeat(np.arange(first, first + len(found)), lengths)
+    number = len(words) - rule.size + 1
+    if number <= 0:
+        return Runs(np.empty(0, np.uint64), np.empty(0, np.int64))
+    within = owners[:number] == owners[rule.size - 1 :]
+    if rule.masked:
+        is_number = (words & _NUMBER_BIT) > 0
+        is_word = (words & _LETTER_BIT) > 0
+        within &= _counts(is_number, rule.size) > 0
+        within &= _counts(is_word, rule.size) >= WORDS_IN_RUN
+        words = np.where(is_number, _MASK, words)
+    hashes = np.zeros(number, np.uint64)
+    for place in range(rule.size):  # a polynomial of the words modulo 2^64, all runs at once
+        hashes += words[place : place + number] * np.uint64(pow(_FACTOR, place + 1, 2**64))
+    return _distinct(hashes[within], owners[:number][within])
+
+
+def _counts(flags: NDArray[np.bool_], size: int) -> Places:
+    """How many flags are set in each run."""
+    sums = np.concatenate([[0], np.cumsum(flags)])
+    return np.asarray(sums[size:] - sums[:-size], np.int64)
+
+
+def _distinct(hashes: Hashes, owners: Places) -> Runs:
+    order = np.lexsort((owners, hashes))
+    hashes, owners = hashes[order], owners[order]
+    is_new = np.ones(len(hashes), bool)
+    is_new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return Runs(hashes[is_new], owners[is_new])
+
+
+def _joined(runs: Iterable[Runs]) -> Runs:
+    every = [Runs(np.empty(0, np.uint64), np.empty(0, np.int64)), *runs]
+    hashes = np.concatenate([each.hashes for each in every])
+    owners = np.concatenate([each.owners for each in every])
+    order = np.argsort(hashes, kind="stable")
+    return Runs(hashes[order], owners[order])
+
+
+def _is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
+    """Which hashes are among many sorted ones."""
+    places = np.searchsorted(known, hashes)
+    found = np.zeros(len(hashes), bool)
+    inside = places < len(known)
+    found[inside] = known[places[inside]] == hashes[inside]
+    return found
+
+
+def _without_templates(runs: Runs, most: float) -> Runs:
+    """The runs, in the order of their hashes, that no more than so many questions have."""
+    first = np.searchsorted(runs.hashes, runs.hashes, "left")
+    last = np.searchsorted(runs.hashes, runs.hashes, "right")
+    rare = last - first <= most
+    return Runs(runs.hashes[rare], runs.owners[rare])
+
+
+def matches(hashes: Hashes, known: Hashes) -> tuple[Places, Places]:
+    """All pairs of places, in the first and among the sorted others, that have one hash."""
+    first = np.searchsorted(known, hashes, "left")
+    each = np.searchsorted(known, hashes, "right") - first
+    offsets = np.arange(int(each.sum())) - np.repeat(np.cumsum(each) - each, each)
+    return np.repeat(np.arange(len(hashes)), each), np.repeat(first, each) + offsets
+
+
+class Overlaps(NamedTuple):
+    """Pairs of questions that overlap; the arrays have one length."""
+
+    rule: str
+    places: Places
+    """The training questions, as they were counted."""
+    held_out: Places
+    """The held-out questions, likewise."""
+    shares: NDArray[np.float64]
+    """Of the runs of the shorter of the two, how many both have."""
+
+
+@dataclass(frozen=True)
+class HeldOutRuns:
+    """The runs of the held-out questions by one rule, without templates."""
+
+    rule: Rule
+    runs: Runs
+    """In the order of their hashes."""
+    num_runs: Places
+    """How many runs each held-out question has, templates included."""
+
+    @classmethod
+    def of(cls, rule: Rule, texts: Iterable[Sequence[str]]) -> HeldOutRuns:
+        """From the texts of all held-out questions, batch by batch."""
+        batches, number = [], 0
+        for batch in texts:
+            batches.append(word_runs(batch, rule, number))
+            number += len(batch)
+        runs = _joined(batches)
+        num_runs = np.bincount(runs.owners, minlength=number)
+        return cls(rule, _without_templates(runs, TEMPLATE_QUESTIONS), num_runs)
+
+    def overlaps(self, texts: Iterable[Sequence[str]]) -> Overlaps:
+        """The pairs of the training questions of a dataset, counted as they come, with these."""
+        hits, counts, number = [], [np.empty(0, np.int64)], 0
+        for batch in texts:
+            own = word_runs(batch, self.rule, number)
+            counts.append(np.bincount(own.owners - number, minlength=len(batch)))
+            shared = _is_among(own.hashes, self.runs.hashes)
+            hits.append(Runs(own.hashes[shared], own.owners[shared]))
+            number += len(batch)
+        most = max(TEMPLATE_QUESTIONS, TEMPLATE_SHARE * number)
+        return self._pairs(_without_templates(_joined(hits), most), np.concatenate(counts))
+
+    def _pairs(self, hits: Runs, num_runs: Places) -> Overlaps:
+        """Every pair that shares enough of these runs."""
+        hit, run = matches(hits.hashes, self.runs.hashes)
+        own, held_out = hits.owners[hit], self.runs.owners[run]
+        pairs, num_shared = np.unique(np.stack([own, held_out], 1), axis=0, return_counts=True)
+        places, others = pairs[:, 0], pairs[:, 1]
+        shares = num_shared / np.minimum(num_runs[places], self.num_runs[others])
+        enough = shares >= self.rule.share
+        return Overlaps(self.rule.name, places[enough], others[enough], shares[enough])
