@@ -320,7 +320,7 @@ def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
     wanted = " or ".join(layout[0] for layout in _layouts(task, split))
     raise InputError(
         f"no {split} file of task {task.name} in {path}; looked for {wanted}; "
-        "mend source.path, or name the splits that are there with source.splits"
+        "fix source.path, or name the splits that are there with source.splits"
     )
 
 

@@ -7,20 +7,21 @@ Two rules, each over the question without its options:
   are masked; a third of those of the shorter question. One run alone is chance: "0 dollars how much
   money does he have" is in hundreds of unrelated problems
 
-Words that many questions begin or end with are a template and do not count: a run in more than 10
-held-out questions, or in more than 10 and a tenth of a dataset's training questions. Questions of
-fewer words than a run are only ever compared whole (`pipelines.questions`), and so are generated
-ones, whose words are all the same.
+Words that many questions share are a template and do not count: a run that, numbers masked, is in
+more than 10 held-out questions, or in more than 10 and a tenth of a dataset's training questions.
+Questions of fewer words than a run are only ever compared whole (`pipelines.held_out`), and so are
+generated ones, whose words are all the same.
 
     index = HeldOutRuns.of(rule, [batch_of_texts, ...])
     index.overlaps([batch_of_texts, ...])  ->  Overlaps("masked", [17], [3], shares=[0.8])
 
-Memory: 12 bytes for each run of the held-out questions and for each run that training shares.
+Memory: 24 bytes for each run of the held-out questions and for each run that training shares.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ WORDS_IN_RUN = 4
 _WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+|[-+*/^=<>%×÷]")  # signs too: 3 + 5 is not 3 * 5
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no power of it loses a bit modulo 2^64
 _NUMBER_BIT, _LETTER_BIT = np.uint64(1 << 63), np.uint64(1 << 62)
-_MASK = np.uint64(1 << 63)
 _KNOWN_WORDS = 1 << 20  # words whose hash is kept; then they are forgotten and counted anew
 
 Hashes = NDArray[np.uint64]
@@ -82,29 +82,65 @@ class Runs(NamedTuple):
     """Runs of words as hashes, each with the place of its question; each pair once."""
 
     hashes: Hashes
+    """In their order."""
+    forms: Hashes
+    """The hashes of the same runs with their numbers masked, by which templates are known."""
     owners: Places
+
+    def where(self, chosen: NDArray[np.bool_]) -> Runs:
+        return Runs(self.hashes[chosen], self.forms[chosen], self.owners[chosen])
+
+    def at(self, places: Places) -> Runs:
+        return Runs(self.hashes[places], self.forms[places], self.owners[places])
+
+    @classmethod
+    def joined(cls, runs: Iterable[Runs]) -> Runs:
+        """Several as one; no question is in two of them."""
+        none = Runs(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
+        every = [none, *runs]
+        whole = cls(
+            np.concatenate([each.hashes for each in every]),
+            np.concatenate([each.forms for each in every]),
+            np.concatenate([each.owners for each in every]),
+        )
+        return whole.at(np.argsort(whole.hashes, kind="stable"))
+
+    def without_templates(self, most: float) -> Runs:
+        """Those whose form is in no more than so many questions."""
+        order, is_new = _distinct(self.forms, self.owners)
+        forms, counts = np.unique(self.forms[order][is_new], return_counts=True)
+        return self.where(~_is_among(self.forms, forms[counts > most]))
 
 
 def word_runs(texts: Sequence[str], rule: Rule, first: int = 0) -> Runs:
-    """The runs of some texts, whose places count from `first`, in the order of their hashes."""
+    """The runs of some texts, whose places count from `first`."""
     found = [[_HASHES[word] for word in _WORD.findall(text.casefold())] for text in texts]
     lengths = np.fromiter(map(len, found), np.int64, len(found))
-    words = np.fromiter((word for each in found for word in each), np.uint64, int(lengths.sum()))
+    words = np.fromiter(itertools.chain.from_iterable(found), np.uint64, int(lengths.sum()))
     owners = np.repeat(np.arange(first, first + len(found)), lengths)
     number = len(words) - rule.size + 1
     if number <= 0:
-        return Runs(np.empty(0, np.uint64), np.empty(0, np.int64))
+        return Runs.joined([])
     within = owners[:number] == owners[rule.size - 1 :]
+    is_number = (words & _NUMBER_BIT) > 0
     if rule.masked:
-        is_number = (words & _NUMBER_BIT) > 0
-        is_word = (words & _LETTER_BIT) > 0
         within &= _counts(is_number, rule.size) > 0
-        within &= _counts(is_word, rule.size) >= WORDS_IN_RUN
-        words = np.where(is_number, _MASK, words)
+        within &= _counts((words & _LETTER_BIT) > 0, rule.size) >= WORDS_IN_RUN
+    forms = _hashes_of_runs(np.where(is_number, _NUMBER_BIT, words), rule.size)
+    hashes = forms if rule.masked else _hashes_of_runs(words, rule.size)
+    runs = Runs(hashes, forms, owners[:number]).where(within)
+    order, is_new = _distinct(runs.hashes, runs.owners)
+    return runs.at(order[is_new])
+
+
+def _hashes_of_runs(words: Hashes, size: int) -> Hashes:
+    """A polynomial of the words modulo 2^64, all runs at once."""
+    number = len(words) - size + 1
     hashes = np.zeros(number, np.uint64)
-    for place in range(rule.size):  # a polynomial of the words modulo 2^64, all runs at once
-        hashes += words[place : place + number] * np.uint64(pow(_FACTOR, place + 1, 2**64))
-    return _distinct(hashes[within], owners[:number][within])
+    for place in range(size):
+        factor = np.uint64(pow(_FACTOR, place + 1, 2**64))
+        hashes += words[place : place + number] * factor
+    return hashes
 
 
 def _counts(flags: NDArray[np.bool_], size: int) -> Places:
@@ -113,20 +149,13 @@ def _counts(flags: NDArray[np.bool_], size: int) -> Places:
     return np.asarray(sums[size:] - sums[:-size], np.int64)
 
 
-def _distinct(hashes: Hashes, owners: Places) -> Runs:
+def _distinct(hashes: Hashes, owners: Places) -> tuple[Places, NDArray[np.bool_]]:
+    """The order by both, and which in that order are not the same as the one before."""
     order = np.lexsort((owners, hashes))
     hashes, owners = hashes[order], owners[order]
     is_new = np.ones(len(hashes), bool)
     is_new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
-    return Runs(hashes[is_new], owners[is_new])
-
-
-def _joined(runs: Iterable[Runs]) -> Runs:
-    every = [Runs(np.empty(0, np.uint64), np.empty(0, np.int64)), *runs]
-    hashes = np.concatenate([each.hashes for each in every])
-    owners = np.concatenate([each.owners for each in every])
-    order = np.argsort(hashes, kind="stable")
-    return Runs(hashes[order], owners[order])
+    return order, is_new
 
 
 def _is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
@@ -136,14 +165,6 @@ def _is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
     inside = places < len(known)
     found[inside] = known[places[inside]] == hashes[inside]
     return found
-
-
-def _without_templates(runs: Runs, most: float) -> Runs:
-    """The runs, in the order of their hashes, that no more than so many questions have."""
-    first = np.searchsorted(runs.hashes, runs.hashes, "left")
-    last = np.searchsorted(runs.hashes, runs.hashes, "right")
-    rare = last - first <= most
-    return Runs(runs.hashes[rare], runs.owners[rare])
 
 
 def matches(hashes: Hashes, known: Hashes) -> tuple[Places, Places]:
@@ -183,9 +204,9 @@ class HeldOutRuns:
         for batch in texts:
             batches.append(word_runs(batch, rule, number))
             number += len(batch)
-        runs = _joined(batches)
+        runs = Runs.joined(batches)
         num_runs = np.bincount(runs.owners, minlength=number)
-        return cls(rule, _without_templates(runs, TEMPLATE_QUESTIONS), num_runs)
+        return cls(rule, runs.without_templates(TEMPLATE_QUESTIONS), num_runs)
 
     def overlaps(self, texts: Iterable[Sequence[str]]) -> Overlaps:
         """The pairs of the training questions of a dataset, counted as they come, with these."""
@@ -193,11 +214,10 @@ class HeldOutRuns:
         for batch in texts:
             own = word_runs(batch, self.rule, number)
             counts.append(np.bincount(own.owners - number, minlength=len(batch)))
-            shared = _is_among(own.hashes, self.runs.hashes)
-            hits.append(Runs(own.hashes[shared], own.owners[shared]))
+            hits.append(own.where(_is_among(own.hashes, self.runs.hashes)))
             number += len(batch)
         most = max(TEMPLATE_QUESTIONS, TEMPLATE_SHARE * number)
-        return self._pairs(_without_templates(_joined(hits), most), np.concatenate(counts))
+        return self._pairs(Runs.joined(hits).without_templates(most), np.concatenate(counts))
 
     def _pairs(self, hits: Runs, num_runs: Places) -> Overlaps:
         """Every pair that shares enough of these runs."""

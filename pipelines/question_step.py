@@ -32,11 +32,9 @@ OVERLAPS = "overlaps"
 """A folder below, because the Parquet files of the step itself are its questions."""
 FACTS_FILE = "questions.json"
 
-READER_VERSION = 2
-"""To be raised when the same files come to other questions."""
-
 VERSION = 2
-"""To be raised when the step's folder holds something else for the same questions."""
+"""To be raised when the same files come to other questions, or the step's folder to other tables:
+then they are read again, into another folder."""
 
 
 def questions_step(run: Folder, questions: QuestionFacts) -> Step:
@@ -86,7 +84,7 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
     if origin is None or not isinstance(stored, dict) or stored.get("origin") != origin:
         return None
     facts = QuestionFacts(**stored["facts"])
-    # What could not be loaded may be mended by now: a hub that answers, a grader that imports.
+    # What could not be loaded may be fixed by now: a hub that answers, a grader that imports.
     return None if facts.broken or not questions_step(run, facts).is_done else facts
 
 
@@ -102,7 +100,7 @@ def questions_origin(settings: QuestionSettings) -> str | None:
         return None  # said better by who reads it
     if None in content:
         return None
-    versions = [READER_VERSION, GRADER_VERSION]
+    versions = [VERSION, GRADER_VERSION]
     return fingerprint(settings.model_dump(mode="json"), content, versions)
 
 

@@ -67,7 +67,9 @@ class Columns(Settings):
             if name not in ("question", "answer")
         }
         unset = {n: None for n, default in optional.items() if n not in given and default in named}
-        return {**given, **unset}
+        # Behind this validator a list of JSON is Python's, which is no tuple to a strict field.
+        plain = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+        return {**plain, **unset}
 
     @pydantic.model_validator(mode="after")
     def _question_does_not_tell_the_answer(self) -> Columns:

@@ -144,8 +144,10 @@ def _options(row: Row, source: Conversions, answer_type: AnswerType) -> _Options
 def _check_no_options(row: Row, source: Conversions, answer_type: AnswerType) -> None:
     """Raise `InputError` where a row of another type lists options of its own."""
     columns = source.columns
-    named = columns.options or [columns.choices] * isinstance(columns.choices, str)
-    for column in named if source.choices is None else ():
+    named = columns.options
+    if isinstance(columns.choices, str) and source.choices is None:
+        named = (columns.choices,)
+    for column in named:
         if row.get(column):
             raise InputError(
                 f"{row.place}, column {column!r}: a {answer_type} question has no options; "
@@ -159,7 +161,7 @@ def _listed_options(row: Row, source: Conversions) -> _Options:
     columns = source.columns
     if columns.options:
         return _options_of_columns(row, columns.options, columns.answer)
-    column = cast("str | None", columns.choices)
+    column = columns.choices if isinstance(columns.choices, str) else None
     value = _from_json(row.get(column))
     if column is None or not value:
         return _Options()

@@ -107,7 +107,7 @@ def test_questions_are_read_again_when_anything_changed(
     elif change == "facts torn":
         run.write_bytes("questions.json", b'{"origin": "3f')
     else:
-        monkeypatch.setattr(question_step, "READER_VERSION", 99)
+        monkeypatch.setattr(question_step, "VERSION", 99)
     again = store(settings, run)
     assert len(loads) == 2
     assert again == load_questions(settings).facts()
