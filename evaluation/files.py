@@ -52,13 +52,11 @@ def suffix_of(location: str) -> str:
 
 def open_file(location: str) -> Any:
     """The file opened for reading, as it is stored. Raises `InputError`, with the nearest name."""
-    if suffix_of(location) not in SUFFIXES:
-        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-        raise InputError(f"question file {location}: its name must end in {known}, or that and .gz")
     try:
         filesystem, inner = pyarrow.fs.FileSystem.from_uri(location)
         found = filesystem.get_file_info(inner).type
         if found == pyarrow.fs.FileType.File:
+            _check_suffix(location)
             return filesystem.open_input_file(inner)
         parent, name = posixpath.split(inner)
         there = Folder(filesystem, parent).file_names()
@@ -73,6 +71,12 @@ def open_file(location: str) -> Any:
         f"no question file {location}{nearest(name, there)}; "
         "relative paths start at questions.folder"
     )
+
+
+def _check_suffix(location: str) -> None:
+    if suffix_of(location) not in SUFFIXES:
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise InputError(f"question file {location}: its name must end in {known}, or that and .gz")
 
 
 def matching_files(location: str) -> list[str]:
@@ -132,7 +136,11 @@ def reading(location: str, items: Iterable[Item]) -> Iterator[Item]:
         raise InputError(
             f"{location} is cut short: its gzip data end too early; copy the file again"
         ) from error
-    except (OSError, zlib.error) as error:
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{location} is damaged: its gzip data cannot be unpacked ({error}); copy it again"
+        ) from error
+    except OSError as error:
         raise InputError(f"cannot read the question file {location}: {error}") from error
 
 

@@ -144,8 +144,10 @@ def _end_of_object(location: str, text: str, position: int) -> int:
     try:
         _, end = _DECODER.raw_decode(rest)
     except (ValueError, RecursionError) as error:
-        place = _place(location, text, position)
-        raise _not_json(place, error, "close the object after its list") from error
+        raise InputError(
+            f"{_place(location, text, position)} is not JSON: the object around the list is not "
+            "closed as it should be; fix the file"
+        ) from error
     return position + end - (0 if text.startswith(",", position) else 1)
 
 
@@ -170,6 +172,9 @@ def _list_items(location: str, text: str, position: int) -> Generator[Placed, No
             what = "a comma or the end of the list is missing behind an item; fix the file"
             raise InputError(f"{_place(location, text, position)} is not JSON: {what}")
         position = _after_space(text, position + 1)
+        if text.startswith(("]", ","), position):
+            place = _place(location, text, position)
+            raise InputError(f"{place} is not JSON: there is a comma too many; remove it")
 
 
 def _refuse_rest(location: str, text: str, end: int) -> None:

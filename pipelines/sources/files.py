@@ -34,6 +34,7 @@ from pipelines.sources.mapping import (
     OptionLetters,
     Plain,
     bring_letters,
+    column_value,
     to_question,
 )
 from pipelines.sources.source import Asked, Ordered, carve, check_splits_exist
@@ -294,11 +295,7 @@ def _check_may_train(row: Row) -> None:
 def _question_id(row: Row, column: str | None, dataset: str, split: Split, number: int) -> str:
     if column is None:
         return f"{dataset}/{split}/{number:05d}"
-    value = row.value(
-        column,
-        "say with source.columns.question_id what it is called, or set it to "
-        "null to number the rows",
-    )
+    value = column_value(row, column, "question_id")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     own = row.checked_text(column, value)

@@ -102,7 +102,7 @@ def shuffled(question_id: str, number: int) -> list[int]:
 def _question_text(row: Row, template: str) -> str:
     parts = template_parts(template)
     if parts == [("", template)]:
-        return row.checked_text(template, _value(row, template, "question"))
+        return row.checked_text(template, column_value(row, template, "question"))
     text = "".join(
         literal + (_joined(row, name) if name is not None else "") for literal, name in parts
     )
@@ -112,7 +112,7 @@ def _question_text(row: Row, template: str) -> str:
 def _joined(row: Row, column: str) -> str:
     """The text of a column of a template; a row may leave it empty, but not out."""
     if column not in row.values:
-        _value(row, column, "question")
+        column_value(row, column, "question")
     value = row.get(column)
     if _is_csv(row):
         value = _from_json(value)
@@ -175,7 +175,7 @@ def _options_of_columns(row: Row, columns: Sequence[str], answer: str | None) ->
     starts: dict[str, int] = {}
     for column in columns:
         if column not in row.values:
-            _value(row, column, "choices")
+            column_value(row, column, "choices")
         value = _from_json(row.get(column))
         starts[column] = len(texts)
         texts += value if isinstance(value, list) else [value]
@@ -235,9 +235,9 @@ def _answer(row: Row, source: Conversions, answer_type: AnswerType, options: _Op
     if column is None:
         return ""
     if options.right is not None:
-        _value(row, column, "answer")
+        column_value(row, column, "answer")
         return string.ascii_uppercase[options.right]
-    value = _value(row, column, "answer")
+    value = column_value(row, column, "answer")
     if source.answer_after is not None:
         value = _behind(row, column, value, source.answer_after)[1]
     return _converted(row, column, value, source, answer_type, options)
@@ -412,8 +412,11 @@ def _is_csv(row: Row) -> bool:
     return suffix_of(row.part) in (".csv", ".tsv")
 
 
-def _value(row: Row, column: str, role: str) -> Any:
+def column_value(row: Row, column: str, role: str) -> Any:
+    """What is in a column that must be there and filled; `role` is its setting."""
     hint = f"say with source.columns.{role} what it is called"
+    if role == "question_id":
+        hint += ", or set it to null to number the rows"
     if role == "question":
         hint += ", or compose it as in '{passage} {question}'"
     if _is_csv(row):
