@@ -144,11 +144,16 @@ def reading(location: str, items: Iterable[Item]) -> Iterator[Item]:
         raise InputError(f"cannot read the question file {location}: {error}") from error
 
 
-def read_text(location: str, stream: BinaryIO, wanted: str) -> str:
-    """The whole file as text, without a byte order mark."""
+def read_bytes(location: str, stream: BinaryIO, wanted: str) -> bytes:
+    """The whole file, without a byte order mark; `wanted` is the format for complaints."""
     data = b"".join(reading(location, iter(lambda: stream.read(BLOCK_BYTES), b"")))
     refuse_other_format(location, data, wanted)
-    data = data.removeprefix(BYTE_ORDER_MARK)
+    return data.removeprefix(BYTE_ORDER_MARK)
+
+
+def read_text(location: str, stream: BinaryIO, wanted: str) -> str:
+    """The whole file as text."""
+    data = read_bytes(location, stream, wanted)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

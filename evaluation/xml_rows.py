@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 from xml.parsers import expat
 
 from cluster.errors import InputError
-from evaluation.files import read_text
+from evaluation.files import read_bytes
 from evaluation.json_rows import Placed
 
 
@@ -46,7 +46,7 @@ def read_xml(location: str, stream: BinaryIO) -> Iterator[Placed]:
     parser.EndElementHandler = end
     parser.CharacterDataHandler = lambda text: stack[-1].text.append(text)
     try:
-        parser.Parse(read_text(location, stream, "XML"), True)
+        parser.Parse(read_bytes(location, stream, "XML"), True)
     except expat.ExpatError as error:
         raise InputError(f"{location} is not XML: {error}; fix the file") from error
     yield from rows

@@ -19,8 +19,6 @@ from evaluation.grader import Verdict, grade
 from evaluation.question import QUESTION_TABLE_SCHEMA, SPLITS, Question
 from pipelines.questions import ROWS_PER_BATCH, QuestionSet, QuestionSettings, load_questions
 
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
-
 
 def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
     tree = {"folder": str(folder), "datasets": datasets}
@@ -210,22 +208,6 @@ def test_reordered_options_are_the_same_question(tmp_path: Path) -> None:
     mine = files(train="a.jsonl", test="b.jsonl", answer_type="choice") | {"dev_share": 0.0}
     loaded = asked(load(tmp_path, mine=mine))
     assert texts_of(loaded, "train") == ["Pick from a.jsonl"]
-
-
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data beside the repository")
-def test_known_overlaps_of_the_shared_benchmarks_are_dropped() -> None:
-    datasets: dict[str, Any] = {}
-    for path in sorted(SHARED_DATA.glob("*.jsonl")):
-        name, split, _ = path.name.split(".")
-        dataset = datasets.setdefault(name, files() | {"domain": "out_of_domain"})
-        dataset["source"][split] = path.name
-        if split == "train":
-            dataset["domain"] = "in_domain"
-    questions = asked(load(SHARED_DATA, **datasets))
-    train = set(ids_of(questions, "train"))
-    overlaps = json.loads((SHARED_DATA / "train_heldout_overlaps.json").read_text())
-    assert len(train) > 15_000
-    assert not train & {overlap["train"] for overlap in overlaps}
 
 
 def test_counts_add_up_and_name_the_commonest_answer(tmp_path: Path) -> None:
