@@ -300,7 +300,7 @@ def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterato
 def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
     """The files of a split: `path` itself where it is a file, else those found in the folder."""
     if _file_type(path) == pyarrow.fs.FileType.File:
-        name = posixpath.basename(path)
+        name = posixpath.basename(path).removesuffix(".gz")
         others = [other for other in task.splits if other != split and _is_named(name, task, other)]
         if others or not (alone or _is_named(name, task, split)):
             raise InputError(
@@ -356,13 +356,14 @@ def _is_named(name: str, task: Task, split: Split) -> bool:
 def _find(path: str, pattern: str) -> list[str]:
     """The files that match in the folder, which may be the repository's root or one inside it.
 
-    A star may stand in the last part of the pattern only.
+    A star may stand in the last part of the pattern only. Files may be gzip and end in `.gz`.
     """
     parts = pattern.split("/")
     for start in range(len(parts)):
         below, last = "/".join(parts[start:-1]), parts[-1]
         folder = f"{path.rstrip('/')}/{below}".rstrip("/")
-        names = fnmatch.filter(Folder.open(folder).file_names(), last)
+        there = Folder.open(folder).file_names()
+        names = fnmatch.filter(there, last) or fnmatch.filter(there, f"{last}.gz")
         if names:
             return [f"{folder}/{name}" for name in names]
     return []
