@@ -569,7 +569,7 @@ def test_one_file_serves_one_split_only(tmp_path: Path) -> None:
 
 
 def test_kind_is_the_part_of_the_task(tmp_path: Path) -> None:
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "numglue.test.jsonl": OURS | {"id": "numglue/test/t8/00001", "dataset": "numglue"},
         "math500.test.jsonl": OURS | {"id": "math500/test/algebra/1", "dataset": "math500"},
         "gsm8k.test.jsonl": OURS | {"kind": "easy"},

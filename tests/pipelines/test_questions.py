@@ -17,7 +17,8 @@ from cluster.errors import InputError
 from cluster.settings import content_of
 from evaluation.grader import Verdict, grade
 from evaluation.question import QUESTION_TABLE_SCHEMA, SPLITS, Question
-from pipelines.questions import ROWS_PER_BATCH, QuestionSet, QuestionSettings, load_questions
+from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.splits import ROWS_PER_BATCH
 
 
 def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:

@@ -19,7 +19,8 @@ from cluster.errors import InputError
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 from pipelines.questions import DatasetSettings
-from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
+from pipelines.sources.columns import Columns
+from pipelines.sources.files import FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 from tests.conftest import boxed_truth
 
