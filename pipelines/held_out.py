@@ -51,7 +51,7 @@ class HeldOut:
     """All held-out questions of a run."""
 
     def __init__(self, parts: Iterable[LoadedSplit]) -> None:
-        every = list(parts)
+        every = [part.for_comparison() for part in parts if part.split != "train"]
         test = [part for part in every if part.split == "test"]
         dev = [part for part in every if part.split == "dev"]
         self._before: dict[str, list[LoadedSplit]] = {"train": dev + test, "dev": test, "test": []}
