@@ -8,7 +8,10 @@ Two rules, each over the question without its options:
   money does he have" is in hundreds of unrelated problems
 
 Words that many questions share are a template and do not count: a run that, numbers masked, is in
-more than 10 held-out questions, or in more than 10 and a tenth of a dataset's training questions.
+more than 10 held-out questions, or in more than a tenth of a dataset's training questions. Of few
+training questions the tenth is too few: by `words` it takes more than 10 or more than half of them,
+by `masked` more than 2.
+
 Questions of fewer words than a run are only ever compared whole (`pipelines.held_out`), and so are
 generated ones, whose words are all the same.
 
@@ -54,9 +57,15 @@ class Rule(NamedTuple):
     masked: bool
     share: float
     """Of the runs of the shorter question, so many have to be shared; 0: one is enough."""
+    few: int
+    """However few training questions there are, so many are no template."""
+
+    def most(self, number: int) -> float:
+        """What more of so many training questions share is a template."""
+        return min(max(self.few, TEMPLATE_SHARE * number), max(2, number / 2))
 
 
-RULES = (Rule("words", 13, False, 0.0), Rule("masked", 8, True, MASKED_SHARE))
+RULES = (Rule("words", 13, False, 0.0, few=10), Rule("masked", 8, True, MASKED_SHARE, few=2))
 
 
 class _WordHashes(dict[str, int]):
@@ -216,8 +225,8 @@ class HeldOutRuns:
             counts.append(np.bincount(own.owners - number, minlength=len(batch)))
             hits.append(own.where(_is_among(own.hashes, self.runs.hashes)))
             number += len(batch)
-        most = max(TEMPLATE_QUESTIONS, TEMPLATE_SHARE * number)
-        return self._pairs(Runs.joined(hits).without_templates(most), np.concatenate(counts))
+        rare = Runs.joined(hits).without_templates(self.rule.most(number))
+        return self._pairs(rare, np.concatenate(counts))
 
     def _pairs(self, hits: Runs, num_runs: Places) -> Overlaps:
         """Every pair that shares enough of these runs."""

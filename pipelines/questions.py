@@ -47,7 +47,7 @@ from evaluation.question import (
     Split,
     question_table,
 )
-from pipelines.held_out import EXACT, OVERLAP_SCHEMA, HeldOut
+from pipelines.held_out import EXACT, OVERLAP_SCHEMA, Compared, HeldOut
 from pipelines.sources.files import FileSource
 from pipelines.sources.reasoning_gym import ReasoningGymSource
 from pipelines.sources.source import DEV_SHARE, TEST_SHARE, Asked, Ordered, Source
@@ -400,6 +400,10 @@ class _Chosen:
     counts: SplitCounts
 
 
+def _by_rule(compared: Compared) -> str:
+    return ", ".join(f"{len(places)} {rule}" for rule, places in compared.places.items())
+
+
 def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) -> _Chosen:
     """Take what overlaps with no held-out question, up to the limit."""
     compared = held_out.compare(part)
@@ -409,8 +413,9 @@ def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) ->
     if part.split == "train" and not len(free) and part.limit != 0:
         raise InputError(
             f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
-            f"also stand in a dev or test split, or overlap with one of its questions; give train "
-            "other questions"
+            "also stand in a dev or test split or overlap with one of its questions "
+            f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
+            "keep those that overlap in part"
         )
     rows = [QUESTION_TABLE_SCHEMA.empty_table(), *pieces(part.rows, free[: part.limit])]
     table = pa.concat_tables(rows)

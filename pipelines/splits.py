@@ -44,7 +44,7 @@ class LoadedSplit:
         return replace(self, chosen=self.chosen[first], identities=self.identities[first])
 
     def for_comparison(self) -> LoadedSplit:
-        """The same questions with their ids and texts alone, not held by the rest of the dataset."""
+        """The same questions with their ids and texts alone, without the rest of the dataset."""
         columns = self.rows.select(["question_id", "question"])
         rows = pa.concat_tables([columns.slice(length=0), *pieces(columns, self.chosen)])
         return replace(self, rows=rows, chosen=np.arange(len(self.chosen)))

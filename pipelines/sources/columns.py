@@ -5,6 +5,7 @@ columns: {question: "{passage}\\n{question}", choices: [A, B, C, D], answer: lab
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -121,17 +122,18 @@ def _names_in(field: str, value: Any) -> Iterator[str]:
         yield value
 
 
-def template_parts(template: str) -> list[tuple[str, str | None]]:
+@functools.cache
+def template_parts(template: str) -> tuple[tuple[str, str | None], ...]:
     """The literal texts of a template, each with the column that follows it or None.
 
     A text without braces is the name of one column. Only plain names stand in braces; a brace of
     the text is doubled. Raises `ValueError`.
     """
     if "{" not in template and "}" not in template:
-        return [("", template)]
+        return (("", template),)
     parts = []
     for literal, name, form, conversion in string.Formatter().parse(template):
         if name == "" or form or conversion:
             raise ValueError("braces hold the name of a column and nothing else")
         parts.append((literal, name))
-    return parts
+    return tuple(parts)

@@ -101,7 +101,7 @@ def shuffled(question_id: str, number: int) -> list[int]:
 
 def _question_text(row: Row, template: str) -> str:
     parts = template_parts(template)
-    if parts == [("", template)]:
+    if parts == (("", template),):
         return row.checked_text(template, column_value(row, template, "question"))
     text = "".join(
         literal + (_joined(row, name) if name is not None else "") for literal, name in parts

@@ -78,6 +78,15 @@ def test_words_that_most_questions_share_are_a_template(num_held_out: int) -> No
     assert (len(train), num_held_out) in pairs(MASKED, held_out, [*train, leaked])
 
 
+@pytest.mark.parametrize("number", [4, 12, 150])
+def test_file_made_from_one_pattern_is_kept_however_small(number: int) -> None:
+    pattern = "Every week a busy farmer sells {} eggs at the market and keeps another {} for us"
+    train = [pattern.format(n, n + 1) for n in range(number)]
+    for rule in RULES:
+        assert pairs(rule, [pattern.format(900, 1)], train) == []
+    assert pairs(MASKED, [pattern.format(900, 1)], train[:1]) == [(0, 0)]
+
+
 def test_runs_do_not_cross_from_one_question_to_the_next() -> None:
     words = LONG.split()
     assert len(word_runs([" ".join(words[:7]), " ".join(words[7:])], WORDS).hashes) == 0
