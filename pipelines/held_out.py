@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.overlaps import RULES, HeldOutRuns, Overlaps, matches
+from pipelines.overlaps import RULES, HeldOutRuns, Overlaps, find_overlaps, matches
 from pipelines.splits import LoadedSplit
 
 OVERLAP_SCHEMA = pa.schema(
@@ -71,7 +71,8 @@ class HeldOut:
         """
         found = [(_equal(part, self._before[part.split]), self._before[part.split])]
         if part.split == "train" and not part.is_generated and self._worded:
-            found += [(runs.overlaps(part.texts()), self._worded) for runs in self._runs]
+            partial = find_overlaps(self._runs, part.texts())
+            found += [(overlaps, self._worded) for overlaps in partial]
         tables = [_pairs(part, overlaps, held_out) for overlaps, held_out in found]
         places: dict[str, NDArray[np.int64]] = {}
         seen = np.empty(0, np.int64)

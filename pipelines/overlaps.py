@@ -15,8 +15,8 @@ by `masked` more than 2.
 Questions of fewer words than a run are only ever compared whole (`pipelines.held_out`), and so are
 generated ones, whose words are all the same.
 
-    index = HeldOutRuns.of(rule, [batch_of_texts, ...])
-    index.overlaps([batch_of_texts, ...])  ->  Overlaps("masked", [17], [3], shares=[0.8])
+    indices = [HeldOutRuns.of(rule, [batch_of_texts, ...]) for rule in RULES]
+    find_overlaps(indices, [batch_of_texts, ...])[1]  ->  Overlaps("masked", [17], [3], [0.8])
 
 Memory: 24 bytes for each run of the held-out questions and for each run that training shares.
 """
@@ -42,7 +42,7 @@ WORDS_IN_RUN = 4
 _WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+|[-+*/^=<>%×÷]")  # signs too: 3 + 5 is not 3 * 5
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no power of it loses a bit modulo 2^64
 _NUMBER_BIT, _LETTER_BIT = np.uint64(1 << 63), np.uint64(1 << 62)
-_KNOWN_WORDS = 1 << 20  # words whose hash is kept; then they are forgotten and counted anew
+_KNOWN_WORDS = 1 << 18  # words whose hash is kept; then they are forgotten and counted anew
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -121,23 +121,37 @@ class Runs(NamedTuple):
         return self.where(~_is_among(self.forms, forms[counts > most]))
 
 
-def word_runs(texts: Sequence[str], rule: Rule, first: int = 0) -> Runs:
-    """The runs of some texts, whose places count from `first`."""
-    found = [[_HASHES[word] for word in _WORD.findall(text.casefold())] for text in texts]
-    lengths = np.fromiter(map(len, found), np.int64, len(found))
-    words = np.fromiter(itertools.chain.from_iterable(found), np.uint64, int(lengths.sum()))
-    owners = np.repeat(np.arange(first, first + len(found)), lengths)
-    number = len(words) - rule.size + 1
+class Words(NamedTuple):
+    """The words of some questions one after the other, as hashes."""
+
+    hashes: Hashes
+    owners: Places
+    """The place of each word's question."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str], first: int = 0) -> Words:
+        """Of texts whose places count from `first`."""
+        found = [[_HASHES[word] for word in _WORD.findall(text.casefold())] for text in texts]
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        chained = itertools.chain.from_iterable(found)
+        hashes = np.fromiter(chained, np.uint64, int(lengths.sum()))
+        return cls(hashes, np.repeat(np.arange(first, first + len(found)), lengths))
+
+
+def word_runs(words: Words, rule: Rule) -> Runs:
+    """The runs of a rule's length, each once for a question."""
+    hashes, owners = words
+    number = len(hashes) - rule.size + 1
     if number <= 0:
         return Runs.joined([])
     within = owners[:number] == owners[rule.size - 1 :]
-    is_number = (words & _NUMBER_BIT) > 0
+    is_number = (hashes & _NUMBER_BIT) > 0
     if rule.masked:
         within &= _counts(is_number, rule.size) > 0
-        within &= _counts((words & _LETTER_BIT) > 0, rule.size) >= WORDS_IN_RUN
-    forms = _hashes_of_runs(np.where(is_number, _NUMBER_BIT, words), rule.size)
-    hashes = forms if rule.masked else _hashes_of_runs(words, rule.size)
-    runs = Runs(hashes, forms, owners[:number]).where(within)
+        within &= _counts((hashes & _LETTER_BIT) > 0, rule.size) >= WORDS_IN_RUN
+    forms = _hashes_of_runs(np.where(is_number, _NUMBER_BIT, hashes), rule.size)
+    whole = forms if rule.masked else _hashes_of_runs(hashes, rule.size)
+    runs = Runs(whole, forms, owners[:number]).where(within)
     order, is_new = _distinct(runs.hashes, runs.owners)
     return runs.at(order[is_new])
 
@@ -211,25 +225,17 @@ class HeldOutRuns:
         """From the texts of all held-out questions, batch by batch."""
         batches, number = [], 0
         for batch in texts:
-            batches.append(word_runs(batch, rule, number))
+            batches.append(word_runs(Words.of(batch, number), rule))
             number += len(batch)
         runs = Runs.joined(batches)
         num_runs = np.bincount(runs.owners, minlength=number)
         return cls(rule, runs.without_templates(TEMPLATE_QUESTIONS), num_runs)
 
-    def overlaps(self, texts: Iterable[Sequence[str]]) -> Overlaps:
-        """The pairs of the training questions of a dataset, counted as they come, with these."""
-        hits, counts, number = [], [np.empty(0, np.int64)], 0
-        for batch in texts:
-            own = word_runs(batch, self.rule, number)
-            counts.append(np.bincount(own.owners - number, minlength=len(batch)))
-            hits.append(own.where(_is_among(own.hashes, self.runs.hashes)))
-            number += len(batch)
-        rare = Runs.joined(hits).without_templates(self.rule.most(number))
-        return self._pairs(rare, np.concatenate(counts))
+    def pairs(self, hits: Runs, num_runs: Places) -> Overlaps:
+        """Every pair of a training question, by its runs that are among these, with a held-out one.
 
-    def _pairs(self, hits: Runs, num_runs: Places) -> Overlaps:
-        """Every pair that shares enough of these runs."""
+        `num_runs` is how many runs each training question has.
+        """
         hit, run = matches(hits.hashes, self.runs.hashes)
         own, held_out = hits.owners[hit], self.runs.owners[run]
         pairs, num_shared = np.unique(np.stack([own, held_out], 1), axis=0, return_counts=True)
@@ -237,3 +243,23 @@ class HeldOutRuns:
         shares = num_shared / np.minimum(num_runs[places], self.num_runs[others])
         enough = shares >= self.rule.share
         return Overlaps(self.rule.name, places[enough], others[enough], shares[enough])
+
+
+def find_overlaps(indices: Sequence[HeldOutRuns], texts: Iterable[Sequence[str]]) -> list[Overlaps]:
+    """The pairs by each rule; of the training questions of one dataset, batch by batch."""
+    hits: list[list[Runs]] = [[] for _ in indices]
+    counts = [[np.empty(0, np.int64)] for _ in indices]
+    number = 0
+    for batch in texts:
+        words = Words.of(batch, number)
+        for index, found, each in zip(indices, hits, counts, strict=True):
+            own = word_runs(words, index.rule)
+            each.append(np.bincount(own.owners - number, minlength=len(batch)))
+            found.append(own.where(_is_among(own.hashes, index.runs.hashes)))
+        number += len(batch)
+    return [
+        index.pairs(
+            Runs.joined(found).without_templates(index.rule.most(number)), np.concatenate(each)
+        )
+        for index, found, each in zip(indices, hits, counts, strict=True)
+    ]

@@ -223,7 +223,7 @@ def read_questions(
             unseen = {n: column for n, column in unseen.items() if column not in row.values}
         question = to_question(row, source, question_id, dataset, split, domain)
         num_choice += bool(question.choices)
-        num_lettered += bring_letters(question.choices)
+        num_lettered += bool(question.choices) and bring_letters(question.choices)
         yield question
     if row is not None:
         _check_columns_seen(dataset, unseen, row)

@@ -414,6 +414,12 @@ def _is_csv(row: Row) -> bool:
 
 def column_value(row: Row, column: str, role: str) -> Any:
     """What is in a column that must be there and filled; `role` is its setting."""
+    value = row.get(column)
+    return value if value is not None else row.value(column, _hint_of_column(row, role))
+
+
+def _hint_of_column(row: Row, role: str) -> str:
+    """What to do where a column is missing."""
     hint = f"say with source.columns.{role} what it is called"
     if role == "question_id":
         hint += ", or set it to null to number the rows"
@@ -421,4 +427,4 @@ def column_value(row: Row, column: str, role: str) -> Any:
         hint += ", or compose it as in '{passage} {question}'"
     if _is_csv(row):
         hint += "; where the file's first line is a row, name its columns with source.header"
-    return row.value(column, hint)
+    return hint

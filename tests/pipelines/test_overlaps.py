@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from pipelines.overlaps import RULES, HeldOutRuns, word_runs
+from pipelines.overlaps import RULES, HeldOutRuns, Words, find_overlaps, word_runs
 from pipelines.questions import QuestionSet, QuestionSettings, SplitCounts, load_questions
 from tests.conftest import REPOSITORY
 
@@ -26,7 +26,7 @@ LONG = "a farmer keeps hens and each of his hens lays two eggs on every day of t
 
 def pairs(rule: Any, held_out: Sequence[str], train: Sequence[str]) -> list[tuple[int, int]]:
     """The places of the training and the held-out question of each overlap."""
-    found = HeldOutRuns.of(rule, [held_out]).overlaps([train])
+    [found] = find_overlaps([HeldOutRuns.of(rule, [held_out])], [train])
     return list(zip(found.places.tolist(), found.held_out.tolist(), strict=True))
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_is_chance_is_no_overlap() -> None:
         "coins. Each coin is worth 2 dollars, how much money does he bring home when the day ends "
         "and his cart is empty again?"
     )
-    assert len(word_runs([near], MASKED).hashes) > 10
+    assert len(word_runs(Words.of([near]), MASKED).hashes) > 10
     assert pairs(MASKED, [held_out], [near]) == []
 
 
@@ -89,14 +89,14 @@ def test_file_made_from_one_pattern_is_kept_however_small(number: int) -> None:
 
 def test_runs_do_not_cross_from_one_question_to_the_next() -> None:
     words = LONG.split()
-    assert len(word_runs([" ".join(words[:7]), " ".join(words[7:])], WORDS).hashes) == 0
-    runs = word_runs([LONG, LONG], WORDS, first=5)
+    assert len(word_runs(Words.of([" ".join(words[:7]), " ".join(words[7:])]), WORDS).hashes) == 0
+    runs = word_runs(Words.of([LONG, LONG], 5), WORDS)
     assert set(runs.owners.tolist()) == {5, 6}
     assert len(runs.hashes) == 2 * (len(words) - 12)
 
 
 def test_hashes_of_runs_are_the_same_in_every_process() -> None:
-    runs = word_runs(["What did 3 people in the small house see today?"], MASKED)
+    runs = word_runs(Words.of(["What did 3 people in the small house see today?"]), MASKED)
     assert [f"{int(run):016x}" for run in runs.hashes] == [
         "91b6d0095c0cb804",
         "d67ff04fffd8c734",
