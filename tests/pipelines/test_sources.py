@@ -301,7 +301,7 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(
             gzip.compress(b"{}" * 99)[:-9], "q.jsonl is cut short: its gzip", id="cut gzip"
         ),
-        pytest.param(gzip.compress(b"{}") + b"more", "cannot read the question file", id="rest"),
+        pytest.param(gzip.compress(b"{}") + b"more", "q.jsonl is damaged: its gzip", id="rest"),
         pytest.param(b"PK\x03\x04", "q.jsonl is not JSONL but zip; unpack it with unzip", id="zip"),
         pytest.param(b"PAR1\x15\x04", "q.jsonl is not JSONL but Parquet; let", id="parquet"),
         pytest.param(b"{}\r{}\r", "q.jsonl:1 is not JSON: extra data", id="carriage returns"),
