@@ -53,6 +53,7 @@ def read_csv(location: str, stream: BinaryIO, form: CsvForm) -> Iterator[Placed]
         for cells in rows:
             place = f"{location}:{start}"
             if cells:
+                _check_no_header(place, cells, form.header)
                 _check_width(place, cells, names, DELIMITERS.get(delimiter, repr(delimiter)))
                 yield place, {n: cell or None for n, cell in zip(names, cells, strict=True)}
             start = rows.line_num + 1
@@ -65,6 +66,12 @@ def _header(location: str, rows: Iterator[list[str]]) -> tuple[str, ...]:
     names = tuple(cell.strip() for cell in next((cells for cells in rows if cells), []))
     _check_unique(location, names)
     return names
+
+
+def _check_no_header(place: str, cells: Sequence[str], header: Sequence[str] | None) -> None:
+    """Raise `InputError` for a line that names the columns, where none should."""
+    if header is not None and [cell.strip() for cell in cells] == list(header):
+        raise InputError(f"{place} names the columns itself; remove source.header")
 
 
 def _check_unique(location: str, names: Sequence[str]) -> None:

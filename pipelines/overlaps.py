@@ -238,8 +238,10 @@ class HeldOutRuns:
         """
         hit, run = matches(hits.hashes, self.runs.hashes)
         own, held_out = hits.owners[hit], self.runs.owners[run]
-        pairs, num_shared = np.unique(np.stack([own, held_out], 1), axis=0, return_counts=True)
-        places, others = pairs[:, 0], pairs[:, 1]
+        # One number a pair, because sorting rows of two is ten times slower.
+        pairs = own * len(self.num_runs) + held_out
+        pairs, num_shared = np.unique(pairs, return_counts=True)
+        places, others = np.divmod(pairs, max(1, len(self.num_runs)))
         shares = num_shared / np.minimum(num_runs[places], self.num_runs[others])
         enough = shares >= self.rule.share
         return Overlaps(self.rule.name, places[enough], others[enough], shares[enough])

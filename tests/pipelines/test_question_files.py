@@ -196,6 +196,12 @@ def test_csv_without_header_says_where_the_names_do_not_fit(tmp_path: Path) -> N
     assert "q.csv:1 does not have the 2 cells that source.header names" in said
 
 
+def test_csv_that_names_its_columns_itself_needs_no_header(tmp_path: Path) -> None:
+    data = "id,question,answer\n1,a?,2\n"
+    said = complaint(tmp_path, "q.csv", data, header=["id", "question", "answer"])
+    assert "q.csv:1 names the columns itself; remove source.header" in said
+
+
 # --- Parquet -----------------------------------------------------------------------------------
 
 
