@@ -236,7 +236,8 @@ def read_questions(
 
 def _check_columns_seen(dataset: str, unseen: dict[str, str], row: Row) -> None:
     """Raise `InputError` for a column that the config names and that no row has."""
-    for setting, column in unseen.items():
+    if unseen:
+        setting, column = next(iter(unseen.items()))
         raise InputError(
             f"questions.datasets.{dataset}.source.columns.{setting}: no row has a column "
             f"{column!r}; there are {', '.join(row.values)}; fix the name, or set it to null"
