@@ -329,7 +329,7 @@ def test_weights_and_bounds_are_no_content(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, mine=family("chain_sum") | more)
     assert settings.datasets["mine"].weight == 2.0
     assert set(content_of(settings.datasets["mine"])).isdisjoint(more)
-    assert "broken" not in content_of(settings)
+    assert "on_error" not in content_of(settings)
 
 
 def test_table_holds_the_questions_with_their_fingerprints(tmp_path: Path) -> None:
