@@ -21,8 +21,11 @@ from typing import Any, TextIO, cast
 
 from cluster.errors import InputError
 from evaluation.answers.own_grader import load_grader
+from evaluation.files import unpacked
 from evaluation.grader import Verdict, grade
+from evaluation.json_rows import read_json_lines
 from evaluation.question import ANSWER_TYPES, AnswerType, Question
+from evaluation.values import number_text
 
 Row = dict[str, Any]
 
@@ -80,6 +83,11 @@ def _question(row: Row, place: str) -> Question:
         except InputError as error:
             raise InputError(f"{place}, field 'grader': {error}") from error
     answer_type = _answer_type(row, place)
+    choices = _texts(row, "choices", place)
+    if answer_type == "choice" and not choices:
+        raise InputError(
+            f"{place}, field 'choices': a choice needs its options; write them as a list of texts"
+        )
     return Question(
         question_id=place,
         dataset="",
@@ -88,7 +96,7 @@ def _question(row: Row, place: str) -> Question:
         question=str(row.get("question") or ""),
         answer=_answer(row, place, answer_type),
         answer_type=answer_type,
-        choices=_texts(row, "choices", place),
+        choices=choices,
         aliases=_texts(row, "aliases", place),
         grader=str(grader),
         grader_data=_grader_data(row),
@@ -110,8 +118,13 @@ def _answer(row: Row, place: str, answer_type: AnswerType) -> str:
     value = row.get("answer")
     if isinstance(value, bool):
         return ("false", "true")[value]
-    if isinstance(value, str | int | float):
-        return str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float):
+        try:
+            return number_text(value)
+        except ValueError as error:
+            raise InputError(f"{place}, field 'answer': {error}") from error
     raise InputError(f"{place}, field 'answer': expected a text or a number; write the truth")
 
 
@@ -133,25 +146,10 @@ def _texts(row: Row, field: str, place: str) -> tuple[str, ...]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, `file.jsonl:12`; blank lines are left aside."""
+    """Each row with its place, `file.jsonl:12`; blank lines are skipped, gzip is unpacked."""
     try:
-        # Cut at line feeds alone: JSON texts may hold U+2028, at which a text file would be cut.
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    place = f"{path}:{number}"
-                    yield place, _parse(line, place)
+        with path.open("rb", buffering=0) as stream:
+            for place, row in read_json_lines(str(path), unpacked(stream)):
+                yield place, dict(row)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a JSONL file") from error
-
-
-def _parse(line: bytes, place: str) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not JSON: {error}; every line is one JSON object") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: every line is one JSON object, this is none; mend the line")
-    return row

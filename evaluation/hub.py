@@ -8,12 +8,14 @@ downloaded once and is named with `source.path` does not.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cluster.hub import hub_errors
 from evaluation.question import Split
 from evaluation.rows import Row
+from evaluation.table_rows import PARQUET_ROWS, arrow_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +70,7 @@ def load_hub_split(
             )
         else:
             rows = load_dataset(repository, config, split=split, revision=revision)
-    for number, values in enumerate(rows):
-        yield Row(f"{name} row {number + 1}", name, number, values)
+    tables = rows.with_format("arrow").iter(PARQUET_ROWS)
+    values = itertools.chain.from_iterable(map(arrow_rows, tables))
+    for number, row in enumerate(values):
+        yield Row(f"{name} row {number + 1}", name, number, row)

@@ -5,7 +5,7 @@ A row of the `questions` step, for example::
     {"question_id": "gsm8k/train/00042", "dataset": "gsm8k", "split": "train",
      "domain": "in_domain", "question": "A shop sold ...", "answer": "72",
      "answer_type": "number", "choices": [], "aliases": [], "grader": "", "grader_data": "",
-     "solution": ""}
+     "solution": "", "kind": ""}
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ QUESTION_SCHEMA = pa.schema(
         ("grader", pa.string()),
         ("grader_data", pa.string()),
         ("solution", pa.string()),
+        ("kind", pa.string()),
     ]
 )
 
@@ -56,6 +57,8 @@ class Question:
     `choice`. `aliases` are other right answers. `grader` is the import path of a grader of the
     question's own (`evaluation.answers.own_grader`), `grader_data` what that one needs to know.
     `solution` is how a person came to the answer, where the dataset has it; no model is shown it.
+    `kind` is the part of the dataset that the question belongs to, such as a subject or a subtask;
+    empty where there is none. It changes neither the question nor its fingerprint.
     """
 
     question_id: str
@@ -70,6 +73,7 @@ class Question:
     grader: str = ""
     grader_data: str = ""
     solution: str = ""
+    kind: str = ""
 
     @property
     def text(self) -> str:
@@ -86,8 +90,9 @@ class Question:
         """
         if not order:
             return self
-        answer = shown_letter(self.answer, order)
-        return replace(self, choices=tuple(self.choices[n] for n in order), answer=answer)
+        choices = tuple(self.choices[n] for n in order)
+        answer, *aliases = (shown_letter(one, order) for one in (self.answer, *self.aliases))
+        return replace(self, choices=choices, answer=answer, aliases=tuple(aliases))
 
     @property
     def shown_answer(self) -> str:
@@ -119,7 +124,7 @@ class Question:
     def from_row(cls, row: dict[str, Any]) -> Question:
         """The inverse of `to_row`; columns that are not the question's own are left aside.
 
-        Rows of earlier versions lack aliases, a grader of its own, or the solution.
+        Rows of earlier versions lack aliases, a grader of its own, the solution or the kind.
         """
         own = {name: row[name] for name in QUESTION_SCHEMA.names if row.get(name) is not None}
         lists = {name: tuple(row.get(name) or ()) for name in ("choices", "aliases")}

@@ -31,10 +31,12 @@ import pyarrow.fs
 
 from cluster.errors import InputError
 from cluster.storage import Folder
+from evaluation.files import check_shards
 from evaluation.grader import canonical_answer
 from evaluation.hub import Hub
+from evaluation.names import nearest
 from evaluation.question import ANSWER_TYPES, SPLITS, AnswerType, Domain, Question, Split
-from evaluation.rows import Row, nearest, read_rows
+from evaluation.rows import Row, read_rows
 
 Reasoning = Literal["mathematics", "logic", "commonsense", "inference"]
 
@@ -61,6 +63,9 @@ class Draft:
 
     solution: str = ""
     """How a person came to the answer, without the line that only names it."""
+
+    kind: str = ""
+    """The part of the task that the question belongs to; the group where nothing else is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,7 @@ def read_task(
                 choices=draft.choices,
                 aliases=tuple(aliases),
                 solution=draft.solution,
+                kind=draft.kind or draft.group,
             )
 
 
@@ -263,7 +269,15 @@ def _own_draft(task: Task, split: Split, row: Row) -> Draft:
         aliases,
         key=row.text("id"),
         solution=row.text("solution") if row.values.get("solution") else "",
+        kind=row.text("kind") if row.values.get("kind") else _kind_in_id(row, task.name),
     )
+
+
+def _kind_in_id(row: Row, name: str) -> str:
+    """What stands between the split and the last part of an id, as in `bbh/test/navigate/0007`."""
+    prefix = f"{name}/{row.values['split']}/"
+    own = row.text("id")
+    return own.removeprefix(prefix).rpartition("/")[0] if own.startswith(prefix) else ""
 
 
 # ---------------------------------------------------------------------------- where rows stand
@@ -286,7 +300,7 @@ def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterato
 def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
     """The files of a split: `path` itself where it is a file, else those found in the folder."""
     if _file_type(path) == pyarrow.fs.FileType.File:
-        name = posixpath.basename(path)
+        name = posixpath.basename(path).removesuffix(".gz")
         others = [other for other in task.splits if other != split and _is_named(name, task, other)]
         if others or not (alone or _is_named(name, task, split)):
             raise InputError(
@@ -297,14 +311,16 @@ def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
     for layout in _layouts(task, split):
         found = {pattern: _find(path, pattern) for pattern in layout}
         if all(found.values()):
-            return list(dict.fromkeys(file for files in found.values() for file in files))
+            files = list(dict.fromkeys(file for files in found.values() for file in files))
+            check_shards(files)
+            return files
         if any(found.values()):
             missing = [pattern for pattern, files in found.items() if not files]
             raise InputError(f"{path} lacks {', '.join(missing)} of task {task.name}")
     wanted = " or ".join(layout[0] for layout in _layouts(task, split))
     raise InputError(
         f"no {split} file of task {task.name} in {path}; looked for {wanted}; "
-        "mend source.path, or name the splits that are there with source.splits"
+        "fix source.path, or name the splits that are there with source.splits"
     )
 
 
@@ -340,13 +356,14 @@ def _is_named(name: str, task: Task, split: Split) -> bool:
 def _find(path: str, pattern: str) -> list[str]:
     """The files that match in the folder, which may be the repository's root or one inside it.
 
-    A star may stand in the last part of the pattern only.
+    A star may stand in the last part of the pattern only. Files may be gzip and end in `.gz`.
     """
     parts = pattern.split("/")
     for start in range(len(parts)):
         below, last = "/".join(parts[start:-1]), parts[-1]
         folder = f"{path.rstrip('/')}/{below}".rstrip("/")
-        names = fnmatch.filter(Folder.open(folder).file_names(), last)
+        there = Folder.open(folder).file_names()
+        names = fnmatch.filter(there, last) or fnmatch.filter(there, f"{last}.gz")
         if names:
             return [f"{folder}/{name}" for name in names]
     return []

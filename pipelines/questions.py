@@ -5,7 +5,8 @@ What `load_questions` gives back for one dataset, in short::
     table: question_id          dataset  split  ... question_fingerprint
            gsm8k/train/00042    gsm8k    train  ... 5b0c6f1d2a9e7c34
     counts = [{"dataset": "gsm8k", "split": "train", "domain": "in_domain", "num_read": 7473,
-               "num_dropped_duplicate": 1, "num_dropped_overlap": 2, "num_kept": 800,
+               "num_dropped_duplicate": 1, "num_dropped_overlap": 45, "num_wanted": 800,
+               "num_kept": 800, "overlaps": {"exact": 2, "words": 7, "masked": 36},
                "commonest_answer_share": 0.02}, ...]
 
 No question stands in two splits of a run, whichever datasets they belong to: test keeps it before
@@ -14,9 +15,8 @@ in the order of their options (21 of OpenBookQA's held-out questions stand in it
 That is settled on whole files, before any limit, so raising a limit can neither leak a test
 question nor change what was chosen before: limits take a prefix of a fixed order.
 
-A question is a Python object only until the ten thousand of its batch are read; then it is a row
-of an Arrow table and two numbers of 8 bytes, one to order it by and one to compare it by. Two of
-a million questions share such a number by accident once in 37 million runs.
+Training questions that overlap with a held-out one in part are dropped, too
+(`pipelines.held_out`): before anything is generated for them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pydantic
-from numpy.typing import NDArray
 
 from cluster.errors import InputError
 from cluster.settings import EXTENT, OPERATIONAL, Settings
@@ -48,19 +47,17 @@ from evaluation.question import (
     Split,
     question_table,
 )
-from pipelines.sources.files import FileSource, read_questions
-from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
-from pipelines.sources.tasks import TaskSource, read_task_questions
+from pipelines.held_out import EXACT, OVERLAP_SCHEMA, Compared, HeldOut
+from pipelines.sources.files import FileSource
+from pipelines.sources.reasoning_gym import ReasoningGymSource
+from pipelines.sources.source import DEV_SHARE, TEST_SHARE, Asked, Ordered, Source
+from pipelines.sources.tasks import TaskSource
+from pipelines.splits import ROWS_PER_BATCH, LoadedSplit, identity, pieces
 
 Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
 Limit = Annotated[pydantic.NonNegativeInt | None, EXTENT]
 Budget = Annotated[pydantic.PositiveInt | None, EXTENT]
 
-GENERATED_SHARE = 0.2
-"""The share of a generated stream that is dev, and the share that is test."""
-
-ROWS_PER_BATCH = 10_000
-MAX_PIECES = 64
 ROWS_AS_OBJECTS = 1_000
 
 
@@ -84,10 +81,10 @@ class DatasetSettings(Settings):
     num_test: Limit = None
     """The same for test."""
 
-    dev_share: Share = 0.1
+    dev_share: Share = DEV_SHARE
     """Files and tasks: the share of train that becomes dev where there is no dev."""
 
-    test_share: Share = 0.0
+    test_share: Share = TEST_SHARE
     """Files and tasks: the share of train that becomes test where there is no test."""
 
     grader: str | None = None
@@ -119,51 +116,24 @@ class DatasetSettings(Settings):
         for name in ("max_generated_tokens", "max_accepted_paths"):
             if self.domain == "out_of_domain" and getattr(self, name):
                 raise ValueError(f"out_of_domain has no train; remove {name}")
-        if isinstance(self.source, ReasoningGymSource):
-            self._check_generated()
-        elif self.dev_share + self.test_share >= 1:
-            raise ValueError("dev_share and test_share leave nothing to train on")
-        if isinstance(self.source, FileSource):
-            self._check_files(self.source)
-        if isinstance(self.source, TaskSource):
-            self.source.check_domain(self.domain)
+        self.source.check(self.asked("", []))
         return self
 
     @property
     def is_labelled(self) -> bool:
         """Whether its questions come with right answers."""
-        return not isinstance(self.source, FileSource) or self.source.columns.answer is not None
+        return self.source.is_labelled
 
-    def _check_files(self, source: FileSource) -> None:
-        if not self.is_labelled and (self.dev_share or self.test_share):
-            raise ValueError(
-                "columns.answer is null, so nothing of train can be evaluated on; set dev_share: 0"
-            )
-        if self.domain == "in_domain" and not source.train:
-            raise ValueError("in_domain needs source.train; or set domain to out_of_domain")
-        if self.domain == "out_of_domain" and source.train:
-            raise ValueError("out_of_domain has no train; remove source.train")
-        if not any(source.paths(split) for split in SPLITS):
-            raise ValueError("no files; set source.test or source.dev")
-
-    def _check_generated(self) -> None:
-        used = SPLITS if self.domain == "in_domain" else SPLITS[1:]
-        for split in used:
-            if self.limit(split) is None:
-                raise ValueError(f"num_{split} is missing; a generated source has no end")
-        defaults = type(self).model_fields
-        for name in ("dev_share", "test_share"):
-            if getattr(self, name) != defaults[name].default:
-                raise ValueError(f"{name} is for files; generated splits are set by num_*")
-
-    def given_splits(self) -> tuple[Split, ...]:
-        """The splits that the source itself has; the others are carved from train."""
-        if isinstance(self.source, TaskSource):
-            return self.source.used_splits(self.domain)
-        if isinstance(self.source, FileSource):
-            source = self.source
-            return tuple(split for split in SPLITS if source.paths(split))
-        return SPLITS
+    def asked(self, name: str, wrong_rows: list[str]) -> Asked:
+        """What a dataset of this name asks of its source, which puts wrong rows into the list."""
+        return Asked(
+            dataset=name,
+            domain=self.domain,
+            limits={split: self.limit(split) for split in SPLITS},
+            dev_share=self.dev_share,
+            test_share=self.test_share,
+            wrong_rows=wrong_rows,
+        )
 
     def limit(self, split: Split) -> int | None:
         """How many questions of a split are used at most; None is all."""
@@ -171,8 +141,8 @@ class DatasetSettings(Settings):
         return limits[split]
 
 
-def _domain_of(source: FileSource | ReasoningGymSource | TaskSource) -> Domain:
-    return source.task.domain if isinstance(source, TaskSource) else "in_domain"
+def _domain_of(source: Source) -> Domain:
+    return source.domain
 
 
 class QuestionSettings(Settings):
@@ -184,9 +154,13 @@ class QuestionSettings(Settings):
     datasets: Annotated[dict[str, DatasetSettings], EXTENT]
     """Name to dataset; the name is part of every question's id."""
 
-    broken: Annotated[Literal["set_aside", "refuse"], OPERATIONAL] = "set_aside"
-    """What becomes of a dataset that cannot be loaded: the run goes on with the others (a mended
-    one joins when the command is given again), or is refused."""
+    on_error: Annotated[Literal["stop", "skip"], OPERATIONAL] = "stop"
+    """What happens where a dataset cannot be loaded: the run stops with the reason; or it goes on
+    with the others, and one that is fixed joins when the command is given again."""
+
+    overlaps: Literal["drop", "keep"] = "drop"
+    """Training questions that overlap in part with a held-out one (docs/QUESTIONS.md): dropped, or
+    kept. They are counted and stored either way; equal ones are always dropped."""
 
     @pydantic.field_validator("datasets")
     @classmethod
@@ -208,8 +182,19 @@ class SplitCounts(TypedDict):
     num_read: int
     num_dropped_duplicate: int
     num_dropped_overlap: int
+    """Equal to a held-out question or, unless `questions.overlaps` is keep, alike in part."""
+    num_wanted: int | None
+    """The limit that the config sets; None: all."""
     num_kept: int
+    overlaps: dict[str, int]
+    """How many overlap with a held-out question, by the first rule that finds them."""
     commonest_answer_share: float
+
+
+def overlaps_by_rule(counts: SplitCounts) -> str:
+    """` (2 exact, 7 words)`: the overlaps with held-out questions by rule, or nothing."""
+    found = [f"{number} {rule}" for rule, number in counts["overlaps"].items() if number]
+    return f" ({', '.join(found)})" if found else ""
 
 
 @dataclass(frozen=True)
@@ -232,6 +217,15 @@ class QuestionFacts:
         """What a step over these splits has to cover; one of train, dev with test, and all."""
         return self.extents[",".join(splits)]
 
+    def shortfalls(self) -> list[str]:
+        """A sentence for each limit of the config that is more than there is."""
+        return [
+            f"questions.datasets.{c['dataset']}.num_{c['split']} is {c['num_wanted']}, "
+            f"and there are only {c['num_kept']} questions"
+            for c in self.counts
+            if c["num_wanted"] is not None and c["num_kept"] < c["num_wanted"]
+        ]
+
     def num_kept(self, *splits: Split) -> dict[str, int]:
         """How many questions of some splits are used, by dataset; none is left out."""
         kept: dict[str, int] = {}
@@ -252,6 +246,8 @@ class QuestionSet:
     broken: dict[str, str] = field(default_factory=dict)
     wrong_rows: dict[str, list[str]] = field(default_factory=dict)
     """As in `QuestionFacts`."""
+    overlaps: pa.Table = field(default_factory=OVERLAP_SCHEMA.empty_table)
+    """Which question overlaps with which held-out one: rows of `OVERLAP_SCHEMA`."""
 
     def facts(self) -> QuestionFacts:
         """All that is known of the questions but the questions."""
@@ -294,22 +290,6 @@ def _filter(batch: pa.RecordBatch, mask: pa.BooleanArray) -> pa.RecordBatch:
     return batch if pc.all(mask).as_py() else batch.filter(mask)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """One split of one dataset: distinct questions, in the order a limit takes them."""
-
-    dataset: str
-    split: Split
-    limit: int | None
-    num_read: int
-    rows: pa.Table
-    """All rows of the dataset as they were read, shared by its splits."""
-    chosen: NDArray[np.int64]
-    """Where in `rows` the questions stand."""
-    identities: NDArray[np.uint64]
-    """The same length: what each question is compared by."""
-
-
 def load_questions(
     settings: QuestionSettings, on_progress: Callable[[str, int], None] | None = None
 ) -> QuestionSet:
@@ -317,37 +297,40 @@ def load_questions(
 
     Cheap enough to run before any model is loaded, which is where bad input should be found.
     `on_progress` is told a dataset and how many questions of it were read, every ten thousand.
-    Raises `InputError` when nothing is left to train on because of broken datasets, for the only
-    dataset of a run, and for any broken one where `settings.broken` is `refuse`.
+    Raises `InputError` for a dataset that cannot be loaded; where `settings.on_error` is `skip`,
+    only when nothing is left to train on because of it.
     """
     broken: dict[str, str] = {}
     wrong: dict[str, list[str]] = {name: [] for name in settings.datasets}
-    loaded: dict[str, list[_Loaded]] = {}
+    loaded: dict[str, list[LoadedSplit]] = {}
     for name, dataset in settings.datasets.items():
         with _setting_aside(name, settings, broken):
-            ordered = _ordered_questions(name, dataset, settings.folder, wrong[name])
+            ordered = _ordered_questions(dataset, settings.folder, dataset.asked(name, wrong[name]))
             loaded[name] = _load_dataset(name, dataset, ordered, on_progress)
-    taken = _taken(loaded)
-    tables: list[pa.Table] = [QUESTION_TABLE_SCHEMA.empty_table()]
-    counts: list[SplitCounts] = []
+    # A dataset that is set aside later, for its train, still keeps what it holds out from the
+    # others' train: whether it is fixed or not, they train on the same questions.
+    held_out = HeldOut(itertools.chain.from_iterable(loaded.values()))
+    chosen: list[_Chosen] = []
     for name in list(loaded):
         with _setting_aside(name, settings, broken):
             # Popped, so that what was not chosen is let go before the next dataset's turn.
-            chosen = _choose(loaded.pop(name), settings.datasets[name].domain, taken)
-            tables += [table for table, _ in chosen]
-            counts += [count for _, count in chosen]
+            parts = loaded.pop(name)
+            chosen += [_choose(part, settings, held_out) for part in parts]
+    counts = [each.counts for each in chosen]
     _check_what_is_left(settings, counts, broken)
     left_out = {name: rows for name, rows in wrong.items() if rows and name not in broken}
-    return QuestionSet(pa.concat_tables(tables), counts, broken, left_out)
+    table = pa.concat_tables([QUESTION_TABLE_SCHEMA.empty_table(), *(c.table for c in chosen)])
+    overlaps = pa.concat_tables([OVERLAP_SCHEMA.empty_table(), *(c.overlaps for c in chosen)])
+    return QuestionSet(table, counts, broken, left_out, overlaps)
 
 
 @contextmanager
 def _setting_aside(name: str, settings: QuestionSettings, broken: dict[str, str]) -> Iterator[None]:
-    """Put an `InputError` about a dataset into `broken`, unless it is refused or the only one."""
+    """Put an `InputError` about a dataset into `broken` where the config says to skip it."""
     try:
         yield
     except InputError as error:
-        if settings.broken == "refuse" or len(settings.datasets) == 1:
+        if settings.on_error == "stop" or len(settings.datasets) == 1:
             raise
         # A name in a file may hold half a surrogate pair, which could not be written anywhere.
         broken[name] = str(error).encode(errors="backslashreplace").decode()
@@ -363,7 +346,7 @@ def _check_what_is_left(
     if no_dataset or (lost_train and not has_train):
         what = "no dataset is left" if no_dataset else "no dataset to train on is left"
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in broken.items())
-        raise InputError(f"questions.datasets: {what}; mend or remove the broken ones:{reasons}")
+        raise InputError(f"questions.datasets: {what}; fix or remove the broken ones:{reasons}")
 
 
 def _load_dataset(
@@ -371,14 +354,14 @@ def _load_dataset(
     settings: DatasetSettings,
     ordered: Iterator[tuple[int, Question]],
     on_progress: Callable[[str, int], None] | None,
-) -> list[_Loaded]:
+) -> list[LoadedSplit]:
     """The splits of one dataset that have questions, train first."""
     orders, identities = array("Q"), array("Q")
     tables = [QUESTION_TABLE_SCHEMA.empty_table()]
     while batch := list(itertools.islice(ordered, ROWS_PER_BATCH)):
         tables.append(question_table([question for _, question in batch]))
         orders.extend(order for order, _ in batch)
-        identities.extend(_identity(question) for _, question in batch)
+        identities.extend(identity(question) for _, question in batch)
         if on_progress is not None:
             on_progress(name, len(orders))
     rows = pa.concat_tables(tables)
@@ -386,151 +369,67 @@ def _load_dataset(
     for split in SPLITS:
         of_split = np.flatnonzero(pc.equal(rows.column("split"), split).to_numpy())
         chosen = of_split[np.argsort(np.frombuffer(orders, np.uint64)[of_split], kind="stable")]
-        part = _Loaded(
+        part = LoadedSplit(
             dataset=name,
             split=split,
             limit=settings.limit(split),
             num_read=len(of_split),
+            is_generated=settings.source.is_generated,
             rows=rows,
             chosen=chosen,
             identities=np.frombuffer(identities, np.uint64)[chosen],
         )
         if part.num_read:
-            parts.append(_distinct(part))
+            parts.append(part.distinct())
     return parts
 
 
-def _ordered_questions(
-    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
-) -> Iterator[tuple[int, Question]]:
-    """The questions of a dataset as they are asked, with the number that a limit goes by."""
-    for order, question in _split_questions(name, settings, folder, wrong):
-        own = settings.grader
+def _ordered_questions(settings: DatasetSettings, folder: str, asked: Asked) -> Iterator[Ordered]:
+    """The questions of a dataset in their final splits, with the grader that they ask for."""
+    own = settings.grader
+    for order, question in settings.source.read(folder, asked):
         yield order, question if own is None else replace(question, grader=own)
 
 
-def _split_questions(
-    name: str, settings: DatasetSettings, folder: str, wrong: list[str]
-) -> Iterator[tuple[int, Question]]:
-    """The questions in their final splits."""
-    source, domain = settings.source, settings.domain
-    if isinstance(source, FileSource):
-        yield from _carve(read_questions(source, folder, name, domain), settings)
-    elif isinstance(source, TaskSource):
-        yield from _carve(read_task_questions(source, folder, name, domain, wrong), settings)
-    else:
-        wanted = {split: settings.limit(split) or 0 for split in SPLITS}
-        yield from enumerate(draw_questions(source, name, domain, wanted, _generated_split))
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows that are used of a split of a dataset, and what became of the others."""
+
+    table: pa.Table
+    overlaps: pa.Table
+    counts: SplitCounts
 
 
-def _carve(
-    questions: Iterable[Question], settings: DatasetSettings
-) -> Iterator[tuple[int, Question]]:
-    """Give the splits that the source has not their share of train, by the hash of each id.
-
-    Hash order makes the choice independent of the file's order and of how many are asked for.
-    """
-    given = settings.given_splits()
-    dev_share = 0.0 if "dev" in given else settings.dev_share
-    test_share = 0.0 if "test" in given else settings.test_share
-    for question in questions:
-        order = _hash(question.question_id)
-        split = question.split
-        if split == "train":
-            split = _split_of(order, dev_share, test_share)
-        yield order, question if split == question.split else replace(question, split=split)
+def _by_rule(compared: Compared) -> str:
+    return ", ".join(f"{len(places)} {rule}" for rule, places in compared.places.items())
 
 
-def _generated_split(text: str) -> Split:
-    # By text and not by index: a text falls on the same side in every family, seed and dataset.
-    return _split_of(_hash(text), GENERATED_SHARE, GENERATED_SHARE)
-
-
-def _split_of(hashed: int, dev_share: float, test_share: float) -> Split:
-    """A split by the key's hash alone, so that it never changes as questions are added."""
-    position = (hashed >> 16) / 2**48
-    if position < test_share:
-        return "test"
-    return "dev" if position < test_share + dev_share else "train"
-
-
-def _hash(key: str) -> int:
-    """The first 8 bytes of the SHA-256, as a number."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
-
-
-def _identity(question: Question) -> int:
-    """What is the same for the same question: a hash of its text with the options sorted."""
-    if question.choices:
-        question = replace(question, choices=tuple(sorted(question.choices)))
-    return _hash(question.normalized_text)
-
-
-def _distinct(part: _Loaded) -> _Loaded:
-    """The first of each set of questions that are the same one."""
-    _, first = np.unique(part.identities, return_index=True)
-    first.sort()
-    return replace(part, chosen=part.chosen[first], identities=part.identities[first])
-
-
-def _taken(loaded: Mapping[str, list[_Loaded]]) -> dict[Split, NDArray[np.uint64]]:
-    """What the questions of each split must not be: those of the splits that come before it.
-
-    A dataset that is set aside later, for its train, still keeps what it holds out from the
-    others' train: whether it is mended or not, they train on the same questions.
-    """
-    parts = list(itertools.chain.from_iterable(loaded.values()))
-    nothing = np.empty(0, np.uint64)
-    dev, test = (
-        np.concatenate([nothing, *(part.identities for part in parts if part.split == split)])
-        for split in ("dev", "test")
-    )
-    return {"train": np.concatenate([dev, test]), "dev": test, "test": nothing}
-
-
-def _choose(
-    parts: list[_Loaded], domain: Domain, taken: Mapping[Split, NDArray[np.uint64]]
-) -> list[tuple[pa.Table, SplitCounts]]:
-    """The rows that are used of each split of a dataset, and what became of the others."""
-    chosen = []
-    for part in parts:
-        free = part.chosen[~np.isin(part.identities, taken[part.split])]
-        if part.split == "train" and not len(free) and part.limit != 0:
-            raise InputError(
-                f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training "
-                "questions also stand in a dev or test split; give train other questions"
-            )
-        table = _take(part.rows, free[: part.limit])
-        chosen.append((table, _count(part, domain, len(free), table)))
-    return chosen
-
-
-def _take(rows: pa.Table, chosen: NDArray[np.int64]) -> pa.Table:
-    """The chosen rows, in the order of `chosen`.
-
-    Piece by piece, because `Table.take` copies every chunk it takes from into one, which doubles
-    the table and ends at 2 GiB of text; `filter` goes chunk by chunk.
-    """
-    size = max(ROWS_PER_BATCH, -(-len(chosen) // MAX_PIECES))
-    pieces = [QUESTION_TABLE_SCHEMA.empty_table()]
-    for start in range(0, len(chosen), size):
-        wanted = chosen[start : start + size]
-        mask = np.zeros(rows.num_rows, bool)
-        mask[wanted] = True
-        piece = rows.filter(pa.array(mask))  # in the order of `rows`
-        pieces.append(piece.take(np.searchsorted(np.sort(wanted), wanted)))
-    return pa.concat_tables(pieces)
-
-
-def _count(part: _Loaded, domain: Domain, num_free: int, kept: pa.Table) -> SplitCounts:
-    num_commonest = pc.max(kept.column("answer").value_counts().field("counts")).as_py() or 0
-    return {
+def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) -> _Chosen:
+    """Take what overlaps with no held-out question, up to the limit."""
+    compared = held_out.compare(part)
+    dropping = compared.places if settings.overlaps == "drop" else {EXACT: compared.places[EXACT]}
+    dropped = np.concatenate([*dropping.values()])
+    free = np.delete(part.chosen, dropped)
+    if part.split == "train" and not len(free) and part.limit != 0:
+        raise InputError(
+            f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
+            "also stand in a dev or test split or overlap with one of its questions "
+            f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
+            "keep those that overlap in part"
+        )
+    rows = [QUESTION_TABLE_SCHEMA.empty_table(), *pieces(part.rows, free[: part.limit])]
+    table = pa.concat_tables(rows)
+    num_commonest = pc.max(table.column("answer").value_counts().field("counts")).as_py() or 0
+    counts: SplitCounts = {
         "dataset": part.dataset,
         "split": part.split,
-        "domain": domain,
+        "domain": settings.datasets[part.dataset].domain,
         "num_read": part.num_read,
         "num_dropped_duplicate": part.num_read - len(part.chosen),
-        "num_dropped_overlap": len(part.chosen) - num_free,
-        "num_kept": kept.num_rows,
-        "commonest_answer_share": num_commonest / max(kept.num_rows, 1),
+        "num_dropped_overlap": len(dropped),
+        "num_wanted": part.limit,
+        "num_kept": table.num_rows,
+        "overlaps": {rule: len(places) for rule, places in compared.places.items()},
+        "commonest_answer_share": num_commonest / max(table.num_rows, 1),
     }
+    return _Chosen(table, compared.table, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -104,4 +105,14 @@ def _format_questions(questions: Iterable[Question]) -> str:
         prompt = answer_messages(question)[-1]["content"]
         truth = f"truth ({question.answer_type}): {question.answer}"
         shown.append(f"=== {question.question_id}\n{prompt}\n--- {truth}")
-    return "\n\n".join(shown)
+    return visible("\n\n".join(shown))
+
+
+def visible(text: str) -> str:
+    """The text with control characters written out, which a terminal would obey."""
+    return "".join(
+        char.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(char) == "Cc" and char not in "\n\t"
+        else char
+        for char in text
+    )

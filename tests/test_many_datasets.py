@@ -44,6 +44,7 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
         datasets |= sums(f"sums_{number:02d}", number, 2 + number % 3, weight=1.0 + number % 2)
     broken = {"source": {"kind": "files", "train": str(tmp_path / "missing.jsonl")}}
     scripted_config["questions"]["datasets"] = datasets | {"broken": broken}
+    scripted_config["questions"]["on_error"] = "skip"
     path = write_config(scripted_config)
     result = run_driver("run", path, "--until", "paths")
     assert result.returncode == 0, result.stderr

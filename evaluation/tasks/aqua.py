@@ -37,7 +37,7 @@ def _named(options: tuple[str, ...]) -> list[tuple[str, str]]:
 def _text(row: Row, letter: str, option: str) -> str:
     found = _LETTERED.fullmatch(option)
     if found is None or found[1] != letter:
-        raise row.wrong("options", f": {option!r} should begin with {letter}); mend the row")
+        raise row.wrong("options", f": {option!r} should begin with {letter}); fix the row")
     return found[2].strip()
 
 

@@ -86,7 +86,7 @@ def _listed(row: Row, listed: list[str]) -> tuple[str, ...]:
     marks = list(_OPTION.finditer(text))
     letters = [mark[1] for mark in marks if mark[1]]
     if not marks or (letters and letters != list(string.ascii_uppercase[: len(marks)])):
-        raise row.wrong("input", "lists no options, or not as (A), (B), ...; mend the row")
+        raise row.wrong("input", "lists no options, or not as (A), (B), ...; fix the row")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     texts = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
     return row.checked_options("input", texts)

@@ -20,7 +20,7 @@ def read_row(row: Row) -> Draft:
     solution, marks, end = row.text("answer").rpartition("####")
     number = plain_number(end) if marks else None
     if number is None:
-        raise row.wrong("answer", "does not end with #### and a number; mend the row")
+        raise row.wrong("answer", "does not end with #### and a number; fix the row")
     without_calculator = re.sub(r"<<[^<>]*>>", "", solution).strip()
     return Draft(row.text("question"), number, "number", solution=without_calculator)
 

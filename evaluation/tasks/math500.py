@@ -9,6 +9,7 @@ in a sentence ("12 inches"). Any other is LaTeX, compared by its meaning.
 from __future__ import annotations
 
 from evaluation.hub import Hub
+from evaluation.question import AnswerType
 from evaluation.rows import Row
 from evaluation.task import Draft, Task, plain_number
 
@@ -18,9 +19,9 @@ def read_row(row: Row) -> Draft:
     answer = row.text("answer")
     number = None if "$" in answer else plain_number(answer)
     key = row.text("unique_id").removeprefix("test/").removesuffix(".json")
-    return Draft(
-        row.text("problem"), number or answer, "math" if number is None else "number", key=key
-    )
+    answer_type: AnswerType = "math" if number is None else "number"
+    subject = row.text("subject") if row.values.get("subject") else key.partition("/")[0]
+    return Draft(row.text("problem"), number or answer, answer_type, key=key, kind=subject)
 
 
 TASK = Task(

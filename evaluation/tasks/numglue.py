@@ -58,7 +58,7 @@ def _passage_answers(row: Row, answer: Any) -> list[str]:
             orders = itertools.permutations(spans)
         return [", ".join(order) for order in orders]
     if not days:
-        raise row.wrong("answer", "holds no number, no span and no date; mend the row")
+        raise row.wrong("answer", "holds no number, no span and no date; fix the row")
     return [" ".join(days)]
 
 

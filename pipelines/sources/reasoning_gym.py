@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from typing import Any, Literal
 
 import pydantic
@@ -25,6 +26,17 @@ from evaluation.answers.reasoning_gym import (
 )
 from evaluation.grader import canonical_answer
 from evaluation.question import SPLITS, Domain, Question, Split
+from pipelines.sources.source import (
+    DEV_SHARE,
+    TEST_SHARE,
+    Asked,
+    Ordered,
+    split_of,
+    stable_hash,
+)
+
+GENERATED_SHARE = 0.2
+"""The share of a stream that is dev, and the share that is test."""
 
 Value = bool | int | float | str | tuple[bool | int | float | str, ...]
 
@@ -60,6 +72,43 @@ class ReasoningGymSource(Settings):
             if not all(isinstance(item, bool | int | float | str) for item in items):
                 raise ValueError(f"{name} must be a number, text, true, false or a list of these")
         return plain
+
+    @property
+    def domain(self) -> Domain:
+        return "in_domain"
+
+    @property
+    def is_labelled(self) -> bool:
+        return True
+
+    @property
+    def is_generated(self) -> bool:
+        return True
+
+    def given_splits(self, domain: Domain) -> tuple[Split, ...]:
+        return SPLITS
+
+    def check(self, asked: Asked) -> None:
+        for split in SPLITS if asked.domain == "in_domain" else SPLITS[1:]:
+            if asked.limits[split] is None:
+                raise ValueError(f"num_{split} is missing; a generated source has no end")
+        shares = {"dev_share": (asked.dev_share, DEV_SHARE)}
+        shares["test_share"] = (asked.test_share, TEST_SHARE)
+        for name, (share, default) in shares.items():
+            if share != default:
+                raise ValueError(f"{name} is for files; generated splits are set by num_*")
+
+    def read(self, folder: str, asked: Asked) -> Iterator[Ordered]:
+        wanted = {split: asked.limits[split] or 0 for split in SPLITS}
+        return enumerate(draw_questions(self, asked.dataset, asked.domain, wanted, _split_by_text))
+
+    def digest(self, folder: str) -> str | None:
+        return metadata.version("reasoning-gym")
+
+
+def _split_by_text(text: str) -> Split:
+    # By text and not by index: a text falls on the same side in every family, seed and dataset.
+    return split_of(stable_hash(text), GENERATED_SHARE, GENERATED_SHARE)
 
 
 def draw_questions(
@@ -162,6 +211,7 @@ def _to_question(
         answer_type=kind or "text",
         grader="" if kind else FAMILY_GRADER,
         grader_data=data,
+        kind=source.family,
     )
     split = split_of(question.normalized_text)
     return dataclasses.replace(question, question_id=f"{dataset}/{split}/{index:06d}", split=split)

@@ -8,9 +8,10 @@ from typing import Literal
 import pydantic
 
 from cluster.settings import Settings
-from evaluation.question import Domain, Question, Split
+from evaluation.question import Domain, Split
 from evaluation.rows import resolve
 from evaluation.task import Task, find_task, read_task
+from pipelines.sources.source import Asked, Ordered, carve, check_splits_exist
 
 
 class TaskSource(Settings):
@@ -54,20 +55,33 @@ class TaskSource(Settings):
         """What the name stands for."""
         return find_task(self.name)
 
-    def used_splits(self, domain: Domain) -> tuple[Split, ...]:
+    @property
+    def domain(self) -> Domain:
+        return self.task.domain
+
+    @property
+    def is_labelled(self) -> bool:
+        return True
+
+    @property
+    def is_generated(self) -> bool:
+        return False
+
+    def given_splits(self, domain: Domain) -> tuple[Split, ...]:
         """The splits that are read: of `out_of_domain` never train, unless it is asked for."""
         if self.splits is not None:
             return self.splits
         used = self.task.splits
         return used if domain == "in_domain" else tuple(s for s in used if s != "train")
 
-    def check_domain(self, domain: Domain) -> None:
-        """Raise ValueError where the splits do not fit what the dataset is for."""
-        used = self.used_splits(domain)
+    def check(self, asked: Asked) -> None:
+        used, domain = self.given_splits(asked.domain), asked.domain
+        if asked.dev_share + asked.test_share >= 1:
+            raise ValueError("dev_share and test_share leave nothing to train on")
         if domain == "out_of_domain" and "train" in used:
             raise ValueError("out_of_domain has no train; take train out of source.splits")
         if not used:
-            raise ValueError(f"task {self.name} is read from no split; mend source.splits")
+            raise ValueError(f"task {self.name} is read from no split; fix source.splits")
         if domain == "in_domain" and self.task.no_training:
             raise ValueError(
                 f"task {self.name} may not be trained on, because {self.task.no_training}; "
@@ -78,21 +92,21 @@ class TaskSource(Settings):
                 f"in_domain needs a train split, and of task {self.name} are used: "
                 f"{', '.join(used)}; set domain to out_of_domain"
             )
+        check_splits_exist(asked, used)
 
+    def read(self, folder: str, asked: Asked) -> Iterator[Ordered]:
+        """In upstream's order; what is wrong with rows that are left out goes to `asked`."""
+        splits = self.given_splits(asked.domain)
+        questions = read_task(
+            self.task,
+            splits,
+            resolve(self.path, folder) if self.path is not None else None,
+            dataset=asked.dataset,
+            domain=asked.domain,
+            wrong=asked.wrong_rows,
+            max_wrong=self.max_wrong_rows,
+        )
+        return carve(questions, asked, splits)
 
-def read_task_questions(
-    source: TaskSource, folder: str, dataset: str, domain: Domain, wrong: list[str]
-) -> Iterator[Question]:
-    """The questions of the splits that are used, in upstream's order. Raises `InputError`.
-
-    What is wrong with the rows that are left out is put into `wrong`, with file and line.
-    """
-    return read_task(
-        source.task,
-        source.used_splits(domain),
-        resolve(source.path, folder) if source.path is not None else None,
-        dataset=dataset,
-        domain=domain,
-        wrong=wrong,
-        max_wrong=source.max_wrong_rows,
-    )
+    def digest(self, folder: str) -> str | None:
+        return None  # which files they are is known to the task's own reader only

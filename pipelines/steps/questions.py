@@ -2,7 +2,8 @@
 
 A run's folder holds::
 
-    questions-<extent>/questions.parquet   the questions, then manifest.json
+    questions-<extent>/questions.parquet   the questions
+    questions-<extent>/overlaps/           which overlaps with which; then manifest.json
     questions.json                         what they were read from, and the driver's facts of them
 
 A million questions take a minute or two to read and about a GiB of memory. They are read in a
@@ -14,40 +15,42 @@ hold.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any
 
 from cluster.apart import run_apart
 from cluster.errors import InputError
 from cluster.progress import format_seconds
-from cluster.settings import fingerprint
+from cluster.settings import fingerprint, versioned
 from cluster.steps import Step, claim_run_folder
 from cluster.storage import Folder
 from cluster.terminal import ProgressLine, say
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
-from evaluation.rows import open_file, resolve
 from pipelines.config import Config
-from pipelines.questions import QuestionFacts, QuestionSettings, load_questions
-from pipelines.sources.files import FileSource
-from pipelines.sources.reasoning_gym import ReasoningGymSource
-from pipelines.sources.tasks import TaskSource
+from pipelines.questions import (
+    QuestionFacts,
+    QuestionSettings,
+    load_questions,
+    overlaps_by_rule,
+)
 
 QUESTIONS_FILE = "questions.parquet"
+OVERLAPS = "overlaps"
+"""A folder below, because the Parquet files of the step itself are its questions."""
 FACTS_FILE = "questions.json"
 
-VERSION = 1
-"""To be raised when the same files come to other questions: then they are read again."""
+VERSION = 2
+"""To be raised when the same files come to other questions, or the step's folder to other tables:
+then they are read again, into another folder."""
 
 
 def content(questions: QuestionFacts) -> dict[str, Any]:
     """The questions themselves: whatever led to them, the same ones are the same step."""
-    return {"questions": questions.extent(*SPLITS)}
+    return versioned({"questions": questions.extent(*SPLITS)}, VERSION)
 
 
 def step_of(run: Folder, questions: QuestionFacts) -> Step:
@@ -71,9 +74,10 @@ def summary(questions: QuestionFacts) -> str:
     lines = [
         f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
         f"{c['num_read']} read, {c['num_dropped_duplicate']} duplicates and "
-        f"{c['num_dropped_overlap']} overlaps dropped"
+        f"{c['num_dropped_overlap']} overlaps dropped{overlaps_by_rule(c)}"
         for c in questions.counts
     ]
+    lines += [f"warning: {sentence}" for sentence in questions.shortfalls()]
     for name, rows in questions.wrong_rows.items():
         lines += [f"questions: {name}: a row is LEFT OUT: {why}" for why in rows]
     lines += [f"questions: {name} is SET ASIDE: {why}" for name, why in questions.broken.items()]
@@ -99,6 +103,7 @@ def store_questions(
     with _keeping(run):
         claim_run_folder(run, name)
         if not stored.is_done:
+            stored.folder.child(OVERLAPS).write_table("overlaps.parquet", loaded.overlaps)
             stored.folder.write_table(QUESTIONS_FILE, loaded.table)
             stored.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
         run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
@@ -130,28 +135,13 @@ def questions_origin(settings: QuestionSettings) -> str | None:
     the reader of a known task knows which files that task has.
     """
     try:
-        content = [_content_of(d.source, settings.folder) for d in settings.datasets.values()]
+        content = [d.source.digest(settings.folder) for d in settings.datasets.values()]
     except InputError:
         return None  # said better by who reads it
     if None in content:
         return None
     versions = [VERSION, GRADER_VERSION]
     return fingerprint(settings.model_dump(mode="json"), content, versions)
-
-
-def _content_of(source: FileSource | ReasoningGymSource | TaskSource, folder: str) -> str | None:
-    """What the questions of a source come from, apart from its settings. Raises `InputError`."""
-    if isinstance(source, ReasoningGymSource):
-        return metadata.version("reasoning-gym")
-    if isinstance(source, TaskSource) or source.hub is not None:
-        return None
-    paths = [path for split in SPLITS for path in source.paths(split)]
-    return fingerprint([_hash(resolve(path, folder)) for path in paths])
-
-
-def _hash(location: str) -> str:
-    with open_file(location) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -65,6 +66,9 @@ def test_grade_file_counts_rows_by_verdict(tmp_path: Path) -> None:
         (json.dumps(row("", kind="poem")), "'answer_type'"),
         (json.dumps(row("", choices="ab")), "'choices'"),
         (json.dumps(row("", choices=["a"] * 27)), "27 options"),
+        (json.dumps(row("", "A", "choice")), "'choices': a choice needs its options"),
+        ('{"response": "a", "response": "b"}', "the key 'response' is given twice"),
+        (json.dumps(row("", float("nan"))), "'answer': nan is not a number"),
         (json.dumps(row("", grader="nowhere:f")), "'grader'"),
     ],
 )
@@ -78,3 +82,14 @@ def test_grade_file_of_a_wrong_row_names_its_line(tmp_path: Path, line: str, wha
 def test_grade_file_that_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         grade_file(tmp_path / "none.jsonl", io.StringIO())
+
+
+def test_grade_file_reads_gzip_and_a_byte_order_mark(tmp_path: Path) -> None:
+    lines = "\ufeff" + json.dumps(row("\\boxed{0.1}", 0.1)) + "\n" + json.dumps(row("Hm.")) + "\n"
+    for data in (lines.encode(), gzip.compress(lines.encode())):
+        (tmp_path / "rows.jsonl.gz").write_bytes(data)
+        verdicts = [result["verdict"] for result in graded(tmp_path / "rows.jsonl.gz")]
+        assert verdicts == ["correct", "no_answer"]
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-5])
+    with pytest.raises(InputError, match=r"rows\.jsonl\.gz is cut short"):
+        graded(tmp_path / "rows.jsonl.gz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 from collections import Counter
@@ -565,6 +566,46 @@ def test_one_file_serves_one_split_only(tmp_path: Path) -> None:
     assert len(read("gsm8k", other, "test")) == 1
     assert "not the test file of gsm8k by its name" in complaint("gsm8k", named, "test")
     assert "not the train file of gsm8k by its name" in complaint("gsm8k", other, "train", "test")
+
+
+def test_kind_is_the_part_of_the_task(tmp_path: Path) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "numglue.test.jsonl": OURS | {"id": "numglue/test/t8/00001", "dataset": "numglue"},
+        "math500.test.jsonl": OURS | {"id": "math500/test/algebra/1", "dataset": "math500"},
+        "gsm8k.test.jsonl": OURS | {"kind": "easy"},
+        "anli/R2/test.jsonl": {"uid": "u", "context": "c", "hypothesis": "h", "label": "e"},
+    }
+    for name, row in rows.items():
+        write(tmp_path, name, lines(row))
+    write(tmp_path, "anli/R1/test.jsonl", lines(rows["anli/R2/test.jsonl"]))
+    write(tmp_path, "anli/R3/test.jsonl", lines(rows["anli/R2/test.jsonl"]))
+    kinds = {name: [q.kind for q in read(name, tmp_path)] for name in ("numglue", "math500")}
+    assert kinds == {"numglue": ["t8"], "math500": ["algebra"]}
+    assert [q.kind for q in read("gsm8k", tmp_path)] == ["easy"]
+    assert [q.kind for q in read("anli", tmp_path / "anli")] == ["r1", "r2", "r3"]
+    write_bbh(tmp_path, {})
+    assert {q.kind for q in read("bbh", tmp_path)} == set(KINDS)
+
+
+def test_gzip_files_of_a_task_are_found_and_read(tmp_path: Path) -> None:
+    row = {"question": "How many hens?", "answer": "#### 2"}
+    path = tmp_path / "test.jsonl.gz"
+    path.write_bytes(gzip.compress(lines(row).encode()))
+    assert len(read("gsm8k", tmp_path)) == len(read("gsm8k", path)) == 1
+
+
+def test_missing_shard_of_a_task_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    for number in (0, 2):
+        table = pa.Table.from_pylist([{"question": f"{number}?", "answer": "#### 2"}])
+        pq.write_table(table, tmp_path / "main" / f"test-0000{number}-of-00003.parquet")
+    assert "is one of 3 files, and 2 of them are given" in complaint("gsm8k", tmp_path)
+
+
+def test_element_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    problem = asdiv_problem(1, "3").replace("</Problem>", "<Answer>4</Answer></Problem>")
+    path = write(tmp_path, "ASDiv.xml", f"<Set>{problem}</Set>")
+    assert f"{path}:1: the element 'Answer' is there twice" in complaint("asdiv", tmp_path)
 
 
 def test_hub_rows_come_through_the_datasets_library(

@@ -17,9 +17,8 @@ from cluster.errors import InputError
 from cluster.settings import content_of
 from evaluation.grader import Verdict, grade
 from evaluation.question import QUESTION_TABLE_SCHEMA, SPLITS, Question
-from pipelines.questions import ROWS_PER_BATCH, QuestionSet, QuestionSettings, load_questions
-
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+from pipelines.questions import QuestionSet, QuestionSettings, load_questions
+from pipelines.splits import ROWS_PER_BATCH
 
 
 def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
@@ -29,6 +28,11 @@ def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
 
 def load(folder: Path, **datasets: Any) -> QuestionSet:
     return load_questions(settings_of(folder, **datasets))
+
+
+def load_or_skip(folder: Path, **datasets: Any) -> QuestionSet:
+    settings = settings_of(folder, **datasets)
+    return load_questions(settings.model_copy(update={"on_error": "skip"}))
 
 
 def asked(loaded: QuestionSet) -> list[Question]:
@@ -207,22 +211,6 @@ def test_reordered_options_are_the_same_question(tmp_path: Path) -> None:
     assert texts_of(loaded, "train") == ["Pick from a.jsonl"]
 
 
-@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no ../shared/data beside the repository")
-def test_known_overlaps_of_the_shared_benchmarks_are_dropped() -> None:
-    datasets: dict[str, Any] = {}
-    for path in sorted(SHARED_DATA.glob("*.jsonl")):
-        name, split, _ = path.name.split(".")
-        dataset = datasets.setdefault(name, files() | {"domain": "out_of_domain"})
-        dataset["source"][split] = path.name
-        if split == "train":
-            dataset["domain"] = "in_domain"
-    questions = asked(load(SHARED_DATA, **datasets))
-    train = set(ids_of(questions, "train"))
-    overlaps = json.loads((SHARED_DATA / "train_heldout_overlaps.json").read_text())
-    assert len(train) > 15_000
-    assert not train & {overlap["train"] for overlap in overlaps}
-
-
 def test_counts_add_up_and_name_the_commonest_answer(tmp_path: Path) -> None:
     test = write(tmp_path, "a.jsonl", numbered(12))
     mine = files(test=test) | {"domain": "out_of_domain", "num_test": 5}
@@ -234,7 +222,9 @@ def test_counts_add_up_and_name_the_commonest_answer(tmp_path: Path) -> None:
             "num_read": 12,
             "num_dropped_duplicate": 0,
             "num_dropped_overlap": 0,
+            "num_wanted": 5,
             "num_kept": 5,
+            "overlaps": {"exact": 0},
             "commonest_answer_share": 1.0,
         }
     ]
@@ -339,7 +329,7 @@ def test_weights_and_bounds_are_no_content(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, mine=family("chain_sum") | more)
     assert settings.datasets["mine"].weight == 2.0
     assert set(content_of(settings.datasets["mine"])).isdisjoint(more)
-    assert "broken" not in content_of(settings)
+    assert "on_error" not in content_of(settings)
 
 
 def test_table_holds_the_questions_with_their_fingerprints(tmp_path: Path) -> None:
@@ -409,7 +399,9 @@ def test_broken_dataset_is_set_aside_and_the_others_load(tmp_path: Path) -> None
     good = files(train=write(tmp_path, "good.jsonl", numbered(9)))
     (tmp_path / "bad.jsonl").write_text('{"id": 1}\n{oops}\n')
     alone = load(tmp_path, good=good)
-    loaded = load(tmp_path, bad=files(train="bad.jsonl"), good=good, gone=files(train="x.jsonl"))
+    loaded = load_or_skip(
+        tmp_path, bad=files(train="bad.jsonl"), good=good, gone=files(train="x.jsonl")
+    )
     assert loaded.table == alone.table
     assert loaded.counts == alone.counts
     assert list(loaded.broken) == ["bad", "gone"]
@@ -417,9 +409,9 @@ def test_broken_dataset_is_set_aside_and_the_others_load(tmp_path: Path) -> None
     assert "no question file" in loaded.broken["gone"]
 
 
-def test_broken_dataset_can_be_refused(tmp_path: Path) -> None:
+def test_broken_dataset_stops_the_run_by_default(tmp_path: Path) -> None:
     datasets = {"good": family("chain_sum", 5), "gone": files(train="x.jsonl")}
-    tree = {"folder": str(tmp_path), "datasets": datasets, "broken": "refuse"}
+    tree = {"folder": str(tmp_path), "datasets": datasets}
     with pytest.raises(InputError, match=r"^no question file .*x\.jsonl"):
         load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))
 
@@ -435,23 +427,25 @@ def test_nothing_left_but_broken_datasets_is_refused_with_all_sentences(tmp_path
     with pytest.raises(
         InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*holds"
     ):
-        load(tmp_path, **broken)
+        load_or_skip(tmp_path, **broken)
     outside = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
     with pytest.raises(InputError, match=r"to train on is left; (?s:.*)gone: no q.*\n  empty: "):
-        load(tmp_path, outside=outside, **broken)
+        load_or_skip(tmp_path, outside=outside, **broken)
 
 
 def test_broken_dataset_out_of_domain_never_stops_a_run(tmp_path: Path) -> None:
     outside = files(test="x.jsonl") | {"domain": "out_of_domain"}
-    assert list(load(tmp_path, mine=family("chain_sum", 5), outside=outside).broken) == ["outside"]
+    assert list(load_or_skip(tmp_path, mine=family("chain_sum", 5), outside=outside).broken) == [
+        "outside"
+    ]
     other = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
-    assert load(tmp_path, outside=outside, other=other).table.num_rows == 1
+    assert load_or_skip(tmp_path, outside=outside, other=other).table.num_rows == 1
 
 
 def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) -> None:
     same = write(tmp_path, "a.jsonl", ["one", "two"])
     good = write(tmp_path, "good.jsonl", ["two", "three"])
-    loaded = load(
+    loaded = load_or_skip(
         tmp_path,
         mine=files(train=same, test=write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})),
         good=files(train=good) | {"dev_share": 0.0},
@@ -462,7 +456,7 @@ def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) 
 
 def test_what_is_wrong_with_a_broken_dataset_can_always_be_written(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"half \\ud83d": 1}')
-    loaded = load(tmp_path, mine=family("chain_sum", 5), bad=files(train="bad.jsonl"))
+    loaded = load_or_skip(tmp_path, mine=family("chain_sum", 5), bad=files(train="bad.jsonl"))
     assert b"half \\ud83d" in loaded.broken["bad"].encode()
 
 

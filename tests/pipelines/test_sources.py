@@ -19,7 +19,8 @@ from cluster.errors import InputError
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 from pipelines.questions import DatasetSettings
-from pipelines.sources.files import Columns, FileSource, HubSettings, read_questions
+from pipelines.sources.columns import Columns
+from pipelines.sources.files import FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 from tests.conftest import boxed_truth
 
@@ -126,7 +127,7 @@ def test_very_long_question_is_read(tmp_path: Path) -> None:
 
 
 def test_line_across_blocks_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.rows.BLOCK_BYTES", 7)
+    monkeypatch.setattr("evaluation.files.BLOCK_BYTES", 7)
     rows = [GOOD | {"id": str(n), "question": "word " * n + "?"} for n in range(30)]
     assert [q.question for q in read_rows(tmp_path, *rows)] == [row["question"] for row in rows]
 
@@ -209,7 +210,8 @@ def test_json_list_is_read_and_items_are_named_by_their_line(tmp_path: Path) -> 
         (b'[\n\n{"id": "b"', "q.json:3 is not JSON"),
         (b"[1]", "q.json:1: every item is one JSON object, this is a number"),
         (b"[]", "q.json holds no questions"),
-        (gzip.compress(b"[]"), "q.json is not JSON but gzip"),
+        (gzip.compress(b"[]"), "q.json holds no questions"),
+        (gzip.compress(gzip.compress(b"[]")), "q.json is not JSON but gzip within gzip"),
     ],
 )
 def test_broken_json_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
@@ -270,7 +272,9 @@ def test_missing_file_names_path_nearest_and_folder(tmp_path: Path) -> None:
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    assert "must end in .jsonl, .json, .csv" in complaint_about(tmp_path, b"id", name="q.txt")
+    assert "must end in .jsonl, .ndjson, .json, .csv" in complaint_about(
+        tmp_path, b"id", name="q.txt"
+    )
 
 
 def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
@@ -290,10 +294,15 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(b"[1, 2]\n", "q.jsonl:1: every line is one JSON object", id="list"),
         pytest.param(b"null\n", "q.jsonl:1: every line is one JSON object", id="null"),
         pytest.param(b'{"id": "caf\xe9"}\n', "q.jsonl:1 is not UTF-8", id="latin-1"),
-        pytest.param(b"\xff\xfe{\x00", "q.jsonl:1 is not UTF-8", id="utf-16"),
+        pytest.param(b"\xff\xfe{\x00", "q.jsonl is not JSONL but UTF-16; save", id="utf-16"),
         pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
         pytest.param(b"[" * 200_000, "q.jsonl:1 is not JSON", id="deep"),
-        pytest.param(gzip.compress(b"{}"), "q.jsonl is not JSONL but gzip; unpack", id="gzip"),
+        pytest.param(gzip.compress(b"{}"), "q.jsonl:1: no column 'id'", id="gzip"),
+        pytest.param(
+            gzip.compress(b"{}" * 99)[:-9], "q.jsonl is cut short: its gzip", id="cut gzip"
+        ),
+        pytest.param(gzip.compress(b"{}") + b"more", "q.jsonl is damaged: its gzip", id="rest"),
+        pytest.param(b"PK\x03\x04", "q.jsonl is not JSONL but zip; unpack it with unzip", id="zip"),
         pytest.param(b"PAR1\x15\x04", "q.jsonl is not JSONL but Parquet; let", id="parquet"),
         pytest.param(b"{}\r{}\r", "q.jsonl:1 is not JSON: extra data", id="carriage returns"),
     ],

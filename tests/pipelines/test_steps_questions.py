@@ -27,7 +27,7 @@ def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
     columns = {"answer_type": None, "choices": None}
     source = {"kind": "files", "train": "a.jsonl", "answer_type": "number", "columns": columns}
     own = {"a": {"source": source, "dev_share": 0.2}}
-    tree = {"folder": str(folder), "datasets": own | datasets}
+    tree = {"folder": str(folder), "datasets": own | datasets, "on_error": "skip"}
     return QuestionSettings.model_validate_json(json.dumps(tree))
 
 
@@ -78,6 +78,19 @@ def test_questions_are_stored_with_their_facts_in_the_manifest(folder: Path, run
         assert facts.num_kept(*splits) == {name: n for name, n in expected.items() if n}
 
 
+def test_overlaps_are_stored_beside_the_questions(folder: Path, run: Folder) -> None:
+    write_rows(folder, "t.jsonl", 3, 50)
+    columns = {"answer_type": None, "choices": None}
+    source = {"kind": "files", "test": "t.jsonl", "answer_type": "number", "columns": columns}
+    settings = settings_of(folder, b={"source": source, "domain": "out_of_domain"})
+    step = questions_step(run, store(settings, run))
+    pairs = step.folder.child(question_step.OVERLAPS).read_table().to_pylist()
+    assert [(p["question_id"], p["held_out_id"], p["rule"]) for p in pairs] == [
+        ("a/train/q3", "b/test/q3", "exact")
+    ]
+    assert step.content["version"] == question_step.VERSION
+
+
 def test_questions_of_unchanged_files_are_not_read_again(
     folder: Path, run: Folder, loads: list[QuestionSettings]
 ) -> None:
@@ -107,7 +120,7 @@ def test_questions_are_read_again_when_anything_changed(
     elif change == "facts torn":
         run.write_bytes("questions.json", b'{"origin": "3f')
     else:
-        monkeypatch.setattr(questions_step, "VERSION", 2)
+        monkeypatch.setattr(questions_step, "VERSION", 99)
     again = store(settings, run)
     assert len(loads) == 2
     assert again == load_questions(settings).facts()

@@ -173,3 +173,11 @@ def test_generated_family_is_shown_whatever_its_answers_are(family: str) -> None
 def test_unknown_family_names_the_nearest() -> None:
     with pytest.raises(InputError, match="'chain_sums'; nearest: chain_sum"):
         format_task("reasoning_gym:chain_sums")
+
+
+def test_question_shown_cannot_command_the_terminal(tmp_path: Path) -> None:
+    row = {"question": "Red \x1b[31m\x07 hens?\nHow many?", "answer": "#### 2"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    shown = format_task("gsm8k", str(tmp_path), ["test"])
+    assert "Red \\x1b[31m\\x07 hens?\nHow many?" in shown
+    assert not {"\x1b", "\x07"} & set(shown)

@@ -1,0 +1,541 @@
+"""Question files off the beaten path: each is read right, or refused in one sentence."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydantic
+import pytest
+
+from cluster.errors import InputError
+from evaluation.question import Question
+from pipelines.questions import DatasetSettings, QuestionSet, QuestionSettings, load_questions
+
+ROW = {"id": "1", "question": "How many?", "answer": 1}
+
+
+def line(**changes: Any) -> str:
+    return json.dumps(ROW | changes)
+
+
+ONE, TWO = line(), line(id="2", question="How many more?")
+
+
+def load(folder: Path, test: Any, **source: Any) -> QuestionSet:
+    own = {"kind": "files", "test": test, "answer_type": "number"} | source
+    datasets = {"mine": {"source": own, "domain": "out_of_domain"}}
+    tree = {"folder": str(folder), "datasets": datasets}
+    return load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))
+
+
+def read(folder: Path, name: str, data: str | bytes, **source: Any) -> list[Question]:
+    (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    questions = {q.question_id: q for q in load(folder, name, **source).questions("test")}
+    return [questions[key] for key in sorted(questions)]
+
+
+def answers(folder: Path, name: str, data: str | bytes, **source: Any) -> list[str]:
+    return [question.answer for question in read(folder, name, data, **source)]
+
+
+def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read(folder, name, data, **source)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+# --- JSON --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("q.json", f"[{line()}]\n[{line()}]", "q.json:2: text goes on after the list ends"),
+        ("q.json", f"[{line()}] more", "q.json:1: text goes on after the list ends"),
+        ("q.json", f"[\n{line()},\n]", "q.json:3 is not JSON: there is a comma too many"),
+        ("q.json", f"[{line()},,{line()}]", "q.json:1 is not JSON: there is a comma too many"),
+        ("q.json", f"[{line()}\n{line()}]", "q.json:2 is not JSON: a comma or the end of the list"),
+        ("q.json", f'{{"examples": [{line()}]', "the object around the list is not closed"),
+        ("q.json", f'{{"examples": [{line()}]}} []', "text goes on after the list ends"),
+        ("q.json", f'{{"examples": [{line()}], "examples": []}} []', "text goes on after"),
+        ("q.json", '{"data": [1]}', "no column 'id'; there are data"),
+        ("q.jsonl", f"[{line()}]", "this is a list; a file that is one list is called .json"),
+        ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
+        ("q.jsonl", '{"id": "a', "unterminated string starting at column 8"),
+        ("q.jsonl", '{"id": "a\tb"}', "invalid control character at column 10"),
+        ("q.jsonl", line()[:-1] + ', "answer": 2}', "the key 'answer' is given twice"),
+        ("q.jsonl", line(x={"a": 1}).replace('"a": 1', '"a": 1, "a": 2'), "the key 'a' is given"),
+        ("q.jsonl", line(answer=float("nan")), "column 'answer' is nan, which is no value"),
+        ("q.jsonl", line(answer=float("inf")), "column 'answer' is inf, which is no value"),
+        ("q.jsonl", '{"id": 1, "question": "?", "answer": 1e9999}', "more than 400 digits"),
+        ("q.jsonl", line(question=" \u200b"), "column 'question' is empty"),
+        ("q.json", line().encode("utf-16"), "q.json is not JSON but UTF-16; save it as UTF-8"),
+        ("q.csv", "id,question".encode("utf-16"), "q.csv is not CSV but UTF-16"),
+        ("q.csv", b"PK\x03\x04...", "q.csv is not CSV but zip; unpack it with unzip"),
+    ],
+)
+def test_json_that_would_lose_something_is_refused(
+    tmp_path: Path, name: str, data: str | bytes, said: str
+) -> None:
+    assert said in complaint(tmp_path, name, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("q.json", f"\ufeff [ {ONE} ,\r\n {TWO} ]\n"),
+        ("q.json", f'{{"canary": "x", "examples": [{ONE}, {TWO}], "more": [1]}}'),
+        ("q.json", f'{{"examples": [{ONE}, {TWO}]}}\n'),
+        ("q.json", f"{line(examples=[1])}\n{TWO}"),
+        ("q.json", f"{ONE}\n\n{TWO}\n"),
+        ("q.ndjson", f"{line(x=float('nan'))}\n{TWO}"),
+        ("Q.JSONL", f"{ONE}\r\n{TWO}"),
+        ("q.jsonl.gz", gzip.compress(f"{ONE}\n".encode()) + gzip.compress(TWO.encode())),
+        ("q.jsonl", gzip.compress(f"{ONE}\n{TWO}".encode())),
+        ("q.jsonl.gz", f"{ONE}\n{TWO}"),
+        ("q.json.gz", gzip.compress(f"[{ONE},{TWO}]".encode())),
+        ("q.csv.gz", gzip.compress(b"id,question,answer\n1,How many?,1\n2,How much?,1\n")),
+    ],
+)
+def test_json_and_gzip_in_any_of_their_forms_are_read_whole(
+    tmp_path: Path, name: str, data: str | bytes
+) -> None:
+    assert answers(tmp_path, name, data) == ["1", "1"]
+
+
+@pytest.mark.parametrize("cut", [4, 30])
+def test_gzip_that_is_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
+    data = gzip.compress("\n".join(line(id=n) for n in range(50)).encode())[:-cut]
+    assert "is cut short: its gzip data end too early" in complaint(tmp_path, "q.jsonl.gz", data)
+
+
+def test_gzip_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    data = bytearray(gzip.compress("\n".join(line(id=n) for n in range(50)).encode()))
+    data[20:24] = b"\xff\xff\xff\xff"
+    assert "q.jsonl.gz is damaged" in complaint(tmp_path, "q.jsonl.gz", bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("0.1", "0.1"),
+        ("0.1234567890123456789012", "0.1234567890123456789012"),
+        ("9007199254740993", "9007199254740993"),
+        ("1e3", "1000"),
+        ("-0.50", "-0.5"),
+    ],
+)
+def test_json_number_keeps_its_digits(tmp_path: Path, written: str, expected: str) -> None:
+    data = line(answer=0).replace('"answer": 0', f'"answer": {written}')
+    assert answers(tmp_path, "q.jsonl", data) == [expected]
+
+
+# --- CSV ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("id,question,answer,answer\n1,a?,2,3\n", "has the column 'answer' twice"),
+        ("id,question,answer,,\n1,a?,2,,\n", "has a column without a name twice"),
+        ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, and"),
+        ("id;question, long;answer\n1;a?;2\n", "can be cut at a comma or a semicolon; say which"),
+        ("id;question;answer\n1;a?;3,5\n", "q.csv:2, column 'answer': the number '3,5'"),
+        ("1,a?,2\n2,b?,3\n", "first line is a row, name its columns with source.header"),
+        ("one?\ntwo?\n", "there are one?; say"),
+    ],
+)
+def test_csv_that_would_lose_something_is_refused(tmp_path: Path, data: str, said: str) -> None:
+    assert said in complaint(tmp_path, "q.csv", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "source"),
+    [
+        ("q.csv", "\n id , question,answer\n\n1,a?,2\n\n", {}),
+        ("q.csv", "\ufeffid;question;answer\r\n1;a, b?;2\r\n", {}),
+        ("q.csv", "id|question|answer\n1|a?|2\n", {}),
+        ("q.csv", "id\tquestion\tanswer\n1\ta, b; c?\t2\n", {}),
+        (
+            "q.tsv",
+            "id\tquestion, long\tanswer\n1\ta?\t2\n",
+            {"columns": {"question": "question, long"}},
+        ),
+        ("q.csv", "1;a, b?;2\n", {"header": ["id", "question", "answer"]}),
+        (
+            "q.csv",
+            "id;question, long;answer\n1;a?;2\n",
+            {"delimiter": ";", "columns": {"question": "question, long"}},
+        ),
+    ],
+)
+def test_csv_is_cut_at_what_its_first_line_tells_or_the_config_says(
+    tmp_path: Path, name: str, data: str, source: dict[str, Any]
+) -> None:
+    assert answers(tmp_path, name, data, **source) == ["2"]
+
+
+def test_csv_cell_may_be_of_any_length(tmp_path: Path) -> None:
+    long = "word " * 60_000 + "?"
+    [question] = read(tmp_path, "q.csv", f'id,question,answer\n1,"{long}",2\n')
+    assert question.question == long
+
+
+def test_csv_without_header_says_where_the_names_do_not_fit(tmp_path: Path) -> None:
+    said = complaint(tmp_path, "q.csv", "1,a?,2\n", header=["question", "answer"])
+    assert "q.csv:1 does not have the 2 cells that source.header names" in said
+
+
+def test_csv_that_names_its_columns_itself_needs_no_header(tmp_path: Path) -> None:
+    data = "id,question,answer\n1,a?,2\n"
+    said = complaint(tmp_path, "q.csv", data, header=["id", "question", "answer"])
+    assert "q.csv:1 names the columns itself; remove source.header" in said
+
+
+# --- Parquet -----------------------------------------------------------------------------------
+
+
+def parquet(folder: Path, **columns: Any) -> bytes:
+    pq.write_table(pa.table({"id": ["1"], "question": ["How many?"]} | columns), folder / "made")
+    return (folder / "made").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (pa.array([0.1], pa.float32()), "0.1"),
+        (pa.array([np.float16(0.1)], pa.float16()), "0.1"),
+        (pa.array([1e20]), "100000000000000000000"),
+        (pa.array([2**62 + 1]), str(2**62 + 1)),
+        (pa.array([2**64 - 1], pa.uint64()), str(2**64 - 1)),
+        (pa.array([decimal.Decimal("1.50")]), "1.5"),
+    ],
+)
+def test_parquet_number_is_what_was_stored(tmp_path: Path, answer: Any, expected: str) -> None:
+    assert answers(tmp_path, "q.parquet", parquet(tmp_path, answer=answer)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([float(2**53 + 2)], "may have been rounded; store it as a whole number"),
+        ([float("nan")], "column 'answer' is nan"),
+        ([datetime.date(2020, 1, 1)], "expected a text, found a date"),
+        ([datetime.datetime(2020, 1, 1)], "expected a text, found a datetime"),
+        ([None], "column 'answer' is null"),
+    ],
+)
+def test_parquet_value_that_is_no_truth_is_refused(tmp_path: Path, answer: Any, said: str) -> None:
+    assert said in complaint(tmp_path, "q.parquet", parquet(tmp_path, answer=answer))
+
+
+def test_parquet_small_floats_within_lists_and_structs_keep_their_digits(tmp_path: Path) -> None:
+    options = pa.array([[0.1, 0.2]], pa.list_(pa.float32()))
+    data = parquet(tmp_path, answer=["B"], choices=options)
+    assert read(tmp_path, "q.parquet", data, answer_type="choice")[0].choices == ("0.1", "0.2")
+    kind = pa.struct([("label", pa.list_(pa.string())), ("text", pa.list_(pa.float32()))])
+    labelled = pa.array([{"label": ["x", "y"], "text": [0.1, 0.2]}], kind)
+    data = parquet(tmp_path, answer=["y"], choices=labelled)
+    [question] = read(tmp_path, "q.parquet", data, answer_type="choice")
+    assert (question.choices, question.answer) == (("0.1", "0.2"), "B")
+
+
+def test_parquet_column_twice_is_refused(tmp_path: Path) -> None:
+    arrays = [pa.array(["1"]), pa.array(["?"]), pa.array([1]), pa.array([2])]
+    names = ["id", "question", "answer", "answer"]
+    pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "q.parquet")
+    with pytest.raises(InputError, match="has the column 'answer' twice"):
+        load(tmp_path, "q.parquet")
+
+
+def test_hub_dataset_with_small_floats_keeps_their_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "someone"
+    folder.mkdir()
+    (folder / "test.parquet").write_bytes(parquet(tmp_path, answer=pa.array([0.1], pa.float32())))
+    loaded = load(tmp_path, "test", hub={"repository": str(folder)})
+    assert [question.answer for question in loaded.questions("test")] == ["0.1"]
+
+
+# --- several files -----------------------------------------------------------------------------
+
+
+def write_shards(folder: Path, *numbers: int, total: int = 3) -> None:
+    for number in numbers:
+        name = f"q-{number:05d}-of-{total:05d}.jsonl"
+        (folder / name).write_text(line(id=number, question=f"How many {number}?"))
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2), (1, 2, 3)])
+def test_all_shards_are_read_by_a_star(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    write_shards(tmp_path, *numbers)
+    assert load(tmp_path, "q-*.jsonl").table.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    "test", ["q-*.jsonl", ["q-00000-of-00003.jsonl", "q-00002-of-00003.jsonl"]]
+)
+def test_missing_shard_is_refused(tmp_path: Path, test: Any) -> None:
+    write_shards(tmp_path, 0, 2)
+    with pytest.raises(InputError, match=r"one of 3 files, and 2 of them are given \(number 0, 2"):
+        load(tmp_path, test)
+
+
+def test_star_that_fits_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file in .* is called q-\*\.jsonl"):
+        load(tmp_path, "q-*.jsonl")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match=r"data is a folder; name the files in it, or all of them"):
+        load(tmp_path, "data")
+
+
+# --- columns and conversions -------------------------------------------------------------------
+
+
+def test_column_that_one_setting_names_is_no_second_thing_by_default(tmp_path: Path) -> None:
+    data = json.dumps({"id": 1, "question": "How many?", "solution": 5})
+    [question] = read(tmp_path, "q.jsonl", data, columns={"answer": "solution"})
+    assert (question.answer, question.solution) == ("5", "")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"answer": "question"}, "question and answer both name the column 'question'"),
+        ({"question": "{question} {answer}"}, "question and answer both name the column 'answer'"),
+        ({"question": "{question} {solution}", "solution": "solution"}, "question and solution"),
+        ({"question": "{question"}, "'{question' is no template"),
+        ({"question": "{question!r}"}, "braces hold the name of a column and nothing else"),
+        ({"question": "{} {question}"}, "braces hold the name of a column and nothing else"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], said: str) -> None:
+    source = {"kind": "files", "test": "q.jsonl", "columns": columns}
+    with pytest.raises(pydantic.ValidationError) as caught:
+        DatasetSettings.model_validate({"source": source, "domain": "out_of_domain"})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"header": ("id",)}, "delimiter and header are for CSV files, and q.jsonl is none"),
+        ({"delimiter": ";"}, "delimiter and header are for CSV files"),
+        ({"choices": ("a", "b"), "columns": {"choices": "c"}}, "choices and columns.choices both"),
+        ({"columns": {"choices": ("answer", "b")}}, "set shuffle_options: true"),
+        ({"answer_map": {}}, "no answer; name at least one"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(source: dict[str, Any], said: str) -> None:
+    source = {"kind": "files", "test": "q.jsonl"} | source
+    with pytest.raises(pydantic.ValidationError) as caught:
+        DatasetSettings.model_validate({"source": source, "domain": "out_of_domain"})
+    assert said in str(caught.value)
+
+
+XY = {"choices": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "said"),
+    [
+        ({}, {"columns": {"question": "{passage} {question}"}}, "no column 'passage'"),
+        ({}, {"columns": {"aliases": "aliasses"}}, "source.columns.aliases: no row has a column"),
+        ({"answer": "so #### 5"}, {}, "set source.answer_after to '####'"),
+        ({"answer": "so 5"}, {"answer_after": "####"}, "has no answer after '####'"),
+        ({"answer": 1}, {"answer_type": "boolean"}, "with source.answer_map"),
+        ({"answer": "maybe"}, {"answer_map": {"yes": 1}}, "is 'maybe', which source.answer_map"),
+        ({}, {"answer_type": "choice"}, "or the options of every question with source.choices"),
+        (XY, {"answer_type": "choice"}, "set source.answer_index to 0 or 1"),
+        (XY | {"answer": 2}, {"answer_type": "choice", "answer_index": 0}, "from 0 to 1"),
+        (XY | {"answer": 0}, {"answer_type": "choice", "answer_index": 1}, "from 1 to 2"),
+        (XY | {"answer": True}, {"answer_type": "choice", "answer_index": 0}, "is True, not a"),
+        ({"choices": ["1", "2"]}, {"answer_type": "choice"}, "and maybe the position of another"),
+        (
+            {"choices": ["A. x", "B) y"], "answer": "A"},
+            {"answer_type": "choice"},
+            "set source.option_letters to strip, or to keep",
+        ),
+        (
+            {"choices": {"text": ["x", "y"], "label": ["1"]}},
+            {"answer_type": "choice"},
+            "has 1 labels for 2 options",
+        ),
+        (
+            {"choices": {"text": ["x", "y"], "label": ["1", "1"]}},
+            {"answer_type": "choice"},
+            "two options have one label",
+        ),
+        (
+            {"choices": {"text": ["x", "y"], "label": ["C", "D"]}, "answer": "A"},
+            {"answer_type": "choice"},
+            "is 'A', which is not one of the labels C, D",
+        ),
+        (
+            {"p": "x", "q": None, "r": "z", "answer": "A"},
+            {"answer_type": "choice", "columns": {"choices": ["p", "q", "r"]}},
+            "every option must be a text, one is a null",
+        ),
+        ({"p": "x"}, {"columns": {"choices": ["p"]}}, "a number question has no options"),
+    ],
+)
+def test_hint_names_the_setting(
+    tmp_path: Path, row: dict[str, Any], source: dict[str, Any], said: str
+) -> None:
+    assert said in complaint(tmp_path, "q.jsonl", line(**row), **source)
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "expected"),
+    [
+        ({"answer": "Maybe"}, {"answer_type": "boolean", "answer_map": {"maybe": False}}, "no"),
+        (XY | {"answer": "1"}, {"answer_type": "choice", "answer_index": 0}, "B"),
+        (XY | {"answer": 1.0}, {"answer_type": "choice", "answer_index": 0}, "B"),
+        ({"choices": ["1", "2"]}, {"answer_type": "choice", "answer_index": "never"}, "A"),
+        ({"choices": {"c": "x", "d": "y"}, "answer": "d"}, {"answer_type": "choice"}, "B"),
+        (
+            {"choices": [{"label": "1", "text": "x"}, {"label": "2", "text": "y"}], "answer": "2"},
+            {"answer_type": "choice"},
+            "B",
+        ),
+        (
+            {"choices": ["A. x", "B. y"], "answer": "B"},
+            {"answer_type": "choice", "option_letters": "keep"},
+            "B",
+        ),
+        (
+            {"p": "x", "q": "y", "r": None, "answer": "B"},
+            {"answer_type": "choice", "columns": {"choices": ["p", "q", "r"]}},
+            "B",
+        ),
+        ({"answer": "3 #### 4 #### 5"}, {"answer_after": "####"}, "5"),
+        (
+            {"answer": "n"},
+            {"answer_type": "choice", "choices": ["e", "n", "c"], "answer_map": {"n": "B"}},
+            "B",
+        ),
+    ],
+)
+def test_conversion_gives_the_truth(
+    tmp_path: Path, row: dict[str, Any], source: dict[str, Any], expected: str
+) -> None:
+    assert answers(tmp_path, "q.jsonl", line(**row), **source) == [expected]
+
+
+def test_right_answer_and_a_list_of_wrong_ones_are_options_in_an_order_of_the_id(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"id": n, "question": f"Which {n}?", "best": f"right {n}", "wrong": ["x", "y", "z"]}
+        for n in range(30)
+    ]
+    data = "\n".join(map(json.dumps, rows))
+    columns = {"answer": "best", "choices": ["best", "wrong"]}
+    source = {"answer_type": "choice", "columns": columns, "shuffle_options": True}
+    questions = read(tmp_path, "q.jsonl", data, **source)
+    for question in questions:
+        assert question.choices["ABCD".index(question.answer)].startswith("right")
+    assert {question.answer for question in questions} == set("ABCD")
+    backwards = "\n".join(map(json.dumps, reversed(rows)))
+    assert read(tmp_path, "q.jsonl", backwards, **source) == questions
+
+
+def test_shuffled_options_keep_their_aliases(tmp_path: Path) -> None:
+    rows = [
+        {"id": n, "question": f"Which {n}?", "choices": ["one", "two", "six"], "answer": "A"}
+        | {"aliases": ["two"]}
+        for n in range(8)
+    ]
+    data = "\n".join(map(json.dumps, rows))
+    for question in read(tmp_path, "q.jsonl", data, answer_type="choice", shuffle_options=True):
+        letters = (question.answer, *question.aliases)
+        assert [question.choices["ABC".index(one)] for one in letters] == ["one", "two"]
+
+
+def test_template_joins_lists_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
+    columns = {"question": "{facts}\n{more}{question}"}
+    data = line(facts=["One.", "Two.", 3], more=None)
+    assert (
+        read(tmp_path, "q.jsonl", data, columns=columns)[0].question == "One.\nTwo.\n3\nHow many?"
+    )
+    csv = 'id,facts,more,question,answer\n1,"[""One."", ""Two.""]",,How many?,1\n'
+    assert read(tmp_path, "q.csv", csv, columns=columns)[0].question == "One.\nTwo.\nHow many?"
+    data = line(facts='["a text"]', more="")
+    assert read(tmp_path, "q.jsonl", data, columns=columns)[0].question.startswith('["a text"]\n')
+
+
+@pytest.mark.parametrize(("value", "kind"), [("algebra", "algebra"), (3, "3"), (None, "")])
+def test_kind_is_kept_and_changes_no_fingerprint(tmp_path: Path, value: Any, kind: str) -> None:
+    [with_kind] = read(tmp_path, "q.jsonl", line(level=value), columns={"kind": "level"})
+    [without] = read(tmp_path, "q.jsonl", line())
+    assert (with_kind.kind, without.kind) == (kind, "")
+    assert with_kind.fingerprint == without.fingerprint
+    assert load(tmp_path, "q.jsonl").table.column("kind").to_pylist() == [""]
+
+
+def test_settings_as_a_run_stores_them_mean_the_same(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("q;right;wrong\nWhich?;a;b\n")
+    source = {
+        "kind": "files",
+        "test": "q.csv",
+        "answer_type": "choice",
+        "shuffle_options": True,
+        "columns": {
+            "question_id": None,
+            "question": "Say: {q}",
+            "answer": "right",
+            "choices": ["right", "wrong"],
+        },
+    }
+    tree = {
+        "folder": str(tmp_path),
+        "datasets": {"mine": {"source": source, "domain": "out_of_domain"}},
+    }
+    settings = QuestionSettings.model_validate_json(json.dumps(tree))
+    again = QuestionSettings.model_validate_json(settings.model_dump_json())
+    assert again == settings
+    assert load_questions(again).table == load_questions(settings).table
+
+
+# --- counts ------------------------------------------------------------------------------------
+
+
+def test_limit_above_what_there_is_is_said(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text("\n".join(line(id=n, question=f"{n}?") for n in range(3)))
+    source = {"kind": "files", "train": "q.jsonl", "answer_type": "number"}
+    tree: dict[str, Any] = {"folder": str(tmp_path)}
+    tree["datasets"] = {"mine": {"source": source, "dev_share": 0.0, "num_train": 1000}}
+    facts = load_questions(QuestionSettings.model_validate_json(json.dumps(tree))).facts()
+    assert facts.shortfalls() == [
+        "questions.datasets.mine.num_train is 1000, and there are only 3 questions"
+    ]
+    tree["datasets"]["mine"]["num_train"] = 3
+    loaded = load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))
+    assert loaded.facts().shortfalls() == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"kind": "files", "train": "q.jsonl"},
+        {"kind": "task", "name": "gsm8k", "splits": ["train"]},
+    ],
+)
+def test_limit_of_a_split_that_cannot_be_is_refused(source: dict[str, Any]) -> None:
+    dataset = {"source": source, "num_test": 50}
+    with pytest.raises(pydantic.ValidationError, match="num_test is 50, but there is no test"):
+        DatasetSettings.model_validate_json(json.dumps(dataset))
+    for change in ({"num_test": 0}, {"test_share": 0.2}):
+        DatasetSettings.model_validate_json(json.dumps(dataset | change))
