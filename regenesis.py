@@ -27,6 +27,7 @@ from cluster.errors import (
 )
 from cluster.runtime import StopRequest, log_folder, ray_session
 from cluster.terminal import say
+from commands.arguments import add_config
 from commands.version import ShowVersion
 from pipelines.config import load_config, warnings_of
 from pipelines.dry_run import dry_run
@@ -83,10 +84,7 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `regenesis.py run CONFIG`."""
-    parser.add_argument("config", help="a YAML file, or the name of one in configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
-    )
+    add_config(parser)
     parser.add_argument(
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"
     )

@@ -105,7 +105,7 @@ def load_settings(
     """The settings of a YAML file with `a.b=value` overrides laid over it.
 
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
-    naming the file and the field, the value and the mend.
+    that names the file, the field, the value and what to do.
     """
     tree = with_overrides(_read_yaml(Path(path)), overrides)
     return settings_of(root, complete(tree), str(path))
@@ -131,7 +131,7 @@ def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees as one: what stands in both is taken from `above`, branch by branch."""
+    """Two trees as one: a key that both have is taken from `above`, branch by branch."""
     both = {
         name: laid_over(below[name], value)
         for name, value in above.items()
@@ -177,7 +177,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
     """The first thing wrong, as one sentence; a misspelt key comes before what it left missing."""
-    # A default that hangs on a wrong value was not made; that is no second thing wrong.
+    # A default that depends on a wrong value was not made; that is not a second error.
     found = [p for p in error.errors() if p["type"] != "default_factory_not_called"]
     problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
     sentence = _explain_one(root, problems[0])

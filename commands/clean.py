@@ -7,11 +7,12 @@ import argparse
 from cluster.leftovers import find_leftovers, format_leftovers, remove_leftovers
 from cluster.storage import Folder
 from cluster.terminal import say
+from commands.arguments import add_run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, and what may go."""
-    parser.add_argument("run", help="the folder of the run, or its URI")
+    add_run(parser)
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     parser.add_argument(
         "--superseded",

@@ -6,6 +6,7 @@ import argparse
 
 from cluster.runtime import ray_session
 from cluster.terminal import say
+from commands.arguments import add_config
 from pipelines.config import load_config
 from pipelines.estimate import check_budget, format_estimate
 from pipelines.plan import begin_run
@@ -14,10 +15,7 @@ from pipelines.probe import estimate_run_from_probe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config and what is laid over it."""
-    parser.add_argument("config", help="a YAML file, or the name of one in configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
-    )
+    add_config(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from cluster.settings import settings_of, with_overrides
 from cluster.storage import Folder
 from cluster.tasks import run_task
 from cluster.terminal import format_table, say
+from commands.arguments import add_overrides, add_run
 from pipelines.config import Config
 from pipelines.examples import select_step_examples
 from pipelines.steps.examples import overlap_lines
@@ -29,10 +30,8 @@ from pipelines.stored_run import StoredRun
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run and what is laid over its config."""
-    parser.add_argument("run", help="the folder of the run, or its URI")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
-    )
+    add_run(parser)
+    add_overrides(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,14 +12,14 @@ A row, for example::
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
 
 from cluster.engine import (
-    Completion,
     Engine,
     SamplingSettings,
 )
@@ -59,6 +59,58 @@ class EvaluationSettings(Settings):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A model's answer to one question, and its grade."""
+
+    question: Question
+    response: str | None = None
+    """None where there is no answer; `error` says why."""
+    finish_reason: str | None = None
+    num_tokens: int | None = None
+    num_prompt_tokens: int | None = None
+    predicted: str | None = None
+    verdict: str | None = None
+    """None until it is graded."""
+    read_as: str | None = None
+    error: str | None = None
+
+    def graded(self) -> Prediction:
+        """The prediction with the verdict of today's grader; a stored row itself never changes.
+
+        So a grader that changed judges predictions as it judges training paths. The last number or
+        letter counts too, and `read_as` says so, so that both the strict and the tolerant accuracy
+        can be taken from one grade.
+        """
+        if self.response is None or self.error:
+            return replace(self, verdict=Verdict.ERROR.value)
+        finished = self.finish_reason == "stop"
+        columns = grade_columns(self.response, self.question, read_last=True, finished=finished)
+        return replace(self, **columns)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Prediction:
+        """A stored prediction; columns that came after it was stored may be missing."""
+        own = (field.name for field in fields(cls) if field.name != "question")
+        return cls(Question.from_row(row), **{name: row.get(name) for name in own})
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of `PREDICTIONS_SCHEMA`, without the number of its attempt."""
+        is_cut = None if self.finish_reason is None else int(self.finish_reason != "stop")
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        del own["question"]
+        return (
+            self.question.to_row()
+            | own
+            | {
+                "question_fingerprint": self.question.fingerprint,
+                "grader_version": GRADER_VERSION,
+                "num_failed": int(bool(self.error)),
+                "num_truncated": is_cut,
+            }
+        )
+
+
 @dataclass(frozen=True)
 class PredictAnswer:
     """The pool's handler for the `predictions` step."""
@@ -78,49 +130,22 @@ class PredictAnswer:
     ) -> dict[str, Any]:
         """The row of the one answer."""
         asked = Question.from_row(question)
+        messages = answer_messages(asked)
         async with slots:
-            [response] = await respond(
-                engine, answer_messages(asked), self.settings.sampling, seed=0
-            )
+            [response] = await respond(engine, messages, self.settings.sampling, seed=0)
         completion = response.completion
         if completion is None:
             return self.set_aside(question, response.error or "")
-        row = self._row(asked) | _response_columns(completion)
-        return await asyncio.to_thread(regrade, row)
+        prediction = Prediction(
+            asked,
+            completion.text,
+            completion.finish_reason,
+            len(completion.token_ids),
+            completion.num_prompt_tokens,
+        )
+        graded = await asyncio.to_thread(prediction.graded)
+        return graded.to_row()
 
     def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a question without an answer, and why."""
-        failed = {"error": reason, "num_failed": 1, "verdict": Verdict.ERROR.value}
-        return self._row(Question.from_row(question)) | failed
-
-    def _row(self, question: Question) -> dict[str, Any]:
-        return question.to_row() | {
-            "question_fingerprint": question.fingerprint,
-            "grader_version": GRADER_VERSION,
-            "error": None,
-            "num_failed": 0,
-        }
-
-
-def _response_columns(completion: Completion) -> dict[str, Any]:
-    return {
-        "response": completion.text,
-        "finish_reason": completion.finish_reason,
-        "num_truncated": int(completion.finish_reason != "stop"),
-        "num_tokens": len(completion.token_ids),
-        "num_prompt_tokens": completion.num_prompt_tokens,
-    }
-
-
-def regrade(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the verdict of today's grader; a written row itself never changes.
-
-    So a grader that changed judges predictions as it judges training paths. The last number or
-    letter counts too, and `read_as` says so, so that both the strict and the tolerant accuracy can
-    be taken from one row.
-    """
-    if row["error"]:
-        return row
-    finished = row["finish_reason"] == "stop"
-    question = Question.from_row(row)
-    return row | grade_columns(row["response"], question, read_last=True, finished=finished)
+        return Prediction(Question.from_row(question), error=reason).graded().to_row()

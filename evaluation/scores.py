@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -20,13 +19,11 @@ from cluster.schedule import Questions
 from cluster.storage import Folder
 from cluster.terminal import format_table
 from evaluation.grader import ReadAs, Verdict
-from evaluation.predictions import regrade
+from evaluation.predictions import Prediction
 from evaluation.question import Question
 
 Z_95 = 1.959964
 """Two-sided 95 % quantile of the standard normal distribution."""
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +84,15 @@ def paired_difference(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[floa
     return (gained - lost) / num, max(-1.0, centre - half), min(1.0, centre + half)
 
 
-def is_read(row: Row) -> bool:
-    """Whether an answer stands clearly in the response."""
-    return row["read_as"] in (ReadAs.BOXED, ReadAs.PHRASE)
+def is_read(prediction: Prediction) -> bool:
+    """Whether the response states its answer clearly."""
+    return prediction.read_as in (ReadAs.BOXED, ReadAs.PHRASE)
 
 
-def is_correct(row: Row, *, tolerant: bool) -> bool:
+def is_correct(prediction: Prediction, *, tolerant: bool) -> bool:
     """Whether the answer is right; tolerant also takes the last number or letter as the answer."""
-    return bool(row["verdict"] == Verdict.CORRECT and (tolerant or is_read(row)))
+    is_right = prediction.verdict == Verdict.CORRECT
+    return is_right and (tolerant or is_read(prediction))
 
 
 def score_task(
@@ -102,17 +100,17 @@ def score_task(
     domain: str,
     task: str,
     questions: Sequence[Question],
-    base: Mapping[str, Row],
-    tuned: Mapping[str, Row],
+    base: Mapping[str, Prediction],
+    tuned: Mapping[str, Prediction],
 ) -> Score:
     """The score of one task over its questions, which both models answered."""
     before = [base[question.question_id] for question in questions]
     after = [tuned[question.question_id] for question in questions]
     num = len(questions)
-    base_strict = [is_correct(row, tolerant=False) for row in before]
-    tuned_strict = [is_correct(row, tolerant=False) for row in after]
-    base_tolerant = [is_correct(row, tolerant=True) for row in before]
-    tuned_tolerant = [is_correct(row, tolerant=True) for row in after]
+    base_strict = [is_correct(each, tolerant=False) for each in before]
+    tuned_strict = [is_correct(each, tolerant=False) for each in after]
+    base_tolerant = [is_correct(each, tolerant=True) for each in before]
+    tuned_tolerant = [is_correct(each, tolerant=True) for each in after]
     strict, strict_low, strict_high = paired_difference(base_strict, tuned_strict)
     tolerant, tolerant_low, tolerant_high = paired_difference(base_tolerant, tuned_tolerant)
     base_low, base_high = wilson_interval(sum(base_strict), num)
@@ -152,7 +150,7 @@ def commonest_share(questions: Iterable[Question]) -> float:
 
 
 def compare_scores(
-    questions: Sequence[Question], base: Mapping[str, Row], tuned: Mapping[str, Row]
+    questions: Sequence[Question], base: Mapping[str, Prediction], tuned: Mapping[str, Prediction]
 ) -> list[Score]:
     """One score for each task and one for all tasks of a domain together, by split."""
     scores = []
@@ -177,7 +175,10 @@ def score_predictions(
     """
     asked = questions.read()
     answers = [
-        {row["question_id"]: regrade(row) for row in Ledger.read(folder).of(asked).rows()}
+        {
+            row["question_id"]: Prediction.from_row(row).graded()
+            for row in Ledger.read(folder).of(asked).rows()
+        }
         for folder in (base, tuned)
     ]
     rows = asked.to_pylist()

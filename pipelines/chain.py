@@ -48,26 +48,28 @@ class SynthesisSettings(Settings):
     without `structure` the advice is followed as it is; `[path]` is a plain chain of thought, with
     no guideline and the prompt of evaluation."""
     hint_stages: tuple[str, ...] = ()
-    """Stages that are shown the right answer in a second pass, which only a question has none of
-    whose paths was right. Empty: no such pass; the truth filters, and never helps to generate."""
+    """Stages that are shown the right answer in a second pass. Only a question none of whose paths
+    was right gets that pass. When this is empty there is no such pass: the truth filters, and never
+    helps to generate."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file of your own guidelines, a list of `{id, text}`. What counts is its content."""
+    """A YAML file with your guidelines, a list of `{id, text}`. What counts is its content."""
     expand_guidelines: Annotated[int, OPERATIONAL, Field(ge=0)] = 0
-    """So many further guidelines are proposed by the base model before the first round, and those
-    that are new and general followed beside the others in all rounds. What counts is what the model
-    is asked, see `pipelines.expansion`."""
+    """The base model proposes this many further guidelines before the first round. Those that are
+    new and general are followed in all rounds, together with the others. What counts is what the
+    model is asked, see `pipelines.expansion`."""
     prompts: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file of your own prompts (adapt, structure, path, ...). What counts is its content."""
+    """A YAML file with your prompts (adapt, structure, path, ...). What counts is its content."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null is all of them."""
     judge: Literal["none", "correct", "all"] = "none"
-    """Ask the model itself whether a path is sound: never, of those with the right answer, of all.
-    `examples.drop_unsound` drops by it."""
+    """Of which paths the model itself is asked whether they are sound: of none, of those with the
+    right answer, or of all. `examples.drop_unsound` drops those that it finds unsound."""
     shuffle_options: bool = False
-    """Show each path the options in an order of its own, so that a model which likes one letter is
-    not right by habit. Paths of a question then share less of their prompts."""
+    """Shuffle the options anew for each path, so that a model which prefers one letter is not right
+    by habit. The paths of a question then share less of their prompts."""
     samples: Annotated[int, Field(gt=0)] = 1
-    """Paths of each guideline; of each question where the chain follows none."""
+    """How many paths are made of each guideline, or of each question where no guideline is
+    followed."""
     stages: StageSettings = StageSettings()
     seed: int = 0
     """Every draw follows from it and the ids of what is drawn."""
@@ -194,7 +196,7 @@ def stable_seed(*parts: object) -> int:
 def split_thinking(text: str) -> tuple[str, str, bool]:
     """(thinking, answer, whether the thinking was closed) of a model's text.
 
-    Some chat templates open `<think>` in the prompt, so that only its end stands in the text.
+    Some chat templates open `<think>` in the prompt, so that the text has only the closing tag.
     """
     before, closed, after = text.partition("</think>")
     if closed:

@@ -1,6 +1,6 @@
 """What a run will take, from a probe of its first questions: tokens, hours, money, right paths.
 
-Pure arithmetic; whoever made the probe says what came out of it::
+Pure arithmetic on what a probe measured::
 
     print(format_estimate(estimate_run(questions, predictions, workload, speed, cost)))
 
@@ -124,7 +124,7 @@ class Workload:
 
     @property
     def num_engine_starts(self) -> int:
-        """How often all engines start anew, one beside the other: for the paths of each round, and
+        """How often all engines start anew, all at once: for the paths of each round, and
         for the answers of each model but the base, which answers on the first round's engines."""
         return self.rounds + max(0, self.num_models_predicted - 1)
 

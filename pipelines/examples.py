@@ -1,17 +1,9 @@
 """The `examples` step: which paths are learned from. The one step that drops, and it counts why.
 
-A row, for example::
-
-    {"example_id": "0/regenesis/gsm8k/train/00042/decompose/0/0", "question_id": ...,
-     "dataset": "gsm8k", "guideline_id": "decompose", "pass": 0, "answer_added": False,
-     "vote_share": 0.64, "lucky_share": 0.0, "form": "evaluation",
-     "messages": [{"role": "user", ...}, {"role": "assistant", ...}],
-     "prompt_token_ids": [1, 4093, ...], "target_token_ids": [788, ..., 2]}
-
-Which paths those are is up to `pipelines.filters`; here they become what a trainer reads, on all
-CPUs of the cluster. Beside them `dropped/` has every other path with its reason,
-`preference_pairs/` right and wrong solutions of one prompt, `unpaired_preferences/` right and wrong
-solutions one by one, and `rl_prompts/` the questions with their pass rates.
+Which paths those are is up to `pipelines.filters`; here they become what a trainer reads
+(`pipelines.example`), on all CPUs of the cluster. Next to them `dropped/` has every other path with
+its reason, `preference_pairs/` right and wrong solutions of one prompt, `unpaired_preferences/`
+right and wrong solutions one by one, and `rl_prompts/` the questions with their pass rates.
 """
 
 from __future__ import annotations
@@ -36,10 +28,18 @@ from cluster.schedule import Questions
 from cluster.storage import Folder
 from cluster.tasks import map_blocks
 from evaluation.grader import ReadAs, box
-from evaluation.prompt import Form, Message, answer_messages, learned_messages
+from evaluation.prompt import Form, answer_messages, learned_messages
 from evaluation.question import Question
 from pipelines.chain import stable_seed
 from pipelines.contamination import EvaluationWords
+from pipelines.example import (
+    EXAMPLES_SCHEMA,
+    MESSAGES,
+    PAIRS_SCHEMA,
+    UNPAIRED_SCHEMA,
+    Example,
+    Target,
+)
 from pipelines.filters import (
     ExampleSettings,
     GradedQuestion,
@@ -50,63 +50,14 @@ from pipelines.filters import (
 from pipelines.reasoning_path import ReasoningPath
 from pipelines.synthesis import stored_paths
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_TOKEN_IDS = pa.list_(pa.int32())
-
-EXAMPLES_SCHEMA = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("question_id", pa.string()),
-        ("dataset", pa.string()),
-        ("guideline_id", pa.string()),
-        ("pass", pa.int32()),  # 1: the path was shown the answer
-        ("answer_added", pa.bool_()),
-        ("vote_share", pa.float32()),  # of its question's paths with the same answer
-        ("lucky_share", pa.float32()),  # of its question's right paths that guessed, expected
-        ("form", pa.string()),  # of the prompt, or `original`: the solution it came with
-        ("messages", _MESSAGES),
-        ("prompt_token_ids", _TOKEN_IDS),
-        ("target_token_ids", _TOKEN_IDS),
-    ]
-)
 DROPPED_SCHEMA = pa.schema(
     [("path_id", pa.string()), ("dataset", pa.string()), ("reason", pa.string())]
 )
-PAIRS_SCHEMA = pa.schema(
-    [
-        ("chosen_id", pa.string()),
-        ("rejected_id", pa.string()),
-        ("question_id", pa.string()),
-        ("dataset", pa.string()),
-        ("prompt", _MESSAGES),
-        ("chosen", _MESSAGES),
-        ("rejected", _MESSAGES),
-        ("prompt_token_ids", _TOKEN_IDS),
-        ("chosen_token_ids", _TOKEN_IDS),
-        ("rejected_token_ids", _TOKEN_IDS),
-    ]
-)
-"""Preferences as TRL's DPO reads them: a conversational prompt and two answers."""
-
-UNPAIRED_SCHEMA = pa.schema(
-    [
-        ("example_id", pa.string()),
-        ("question_id", pa.string()),
-        ("dataset", pa.string()),
-        ("label", pa.bool_()),  # right; the kept paths and no others
-        ("prompt", _MESSAGES),
-        ("completion", _MESSAGES),
-        ("prompt_token_ids", _TOKEN_IDS),
-        ("completion_token_ids", _TOKEN_IDS),
-    ]
-)
-"""Preferences as TRL's KTO reads them: a conversational prompt, an answer, and what it is worth."""
-
 PROMPTS_SCHEMA = pa.schema(
     [
         ("question_id", pa.string()),
         ("dataset", pa.string()),
-        ("prompt", _MESSAGES),
+        ("prompt", MESSAGES),
         ("answer", pa.string()),
         ("answer_type", pa.string()),
         ("choices", pa.list_(pa.string())),
@@ -222,18 +173,18 @@ class ExampleSelector:
         by_id = {path.path_id: path for path in paths}
         # A path is wanted up to three times: tokenised once.
         example = cache(lambda path_id: self._example(graded, by_id[path_id], "evaluation"))
-        selection.examples += self._examples(graded, kept, example)
+        selection.examples += [each.to_row() for each in self._examples(graded, kept, example)]
         selection.dropped += [
             {"path_id": path_id, "dataset": question.dataset, "reason": reason}
             for path_id, reason in reasons.items()
         ]
         wrong = wrong_paths(graded, reasons)
         selection.pairs += [
-            _pair(example(chosen.path_id), example(rejected.path_id))
+            example(chosen.path_id).preferred_to(example(rejected.path_id))
             for chosen, rejected in _same_prompt_pairs(kept, wrong)
         ]
         selection.unpaired += [
-            _unpaired(example(path.path_id), label=is_right)
+            example(path.path_id).labelled(is_right=is_right)
             for of_label, is_right in ((kept, True), (wrong, False))
             for path in of_label[: self.settings.max_per_question]
         ]
@@ -244,8 +195,8 @@ class ExampleSelector:
         self,
         graded: GradedQuestion,
         kept: Sequence[ReasoningPath],
-        example: Callable[[str], dict[str, Any]],
-    ) -> Iterator[dict[str, Any]]:
+        example: Callable[[str], Example],
+    ) -> Iterator[Example]:
         """The examples of one question: each kept path in each form, then its own solution.
 
         `example` gives that of a path's id in the evaluation's form.
@@ -259,63 +210,56 @@ class ExampleSelector:
         if self.settings.original_solutions and graded.question.solution:
             yield from self._original(graded)
 
-    def _example(self, graded: GradedQuestion, path: ReasoningPath, form: Form) -> dict[str, Any]:
+    def _example(self, graded: GradedQuestion, path: ReasoningPath, form: Form) -> Example:
         question = path.shown_question(graded.question)
-        target = self._target(question, path)
         if form == "answer_only":
-            answer = box(path.shown_answer, question.answer_type)
-            target = self._edited(answer)
-        name = path.path_id if form == "evaluation" else f"{path.path_id}/{form}"
-        return {
-            "example_id": name,
-            "guideline_id": path.guideline_id,
-            "pass": int(path.is_hinted),
-            "vote_share": graded.votes.share(path.predicted),
-            "lucky_share": graded.guessed_share,
-            "form": form,
-        } | self._learned(question, learned_messages(question, form), target)
+            target = self._edited(box(path.shown_answer, question.answer_type))
+        else:
+            target = self._target(question, path)
+        prompt = learned_messages(question, form)
+        return Example(
+            example_id=path.path_id if form == "evaluation" else f"{path.path_id}/{form}",
+            question_id=question.question_id,
+            dataset=question.dataset,
+            form=form,
+            prompt=prompt,
+            prompt_token_ids=prompt_ids(self.tokenizer, prompt, self.template_args),
+            target=target,
+            guideline_id=path.guideline_id,
+            is_hinted=path.is_hinted,
+            vote_share=graded.votes.share(path.predicted),
+            guessed_share=graded.guessed_share,
+        )
 
-    def _original(self, graded: GradedQuestion) -> Iterator[dict[str, Any]]:
+    def _original(self, graded: GradedQuestion) -> Iterator[Example]:
         """The solution that the question came with, unless a filter of questions or length is
         against it."""
         question = graded.question
         target = self._edited(with_boxed_answer(question.solution, question, question.answer))
         is_out = graded.is_contaminated and self.settings.contamination.drop
-        if is_out or len(target[1]) > self.settings.max_target_tokens:
+        if is_out or len(target.token_ids) > self.settings.max_target_tokens:
             return
-        yield {
-            "example_id": f"{ORIGINAL}/{question.question_id}",
-            "guideline_id": None,
-            "pass": 0,
-            "vote_share": 1.0,
-            "lucky_share": 0.0,
-            "form": ORIGINAL,
-        } | self._learned(question, answer_messages(question), target)
+        prompt = answer_messages(question)
+        yield Example(
+            example_id=f"{ORIGINAL}/{question.question_id}",
+            question_id=question.question_id,
+            dataset=question.dataset,
+            form=ORIGINAL,
+            prompt=prompt,
+            prompt_token_ids=prompt_ids(self.tokenizer, prompt, self.template_args),
+            target=target,
+        )
 
-    def _learned(
-        self, question: Question, prompt: list[Message], target: tuple[str, list[int], bool]
-    ) -> dict[str, Any]:
-        """The columns of a prompt and what is learned to answer it."""
-        solution, ids, added = target
-        return {
-            "question_id": question.question_id,
-            "dataset": question.dataset,
-            "answer_added": added,
-            "messages": [*prompt, {"role": "assistant", "content": solution}],
-            "prompt_token_ids": prompt_ids(self.tokenizer, prompt, self.template_args),
-            "target_token_ids": ids,
-        }
-
-    def _edited(self, text: str) -> tuple[str, list[int], bool]:
+    def _edited(self, text: str) -> Target:
         """A text that no model sampled, as `_target` gives it."""
         if self._prompt_opens_thinking:
             text = f"{THINK}\n</think>\n\n{text}"
         shown = THINK if self._prompt_opens_thinking else ""
         ids = target_ids(self.tokenizer, text.removeprefix(shown))
-        return text, end_turn(ids, self.tokenizer.eos_token_id), True
+        return Target(text, end_turn(ids, self.tokenizer.eos_token_id), answer_added=True)
 
-    def _target(self, question: Question, path: ReasoningPath) -> tuple[str, list[int], bool]:
-        """The solution as it is learned, its token ids, and whether its answer was added."""
+    def _target(self, question: Question, path: ReasoningPath) -> Target:
+        """The solution as it is learned."""
         sampled = self.tokenizer.decode(path.token_ids)
         solution = path.reasoning
         added = path.read_as not in (ReadAs.BOXED, ReadAs.NOTHING)
@@ -331,7 +275,7 @@ class ExampleSelector:
         else:
             shown = THINK if self._prompt_opens_thinking else ""
             ids = target_ids(self.tokenizer, solution.removeprefix(shown))
-        return solution, end_turn(ids, self.tokenizer.eos_token_id), added
+        return Target(solution, end_turn(ids, self.tokenizer.eos_token_id), added)
 
     def _is_as_sampled(self, solution: str, sampled: str) -> bool:
         """Whether the model wrote just what the target has to hold of `<think>` and `</think>`."""
@@ -351,37 +295,6 @@ def _same_prompt_pairs(
         if other is not None:
             rejected.remove(other)
             yield chosen, other
-
-
-def _pair(chosen: dict[str, Any], rejected: dict[str, Any]) -> dict[str, Any]:
-    """Two examples of the same prompt as a preference."""
-    *prompt, right = chosen["messages"]
-    return {
-        "chosen_id": chosen["example_id"],
-        "rejected_id": rejected["example_id"],
-        "question_id": chosen["question_id"],
-        "dataset": chosen["dataset"],
-        "prompt": prompt,
-        "chosen": [right],
-        "rejected": rejected["messages"][-1:],
-        "prompt_token_ids": chosen["prompt_token_ids"],
-        "chosen_token_ids": chosen["target_token_ids"],
-        "rejected_token_ids": rejected["target_token_ids"],
-    }
-
-
-def _unpaired(example: dict[str, Any], *, label: bool) -> dict[str, Any]:
-    *prompt, completion = example["messages"]
-    return {
-        "example_id": example["example_id"],
-        "question_id": example["question_id"],
-        "dataset": example["dataset"],
-        "label": label,
-        "prompt": prompt,
-        "completion": [completion],
-        "prompt_token_ids": example["prompt_token_ids"],
-        "completion_token_ids": example["target_token_ids"],
-    }
 
 
 def _rl_prompt(graded: GradedQuestion) -> dict[str, Any]:

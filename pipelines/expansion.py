@@ -24,12 +24,13 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from cluster.engine import Completion, Engine, GenerationError, SamplingSettings
+from cluster.engine import Completion, Engine, SamplingSettings
 from cluster.jobs import Slots
 from cluster.ledger import Ledger, ledger_schema
 from cluster.schedule import Questions
 from cluster.storage import Folder
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
+from evaluation.responses import respond
 from pipelines.chain import Recipe, split_thinking, stable_seed
 from pipelines.guidelines import Guideline, check_guidelines
 from pipelines.similarity import shingles, similarity
@@ -150,11 +151,10 @@ class ProposeGuideline:
         seed = stable_seed(self.seed, "expand", asked.question_id, *again)
         messages = [{"role": "user", "content": asked.question}]
         async with slots:
-            try:
-                [completion] = await engine.chat(messages, self.sampling, seed)
-            except GenerationError as error:
-                return self.set_aside(question, str(error))
-        return self._row(asked) | _response_columns(completion) | {"seed": seed}
+            [response] = await respond(engine, messages, self.sampling, seed)
+        if response.completion is None:
+            return self.set_aside(question, response.error or "")
+        return self._row(asked) | _response_columns(response.completion) | {"seed": seed}
 
     def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a proposal that was not made, and why."""

@@ -34,23 +34,24 @@ class ExampleSettings(Settings):
     """Which paths become training examples."""
 
     verdict: Literal["ground_truth", "majority", "unfiltered"] = "ground_truth"
-    """What makes a path right: its answer is the ground truth, or that of most paths of its
-    question. `unfiltered` is the control: as many paths of each question as ground truth would
-    keep, drawn whatever they answer."""
+    """What makes a path right: its answer is the ground truth, or the answer of most paths of its
+    question. `unfiltered` is the control: it keeps as many paths of each question as ground truth
+    would, drawn whatever they answer."""
     min_vote_share: UnitShare = 0.0
-    """With `majority`: the share of all paths that the majority needs. A tie is none."""
+    """With `majority`: the share of all paths that the majority needs. A tie has no majority."""
     pass_rate: tuple[UnitShare, UnitShare] = (0.0, 1.0)
-    """Questions of which a smaller or larger share of the paths is right are left out: what is
-    right by chance, and what the model can do already."""
+    """Between which shares of right paths a question is used. Below are the questions that are
+    answered by chance, above those that the model can answer already."""
     min_correct_above_chance: Annotated[float, Field(ge=0)] | None = None
-    """Right paths that a question needs beyond those that guessing would give: 25 guesses among
+    """How many right paths a question needs beyond those that guessing would give: 25 guesses among
     four options give 6.25."""
     max_target_tokens: Annotated[int, Field(gt=0)] = 800
     """Longer solutions are dropped, in the model's own tokens (paper: under 800 tokens)."""
     drop_unsound: bool = True
-    """Drop what the model itself found unsound, where `synthesis.judge` asked it."""
+    """Drop the paths that the model itself found unsound, where `synthesis.judge` asked it."""
     drop_leaks: tuple[Leak, ...] = ("hint", "guideline")
-    """Solutions that cite the hint, or the guideline; paths whose structure holds the answer."""
+    """Drop solutions that cite the hint or the guideline, and paths whose structure holds the
+    answer."""
     contamination: ContaminationSettings = ContaminationSettings()
     distinct_by: Literal["text", "equations"] = "text"
     """Of solutions with the same text, or the same equations in their order, one is kept."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.fitting import fit_engines
@@ -17,13 +17,14 @@ from pipelines.config import Config
 
 def generate(
     config: Config, model: Model, jobs: Sequence[tuple[Step, Job]], stop: StopRequest
-) -> Iterator[tuple[Step, dict[str, Any]]]:
-    """Run jobs on one pool of engines and finish their steps; yields each with its totals."""
+) -> list[dict[str, Any]]:
+    """Run jobs on one pool of engines and finish their steps; returns the totals of each."""
     summary = run_engines(config, model, [job for _, job in jobs], stop)
+    totals: list[dict[str, Any]] = []
     for step, job in jobs:
-        rows = finish_job(job)
-        step.commit(rows=rows, last_execution=summary.facts())
-        yield step, rows
+        totals.append(finish_job(job))
+        step.commit(rows=totals[-1], last_execution=summary.facts())
+    return totals
 
 
 def run_engines(

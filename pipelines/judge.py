@@ -1,7 +1,8 @@
-"""The model as a judge of its own paths: is each step sound, whatever the answer is?
+"""The model judges its paths: it is asked whether each step is sound, whatever the answer is.
 
-Off by default. It runs within the question's own work on the same engine, which still has the
-question in its prefix cache. What it says is kept with the path and drops nothing by itself::
+This is off by default. The judge runs right after a question's paths, on the same engine, which
+still has the question in its prefix cache. What it says is kept with the path and drops nothing by
+itself::
 
     {"path_id": ..., "judged": "no", "generations": [..., {"stage": "judge", ...}], ...}
 """

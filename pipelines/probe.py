@@ -1,7 +1,7 @@
 """The probe of `regenesis.py plan`: what the run's first rows say of all the others.
 
-The probed questions are questions of the run, and their rows stay: a plan costs nothing but the
-time it takes. The measured speed is kept beside them, so that a second plan generates nothing.
+The probed questions are questions of the run, and their rows are kept, so that nothing is generated
+for the estimate alone. The measured speed is kept with them: a second estimate generates nothing.
 """
 
 from __future__ import annotations

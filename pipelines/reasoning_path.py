@@ -57,7 +57,7 @@ _COLUMNS = tuple(stage.column for stage in STAGES.values())
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What is kept of a generation besides its text."""
+    """What is kept of a generation in addition to its text."""
 
     stage: str
     seed: int = 0

@@ -1,5 +1,5 @@
-"""The stages of a reasoning path. All that a stage is stands in one value, so that a new one is
-added here, and its prompt in `pipelines/prompts.yaml`.
+"""The stages of a reasoning path. One value says all about a stage, so that a new one is added
+here, and its prompt in `pipelines/prompts.yaml`.
 
 A stage asks the model one prompt and keeps the text in a column of the path. Later stages may use
 that text as a field of their prompts.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import pydantic
 from pydantic import Field
@@ -34,8 +34,8 @@ class Stage:
     summary: str
     """What it asks for."""
     came_later: bool = False
-    """Whether runs were made before there was this stage: then it is part of what decides the paths
-    only where a chain has it, and prompts of a user's own need not have its."""
+    """Whether runs were made before this stage existed. Then it is part of what decides the paths
+    only where a chain has it, and a user's prompts may leave its prompt out."""
 
 
 ADAPT = Stage(
@@ -67,8 +67,22 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
 STAGE_NAMES = tuple(STAGES)
 
 
-class _StageSettings(Settings):
-    """How each stage is drawn, and what else is asked of the model."""
+if TYPE_CHECKING:
+    _SamplingOfStages = Settings
+else:
+    _SamplingOfStages = pydantic.create_model(
+        "_SamplingOfStages",
+        __base__=Settings,
+        __module__=__name__,
+        **{
+            stage.name: (SamplingSettings, Field(stage.sampling, description=stage.summary))
+            for stage in STAGES.values()
+        },
+    )
+
+
+class StageSettings(_SamplingOfStages):
+    """How each stage is drawn, by its name, and what else is asked of the model."""
 
     judge: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=512)
     """Of the question whether a path is sound; counts where `synthesis.judge` asks it."""
@@ -78,19 +92,3 @@ class _StageSettings(Settings):
     def of(self, stage: str) -> SamplingSettings:
         """How the stage of this name is drawn."""
         return cast(SamplingSettings, getattr(self, stage))
-
-
-if TYPE_CHECKING:
-    StageSettings = _StageSettings
-else:
-    _fields: dict[str, Any] = {
-        stage.name: (SamplingSettings, Field(stage.sampling, description=stage.summary))
-        for stage in STAGES.values()
-    }
-    StageSettings = pydantic.create_model(
-        "StageSettings",
-        __base__=_StageSettings,
-        __module__=__name__,
-        __doc__=_StageSettings.__doc__,
-        **_fields,
-    )

@@ -28,7 +28,7 @@ from cluster.chat import load_tokenizer
 from cluster.engine import EngineSettings
 from cluster.jobs import Handler, Slots
 from cluster.settings import settings_of, with_overrides
-from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
+from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer, Prediction
 from evaluation.question import Question, Split
 from evaluation.scores import compare_scores
 from pipelines.chain import Recipe
@@ -247,8 +247,7 @@ def test_predictions_and_scores_are_what_they_were() -> None:
     )
     scores = compare_scores(
         held_out,
-        {row["question_id"]: row for row in base},
-        {row["question_id"]: row for row in tuned},
+        *({row["question_id"]: Prediction.from_row(row) for row in rows} for rows in (base, tuned)),
     )
     outcome = {
         "predictions": {"base": described(base), "tuned": described(tuned)},

@@ -22,7 +22,10 @@ def test_run_proposed_guidelines_are_followed_beside_the_others_and_made_once(
     path = write_config(scripted_config)
     result = run_driver("run", path, "--until", "paths")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"guidelines: kept [12] of 6 proposals, beside 25; dropped: ", result.stdout)
+    assert re.search(
+        r"guidelines: kept [12] of 6 proposals, in addition to the 25 that were given; dropped: ",
+        result.stdout,
+    )
     folder = Path(scripted_config["storage"]["root"]) / scripted_config["run"]
     [step] = folder.glob("base/guidelines-*")
     manifest = json.loads((step / "manifest.json").read_text())

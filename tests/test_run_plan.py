@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
+from cluster.models import Model
 from cluster.settings import fingerprint, load_settings
 from pipelines.config import Config
 from pipelines.dry_run import describe_steps
@@ -279,6 +280,21 @@ def test_training_line_has_the_mfu_where_it_is_known(capsys: pytest.CaptureFixtu
     assert "MFU" not in plain
     assert known.startswith("model-gsm8k: step 5/9")
     assert "| 50 tok/s | MFU 41% |" in known
+
+
+def test_rounds_are_laid_out_one_after_the_other(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = plan(base, tmp_path, "rounds=2", "training.start_from=previous")
+    rounds = lay_out_rounds(run)
+    first = next(rounds)
+    assert (first.generator, first.start) == (run.base, run.base)
+    # What the first round showed may decide what the second one begins with.
+    better = Model("a better one", "better", "cache")
+    monkeypatch.setattr("pipelines.plan.next_generator", lambda round_: better)
+    second = next(rounds)
+    assert (second.generator, second.start) == (better, better)
+    assert second.paths.content["model"] == "a better one"
 
 
 # --- what is refused ---------------------------------------------------------------------------

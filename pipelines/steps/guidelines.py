@@ -68,8 +68,8 @@ def summary(expansion: Expansion, facts: Mapping[str, Any]) -> str:
     """How many proposals were kept, and why the others were not."""
     reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in facts["dropped"].items())
     return (
-        f"guidelines: kept {len(facts['kept'])} of {expansion.number} proposals, beside "
-        f"{len(expansion.guidelines)}; dropped: {reasons or 'none'}"
+        f"guidelines: kept {len(facts['kept'])} of {expansion.number} proposals, in addition to "
+        f"the {len(expansion.guidelines)} that were given; dropped: {reasons or 'none'}"
     )
 
 

@@ -93,15 +93,16 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     jobs = [(round_.paths, job(run, round_))]
     if round_.number == 0 and not run.base_predictions.is_done:
         jobs.append((run.base_predictions, predictions.job(run, run.base_predictions)))
-    for step, rows in generate(run.config, round_.generator, jobs, stop):
-        if step is round_.paths:
-            say(summary(rows))
+    rows, *of_others = generate(run.config, round_.generator, jobs, stop)
+    say(summary(rows))
+    for totals in of_others:
+        say(predictions.summary(run.base_predictions, totals))
 
 
 def summary(rows: Mapping[str, Any]) -> str:
     """How many paths there are, and how many have the right answer."""
-    of_questions = f"{rows['num_paths']} of {rows['num_done']} questions"
     return (
-        f"paths: {of_questions}; {rows['num_accepted']} with the right answer, "
-        f"{rows['num_truncated']} cut off, {rows['num_failed']} failed"
+        f"paths: made {rows['num_paths']} for {rows['num_done']} questions; "
+        f"{rows['num_accepted']} reached the right answer, {rows['num_truncated']} were cut off, "
+        f"{rows['num_failed']} failed"
     )

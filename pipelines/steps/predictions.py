@@ -41,13 +41,14 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     of_branches = [(branch.tuned, branch.predictions) for branch in round_.branches]
     for model, step in ((run.base, run.base_predictions), *of_branches):
         if not step.is_done:
-            for made, rows in generate(run.config, model, [(step, job(run, step))], stop):
-                say(summary(made, rows))
+            [rows] = generate(run.config, model, [(step, job(run, step))], stop)
+            say(summary(step, rows))
 
 
 def summary(step: Step, rows: Mapping[str, Any]) -> str:
-    """How many questions were answered; the scores say how well."""
+    """How many questions were answered, and by which round's model; the scores say how well."""
+    *_, parent, _ = step.folder.path.split("/")
     return (
-        f"{step.name}: {rows['num_done']} answers, {rows['num_truncated']} cut off, "
-        f"{rows['num_failed']} failed"
+        f"{step.name}: {parent} answered {rows['num_done']} questions; {rows['num_truncated']} "
+        f"answers were cut off, {rows['num_failed']} failed"
     )

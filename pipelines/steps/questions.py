@@ -1,13 +1,14 @@
-"""The `questions` step: made by a process that ends with it, and made again only when it changed.
+"""The `questions` step: the questions of a run, read again only when something changed.
 
 A run's folder holds::
 
     questions-<extent>/questions.parquet   the questions, then manifest.json
     questions.json                         what they were read from, and the driver's facts of them
 
-A million questions take a minute or two to read and about a GiB of memory. A driver that goes
-on with a run has neither to spend: while the config and the files are those of `questions.json`,
-the facts in it hold.
+A million questions take a minute or two to read and about a GiB of memory. They are read in a
+subprocess, so that its memory is returned to the system. A driver that goes on with a run reads
+none of them: as long as the config and the files are those of `questions.json`, the facts in it
+hold.
 """
 
 from __future__ import annotations
@@ -118,15 +119,15 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
     if origin is None or not isinstance(stored, dict) or stored.get("origin") != origin:
         return None
     facts = QuestionFacts(**stored["facts"])
-    # What could not be loaded may be mended by now: a hub that answers, a grader that imports.
+    # What could not be loaded may work by now: a hub answers again, a grader can be imported.
     return None if facts.broken or not step_of(run, facts).is_done else facts
 
 
 def questions_origin(settings: QuestionSettings) -> str | None:
     """A fingerprint of all that the questions follow from, or None where that is not at hand.
 
-    It is for files, by their content, and for generated questions. A hub may change, and of the
-    files of a known task only its own reader knows which they are.
+    It exists for files, by their content, and for generated questions. A hub may change, and only
+    the reader of a known task knows which files that task has.
     """
     try:
         content = [_content_of(d.source, settings.folder) for d in settings.datasets.values()]
@@ -139,7 +140,7 @@ def questions_origin(settings: QuestionSettings) -> str | None:
 
 
 def _content_of(source: FileSource | ReasoningGymSource | TaskSource, folder: str) -> str | None:
-    """What a source's questions come from, beside its settings. Raises `InputError`."""
+    """What the questions of a source come from, apart from its settings. Raises `InputError`."""
     if isinstance(source, ReasoningGymSource):
         return metadata.version("reasoning-gym")
     if isinstance(source, TaskSource) or source.hub is not None:

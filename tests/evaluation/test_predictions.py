@@ -20,7 +20,7 @@ from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
     EvaluationSettings,
     PredictAnswer,
-    regrade,
+    Prediction,
 )
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
@@ -65,6 +65,11 @@ def row(text: str, finish_reason: str = "stop") -> dict[str, Any]:
     return predict(Completion(text, [1, 2], finish_reason, 9))
 
 
+def regrade(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as it would be written with the verdict of today's grader."""
+    return Prediction.from_row(row).graded().to_row()
+
+
 def test_prediction_row_fits_the_ledger_with_the_question_and_its_grade() -> None:
     stored = pa.Table.from_pylist([row("It is \\boxed{4}")], schema=PREDICTIONS_SCHEMA)
     read = stored.to_pylist()[0]
@@ -72,7 +77,7 @@ def test_prediction_row_fits_the_ledger_with_the_question_and_its_grade() -> Non
     assert Question.from_row(read) == QUESTION
     assert (read["verdict"], read["read_as"], read["predicted"]) == ("correct", "boxed", "4")
     assert (read["num_tokens"], read["num_prompt_tokens"], read["num_failed"]) == (2, 9, 0)
-    assert regrade(read) == read
+    assert regrade(read) == row("It is \\boxed{4}")
 
 
 def test_prediction_is_greedy_with_the_templates_arguments() -> None:

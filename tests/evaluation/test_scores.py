@@ -8,7 +8,7 @@ import pytest
 from cluster.ledger import PartWriter, compact
 from cluster.schedule import Questions
 from cluster.storage import Folder
-from evaluation.predictions import PREDICTIONS_SCHEMA
+from evaluation.predictions import PREDICTIONS_SCHEMA, Prediction
 from evaluation.question import Question, question_table
 from evaluation.scores import (
     commonest_share,
@@ -27,8 +27,8 @@ def question(
     return Question(f"{task}/test/{number}", task, "test", domain, f"q{number}", answer, "number")
 
 
-def row(verdict: str, read_as: str) -> dict[str, str]:
-    return {"verdict": verdict, "read_as": read_as}
+def predicted(verdict: str, read_as: str) -> Prediction:
+    return Prediction(question(0), "a response", verdict=verdict, read_as=read_as)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_difference_swapped_models_swap_the_interval() -> None:
 
 def test_scores_format_gain_is_told_apart_from_right_answers() -> None:
     questions = [question(n) for n in range(4)]
-    base = {q.question_id: row("correct", "last") for q in questions}
-    tuned = {q.question_id: row("correct", "boxed") for q in questions}
+    base = {q.question_id: predicted("correct", "last") for q in questions}
+    tuned = {q.question_id: predicted("correct", "boxed") for q in questions}
     score = compare_scores(questions, base, tuned)[0]
     assert (score.base_strict, score.tuned_strict) == (0.0, 1.0)
     assert (score.base_read, score.tuned_read) == (0.0, 1.0)
@@ -76,8 +76,8 @@ def test_scores_format_gain_is_told_apart_from_right_answers() -> None:
 
 def test_scores_domains_are_kept_apart_and_summed() -> None:
     questions = [question(0), question(1, "b"), question(2, "c", "out_of_domain")]
-    rows = {q.question_id: row("wrong", "boxed") for q in questions}
-    rows[questions[1].question_id] = row("correct", "boxed")
+    rows = {q.question_id: predicted("wrong", "boxed") for q in questions}
+    rows[questions[1].question_id] = predicted("correct", "boxed")
     scores = compare_scores(questions, rows, rows)
     assert [(s.domain, s.task, s.num_questions) for s in scores] == [
         ("in_domain", "a", 1),

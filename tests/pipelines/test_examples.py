@@ -23,9 +23,9 @@ from cluster.tasks import run_task
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
 from pipelines.chain import split_thinking
+from pipelines.example import EXAMPLES_SCHEMA
 from pipelines.examples import (
     DROPPED_SCHEMA,
-    EXAMPLES_SCHEMA,
     ROWS_PER_FILE,
     ExampleSelector,
     Selection,
