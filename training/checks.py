@@ -34,7 +34,7 @@ class RefusedError(InputError):
     """An `InputError` that every worker of the group has raised."""
 
 
-def agree(check: Callable[[], object]) -> None:
+def agree(check: Callable[[], None]) -> None:
     """Run a check that may raise `InputError`; raises `RefusedError` when any worker's did."""
     import torch
 

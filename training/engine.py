@@ -137,10 +137,25 @@ def _load_model(source: str, settings: PlacedTraining, config: dict[str, Any]) -
     # While this object lives, transformers splits the weights over the workers as it reads them.
     split = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=getattr(torch, settings.dtype), trust_remote_code=False
+        source,
+        dtype=getattr(torch, settings.dtype),
+        attn_implementation=attention_of(source),
+        trust_remote_code=False,
     )
     del split
     return model
+
+
+def attention_of(source: str) -> str | None:
+    """Which of transformers' attentions a model needs; None leaves the choice to transformers.
+
+    torch's scaled dot product has no soft cap, which transformers (5.19) drops there without a
+    word; generation by vLLM has it.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
 
 
 def _add_adapters(model: Any, settings: PlacedTraining) -> Any:

@@ -145,7 +145,7 @@ def _save(engine: Any, progress: Progress, job: Job) -> dict[str, Any]:
     if not _checkpoint_is_due(progress, job.settings):
         _save_checkpoint(engine, progress, job.settings)
     if any(text and text.startswith(_MAY_PASS) for text in told):
-        raise error or RuntimeError(next(filter(None, told)))
+        raise error or OSError(next(filter(None, told)))
     return {
         "refused": f"the trained model could not be saved ({next(filter(None, told))}); its last "
         "checkpoint is kept, and the same command tries to save it again"
@@ -170,7 +170,7 @@ def load(job: Job) -> tuple[Any, StepData]:
     agree(lambda: check_training(model, table, job.settings, context.get_local_world_size()))
     engine = build_engine(model, job.settings, num_ranks)
     agree(lambda: refuse_broken_weights(engine.module, model))
-    agree(lambda: rank == 0 and rehearse_save(_base_of(engine.module), model))
+    agree(lambda: rehearse_save(_base_of(engine.module), model))
     if job.settings.packing:
         vocab_size = engine.module.config.get_text_config().vocab_size
         agree(lambda: refuse_leak(engine, vocab_size, engine.device))
@@ -338,13 +338,19 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) 
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="regenesis-checkpoint-") as folder:
-        engine.save_checkpoint(
-            folder,
-            tag=TAG,
-            client_state={"progress": asdict(progress)},
-            save_latest=False,
-            exclude_frozen_parameters=settings.method == "lora",
-        )
+        try:
+            engine.save_checkpoint(
+                folder,
+                tag=TAG,
+                client_state={"progress": asdict(progress)},
+                save_latest=False,
+                exclude_frozen_parameters=settings.method == "lora",
+            )
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            # As torch (2.13) tells of a full disk.
+            raise OSError(f"the checkpoint does not fit into {folder}: {error}") from error
         # The name hangs on the step: one that a crash left half written is written over.
         ray.train.report(
             {"step": progress.next_step},

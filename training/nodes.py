@@ -7,6 +7,8 @@ what its processor computes fast, and what NVIDIA's library tells of its cards.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from cluster.cpu_dtype import FastDtype, this_processor_dtype
@@ -16,6 +18,18 @@ from training.placement import Node, Nodes
 FIRST_WITH_BFLOAT16 = 8
 """Compute capability of the first cards with bfloat16 (Ampere, 2020)."""
 
+AMD_DRIVER = Path("/dev/kfd")
+"""There where a node has AMD's cards, of which NVIDIA's library knows nothing."""
+
+
+@dataclass(frozen=True)
+class _Cards:
+    """What a node's cards are, the smallest and the oldest of them; None is not known."""
+
+    memory: float | None = None
+    capability: int | None = None
+    """The major number of CUDA's compute capability."""
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -23,8 +37,8 @@ class _Found:
 
     memory: float
     dtype: FastDtype
-    card_memory: float | None
-    card_dtype: FastDtype
+    cards: _Cards | None
+    """None where it has none that torch can use, whatever Ray counts."""
 
 
 def read_nodes() -> Nodes:
@@ -46,46 +60,49 @@ def read_nodes() -> Nodes:
 
 
 def _node(node: dict[str, Any], found: _Found) -> Node:
-    resources = node["Resources"]
+    resources, cards = node["Resources"], found.cards or _Cards()
+    is_old = cards.capability is not None and cards.capability < FIRST_WITH_BFLOAT16
     return Node(
         name=str(node["NodeManagerAddress"]),
         num_cpus=int(resources.get("CPU", 0)),
         num_gpus=int(resources.get("GPU", 0)),
+        has_cards=found.cards is not None,
         memory=found.memory,
         dtype=found.dtype,
-        card_memory=found.card_memory,
-        card_dtype=found.card_dtype,
+        card_memory=cards.memory,
+        card_dtype="float32" if is_old else "bfloat16",
     )
 
 
 def _look(pretended: Device | None) -> _Found:
     import psutil
 
-    memory, capability = (pretended.memory, None) if pretended else _smallest_card()
-    has_bfloat16 = capability is None or capability >= FIRST_WITH_BFLOAT16
-    return _Found(
-        memory=float(psutil.virtual_memory().total),
-        dtype=this_processor_dtype(),
-        card_memory=memory,
-        card_dtype="bfloat16" if has_bfloat16 else "float32",
-    )
+    cards = _Cards(pretended.memory) if pretended else _find_cards()
+    return _Found(float(psutil.virtual_memory().total), this_processor_dtype(), cards)
 
 
-def _smallest_card() -> tuple[float | None, int | None]:
-    """Bytes and major compute capability of this node's smallest card; None where there is none.
+def _find_cards() -> _Cards | None:
+    """NVIDIA's management library sees cards that Ray hides from a task which takes none.
 
-    NVIDIA's management library sees cards that Ray hides from a task which takes none.
+    To a torch that was built for CPUs alone they are none.
     """
+    if version("torch").endswith("+cpu"):
+        return None
+    if AMD_DRIVER.exists():
+        return _Cards()
     from ray._private.thirdparty import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return None, None
+        return None
     try:
         cards = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        memory = min((float(pynvml.nvmlDeviceGetMemoryInfo(c).total) for c in cards), default=None)
-        capabilities = [pynvml.nvmlDeviceGetCudaComputeCapability(card)[0] for card in cards]
-        return memory, min(capabilities, default=None)
+        if not cards:
+            return None
+        return _Cards(
+            memory=min(float(pynvml.nvmlDeviceGetMemoryInfo(card).total) for card in cards),
+            capability=min(pynvml.nvmlDeviceGetCudaComputeCapability(card)[0] for card in cards),
+        )
     finally:
         pynvml.nvmlShutdown()

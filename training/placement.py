@@ -36,6 +36,8 @@ class Node:
     """Of each of its GPUs; None where it cannot be asked."""
     card_dtype: Dtype = "bfloat16"
     """What its GPUs compute fast."""
+    has_cards: bool = True
+    """Whether torch can use the GPUs that Ray counts; of meaning where it counts some."""
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers of so many cores and GPUs that the node holds."""
@@ -58,6 +60,12 @@ class Nodes:
     @property
     def num_cpus(self) -> int:
         return sum(node.num_cpus for node in self.there)
+
+    @property
+    def has_cards(self) -> bool:
+        """Whether a node has cards, or an autoscaler may start one that has."""
+        there = any(node.num_gpus and node.has_cards for node in self.there)
+        return there or self.largest.get("GPU", 0) > 0
 
     def room(self, cpus: int, gpus: int) -> int:
         """Workers that the nodes which are there hold."""
@@ -100,8 +108,6 @@ def place(
         workers = settings.num_workers
     else:
         workers = int(began.get("num_workers") or _most_workers(settings, room))
-    if workers > nodes.largest_room(smallest_cpus, gpus) and not may_wait:
-        raise InputError(_no_room(workers, smallest_cpus, gpus, nodes, room))
     decided = {
         "num_workers": workers,
         "gpus_per_worker": gpus,
@@ -109,18 +115,41 @@ def place(
         "dtype": _dtype(settings, nodes, gpus, began),
     }
     placed = PlacedTraining(**dict(settings) | decided)
+    if not may_wait:
+        refuse_without_room(placed, nodes)
+    if gpus and nodes.num_gpus and not nodes.has_cards:
+        raise InputError(
+            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_gpus} GPUs, but torch can use "
+            "none of them (no card, no driver, or a torch for CPUs alone); set it to 0 to train on "
+            "CPUs, or install requirements/gpu.lock there"
+        )
     return Placement(placed, _sentence(settings, placed, nodes, room, began))
+
+
+def refuse_without_room(placed: PlacedTraining, nodes: Nodes) -> None:
+    """Raises `InputError` for more workers than the cluster holds at its largest."""
+    workers, cpus, gpus = placed.num_workers, placed.cpus_per_worker, placed.gpus_per_worker
+    if workers <= nodes.largest_room(cpus, gpus):
+        return
+    where = "this machine" if len(nodes.there) == 1 else "the cluster"
+    raise InputError(
+        f"training.num_workers {workers} workers of {gpus} GPUs and {cpus} CPUs do not fit: "
+        f"{where} has {nodes.num_gpus} GPUs and {nodes.num_cpus} CPUs, room for "
+        f"{nodes.room(cpus, gpus)}; lower training.num_workers, gpus_per_worker or "
+        "cpus_per_worker, or set them to auto"
+    )
 
 
 def _gpus_per_worker(settings: TrainingSettings, nodes: Nodes) -> int:
     if settings.gpus_per_worker != "auto":
         return settings.gpus_per_worker
-    return int(nodes.num_gpus > 0 or nodes.largest.get("GPU", 0) > 0)
+    return int(nodes.has_cards)
 
 
 def _most_workers(settings: TrainingSettings, room: int) -> int:
     """The most workers a batch splits over; 1 where there is no room, for the refusal to name."""
-    return next((n for n in range(room, 0, -1) if settings.splits_over(n)), 1)
+    most = min(room, settings.global_batch_size)
+    return next((n for n in range(most, 0, -1) if settings.splits_over(n)), 1)
 
 
 def _cpus_per_worker(settings: TrainingSettings, nodes: Nodes, workers: int, gpus: int) -> int:
@@ -151,16 +180,6 @@ def _slow_nodes(nodes: Nodes, gpus: int) -> list[str]:
     ]
 
 
-def _no_room(workers: int, cpus: int, gpus: int, nodes: Nodes, room: int) -> str:
-    has = f"{nodes.num_gpus} GPUs and {nodes.num_cpus} CPUs"
-    where = "this machine" if len(nodes.there) == 1 else "the cluster"
-    return (
-        f"training.num_workers {workers} workers of {gpus} GPUs and {cpus} CPUs do not fit: "
-        f"{where} has {has}, room for {room}; lower training.num_workers, gpus_per_worker or "
-        "cpus_per_worker, or set them to auto"
-    )
-
-
 def _sentence(
     settings: TrainingSettings,
     placed: PlacedTraining,
@@ -186,6 +205,8 @@ def _workers_and_why(
     there = nodes.num_gpus if placed.gpus_per_worker else nodes.num_cpus
     on = f"{_count(workers, 'worker')} on "
     on += f"all {_count(there, kind)}" if used == there else f"{used} of {_count(there, kind)}"
+    if nodes.num_gpus and not nodes.has_cards and settings.gpus_per_worker == "auto":
+        on += f" (Ray counts {nodes.num_gpus} GPUs that torch cannot use)"
     if settings.num_workers != "auto":
         return f"{on}, as configured"
     if "num_workers" in began:
@@ -230,15 +251,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def check_training_fits(settings: TrainingSettings, shape: ModelShape, nodes: Nodes) -> None:
+def check_training_fits(settings: TrainingSettings, shape: ModelShape | None, nodes: Nodes) -> None:
     """Refuse, before anything is generated, a training that cannot run on these nodes.
 
     Counted is what does not depend on the examples: weights, gradients, optimizer and buffers. A
     training that passes may still be too large for its longest examples; the workers check that
-    before they load a weight. Raises `InputError` that names the smallest change that would do.
+    before they load a weight. Without a `shape`, of a model that is not understood, only the number
+    of workers counts. Raises `InputError` that names the smallest change that would do.
     """
     placed = place(settings, nodes).settings
-    if not settings.check_memory:
+    if not settings.check_memory or shape is None:
         return
     there = memory_of_worker(placed, nodes)
     if there is None:

@@ -82,8 +82,9 @@ def save_trained(
         facts: dict[str, Any] = {"weights_sha256": write_list(folder)}
         if settings.method == "lora":
             facts["adapter_sha256"] = write_list(folder / ADAPTER)
+        facts["weights_changed"] = share_changed(source, state, settings)
         output.copy_from_local(folder)
-    return facts | {"weights_changed": share_changed(source, state, settings)}
+    return facts
 
 
 def rehearse_save(module: Any, source: str) -> None:

@@ -30,7 +30,7 @@ from training.checks import linear_layers
 from training.engine import prepare_process
 from training.loop import Job, Progress, StepBoard, add_gradients, load, train
 from training.saving import save_trained
-from training.settings import LoraSettings, PlacedTraining, TrackingSettings
+from training.settings import LoraSettings, PlacedTraining, TrackingSettings, TrainingSettings
 
 PROBE = list(range(10, 30))
 """The row on which logits are compared."""
@@ -256,7 +256,7 @@ class Reference:
     """As they are saved: adapters merged, in the training's type."""
 
 
-def train_plainly(model: Path, examples: Folder, settings: PlacedTraining) -> Reference:
+def train_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> Reference:
     """Train with torch alone, in float32 or with a float32 copy of bfloat16 weights."""
     import torch
 
@@ -291,7 +291,7 @@ def train_plainly(model: Path, examples: Folder, settings: PlacedTraining) -> Re
     return Reference(losses, norms, start, dict(module.state_dict()))
 
 
-def gradients_plainly(model: Path, examples: Folder, settings: PlacedTraining) -> dict[str, Any]:
+def gradients_plainly(model: Path, examples: Folder, settings: TrainingSettings) -> dict[str, Any]:
     """The gradient of each trained tensor in the first step, with torch alone in float32."""
     rows = learnt_rows(examples, settings)
     module = load_plainly(model, settings)
@@ -303,7 +303,7 @@ def gradients_plainly(model: Path, examples: Folder, settings: PlacedTraining) -
     return {name: m.grad.numpy() for name, m in zip(trained, masters, strict=True)}
 
 
-def learnt_rows(examples: Folder, settings: PlacedTraining) -> list[dict[str, Any]]:
+def learnt_rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
     """The examples that are learnt, each with its weight."""
     if settings.objective != "sft":
         return preference_rows(examples, settings)
@@ -313,7 +313,7 @@ def learnt_rows(examples: Folder, settings: PlacedTraining) -> list[dict[str, An
     return rows
 
 
-def load_plainly(model: Path, settings: PlacedTraining) -> Any:
+def load_plainly(model: Path, settings: TrainingSettings) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -322,7 +322,7 @@ def load_plainly(model: Path, settings: PlacedTraining) -> Any:
     return _with_adapters(module, settings) if settings.method == "lora" else module
 
 
-def epoch_orders(rows: list[dict[str, Any]], settings: PlacedTraining) -> list[list[int]]:
+def epoch_orders(rows: list[dict[str, Any]], settings: TrainingSettings) -> list[list[int]]:
     """The order of the rows in each epoch."""
     names = [row["dataset"] for row in rows]
     quotas = (
@@ -337,7 +337,7 @@ def epoch_orders(rows: list[dict[str, Any]], settings: PlacedTraining) -> list[l
     ]
 
 
-def _with_adapters(module: Any, settings: PlacedTraining) -> Any:
+def _with_adapters(module: Any, settings: TrainingSettings) -> Any:
     import peft
 
     targets = settings.lora.target_modules
@@ -365,7 +365,7 @@ def _add_gradients(trained: list[Any], masters: list[Any], terms: Iterable[Any])
     return total
 
 
-def _terms(module: Any, batch: list[dict[str, Any]], settings: PlacedTraining) -> Iterator[Any]:
+def _terms(module: Any, batch: list[dict[str, Any]], settings: TrainingSettings) -> Iterator[Any]:
     """The loss of a batch as a sum."""
     if settings.objective == "dpo":
         return dpo_terms(module, batch, settings.dpo)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.storage import Folder
-from training.checks import check_training, largest_batch, model_size
+from training.checks import check_training, largest_batch, model_size, refuse_broken_weights
 from training.examples import read_examples
 from training.memory import BatchSize
 from training.settings import LoraSettings, PlacedTraining, TrackingSettings
@@ -147,3 +149,53 @@ def test_largest_batch_counts_padding_of_the_longest_examples(examples: Folder) 
     assert largest_batch(table, BASE) == BatchSize(4 * longest, 4 * longest_target)
     packed = BASE.model_copy(update={"packing": True, "row_tokens": 512})
     assert largest_batch(table, packed) == BatchSize(512, 512)
+
+
+def _gpt2(folder: Path, **fields: Any) -> Path:
+    from transformers import GPT2Config
+
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=256, **fields)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_check_training_longer_than_the_learnt_positions_is_refused(
+    tiny_model: Path, examples: Folder, tmp_path: Path
+) -> None:
+    rows = read_examples(examples, BASE).to_pylist()
+    longest = max(len(r["prompt_token_ids"]) + len(r["target_token_ids"]) for r in rows)
+    with pytest.raises(InputError, match=rf"{longest} tokens, .*max_length: {longest - 1}"):
+        _check(_gpt2(tmp_path / "short", n_positions=longest - 1), examples)
+    _check(_gpt2(tmp_path / "enough", n_positions=longest), examples)
+    # Rotated positions have no table that ends.
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "rotated").mkdir()
+    (tmp_path / "rotated" / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": longest - 1})
+    )
+    _check(tmp_path / "rotated", examples)
+
+
+def test_refuse_broken_weights_names_the_tensor(tiny_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    refuse_broken_weights(model, "tiny")
+    with torch.no_grad():
+        model.model.norm.weight[3] = torch.nan
+    with pytest.raises(InputError, match=r"tiny: model\.norm\.weight holds values that are not"):
+        refuse_broken_weights(model, "tiny")
+
+
+def test_check_training_with_checkpoints_that_the_disk_does_not_hold_is_refused(
+    tiny_model: Path, examples: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _check(tiny_model, examples, checkpoint_every_s=60.0)
+    usage = namedtuple("usage", ("total", "used", "free"))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(2**40, 2**40 - 1, 1))
+    _check(tiny_model, examples)
+    for asked in ({"checkpoint_every_s": 60.0}, {"checkpoint_every_n_steps": 5}):
+        with pytest.raises(InputError, match=r"a checkpoint takes .* has 0\.0 GiB free; point TMP"):
+            _check(tiny_model, examples, **asked)

@@ -18,12 +18,16 @@ from tests.training.logical_gpu import DEVICE, DEVICE_NAME
 from tests.training.matrix import train_plainly
 from tests.training.test_fine_tune import FULL, ROOT
 from training.device import CPU, GPU, PRETENDED, device_of
+from training.fine_tune import CHECKPOINTS
 from training.settings import PlacedTraining
 
 ON_CPUS = PlacedTraining.model_validate(
     FULL.model_dump() | {"num_workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0}
 )
 ON_GPUS = ON_CPUS.model_copy(update={"gpus_per_worker": 1})
+
+SHORT = FULL.model_copy(update={"num_epochs": 1, "checkpoint_every_s": 1e-6})
+"""Three steps, with a checkpoint after each; where it runs is left open."""
 
 DRIVER = """
 import json, pickle, sys, ray
@@ -47,7 +51,7 @@ def on_logical_gpus(
     model = Model(identity=str(tiny_model), path=str(tiny_model), cache="unused")
     output = Folder.open(str(tmp_path_factory.mktemp("gpus")))
     result = subprocess.run(
-        [sys.executable, "-c", DRIVER, pickle.dumps((model, examples, output, FULL)).hex()],
+        [sys.executable, "-c", DRIVER, pickle.dumps((model, examples, output, SHORT)).hex()],
         cwd=ROOT,
         env=os.environ | {PRETENDED: DEVICE_NAME},
         stdout=subprocess.PIPE,
@@ -56,7 +60,8 @@ def on_logical_gpus(
         check=True,
     )
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return found
+    kept = Path(output.path, CHECKPOINTS).glob("step-*")
+    return found | {"kept": sorted(folder.name for folder in kept)}
 
 
 def test_workers_hold_every_gpu_until_the_last_step(on_logical_gpus: dict[str, Any]) -> None:
@@ -67,14 +72,20 @@ def test_workers_hold_every_gpu_until_the_last_step(on_logical_gpus: dict[str, A
 def test_workers_on_gpus_train_as_plain_torch(
     on_logical_gpus: dict[str, Any], tiny_model: Path, examples: Folder
 ) -> None:
-    expected = train_plainly(tiny_model, examples, FULL).losses
+    expected = train_plainly(tiny_model, examples, SHORT).losses
     assert on_logical_gpus["losses"] == pytest.approx(expected, abs=1e-5)
     metrics = on_logical_gpus["metrics"]
     assert metrics["weights_sha256"]
-    # FULL leaves it open; the GPUs are taken because they are there.
+    # The GPUs are taken because they are there.
     assert (metrics["num_workers"], metrics["gpus_per_worker"], metrics["dtype"]) == (
         *(2, 1, "float32"),
     )
+    assert 0.5 < metrics["weights_changed"] <= 1
+
+
+def test_checkpoints_by_time_are_made_and_timed(on_logical_gpus: dict[str, Any]) -> None:
+    assert on_logical_gpus["metrics"]["checkpoint_seconds"] > 0
+    assert on_logical_gpus["kept"] == ["step-000003"]
 
 
 def test_device_of_settings_is_a_card_only_where_workers_hold_one(
@@ -83,7 +94,7 @@ def test_device_of_settings_is_a_card_only_where_workers_hold_one(
     monkeypatch.delenv(PRETENDED, raising=False)
     assert device_of(ON_CPUS) == CPU
     assert device_of(ON_GPUS) == GPU
-    assert CPU.card_memory() is CPU.card_name() is GPU.memory is None
+    assert (CPU.card_memory(), CPU.card_name(), GPU.memory) == (None, None, None)
     monkeypatch.setenv(PRETENDED, DEVICE_NAME)
     assert device_of(ON_CPUS) == CPU
     assert device_of(ON_GPUS) == DEVICE

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.errors import InputError
 from cluster.planner import GIB, ModelShape
-from cluster.settings import content_of
+from cluster.settings import content_of, settings_of
 from training.placement import (
     Dtype,
     Node,
@@ -144,11 +148,40 @@ def test_place_more_workers_than_the_cluster_holds_is_refused_unless_it_may_grow
     head = Nodes(_cpus(8).there, {"GPU": 8, "CPU": 64})
     placed = place(_settings(), head).settings
     assert (placed.num_workers, placed.gpus_per_worker) == (8, 1)
+    # As Ray tells of a scaler that is given no limit.
+    endless = Nodes(_cpus(8).there, {"GPU": sys.maxsize, "CPU": sys.maxsize})
+    assert place(_settings(packing=True), endless).settings.num_workers == 16
+
+
+def test_place_on_gpus_of_which_ray_only_keeps_count_is_refused_or_left_alone() -> None:
+    counted = Nodes([replace(_cpus(2).there[0], num_gpus=8, has_cards=False)])
+    placement = place(_settings(), counted)
+    assert placement.settings.gpus_per_worker == 0
+    assert "2 workers on all 2 CPUs (Ray counts 8 GPUs that torch cannot use)" in placement.sentence
+    for may_wait in (False, True):
+        with pytest.raises(
+            InputError, match=r"counts 8 GPUs, but torch can use none .* set it to 0"
+        ):
+            place(_settings(gpus_per_worker=1), counted, may_wait=may_wait)
 
 
 def test_place_changes_nothing_that_a_folder_is_named_after() -> None:
     settings = _settings()
     assert content_of(place(settings, _gpus(8)).settings) == content_of(settings)
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_place_runs_every_shipped_config_on_eight_cards(config: Path) -> None:
+    tree = yaml.safe_load(config.read_text()).get("training", {})
+    # YAML 1.1 takes `5e-5` for a text, which our own loader does not.
+    numbers = {name: float(tree[name]) for name in ("learning_rate",) if name in tree}
+    settings = settings_of(TrainingSettings, tree | numbers, config.name)
+    placed = place(settings, _gpus(8)).settings
+    assert (placed.num_workers, placed.gpus_per_worker) in {(8, 1), (2, 1), (4, 1)}
+    assert settings.splits_over(placed.num_workers)
 
 
 LLAMA_8B = ModelShape.from_config(
