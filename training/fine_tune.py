@@ -28,7 +28,7 @@ from training.device import device_of
 from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
 from training.nodes import read_nodes
-from training.placement import place
+from training.placement import place, refuse_without_room
 from training.settings import PlacedTraining, TrainingSettings
 from training.termination import catch_sigterm
 
@@ -82,11 +82,12 @@ def fine_tune(
     """
     found = run_task(survey, examples, settings, dataset)
     checkpoints = output.child(CHECKPOINTS)
-    placement = place(
-        settings, read_nodes(), began=_began(checkpoints), may_wait=not _is_our_own_ray()
-    )
+    nodes = read_nodes()
+    placement = place(settings, nodes, began=_began(checkpoints), may_wait=True)
     placed = placement.settings
     _refuse_other_checkpoints(checkpoints, _plan(model, found, placed))
+    if _is_our_own_ray():
+        refuse_without_room(placed, nodes)
     print(f"training: {placement.sentence}", file=sys.stderr, flush=True)
     job = Job(model, examples, output, placed, dataset)
     progress = _run(job, on_step or (lambda metrics: None))

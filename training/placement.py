@@ -108,14 +108,6 @@ def place(
         workers = settings.num_workers
     else:
         workers = int(began.get("num_workers") or _most_workers(settings, room))
-    if workers > nodes.largest_room(smallest_cpus, gpus) and not may_wait:
-        raise InputError(_no_room(workers, smallest_cpus, gpus, nodes, room))
-    if gpus and nodes.num_gpus and not nodes.has_cards:
-        raise InputError(
-            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_gpus} GPUs, but torch can use "
-            "none of them (no card, no driver, or a torch for CPUs alone); set it to 0 to train on "
-            "CPUs, or install requirements/gpu.lock there"
-        )
     decided = {
         "num_workers": workers,
         "gpus_per_worker": gpus,
@@ -123,7 +115,29 @@ def place(
         "dtype": _dtype(settings, nodes, gpus, began),
     }
     placed = PlacedTraining(**dict(settings) | decided)
+    if not may_wait:
+        refuse_without_room(placed, nodes)
+    if gpus and nodes.num_gpus and not nodes.has_cards:
+        raise InputError(
+            f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_gpus} GPUs, but torch can use "
+            "none of them (no card, no driver, or a torch for CPUs alone); set it to 0 to train on "
+            "CPUs, or install requirements/gpu.lock there"
+        )
     return Placement(placed, _sentence(settings, placed, nodes, room, began))
+
+
+def refuse_without_room(placed: PlacedTraining, nodes: Nodes) -> None:
+    """Raises `InputError` for more workers than the cluster holds at its largest."""
+    workers, cpus, gpus = placed.num_workers, placed.cpus_per_worker, placed.gpus_per_worker
+    if workers <= nodes.largest_room(cpus, gpus):
+        return
+    where = "this machine" if len(nodes.there) == 1 else "the cluster"
+    raise InputError(
+        f"training.num_workers {workers} workers of {gpus} GPUs and {cpus} CPUs do not fit: "
+        f"{where} has {nodes.num_gpus} GPUs and {nodes.num_cpus} CPUs, room for "
+        f"{nodes.room(cpus, gpus)}; lower training.num_workers, gpus_per_worker or "
+        "cpus_per_worker, or set them to auto"
+    )
 
 
 def _gpus_per_worker(settings: TrainingSettings, nodes: Nodes) -> int:
@@ -164,16 +178,6 @@ def _slow_nodes(nodes: Nodes, gpus: int) -> list[str]:
         for node in nodes.there
         if node.room(1, gpus) and (node.card_dtype if gpus else node.dtype) == "float32"
     ]
-
-
-def _no_room(workers: int, cpus: int, gpus: int, nodes: Nodes, room: int) -> str:
-    has = f"{nodes.num_gpus} GPUs and {nodes.num_cpus} CPUs"
-    where = "this machine" if len(nodes.there) == 1 else "the cluster"
-    return (
-        f"training.num_workers {workers} workers of {gpus} GPUs and {cpus} CPUs do not fit: "
-        f"{where} has {has}, room for {room}; lower training.num_workers, gpus_per_worker or "
-        "cpus_per_worker, or set them to auto"
-    )
 
 
 def _sentence(

@@ -231,7 +231,7 @@ def test_hub_dataset_is_read_by_its_splits(tmp_path: Path, monkeypatch: pytest.M
         "How many?",
         "5",
     )
-    with pytest.raises(InputError, match=r"cannot load .*someone/dev from the Hugging Face hub"):
+    with pytest.raises(InputError, match=r"the dataset .*someone/dev.* from the Hugging Face hub"):
         read(tmp_path, hub=hub, dev="dev", columns=columns, answer_type="number")
 
 
