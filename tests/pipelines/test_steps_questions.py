@@ -83,12 +83,12 @@ def test_overlaps_are_stored_beside_the_questions(folder: Path, run: Folder) -> 
     columns = {"answer_type": None, "choices": None}
     source = {"kind": "files", "test": "t.jsonl", "answer_type": "number", "columns": columns}
     settings = settings_of(folder, b={"source": source, "domain": "out_of_domain"})
-    step = questions_step(run, store(settings, run))
-    pairs = step.folder.child(question_step.OVERLAPS).read_table().to_pylist()
+    step = step_of(run, store(settings, run))
+    pairs = step.folder.child(questions_step.OVERLAPS).read_table().to_pylist()
     assert [(p["question_id"], p["held_out_id"], p["rule"]) for p in pairs] == [
         ("a/train/q3", "b/test/q3", "exact")
     ]
-    assert step.content["version"] == question_step.VERSION
+    assert step.content["version"] == questions_step.VERSION
 
 
 def test_questions_of_unchanged_files_are_not_read_again(
