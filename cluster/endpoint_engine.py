@@ -15,6 +15,7 @@ error of its own is one failed generation.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import contextlib
 import email.utils
 import http.client
@@ -211,12 +212,13 @@ class EndpointEngine:
 
     async def _ask(self, path: str, body: Mapping[str, Any], n: int) -> list[Completion]:
         """Send a request until it is answered, at most `max_retries` times more than once."""
-        for attempt in range(self._endpoint.max_retries + 1):
+        for attempt in itertools.count():
             reply = await self._ask_once(path, body, n)
             if not isinstance(reply, _Failure):
                 return reply
-            if attempt < self._endpoint.max_retries:
-                await asyncio.sleep(retry_wait_s(self._endpoint, attempt, reply.wait_s))
+            if attempt == self._endpoint.max_retries:
+                break
+            await asyncio.sleep(retry_wait_s(self._endpoint, attempt, reply.wait_s))
         reason = f"{self._endpoint.url}: {reply.reason}, {attempt + 1} times in a row"
         raise EngineDiedError(reason) if reply.server_is_away else GenerationError(reason)
 
@@ -320,7 +322,7 @@ def retry_wait_s(endpoint: EndpointSettings, attempt: int, asked_s: float | None
     once."""
     if asked_s is not None:
         return asked_s
-    longest = min(endpoint.max_wait_s, endpoint.first_wait_s * 2**attempt)
+    longest: float = min(endpoint.max_wait_s, endpoint.first_wait_s * 2**attempt)
     return longest * random.uniform(0.5, 1.0)
 
 

@@ -21,13 +21,21 @@ def hub_errors(
     """
     from huggingface_hub import errors
 
-    kinds = (errors.HTTPError, errors.EntryNotFoundError, OSError, ValueError, RuntimeError, *also)
+    kinds = (_http_error(), errors.EntryNotFoundError, OSError, ValueError, RuntimeError, *also)
     try:
         yield
     except InputError:
         raise
     except kinds as error:
         raise InputError(f"{field} {name!r}: {_reason(error)}, or {instead}") from error
+
+
+def _http_error() -> type[Exception]:
+    """What the library that `huggingface_hub` asks with raises; which one that is has changed."""
+    from huggingface_hub import errors
+
+    kind: type[Exception] = vars(errors)["HTTPError"]
+    return kind
 
 
 def _reason(error: BaseException) -> str:
@@ -63,7 +71,7 @@ def _reason(error: BaseException) -> str:
             return reason
     chain = list(_chain(error))
     answered = any(isinstance(each, errors.HfHubHTTPError) for each in chain)
-    silent = (errors.HTTPError, ConnectionError, TimeoutError)
+    silent = (_http_error(), ConnectionError, TimeoutError)
     if not answered and any(isinstance(each, silent) for each in chain):
         return "the Hugging Face hub cannot be reached; see to the network"
     words = " ".join(str(error).split()) or type(error).__name__

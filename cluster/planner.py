@@ -205,7 +205,7 @@ class ModelShape:
         if self.experts is None:
             return self.layer_bytes
         experts = self.experts
-        met = experts.count * (1 - (1 - experts.per_token / experts.count) ** batch)
+        met: float = experts.count * (1 - (1 - experts.per_token / experts.count) ** batch)
         without = self._layer_parameters(0)
         of_one = (self._layer_parameters(experts.count) - without) / experts.count
         return (without + met * of_one) * self.layer_parameter_bytes

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -121,7 +121,7 @@ class Question:
         return asdict(self) | {"choices": list(self.choices), "aliases": list(self.aliases)}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Question:
+    def from_row(cls, row: Mapping[str, Any]) -> Question:
         """The inverse of `to_row`; columns that are not the question's own are left aside.
 
         Rows of earlier versions lack aliases, a grader of its own, the solution or the kind.

@@ -41,7 +41,7 @@ def stand_in(name: str, source: dict[str, Any], folder: Path) -> list[str]:
     for file in files.values():
         write_questions(Path(file))
     dataset = f"questions.datasets.{name}"
-    source = {"kind": "files", **files}
+    source: dict[str, Any] = {"kind": "files", **files}
     return [f"{dataset}.source={json.dumps(source)}", f"{dataset}.domain={task.domain}"]
 
 

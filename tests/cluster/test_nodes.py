@@ -120,8 +120,8 @@ def test_local_disks_become_one_volume_that_holds_the_caches(node: Node) -> None
     assert "--raid-devices=2" in made
     assert made.split()[-2:] == [str(node.folder / "first"), str(node.folder / "second")]
     for name in ("regenesis", "huggingface"):
-        link = node.folder / "home" / ".cache" / name
-        assert link.resolve() == node.folder / "local" / "cache" / name
+        cache = node.folder / "home" / ".cache" / name
+        assert cache.resolve() == node.folder / "local" / "cache" / name
 
 
 def test_the_volume_of_the_image_is_taken_where_there_is_one(node: Node) -> None:

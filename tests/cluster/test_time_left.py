@@ -136,6 +136,7 @@ def errors(
     """
     end = views[-1][0]
     meter = RateMeter("paths", (), per_question)
+    at = 0.0
     clock = types.SimpleNamespace(monotonic=lambda: at)
     monkeypatch.setattr(cluster.progress, "time", clock)
     off = []

@@ -43,7 +43,8 @@ def write_stub(folder: Path, symbols: list[str]) -> None:
     source = folder / "libcuda.c"
     source.write_text("".join(f"int {name}(void) {{ return {NO_DEVICE}; }}\n" for name in symbols))
     library = folder / "libcuda.so.1"
-    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, source]
+    output = ["-o", str(library), str(source)]
+    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", *output]
     subprocess.run(command, check=True)
 
 
