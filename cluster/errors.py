@@ -4,9 +4,23 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one sentence that names it and the mend."""
+    """Something the user gave is wrong: one sentence that names it and what to do."""
 
     exit_code = 2
+
+
+class DamagedFileError(InputError):
+    """A stored file is missing, damaged, or another one's; the sentence names it."""
+
+
+class TakenOverError(InputError):
+    """Another command holds the run now; this one has to end and may write nothing more."""
+
+
+class StorageError(OSError):
+    """A file cannot be written: the disk is full, read-only or gone. What is finished is kept."""
+
+    exit_code = 4
 
 
 class NoExamplesError(RuntimeError):

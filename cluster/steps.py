@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.contents import damaged_files, list_contents, wrong_files
+from cluster.errors import DamagedFileError, InputError
 from cluster.settings import fingerprint
-from cluster.storage import Folder
+from cluster.storage import MANIFEST, Folder
+from cluster.tasks import run_tasks
 
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.json"
@@ -52,17 +54,84 @@ class Step:
     def is_done(self) -> bool:
         return self.manifest() is not None
 
+    def clear(self) -> None:
+        """Remove the tables of an attempt that did not finish, or that are not the step's."""
+        self.folder.delete_files([n for n in self.folder.walk() if n.endswith(".parquet")])
+
     def commit(self, **facts: Any) -> None:
-        """Write the manifest: the step is finished."""
+        """Write the manifest: the step is finished. First a disk has to hold all that it lists.
+
+        Raises `StorageError`, and `TakenOverError` when another command has taken the run.
+        """
+        [files] = run_tasks(list_contents, [(self.folder,)])
+        self.folder.sync(files)
         self.folder.commit(
             {
                 "step": self.name,
                 "extent": self.extent,
                 **facts,
+                "files": files,
                 "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "versions": _versions(),
                 "content": self.content,
             }
+        )
+
+
+def is_intact(step: Step) -> bool:
+    """Whether a step is finished and all its files are as it left them."""
+    manifest = step.manifest()
+    if manifest is None:
+        return False
+    if "files" not in manifest:
+        return True
+    return not (wrong_files(step.folder, manifest) or damaged_files(step.folder, manifest["files"]))
+
+
+def check_steps(steps: Iterable[Step], *, contents: bool = True) -> list[str]:
+    """Compare all finished steps with their manifests; returns notes for the user.
+
+    With `contents` every file is read but the weights, as tasks, side by side; else names and sizes
+    only are compared. Raises `DamagedFileError` that names the first file which is not as it was.
+    """
+    notes, listed = [], []
+    for step, manifest in _finished(steps):
+        _refuse_other(step, manifest)
+        if "files" not in manifest:
+            notes.append(
+                f"{step.folder.uri} was finished by an earlier version, which listed no files: "
+                "they are not checked"
+            )
+            continue
+        _refuse(step, wrong_files(step.folder, manifest))
+        listed.append((step, manifest["files"]))
+    if contents:
+        found = run_tasks(damaged_files, [(step.folder, files) for step, files in listed])
+        for (step, _), damaged in zip(listed, found, strict=True):
+            _refuse(step, damaged)
+    return notes
+
+
+def _finished(steps: Iterable[Step]) -> Iterator[tuple[Step, Mapping[str, Any]]]:
+    """Also those that have to grow: what they hold is used."""
+    for step in steps:
+        if manifest := step.folder.manifest():
+            yield step, manifest
+
+
+def _refuse_other(step: Step, manifest: Mapping[str, Any]) -> None:
+    is_own = step.folder.name.endswith(fingerprint(manifest.get("content")))
+    if manifest.get("step") != step.name or not is_own:
+        _refuse(step, [f"{MANIFEST} is that of another step"])
+
+
+def _refuse(step: Step, wrong: list[str]) -> None:
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise DamagedFileError(
+            f"the finished step {step.folder.uri} is not as it was left: {wrong[0]}{more}; put "
+            "back what was there and take away what was not, or delete the step's folder and those "
+            "of the steps made from it to have them made again"
         )
 
 

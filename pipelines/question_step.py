@@ -22,7 +22,7 @@ from importlib import metadata
 from cluster.errors import InputError
 from cluster.progress import format_seconds
 from cluster.settings import fingerprint
-from cluster.steps import Step, claim_run_folder
+from cluster.steps import Step, claim_run_folder, is_intact
 from cluster.storage import Folder
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
@@ -62,7 +62,7 @@ def store_questions(
     step = questions_step(run, facts)
     with _keeping(run):
         claim_run_folder(run, name)
-        if not step.is_done:
+        if not is_intact(step):
             step.folder.write_table(QUESTIONS_FILE, loaded.table)
             step.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
         run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
@@ -84,7 +84,7 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
         return None
     facts = QuestionFacts(**stored["facts"])
     # What could not be loaded may be mended by now: a hub that answers, a grader that imports.
-    return None if facts.broken or not questions_step(run, facts).is_done else facts
+    return facts if not facts.broken and is_intact(questions_step(run, facts)) else None
 
 
 def questions_origin(settings: QuestionSettings) -> str | None:
