@@ -17,7 +17,8 @@ import os
 import select
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,11 +34,19 @@ from cluster.errors import (
     InputError,
     InterruptedRunError,
     NoExamplesError,
+    StorageError,
 )
 from cluster.fitting import fit_engines
+from cluster.holder import hold
 from cluster.jobs import Job
 from cluster.ledger import Ledger
-from cluster.leftovers import find_leftovers, format_leftovers, remove_leftovers
+from cluster.leftovers import (
+    ask_to_delete,
+    check_is_run,
+    find_leftovers,
+    format_leftovers,
+    remove_leftovers,
+)
 from cluster.models import Model, ModelSettings, base_model, tuned_model
 from cluster.pool import PoolSummary, finish_job, num_workers, run_jobs
 from cluster.progress import format_seconds
@@ -60,7 +69,7 @@ from cluster.settings import (
     settings_of,
     with_overrides,
 )
-from cluster.steps import STEPS_FILE, Step, check_run_folder
+from cluster.steps import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.storage import Folder
 from cluster.tasks import run_task
 from evaluation.grade_file import format_verdicts, grade_file
@@ -119,7 +128,9 @@ NO_TRAINING = "questions.datasets: no question to train on; one has to be in_dom
 class Config(Settings):
     """The whole config tree; each folder owns its branch."""
 
-    run: Annotated[str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    run: Annotated[
+        str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    ]
     """The name of the run, and of its folder below `storage.root`."""
     rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
     """Rounds of self-improvement; each synthesises with the model of the one before."""
@@ -231,6 +242,7 @@ def choose_examples(run: Run, this: Round, stop: StopRequest) -> None:
     """Correct paths only, at most k a question. Raises `NoExamplesError` when none is left."""
     if this.examples.is_done:
         return
+    this.examples.clear()
     facts = run_task(
         select_step_examples,
         this.paths.folder,
@@ -420,16 +432,42 @@ def check_run(config: Config) -> tuple[Folder, Model]:
     return folder, base
 
 
-def begin_run(config: Config) -> Run:
-    """Take the run's folder and make its first step: train, dev and test, disjoint by text.
+@contextmanager
+def begin_run(config: Config, *, take_over: bool) -> Iterator[Run]:
+    """Hold the run's folder and make its first step: train, dev and test, disjoint by text.
 
-    Raises `InputError`, and leaves nothing, for a question that cannot be asked.
+    Raises `InputError`, and leaves nothing, for a question that cannot be asked; `HeldError` when
+    another command works on the run.
     """
     folder, base = check_run(config)
     every_s = config.cluster.progress_every_s
-    questions = run_apart(store_questions, config.questions, folder, config.run, every_s)
-    say(format_counts(questions))
-    return plan_run(config, folder, base, questions)
+    with ExitStack() as stack:
+        if check_run_folder(
+            folder, config.run
+        ):  # a new one is left alone till its questions are good
+            folder = stack.enter_context(hold(folder, take_over=take_over))
+        questions = run_apart(store_questions, config.questions, folder, config.run, every_s)
+        say(format_counts(questions))
+        if folder.claim is None:
+            folder = stack.enter_context(hold(folder, take_over=take_over))
+        yield plan_run(config, folder, base, questions)
+
+
+def begin_steps(run: Run) -> None:
+    """Check what is finished, and write down which steps the config uses: its work begins.
+
+    Raises `DamagedFileError`.
+    """
+    for note in check_steps(run.steps()):
+        say(f"note: {note}")
+    resolved = resolved_config(run.config)
+    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
+        run.folder.write_bytes(name, resolved.encode())
+    run.folder.write_json(STEPS_FILE, run.step_names())
+
+
+def resolved_config(config: Config) -> str:
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def plan_run(config: Config, folder: Folder, base: Model, questions: QuestionFacts) -> Run:
@@ -736,20 +774,17 @@ def run_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py run CONFIG`."""
     check_until(arguments.until)
     config = load_settings(Config, arguments.config, arguments.set, with_strategy)
-    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if arguments.dry_run:
-        say(f"{resolved}\n{dry_run(config)}")
+        say(f"{resolved_config(config)}\n{dry_run(config)}")
         return 0
     say_warnings(config)
-    run = begin_run(config)
-    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
-        run.folder.write_bytes(name, resolved.encode())
-    run.folder.write_json(STEPS_FILE, run.step_names())
-    with ray_session(config.cluster) as stop:
-        say(f"logs: {log_folder()}")
-        keep_to_budget(run, stop)
-        improve(run, stop, arguments.until)
-    say(f"run folder: {run.folder.uri}")
+    with begin_run(config, take_over=arguments.take_over) as run:
+        with ray_session(config.cluster) as stop:
+            say(f"logs: {log_folder()}")
+            begin_steps(run)
+            keep_to_budget(run, stop)
+            improve(run, stop, arguments.until)
+        say(f"run folder: {run.folder.uri}")
     return 0
 
 
@@ -758,14 +793,18 @@ def dry_run(config: Config) -> str:
     folder, base = check_run(config)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
+    check_steps(run.steps(), contents=False)
     return f"{format_counts(run.questions)}\n{describe_plan(run, questions)}"
 
 
 def plan_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py plan CONFIG`."""
     config = load_settings(Config, arguments.config, arguments.set, with_strategy)
-    run = begin_run(config)
-    with ray_session(config.cluster) as stop:
+    with (
+        begin_run(config, take_over=arguments.take_over) as run,
+        ray_session(config.cluster) as stop,
+    ):
+        begin_steps(run)
         estimate = estimate_run_from_probe(run, stop)
     say(format_estimate(estimate))
     for warning in check_budget(estimate, config.budget):
@@ -779,6 +818,8 @@ def select_command(arguments: argparse.Namespace) -> int:
     config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
     questions = stored.step("questions")
     with ray_session(config.cluster):
+        of_rounds = [Step("paths", paths, {}) for _, paths in stored.rounds_with_paths()]
+        check_steps([Step("questions", questions, {}), *of_rounds])
         for number, paths in stored.rounds_with_paths():
             facts = run_task(
                 select_step_examples,
@@ -796,10 +837,14 @@ def select_command(arguments: argparse.Namespace) -> int:
 
 def clean_command(arguments: argparse.Namespace) -> int:
     """`regenesis.py clean RUN`."""
-    leftovers = find_leftovers(Folder.open(arguments.run), superseded=arguments.superseded)
-    say(format_leftovers(leftovers))
-    if not arguments.dry_run:
-        remove_leftovers(leftovers)
+    run = Folder.open(arguments.run)
+    check_is_run(run)
+    holding = nullcontext(run) if arguments.dry_run else hold(run, take_over=arguments.take_over)
+    with holding as run:
+        leftovers = find_leftovers(run, superseded=arguments.superseded)
+        say(format_leftovers(leftovers))
+        if leftovers and not arguments.dry_run and (arguments.yes or ask_to_delete(leftovers)):
+            remove_leftovers(leftovers)
     return 0
 
 
@@ -856,6 +901,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     clean_parser = commands.add_parser("clean", help="remove what a run no longer needs")
     clean_parser.add_argument("run", help="the folder of the run, or its URI")
     clean_parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    clean_parser.add_argument("--yes", action="store_true", help="delete without asking")
+    for holds in (run_parser, plan_parser, clean_parser):
+        holds.add_argument(
+            "--take-over", action="store_true", help="take the run from a command that holds it"
+        )
     clean_parser.add_argument(
         "--superseded",
         action="store_true",
@@ -895,7 +945,13 @@ def main(argv: Sequence[str]) -> int:
         # What is left unwritten would be tried once more, and complained about, at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (InputError, NoExamplesError, GenerationStoppedError, InterruptedRunError) as error:
+    except (
+        InputError,
+        NoExamplesError,
+        GenerationStoppedError,
+        InterruptedRunError,
+        StorageError,
+    ) as error:
         print(f"regenesis: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

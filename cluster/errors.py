@@ -13,6 +13,10 @@ class DamagedFileError(InputError):
     """A stored file is missing, damaged, or another one's; the sentence names it."""
 
 
+class HeldError(InputError):
+    """Another command works on the run; the sentence says which, and what to do."""
+
+
 class TakenOverError(InputError):
     """Another command holds the run now; this one has to end and may write nothing more."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import signal
 import threading
 import time
@@ -29,7 +28,7 @@ import pyarrow as pa
 from cluster.engine import EngineSettings, engine_environment
 from cluster.errors import GenerationStoppedError, InterruptedRunError
 from cluster.jobs import Job
-from cluster.ledger import Ledger, compact
+from cluster.ledger import Ledger, compact, new_execution
 from cluster.models import Model
 from cluster.processes import wait_until_gone
 from cluster.progress import ProgressBoard, ProgressPrinter, RateMeter
@@ -136,14 +135,13 @@ def _plan(job: Job, settings: EngineSettings, limit: int | None) -> Plan:
     num_slots = num_workers(settings)[1] * settings.chunks_in_flight
     in_flight = -(-settings.generations_in_flight // job.handler.width)
     smallest = max(settings.chunk_size, -(-in_flight // max(1, settings.chunks_in_flight - 1)))
-    execution = f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(2)}"
     plan: Plan = run_task(
         plan_job,
         job.folder,
         job.schema,
         job.questions,
         job.shares,
-        execution=execution,
+        execution=new_execution(job.folder),
         num_slots=num_slots,
         smallest=smallest,
         max_attempts=settings.max_attempts,
