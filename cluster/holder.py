@@ -23,6 +23,7 @@ compaction and before a manifest, and ends with exit code 2.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -84,22 +85,26 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     """Hold a run within the block; yields its folder, under which everything carries the epoch.
 
     Raises `HeldError` when another command holds it, `TakenOverError` at the end of the block when
-    one took it meanwhile, and `StorageError`.
+    one took it meanwhile, and `StorageError` when it cannot be written or was removed.
     """
     holders = run.child(HOLDERS)
     mine = _take(run, take_over)
-    beat = _Beat(holders, mine)
+    held = replace(run, claim=Claim(holders.path, mine.epoch))
+    beat = _Beat(held, mine)
     beat.start()
     try:
-        yield replace(run, claim=Claim(holders.path, mine.epoch))
+        yield held
     except BaseException as error:
-        if beat.taken_over.is_set() and not isinstance(error, TakenOverError):
+        if isinstance(beat.lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
+        if beat.lost:
+            raise beat.lost from error
         raise
     finally:
         beat.stop()
-        with contextlib.suppress(StorageError):
-            holders.create(mine.released_name, b"")
+        if beat.lost is None:
+            with contextlib.suppress(StorageError):
+                holders.create(mine.released_name, b"")
 
 
 def _take(run: Folder, take_over: bool) -> Holder:
@@ -203,25 +208,29 @@ def _read_beat(holders: Folder, holder: Holder) -> bytes:
 
 
 class _Beat(threading.Thread):
-    """Counts while the holder works, and interrupts it when another command took the run."""
+    """Counts while the holder works, and interrupts it when it holds the run no longer."""
 
-    def __init__(self, holders: Folder, holder: Holder) -> None:
+    def __init__(self, held: Folder, holder: Holder) -> None:
         super().__init__(name="holder", daemon=True)
-        self._holders, self._holder = holders, holder
+        self._held, self._holder = held, holder
         self._ended = threading.Event()
-        self.taken_over = threading.Event()
+        self.lost: TakenOverError | StorageError | None = None
+        """Why it does so no longer."""
 
     def run(self) -> None:
-        count = 0
-        while not self._ended.is_set():
-            count += 1
-            with contextlib.suppress(OSError):  # a store that is away: others may take the run
-                self._holders.write_bytes(self._holder.beat_name, b"%d" % count)
-                if self._holders.latest_epoch("") > self._holder.epoch:
-                    self.taken_over.set()
+        for count in itertools.count():
+            try:
+                self._held.check_claim()
+                self._held.child(HOLDERS).write_bytes(self._holder.beat_name, b"%d" % count)
+            except (TakenOverError, StorageError) as error:
+                if not isinstance(error.__cause__, OSError):  # else it is only away for a while
+                    self.lost = error
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
-            self._ended.wait(BEAT_EVERY_S)
+            except OSError:
+                pass  # nor can the store be read; another command may take the run meanwhile
+            if self._ended.wait(BEAT_EVERY_S):
+                return
 
     def stop(self) -> None:
         self._ended.set()

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.engine import EngineSettings, engine_environment
-from cluster.errors import GenerationStoppedError, InterruptedRunError
+from cluster.errors import DamagedFileError, GenerationStoppedError, InterruptedRunError
 from cluster.jobs import Job
 from cluster.ledger import Ledger, compact, new_execution
 from cluster.models import Model
@@ -159,8 +159,10 @@ def _check_complete(job: Job, max_attempts: int) -> None:
     left = open_questions(questions, ledger, max_attempts)
     for row in left.to_pylist():
         if row["dataset"] not in closed:
-            raise RuntimeError(
-                f"{job.name}: {left.num_rows} questions have no row, {row['question_id']} is one"
+            raise DamagedFileError(
+                f"{job.folder.uri}: {left.num_rows} answered questions have no row, "
+                f"{row['question_id']} is one: what was written has gone or is damaged; give the "
+                "same command again"
             )
 
 

@@ -146,7 +146,7 @@ def check_run_folder(folder: Folder, run: str) -> bool:
         raise InputError(f"the run folder {folder.uri} cannot be read: {error}") from error
     if isinstance(owner, dict) and owner.get("run") == run:
         return True
-    if owner is None and is_empty:
+    if owner is None and (is_empty or folder.walk() == [RUN_FILE]):  # torn: a disk was full
         return False
     raise InputError(
         f"the run folder {folder.uri} holds something else (no {RUN_FILE} of the run {run!r}); "
@@ -160,6 +160,7 @@ def claim_run_folder(folder: Folder, run: str) -> None:
         return
     try:
         folder.write_json(RUN_FILE, {"run": run, "made_by": "regenesis"})
+        folder.sync([RUN_FILE])
     except OSError as error:
         raise InputError(f"the run folder {folder.uri} cannot be written: {error}") from error
 

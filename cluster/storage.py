@@ -15,6 +15,7 @@ Example::
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -96,12 +97,18 @@ class Folder:
         return self.claim.epoch if self.claim else 0
 
     def check_claim(self) -> None:
-        """Raises `TakenOverError` when another command has taken the run since."""
+        """Raises `TakenOverError` when another command has taken the run since, and `StorageError`
+        when its folder was removed."""
         if self.claim is None:
             return
-        latest = Folder(self.filesystem, self.claim.holders).latest_epoch("", ".json")
+        latest = Folder(self.filesystem, self.claim.holders).latest_epoch("")
         if latest > self.claim.epoch:
             raise TakenOverError(f"another command has taken over the run ({self.claim.holders})")
+        if latest < self.claim.epoch:
+            raise StorageError(
+                f"the run folder {posixpath.dirname(self.claim.holders)} was removed while this "
+                "command worked on it; give the same command again to begin anew"
+            )
 
     def latest_epoch(self, prefix: str = OPENED, suffix: str = ".json") -> int:
         """The highest number in the names of its files `<prefix><number><suffix>`; 0 for none."""
@@ -191,13 +198,8 @@ class Folder:
                 with self.filesystem.open_output_stream(path) as stream:
                     stream.write(data)
                 return
-            work = Path(path).with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
-            try:
-                work.write_bytes(data)
+            with _written_aside(Path(path), data) as work:
                 work.replace(path)
-            except OSError:
-                work.unlink(missing_ok=True)
-                raise
 
     @contextlib.contextmanager
     def _writing(self, name: str, num_bytes: int) -> Iterator[None]:
@@ -223,12 +225,7 @@ class Folder:
 
                 return create_object(self.filesystem, path, data)
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(path, "xb") as stream:  # noqa: PTH123, the mode is what matters
-                    stream.write(data)
-            except FileExistsError:
-                return False
-            return True
+            return _create_file(Path(path), data)
 
     def read_buffer(self, name: str) -> pa.Buffer:
         """The whole file, in one request. Raises `FileNotFoundError`."""
@@ -368,6 +365,38 @@ def table_of(data: pa.Buffer, name: str, columns: list[str] | None = None) -> pa
     except (pa.ArrowException, OSError, MemoryError, KeyError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{name} is damaged ({why})") from error
+
+
+@contextlib.contextmanager
+def _written_aside(path: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
+    """A file with the data next to where it is to be; it is gone after the block."""
+    work = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    try:
+        work.write_bytes(data)
+        yield work
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _create_file(path: Path, data: bytes) -> bool:
+    """Give data a name on a disk, whole, unless there is such a file; whether it was done."""
+    with _written_aside(path, data) as work:
+        try:
+            path.hardlink_to(work)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            try:
+                path.open("xb").close()  # a file system without links: empty for a moment
+            except FileExistsError:
+                return False
+            work.replace(path)
+    return True
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def _fsync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -136,6 +137,19 @@ def test_holder_whose_file_is_torn_is_judged_by_its_signs(tmp_path: Path, data: 
     with hold(run) as held:
         assert held.epoch == 2
     assert "did not say" in str(cluster.holder.Holder(1, {}))
+
+
+def test_holder_is_created_once_also_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    folder = Folder.open(str(tmp_path))
+    assert folder.create("a.json", b"first")
+    assert not folder.create("a.json", b"second")
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.json", b"first")]
 
 
 def test_of_many_that_find_the_holder_dead_one_takes_its_place(run: Folder) -> None:
