@@ -140,6 +140,7 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
         driver_command(*arguments),
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout_s,
