@@ -34,13 +34,18 @@ FileFacts = Mapping[str, Any]
 
 def list_contents(folder: Folder) -> dict[str, FileFacts]:
     """The files of a step that is finished, for its manifest; all are read but the weights."""
-    sizes = _own_files(folder)
+    sizes = own_files(folder)
     with ThreadPoolExecutor(READ_THREADS) as threads:
         facts = threads.map(lambda name: _facts(folder, name, sizes[name]), sizes)
         return dict(zip(sizes, facts, strict=True))
 
 
-def _own_files(folder: Folder) -> dict[str, int]:
+def bytes_to_read(files: Mapping[str, int]) -> int:
+    """How much of some files is read to list or to compare them."""
+    return sum(size for name, size in files.items() if not name.endswith(".safetensors"))
+
+
+def own_files(folder: Folder) -> dict[str, int]:
     """Bytes by name of the files that belong to a step, as they are now."""
     return {name: size for name, size in folder.sizes().items() if not _is_beside(name)}
 
@@ -73,7 +78,7 @@ def _hash(data: pa.Buffer) -> str:
 def wrong_files(folder: Folder, manifest: Mapping[str, Any]) -> list[str]:
     """What a listing of the folder tells: files that are missing, of another size, or foreign."""
     listed: Mapping[str, FileFacts] = manifest["files"]
-    there = _own_files(folder)
+    there = own_files(folder)
     wrong = [f"{name} is missing" for name in listed if name not in there]
     for name in listed.keys() & there.keys():
         if there[name] != listed[name]["bytes"]:

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
-from cluster.contents import damaged_files, list_contents, wrong_files
+from cluster.contents import (
+    bytes_to_read,
+    damaged_files,
+    list_contents,
+    own_files,
+    wrong_files,
+)
 from cluster.errors import DamagedFileError, InputError
 from cluster.settings import fingerprint
 from cluster.storage import MANIFEST, Folder
 from cluster.tasks import run_tasks
 
+R = TypeVar("R")
+
+SMALL_BYTES = 64 * 2**20
+"""So much the driver reads itself."""
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.json"
 """The step folders that the config which was run last uses, relative to the run's folder."""
@@ -63,7 +73,7 @@ class Step:
 
         Raises `StorageError`, and `TakenOverError` when another command has taken the run.
         """
-        [files] = run_tasks(list_contents, [(self.folder,)])
+        [files] = _off_the_driver(list_contents, [(self.folder,)], [own_files(self.folder)])
         self.folder.sync(files)
         self.folder.commit(
             {
@@ -106,10 +116,24 @@ def check_steps(steps: Iterable[Step], *, contents: bool = True) -> list[str]:
         _refuse(step, wrong_files(step.folder, manifest))
         listed.append((step, manifest["files"]))
     if contents:
-        found = run_tasks(damaged_files, [(step.folder, files) for step, files in listed])
+        sizes = [{n: facts["bytes"] for n, facts in files.items()} for _, files in listed]
+        calls = [(step.folder, files) for step, files in listed]
+        found = _off_the_driver(damaged_files, calls, sizes)
         for (step, _), damaged in zip(listed, found, strict=True):
             _refuse(step, damaged)
     return notes
+
+
+def _off_the_driver(
+    function: Callable[..., R], calls: Sequence[tuple[Any, ...]], sizes: Sequence[Mapping[str, int]]
+) -> list[R]:
+    """Call a function that reads files of these sizes: as tasks, side by side, where there is much.
+
+    A task that finds no idle worker takes a second or two to begin.
+    """
+    if sum(map(bytes_to_read, sizes)) < SMALL_BYTES:
+        return [function(*arguments) for arguments in calls]
+    return run_tasks(function, calls)
 
 
 def _finished(steps: Iterable[Step]) -> Iterator[tuple[Step, Mapping[str, Any]]]:

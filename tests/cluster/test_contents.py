@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import cluster.steps
 from cluster.errors import DamagedFileError, InputError, StorageError
 from cluster.holder import hold
 from cluster.ledger import Ledger, PartWriter, compact, ledger_schema
@@ -182,6 +183,17 @@ def test_step_of_an_earlier_version_is_taken_with_a_note(tmp_path: Path) -> None
     [note] = check_steps([step])
     assert step.folder.uri in note
     assert is_intact(step)
+
+
+def test_large_step_is_read_as_tasks(
+    tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster.steps, "SMALL_BYTES", 0)
+    steps = [finish(tmp_path, kind) for kind in ("examples", "scores")]
+    assert check_steps(steps) == []
+    flip(own_files(steps[1])[0])
+    with pytest.raises(DamagedFileError, match=r"scores\.\w+ is damaged"):
+        check_steps(steps)
 
 
 def test_names_and_sizes_are_compared_without_reading_a_file(tmp_path: Path) -> None:
