@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from cluster.errors import DamagedFileError, TakenOverError
-from cluster.storage import MANIFEST, OPENED, Folder, parquet_bytes, table_of
+from cluster.storage import BROKEN_PARQUET, MANIFEST, OPENED, Folder, parquet_bytes, table_of
 
 LEDGER_FIELDS = [
     pa.field("question_id", pa.string()),
@@ -269,7 +269,7 @@ def _read_index(folder: Folder, name: str) -> pa.Table | None:
     """The same, of which only these columns are read."""
     try:
         return folder.open_parquet(name).read(columns=_COLUMNS, use_threads=False)
-    except (pa.ArrowException, OSError, MemoryError, ValueError):
+    except BROKEN_PARQUET:
         return _read_whole(folder, name)  # tells what is damaged from a store that does not answer
 
 

@@ -274,7 +274,15 @@ class Folder:
         names = self.file_names(".parquet")
         if not names:
             raise DamagedFileError(f"{self.uri} holds no Parquet file")
-        return pa.concat_tables([self.read_parquet(name, columns) for name in names])
+        return pa.concat_tables([self._read_columns(name, columns) for name in names])
+
+    def _read_columns(self, name: str, columns: list[str] | None) -> pa.Table:
+        try:
+            return self.open_parquet(name).read(columns=columns)
+        except BROKEN_PARQUET:
+            return self.read_parquet(
+                name, columns
+            )  # tells damage from a store that does not answer
 
     def commit(self, manifest: dict[str, Any]) -> None:
         """Say that the step is finished. Nothing of it is written after this."""
@@ -337,6 +345,8 @@ class Folder:
         return target
 
 
+BROKEN_PARQUET = (pa.ArrowException, OSError, MemoryError, KeyError, ValueError)
+"""What pyarrow raises for one; `OSError` also where the storage cannot be read."""
 _UNFINISHED = ".writing-"
 """How the name of a file begins that is being written on a disk."""
 
@@ -362,7 +372,7 @@ def table_of(data: pa.Buffer, name: str, columns: list[str] | None = None) -> pa
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         return file.read(columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError, MemoryError, KeyError, ValueError) as error:
+    except BROKEN_PARQUET as error:
         why = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{name} is damaged ({why})") from error
 
