@@ -310,7 +310,7 @@ def score_models(run: Run, this: Round, stop: StopRequest) -> None:
         if not branch.scores.is_done:
             branch.scores.folder.write_table("scores.parquet", scores_table(scores))
             branch.scores.folder.write_bytes("scores.md", f"{table}\n".encode())
-            branch.scores.commit()
+            branch.scores.commit(made=["scores.parquet", "scores.md"])
         tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
         say(f"\nround {this.number}, base > {tuned}, in percent with 95 % intervals\n\n{table}\n")
     for name, reason in run.questions.broken.items():
@@ -450,7 +450,9 @@ def begin_run(config: Config, *, take_over: bool) -> Iterator[Run]:
         say(format_counts(questions))
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
-        yield plan_run(config, folder, base, questions)
+        run = plan_run(config, folder, base, questions)
+        check_steps(run.steps(), contents=False)
+        yield run
 
 
 def begin_steps(run: Run) -> None:

@@ -15,16 +15,15 @@ accidents, not against people.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from cluster.ledger import READ_THREADS, epoch_of, is_ledger_file, seal_holds
-from cluster.storage import MANIFEST, OPENED, Folder
+from cluster.storage import MANIFEST, OPENED, Folder, num_rows
 
 SCRATCH = ("parts", "checkpoints", "reference", "tensorboard", "wandb")
 """Folders within a step's that no later step reads: they may change or go."""
@@ -32,9 +31,10 @@ SCRATCH = ("parts", "checkpoints", "reference", "tensorboard", "wandb")
 FileFacts = Mapping[str, Any]
 
 
-def list_contents(folder: Folder) -> dict[str, FileFacts]:
-    """The files of a step that is finished, for its manifest; all are read but the weights."""
-    sizes = own_files(folder)
+def list_contents(folder: Folder, made: Collection[str] | None) -> dict[str, FileFacts]:
+    """The files of a step that is finished, for its manifest: those it says it made, or all that
+    are there. All are read but the weights. Raises `DamagedFileError` for a broken Parquet file."""
+    sizes = {n: size for n, size in own_files(folder).items() if made is None or n in made}
     with ThreadPoolExecutor(READ_THREADS) as threads:
         facts = threads.map(lambda name: _facts(folder, name, sizes[name]), sizes)
         return dict(zip(sizes, facts, strict=True))
@@ -62,7 +62,7 @@ def _facts(folder: Folder, name: str, size: int) -> FileFacts:
         return facts
     data = folder.read_buffer(name)
     if name.endswith(".parquet"):
-        facts["rows"] = pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows
+        facts["rows"] = num_rows(data, f"{folder.uri}/{name}")
     if seal_holds(folder, name, data) is None:
         facts["xxh3"] = _hash(data)
     return facts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, TypeVar
@@ -68,12 +68,13 @@ class Step:
         """Remove the tables of an attempt that did not finish, or that are not the step's."""
         self.folder.delete_files([n for n in self.folder.walk() if n.endswith(".parquet")])
 
-    def commit(self, **facts: Any) -> None:
+    def commit(self, *, made: Collection[str] | None = None, **facts: Any) -> None:
         """Write the manifest: the step is finished. First a disk has to hold all that it lists.
 
-        Raises `StorageError`, and `TakenOverError` when another command has taken the run.
+        It lists the files that the step made, or all in its folder. Raises `StorageError`, and
+        `TakenOverError` when another command has taken the run.
         """
-        [files] = _off_the_driver(list_contents, [(self.folder,)], [own_files(self.folder)])
+        [files] = _off_the_driver(list_contents, [(self.folder, made)], [own_files(self.folder)])
         self.folder.sync(files)
         self.folder.commit(
             {

@@ -32,6 +32,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+import xxhash
 
 from cluster.errors import DamagedFileError, InputError, StorageError, TakenOverError
 
@@ -287,17 +288,24 @@ class Folder:
     def commit(self, manifest: dict[str, Any]) -> None:
         """Say that the step is finished. Nothing of it is written after this."""
         self.check_claim()
-        self.write_json(MANIFEST, manifest | ({"epoch": self.epoch} if self.epoch else {}))
+        facts = manifest | ({"epoch": self.epoch} if self.epoch else {})
+        self.write_json(MANIFEST, facts | {"xxh3": _hash_of(facts)})
         self.sync([MANIFEST])
 
     def manifest(self) -> dict[str, Any] | None:
         """What `commit` wrote, or None while the step is not finished.
 
         Nor is it by the manifest of a holder that wrote it after another one had begun anew.
+        Raises `DamagedFileError` for one that is not as it was written.
         """
         value = self.read_json(MANIFEST)
         if not isinstance(value, dict):
             return None
+        if value.pop("xxh3", None) not in (None, _hash_of(value)):  # none by an earlier version
+            raise DamagedFileError(
+                f"{self.uri}/{MANIFEST} is damaged; put back what was there, or delete it to have "
+                "the step finished anew"
+            )
         return value if value.get("epoch", 0) >= self.latest_epoch() else None
 
     def sync(self, names: Iterable[str]) -> None:
@@ -369,9 +377,21 @@ def parquet_bytes(table: pa.Table, row_groups: Sequence[int] = ()) -> pa.Buffer:
 
 def table_of(data: pa.Buffer, name: str, columns: list[str] | None = None) -> pa.Table:
     """The table in the bytes of a Parquet file. Raises `DamagedFileError` with the name."""
-    try:
+    with _parsing(name):
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         return file.read(columns=columns, use_threads=False)
+
+
+def num_rows(data: pa.Buffer, name: str) -> int:
+    """How many rows a Parquet file has. Raises `DamagedFileError` with the name."""
+    with _parsing(name):
+        return int(pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows)
+
+
+@contextlib.contextmanager
+def _parsing(name: str) -> Iterator[None]:
+    try:
+        yield
     except BROKEN_PARQUET as error:
         why = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"{name} is damaged ({why})") from error
@@ -407,6 +427,13 @@ def _create_file(path: Path, data: bytes) -> bool:
 
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _hash_of(facts: Any) -> str:
+    """A hash of JSON values, whatever the order of the keys."""
+    plain = json.loads(json.dumps(facts))
+    text = json.dumps(plain, sort_keys=True)
+    return str(xxhash.xxh3_128(text.encode()).hexdigest())
 
 
 def _fsync(path: Path) -> None:

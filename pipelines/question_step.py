@@ -64,7 +64,8 @@ def store_questions(
         claim_run_folder(run, name)
         if not is_intact(step):
             step.folder.write_table(QUESTIONS_FILE, loaded.table)
-            step.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
+            kept = dataclasses.asdict(facts)
+            step.commit(made=[QUESTIONS_FILE], num_questions=loaded.table.num_rows, **kept)
         run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
     return facts
 

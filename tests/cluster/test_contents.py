@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +168,38 @@ def test_file_of_another_step_is_named_in_the_place_of_ours_and_next_to_it(
         check_steps([step])
 
 
+def test_step_lists_what_it_made_and_not_what_was_put_there_before(tmp_path: Path) -> None:
+    step = Step.below(Folder.open(str(tmp_path)), "questions", {})
+    step.folder.write_bytes("foreign.parquet", b"PAR1, or not")
+    step.folder.write_table("questions.parquet", TABLE)
+    with pytest.raises(DamagedFileError, match=r"foreign\.parquet is damaged"):
+        step.commit()
+    step.commit(made=["questions.parquet"])
+    with pytest.raises(DamagedFileError, match=r"foreign\.parquet is not the step's"):
+        check_steps([step])
+
+
 def test_folder_of_another_step_under_our_name_is_refused(tmp_path: Path) -> None:
     step, other = (finish(tmp_path, "examples", seed) for seed in (0, 1))
     shutil.rmtree(step.folder.path)
     shutil.copytree(other.folder.path, step.folder.path)
     with pytest.raises(DamagedFileError, match="that of another step"):
         check_steps([step])
+
+
+def test_no_flipped_bit_of_a_manifest_changes_what_is_read(tmp_path: Path) -> None:
+    step = finish(tmp_path, "scores")
+    before, file = step.manifest() or {}, Path(step.folder.path) / MANIFEST
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 7
+        file.write_bytes(data)
+        read: Mapping[str, Any] = before
+        with contextlib.suppress(DamagedFileError):
+            read = step.folder.manifest() or before  # not JSON any more
+        # A flip in the name of its hash makes another fact of that.
+        assert {name: value for name, value in read.items() if name in before} == before
 
 
 def test_step_of_an_earlier_version_is_taken_with_a_note(tmp_path: Path) -> None:
@@ -336,7 +363,7 @@ def test_run_folder_removed_under_a_command_is_said(tmp_path: Path) -> None:
 
     def lose_the_folder() -> None:
         with hold(run) as held:
-            shutil.rmtree(tmp_path / "run")
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
             Step.below(held, "paths", {}).commit()
 
     with pytest.raises(StorageError, match="was removed while"):
