@@ -72,6 +72,7 @@ from cluster.settings import (
 from cluster.steps import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.storage import Folder
 from cluster.tasks import run_task
+from cluster.weights import check_saved
 from evaluation.grade_file import format_verdicts, grade_file
 from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import (
@@ -275,6 +276,8 @@ def tune_models(run: Run, this: Round, stop: StopRequest) -> None:
     missing = [branch for branch in this.branches if not branch.model.is_done]
     for branch in missing[1:]:  # refused now, not after the trainings before it
         run_task(survey, this.examples.folder, this.training, branch.dataset)
+    if missing and this.start.folder:
+        run_task(check_saved, this.start)
     for branch in missing:
         with stop.at_once():
             facts = fine_tune(
