@@ -253,7 +253,10 @@ def load_file(folder: Folder, name: str) -> pa.Table:
     except FileNotFoundError:
         raise DamagedFileError(f"{uri} is missing") from None
     if seal_holds(folder, name, data) is False:
-        raise DamagedFileError(f"{uri} is damaged, or another step's: its name is not its hash")
+        raise DamagedFileError(
+            f"{uri} is damaged, or another step's: its name does not hold the hash of its bytes; "
+            "give the same command again, which makes its rows anew while the step is not finished"
+        )
     return table_of(data, uri)
 
 
@@ -335,6 +338,7 @@ def compact(folder: Folder, schema: pa.Schema, *, whole: bool = False) -> Ledger
         stay = Ledger.read(folder, without=gone)
         rows, kept = (of.index.select(_COLUMNS) for of in (ledger, stay))
         if stay.num_rows_read != rows.num_rows or not kept.equals(rows):
+            folder.check_claim()
             raise RuntimeError(f"{folder.uri}: the compacted rows are not those of the parts")
         folder.check_claim()
         folder.delete_files(gone)
@@ -366,9 +370,9 @@ def open_ledger(folder: Folder, schema: pa.Schema) -> Ledger:
     folder.check_claim()
     ledger = compact(folder, schema, whole=True)
     folder.delete_files([MANIFEST])
-    before = [name for name in folder.file_names(".json") if name.startswith(OPENED)]
     folder.write_json(_opened(epoch), {"files": ledger.files})
-    folder.delete_files(before)
+    names = [name for name in folder.file_names(".json") if name.startswith(OPENED)]
+    folder.delete_files([name for name in names if name < _opened(epoch)])
     return ledger
 
 
