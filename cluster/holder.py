@@ -76,8 +76,9 @@ def last_holder(run: Folder) -> Holder:
     holders = run.child(HOLDERS)
     holder = Holder(holders.latest_epoch(""), {})
     process = holders.read_json(holder.file_name) if holder.epoch else None
-    is_whole = isinstance(process, dict) and this_process().keys() <= process.keys()
-    return replace(holder, process=process if is_whole else {})
+    if isinstance(process, dict) and this_process().keys() <= process.keys():
+        return replace(holder, process=process)
+    return holder
 
 
 @contextlib.contextmanager

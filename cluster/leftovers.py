@@ -71,7 +71,7 @@ def find_leftovers(run: Folder, *, superseded: bool = False) -> list[Leftover]:
 def _steps_in_use(run: Folder) -> set[str]:
     """The steps of the config that was run last. Raises `InputError` when that is not known."""
     used = run.read_json(STEPS_FILE)
-    if not _is_sound(used):
+    if used is None or not _is_sound(used):
         raise InputError(
             f"{run.uri}/{STEPS_FILE}, the list of the steps in use, is missing or damaged, so "
             "nothing was deleted; `regenesis.py run CONFIG --until questions` writes it again"

@@ -152,7 +152,7 @@ def test_file_of_another_step_is_named_in_the_place_of_ours_and_next_to_it(
     other = Step.below(Folder.open(str(tmp_path / "theirs")), kind, {"seed": 1})
     writers = {"paths": write_ledger, "predictions": write_ledger, "guidelines": write_ledger}
     if kind in writers:
-        writers[kind](other.folder, "another text")  # type: ignore[call-arg]
+        writers[kind](other.folder, "another text")
     else:
         other.folder.write_table("foreign.parquet", TABLE.slice(1))
     foreign = next(Path(other.folder.path).glob("*.parquet"))

@@ -362,8 +362,8 @@ def test_compaction_that_lost_a_row_deletes_nothing(
     before = stored(tmp_path)
     whole = cluster.ledger._write_rows
 
-    def lose_the_last(folder: Folder, stamp: str, tables: Iterable[Any], schema: Any) -> None:
-        whole(folder, stamp, [table.slice(0, table.num_rows - 1) for table in tables], schema)
+    def lose_the_last(folder: Folder, number: int, tables: Iterable[Any], schema: Any) -> None:
+        whole(folder, number, [table.slice(0, table.num_rows - 1) for table in tables], schema)
 
     monkeypatch.setattr(cluster.ledger, "_write_rows", lose_the_last)
     with pytest.raises(RuntimeError, match="compacted rows are not those of the parts"):
