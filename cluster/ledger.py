@@ -247,23 +247,32 @@ def _write_sealed(folder: Folder, name: str, table: pa.Table) -> None:
 
 def load_file(folder: Folder, name: str) -> pa.Table:
     """A file with all its columns. Raises `DamagedFileError` when it is not as it was written."""
+    data, _ = _read_sealed(folder, name)
+    return table_of(data, f"{folder.uri}/{name}")
+
+
+def _read_sealed(folder: Folder, name: str) -> tuple[pa.Buffer, bool]:
+    """The bytes of a file, and whether its name has a hash, which they then have, too."""
     uri = f"{folder.uri}/{name}"
     try:
         data = folder.read_buffer(name)
     except FileNotFoundError:
         raise DamagedFileError(f"{uri} is missing") from None
-    if seal_holds(folder, name, data) is False:
+    holds = seal_holds(folder, name, data)
+    if holds is False:
         raise DamagedFileError(
             f"{uri} is damaged, or another step's: its name does not hold the hash of its bytes; "
             "give the same command again, which makes its rows anew while the step is not finished"
         )
-    return table_of(data, uri)
+    return data, bool(holds)
 
 
 def _read_whole(folder: Folder, name: str) -> pa.Table | None:
     """The ledger columns of one file, or None when it is not as it was written."""
     try:
-        return load_file(folder, name).select(_COLUMNS)
+        data, is_sealed = _read_sealed(folder, name)
+        # Without a hash all pages have to be looked at.
+        return table_of(data, name, _COLUMNS if is_sealed else None).select(_COLUMNS)
     except (DamagedFileError, KeyError):
         return None
 

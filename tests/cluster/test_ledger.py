@@ -112,6 +112,18 @@ def test_ledger_of_equal_attempts_the_first_written_counts_whatever_the_clock_sa
     assert texts(folder, "q1") == {"q1": "first"}
 
 
+def test_ledger_of_an_earlier_version_is_read_and_its_rows_go_first(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    old = pa.Table.from_pylist([row("q1", "old")], schema=SCHEMA)
+    chunk = folder.child("parts/1764000000000-ab12/000000")
+    chunk.write_table("part-1764000000001-0000-0123abcd.parquet", old)
+    chunk.write_table("part-of-something-else.parquet", old.slice(0, 0))
+    write(folder, row("q1", "new"), row("q2", "new"), chunk=f"parts/{new_execution(folder)}/000000")
+    assert texts(folder, "q1", "q2") == {"q1": "old", "q2": "new"}
+    assert compact(folder, SCHEMA, whole=True).num_rows_read == 2
+    assert texts(folder, "q1", "q2") == {"q1": "old", "q2": "new"}
+
+
 def test_ledger_latest_attempt_wins_whatever_the_order(tmp_path: Path) -> None:
     folder = Folder.open(str(tmp_path))
     write(folder, row("q1", "retried", attempt=1), chunk="b")
