@@ -66,7 +66,8 @@ def store_questions(
             step.folder.write_table(QUESTIONS_FILE, loaded.table)
             kept = dataclasses.asdict(facts)
             step.commit(made=[QUESTIONS_FILE], num_questions=loaded.table.num_rows, **kept)
-        run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
+        stored = {"origin": origin, "facts": dataclasses.asdict(facts)}
+        run.write_json(FACTS_FILE, stored | {"fingerprint": fingerprint(stored)})
     return facts
 
 
@@ -82,6 +83,8 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
     """The facts that a run has stored, where nothing changed that they were made from."""
     stored = run.read_json(FACTS_FILE)
     if origin is None or not isinstance(stored, dict) or stored.get("origin") != origin:
+        return None
+    if stored.pop("fingerprint", None) != fingerprint(stored):  # damaged, or by an earlier version
         return None
     facts = QuestionFacts(**stored["facts"])
     # What could not be loaded may be mended by now: a hub that answers, a grader that imports.
