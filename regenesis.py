@@ -24,21 +24,22 @@ from cluster.errors import (
     InputError,
     InterruptedRunError,
     NoExamplesError,
+    StorageError,
 )
 from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.runtime import StopRequest, log_folder, ray_session
 from cluster.terminal import say
-from commands.arguments import add_config
+from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import load_config, warnings_of
 from pipelines.dry_run import dry_run
 from pipelines.hardware import wait_for_hardware
-from pipelines.plan import begin_run, lay_out_rounds, record_steps
+from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
 from pipelines.probe import keep_to_budget
 from pipelines.run import Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, scores
-from pipelines.stored_run import record_config, resolved_config
+from pipelines.stored_run import resolved_config
 
 COMMANDS = {
     "run": "run, or go on with, a self-improvement run",
@@ -89,6 +90,7 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `regenesis.py run CONFIG`."""
     add_config(parser)
+    add_take_over(parser)
     parser.add_argument(
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"
     )
@@ -106,20 +108,21 @@ def run_command(arguments: argparse.Namespace) -> int:
         return 0
     for warning in warnings_of(config):
         say(f"warning: {warning}")
-    with announced(config.cluster.notify, config.run):
-        run = begin_run(config, arguments.until)
-        with kept_log(run.folder, "run"):
-            make_all(run, arguments.until)
-    say(f"run folder: {run.folder.uri}")
+    with (
+        announced(config.cluster.notify, config.run),
+        begin_run(config, arguments.until, take_over=arguments.take_over) as run,
+        kept_log(run.folder, "run"),
+    ):
+        make_all(run, arguments.until)
+        say(f"run folder: {run.folder.uri}")
     return 0
 
 
 def make_all(run: Run, until: str | None) -> None:
     """Make what is missing of a run, on the Ray that there is or one that is started here."""
-    record_config(run.config, run.folder)
-    record_steps(run)
     with ray_session(run.config.cluster) as stop:
         say(f"logs: {log_folder()}")
+        begin_steps(run)
         wait_for_hardware(run, stop, until)
         keep_to_budget(run, stop)
         improve(run, stop, until)
@@ -167,7 +170,13 @@ def main(argv: Sequence[str]) -> int:
         # What is left unwritten would be tried once more, and complained about, at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (InputError, NoExamplesError, GenerationStoppedError, InterruptedRunError) as error:
+    except (
+        InputError,
+        NoExamplesError,
+        GenerationStoppedError,
+        InterruptedRunError,
+        StorageError,
+    ) as error:
         print(f"regenesis: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -3,8 +3,10 @@
     python -m benchmarks.resume --questions 1000000 [--json]
 
 Writes the questions and a ledger of short rows (one path each) straight to Parquet, then times,
-without Ray: the plan of the next execution on the part files as the workers leave them, their
-compaction, and the plan again on the compacted files. One question in a thousand has no row.
+without Ray: reading the index of the part files as the workers leave them, reading them whole as
+the first execution of a command does, their compaction, the plan on the compacted files, and the
+check of what is finished: its list for the manifest, names and sizes, contents. One question in a
+thousand has no row.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.machine import machine_facts
 from benchmarks.orchestration import numbered_question
+from cluster.contents import damaged_files, wrong_files
 from cluster.ledger import PARTS, Ledger, PartWriter, compact
 from cluster.schedule import Plan, Questions, plan_job
+from cluster.steps import Step
 from cluster.storage import Folder
 from evaluation.question import question_table
 from pipelines.synthesis import PATHS_SCHEMA
@@ -80,21 +85,37 @@ def measure(root: Folder, num_questions: int) -> dict[str, Any]:
     started = time.monotonic()
     num_parts = len(Ledger.read(paths).files)
     read_parts_s = time.monotonic() - started
-    started = time.monotonic()
-    compact(paths, PATHS_SCHEMA)
-    compact_s = time.monotonic() - started
+    whole_parts_s = _seconds(lambda: Ledger.read(paths, whole=True))
+    compact_s = _seconds(lambda: compact(paths, PATHS_SCHEMA))
     resume_s, plan = timed_plan(root, questions)
     assert plan.num_open == len(range(0, num_questions, MISSING_EVERY))
+    paths.child(PARTS).delete()
+    step = Step("paths", paths, {})
+    commit_s = _seconds(step.commit)
+    manifest = step.manifest() or {}
+    listing_s = _seconds(lambda: wrong_files(paths, manifest))
+    contents_s = _seconds(lambda: damaged_files(paths, manifest["files"]))
     return {
         "questions": num_questions,
         "part_files": num_parts,
         "read_parts_s": read_parts_s,
+        "whole_parts_s": whole_parts_s,
         "compact_s": compact_s,
         "files": len(Ledger.read(paths).files),
         "resume_s": resume_s,
+        "mib": sum(paths.sizes().values()) / 2**20,
+        "commit_s": commit_s,
+        "check_names_and_sizes_s": listing_s,
+        "check_contents_s": contents_s,
         "left_to_do": plan.num_open,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.monotonic()
+    call()
+    return time.monotonic() - started
 
 
 def main() -> None:
@@ -108,7 +129,7 @@ def main() -> None:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     for name, value in facts.items():
-        print(f"{name:>14}  {value:,.2f}" if isinstance(value, float) else f"{name:>14}  {value:,}")
+        print(f"{name:>24}  {value:,.2f}" if isinstance(value, float) else f"{name:>24}  {value:,}")
     if options.json:
         print(json.dumps({**facts, "machine": machine_facts()}))
 

@@ -15,10 +15,10 @@ error of its own is one failed generation.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import contextlib
 import email.utils
 import http.client
+import itertools
 import json
 import os
 import random

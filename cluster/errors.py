@@ -13,6 +13,24 @@ class OverBudgetError(InputError):
     """The run would take more than its `budget` allows."""
 
 
+class DamagedFileError(InputError):
+    """A stored file is missing, damaged, or another one's; the sentence names it."""
+
+
+class HeldError(InputError):
+    """Another command works on the run; the sentence says which, and what to do."""
+
+
+class TakenOverError(InputError):
+    """Another command holds the run now; this one has to end and may write nothing more."""
+
+
+class StorageError(OSError):
+    """A file cannot be written: the disk is full, read-only or gone. What is finished is kept."""
+
+    exit_code = 4
+
+
 class NoExamplesError(RuntimeError):
     """Synthesis ended and nothing is left to train on; its paths are kept."""
 

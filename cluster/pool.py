@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import secrets
 import signal
 import threading
 import time
@@ -32,10 +31,10 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.engine import EngineSettings
-from cluster.errors import GenerationStoppedError, InterruptedRunError
+from cluster.errors import DamagedFileError, GenerationStoppedError, InterruptedRunError
 from cluster.gpus import Need, Patience, free_nodes, has_lost_bundles, reserved, total
 from cluster.jobs import Job
-from cluster.ledger import Ledger, compact
+from cluster.ledger import Ledger, compact, new_execution
 from cluster.models import Model
 from cluster.processes import wait_until_gone
 from cluster.progress import PoolEvents, ProgressBoard, ProgressPrinter, RateMeter
@@ -149,14 +148,13 @@ def _plan(job: Job, settings: EngineSettings, limit: int | None) -> Plan:
     num_slots = num_workers(settings)[1] * settings.chunks_in_flight
     in_flight = -(-settings.generations_in_flight // job.handler.width)
     smallest = max(settings.chunk_size, -(-in_flight // max(1, settings.chunks_in_flight - 1)))
-    execution = f"{time.time_ns() // 1_000_000:013d}-{secrets.token_hex(2)}"
     plan: Plan = run_task(
         plan_job,
         job.folder,
         job.schema,
         job.questions,
         job.shares,
-        execution=execution,
+        execution=new_execution(job.folder),
         num_slots=num_slots,
         smallest=smallest,
         max_attempts=settings.max_attempts,
@@ -174,8 +172,10 @@ def _check_complete(job: Job, max_attempts: int) -> None:
     left = open_questions(questions, ledger, max_attempts)
     for row in left.to_pylist():
         if row["dataset"] not in closed:
-            raise RuntimeError(
-                f"{job.name}: {left.num_rows} questions have no row, {row['question_id']} is one"
+            raise DamagedFileError(
+                f"{job.folder.uri}: {left.num_rows} answered questions have no row, "
+                f"{row['question_id']} is one: what was written has gone or is damaged; give the "
+                "same command again"
             )
 
 

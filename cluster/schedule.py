@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from cluster.ledger import PARTS, Ledger, compact
-from cluster.storage import Folder
+from cluster.ledger import PARTS, Ledger, compact, load_file, open_ledger
+from cluster.storage import Folder, parquet_bytes
 
 PLAN_FILE = "plan.parquet"
 LARGEST_CHUNK = 256
@@ -164,10 +163,8 @@ def plan_job(
 
     Runs as a task, not on the driver: all that grows with the number of questions is here.
     """
-    ledger = Ledger.read(folder)
-    if len(ledger.files) >= COMPACT_AT:
-        ledger = compact(folder, schema)
     asked = questions.read()
+    ledger = _ledger_to_go_on(folder, schema, asked, max_attempts)
     totals = ledger.totals(asked)
     closed = pa.array(used_up(totals, shares, max_tokens), pa.string())
     still = asked.filter(pc.invert(pc.is_in(asked.column("dataset"), closed)))
@@ -178,16 +175,22 @@ def plan_job(
     return Plan(execution, len(sizes), ordered.num_rows, totals)
 
 
+def _ledger_to_go_on(
+    folder: Folder, schema: pa.Schema, asked: pa.Table, max_attempts: int
+) -> Ledger:
+    """The ledger of a job, opened anew where there is work: that of a finished step stays."""
+    if folder.manifest() is not None:
+        ledger = Ledger.read(folder)
+        if not open_questions(asked, ledger, max_attempts).num_rows:
+            return ledger
+    ledger = open_ledger(folder, schema)
+    return compact(folder, schema) if len(ledger.files) >= COMPACT_AT else ledger
+
+
 def _write_plan(folder: Folder, questions: pa.Table, sizes: list[int]) -> None:
     if not sizes:
         return
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, questions.schema, compression="zstd") as writer:
-        start = 0
-        for size in sizes:
-            writer.write_table(questions.slice(start, size), row_group_size=size)
-            start += size
-    folder.write_bytes(PLAN_FILE, sink.getvalue().to_pybytes())
+    folder.write_bytes(PLAN_FILE, parquet_bytes(questions, sizes))
 
 
 def chunk_folder(execution: str, number: int) -> str:
@@ -225,7 +228,7 @@ def with_previous(folder: Folder, chunk: pa.Table) -> list[dict[str, Any]]:
         row["previous"] = None
         if file is not None:
             if file not in tables:
-                tables[file] = folder.open_parquet(file).read()
+                tables[file] = load_file(folder, file)
             row["previous"] = tables[file].slice(number, 1).to_pylist()[0]
     return rows
 

@@ -30,6 +30,23 @@ def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     return result
 
 
+def run_tasks(function: Callable[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
+    """Run one function with each of several arguments, side by side; here where no Ray was begun.
+
+    Returns the results in the order of the calls. Raises what the function raised.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return [function(*arguments) for arguments in calls]
+    remote: Any = ray.remote(num_cpus=0, max_retries=2, retry_exceptions=False)(function)
+    try:
+        results: list[R] = ray.get([remote.remote(*arguments) for arguments in calls])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return results
+
+
 def map_blocks(
     function: Callable[..., pa.Table], blocks: Sequence[pa.Table], *args: Any
 ) -> list[pa.Table]:

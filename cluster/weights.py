@@ -123,6 +123,16 @@ def saved_model(model: Model) -> Saved | None:
     return _read_list(folder, manifest.get("weights_sha256"))
 
 
+def check_saved(model: Model) -> None:
+    """Read a model that a run saved and compare each tensor, for who loads it without an engine.
+
+    Raises `InputError` with the first tensor that differs. Runs as a task: it reads all weights.
+    """
+    if saved := saved_model(model):
+        folder = model.fetch()
+        _refuse_others(list(digest_folder(Path(folder)).items()), saved, folder)
+
+
 def saved_adapter(adapter: str) -> Saved | None:
     """The tensors that an adapter was saved with, whose model lies around it; None for others."""
     manifest = Folder.open(str(Path(adapter).parent)).manifest() or {}
@@ -179,7 +189,7 @@ def _refuse_others(read: Sequence[tuple[str, str]], saved: Saved, read_from: str
     differ |= saved.digests.keys() - dict(read).keys()
     if differ:
         raise InputError(
-            f"the weights that the engine read from {read_from} are not those saved in "
+            f"the weights that were read from {read_from} are not those saved in "
             f"{saved.uri}: {min(differ)} differs, {len(differ)} of {len(saved.digests)} tensors "
             "in all. Put the saved files back, or delete the folder to have it made again"
         )

@@ -373,9 +373,9 @@ class _RowKeeper:
             return
         try:
             await asyncio.to_thread(self._writer.write, rows)
-        except OSError as error:
+        except OSError:
             self._state.stop()  # what cannot be kept need not be generated
-            raise OSError(f"{self._writer.folder.uri} cannot be written: {error}") from error
+            raise
         self._state.note("last_row_at")
         for (dataset, name), count in counts.items():
             self._state.datasets.setdefault((self._job.name, dataset), Counter())[name] += count

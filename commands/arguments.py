@@ -16,6 +16,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the folder of the run, or its URI")
 
 
+def add_take_over(parser: argparse.ArgumentParser) -> None:
+    """For commands that hold a run while they work on it."""
+    parser.add_argument(
+        "--take-over", action="store_true", help="take the run from a command that holds it"
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Settings that are laid over a config."""
     parser.add_argument(

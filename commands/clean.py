@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
-from cluster.leftovers import find_leftovers, format_leftovers, remove_leftovers
+from cluster.holder import hold
+from cluster.leftovers import (
+    ask_to_delete,
+    check_is_run,
+    find_leftovers,
+    format_leftovers,
+    remove_leftovers,
+)
 from cluster.storage import Folder
 from cluster.terminal import say
-from commands.arguments import add_run
+from commands.arguments import add_run, add_take_over
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, and what may go."""
     add_run(parser)
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--yes", action="store_true", help="delete without asking")
+    add_take_over(parser)
     parser.add_argument(
         "--superseded",
         action="store_true",
@@ -22,9 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Say what can go, then remove it."""
-    leftovers = find_leftovers(Folder.open(arguments.run), superseded=arguments.superseded)
-    say(format_leftovers(leftovers))
-    if not arguments.dry_run:
-        remove_leftovers(leftovers)
+    """Say what can go, ask, then remove it."""
+    folder = Folder.open(arguments.run)
+    check_is_run(folder)
+    only_told = arguments.dry_run
+    with nullcontext(folder) if only_told else hold(folder, take_over=arguments.take_over) as held:
+        leftovers = find_leftovers(held, superseded=arguments.superseded)
+        say(format_leftovers(leftovers))
+        if leftovers and not only_told and (arguments.yes or ask_to_delete(leftovers)):
+            remove_leftovers(leftovers)
     return 0

@@ -6,24 +6,28 @@ import argparse
 
 from cluster.runtime import ray_session
 from cluster.terminal import say
-from commands.arguments import add_config
+from commands.arguments import add_config, add_take_over
 from pipelines.config import load_config
 from pipelines.estimate import check_budget, format_estimate
 from pipelines.hardware import wait_for_hardware
-from pipelines.plan import begin_run
+from pipelines.plan import begin_run, begin_steps
 from pipelines.probe import estimate_run_from_probe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config and what is laid over it."""
     add_config(parser)
+    add_take_over(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the estimate. The rows that it was made from are the run's own, and stay."""
     config = load_config(arguments.config, arguments.set)
-    begun = begin_run(config)
-    with ray_session(config.cluster) as stop:
+    with (
+        begin_run(config, take_over=arguments.take_over) as begun,
+        ray_session(config.cluster) as stop,
+    ):
+        begin_steps(begun)
         wait_for_hardware(begun, stop)
         estimate = estimate_run_from_probe(begun, stop)
     say(format_estimate(estimate))

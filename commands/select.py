@@ -18,6 +18,7 @@ from cluster.models import base_model
 from cluster.runtime import ray_session
 from cluster.schedule import Questions
 from cluster.settings import settings_of, with_overrides
+from cluster.steps import Step, check_steps
 from cluster.storage import Folder
 from cluster.tasks import run_task
 from cluster.terminal import format_table, say
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     stored = StoredRun.read(arguments.run)
     config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
     with ray_session(config.cluster):
+        of_rounds = [Step("paths", paths, {}) for _, paths in stored.rounds_with_paths()]
+        check_steps([Step("questions", stored.step("questions"), {}), *of_rounds])
         for number, paths in stored.rounds_with_paths():
             facts = _select(config, stored.step("questions"), paths)
             say(f"\nround {number}\n\n{format_selection(facts)}")

@@ -34,7 +34,7 @@ NO_TRAINING = "questions.datasets: no question to train on; one has to be in_dom
 class Config(Settings):
     """The whole config tree; each folder owns its branch."""
 
-    run: Annotated[str, OPERATIONAL, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    run: Annotated[str, OPERATIONAL, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
     """The name of the run, and of its folder below `storage.root`."""
     rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
     """Rounds of self-improvement; each synthesises with the model of the one before."""

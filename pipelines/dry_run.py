@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cluster.ledger import Ledger
-from cluster.steps import Step
+from cluster.steps import Step, check_steps
 from evaluation.question import Split
 from pipelines.config import Config
 from pipelines.expansion import with_room
-from pipelines.plan import check_run, lay_out_rounds, plan_run
+from pipelines.plan import all_steps, check_run, lay_out_rounds, plan_run
 from pipelines.questions import QuestionSet, load_questions
 from pipelines.run import Round, Run
 from pipelines.steps import guidelines
@@ -20,6 +20,7 @@ def dry_run(config: Config, until: str | None = None) -> str:
     folder, base = check_run(config, until)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
+    check_steps(all_steps(run), contents=False)
     return f"{questions_step.summary(run.questions)}\n{describe_steps(run, questions)}"
 
 

@@ -8,21 +8,25 @@ as far as they are known.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cluster.engine import check_engine_options
 from cluster.errors import InputError
+from cluster.holder import hold
 from cluster.hub import check_hub_model
 from cluster.models import Model, base_model, is_hub_name, tuned_model
 from cluster.runtime import check_storage_root
-from cluster.steps import STEPS_FILE, Step, check_run_folder
+from cluster.steps import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.storage import Folder
+from cluster.terminal import say
 from pipelines.chain import Recipe
 from pipelines.config import NO_TRAINING, Config
 from pipelines.expansion import Expansion
 from pipelines.questions import QuestionFacts
 from pipelines.run import Branch, Round, Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
+from pipelines.stored_run import record_config
 
 
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
@@ -56,15 +60,39 @@ def serves_tuned_model(until: str | None) -> bool:
     return until is None or step in ("predictions", "scores") or number not in ("", "0")
 
 
-def begin_run(config: Config, until: str | None = None) -> Run:
-    """Take the run's folder and make its first step, the questions.
+@contextmanager
+def begin_run(
+    config: Config, until: str | None = None, *, take_over: bool = False
+) -> Iterator[Run]:
+    """Hold the run's folder and make its first step, the questions.
 
-    Raises `InputError`, and leaves nothing, for a question that cannot be asked.
+    Raises `InputError`, and leaves nothing, for a question that cannot be asked; `HeldError` when
+    another command works on the run; `DamagedFileError` when a file of a finished step is missing.
     """
     folder, base = check_run(config, until)
     if is_hub_name(base.path):
         check_hub_model(base.path)
-    return plan_run(config, folder, base, questions.make(config, folder))
+    with ExitStack() as stack:
+        # A new folder is left alone until its questions turn out to be good.
+        if check_run_folder(folder, config.run):
+            folder = stack.enter_context(hold(folder, take_over=take_over))
+        facts = questions.make(config, folder)
+        if folder.claim is None:
+            folder = stack.enter_context(hold(folder, take_over=take_over))
+        run = plan_run(config, folder, base, facts)
+        check_steps(all_steps(run), contents=False)
+        yield run
+
+
+def begin_steps(run: Run) -> None:
+    """Check what is finished, and write down the config and its steps: the work begins.
+
+    Raises `DamagedFileError`. Needs Ray where there is much to read.
+    """
+    for note in check_steps(all_steps(run)):
+        say(f"note: {note}")
+    record_config(run.config, run.folder)
+    record_steps(run)
 
 
 def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) -> Run:

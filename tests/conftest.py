@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import pytest
 import yaml
 
@@ -139,6 +141,7 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
         driver_command(*arguments),
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -186,6 +189,28 @@ def gpu_node(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     while ray.cluster_resources().get("GPU"):
         assert time.monotonic() < deadline + 240
         time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def s3_folder() -> Iterator[Folder]:
+    """A bucket on an S3 server of this process."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    store = pyarrow.fs.S3FileSystem(
+        access_key="test",
+        secret_key="test",
+        region="us-east-1",
+        scheme="http",
+        endpoint_override=f"{host}:{port}",
+        allow_bucket_creation=True,
+    )
+    store.create_dir("bucket")
+    yield Folder(store, "bucket")
+    server.stop()
 
 
 def boxed_truth(question: Question) -> str:

@@ -259,6 +259,26 @@ def test_terminated_run_keeps_what_is_finished_and_leaves_no_process(
     assert not alive
 
 
+def test_second_command_on_a_run_is_refused_until_it_takes_over(small: Small) -> None:
+    slow = {"latency_s": 0.5}
+    driver = small.start(options=slow)
+    small.wait_for_rows(driver, 1)
+    second = small.run(options=slow)
+    assert second.returncode == 2
+    assert f"(process {driver.pid} on " in second.stderr
+    assert "Traceback" not in second.stderr
+    cleaned = run_driver("clean", small.run_folder, "--yes")
+    assert (cleaned.returncode, cleaned.stderr.count(f"process {driver.pid}")) == (2, 1)
+    kept = all_rows(small.run_folder)
+    third = run_driver(*small.arguments(options=slow), "--take-over", timeout_s=400)
+    assert third.returncode == 0, third.stderr
+    assert driver.wait(60) == 2, small.output()
+    assert "was taken over by `regenesis.py run" in small.output()
+    assert "Traceback" not in small.output()
+    check_complete(small.paths, QUESTIONS)
+    assert all(row in all_rows(small.run_folder) for row in kept)
+
+
 def finished_questions(log: Path) -> int:
     """The questions whose last generation is in the log."""
     if not log.exists():

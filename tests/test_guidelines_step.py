@@ -44,6 +44,6 @@ def test_run_proposed_guidelines_are_followed_beside_the_others_and_made_once(
     again = run_driver("run", path, "--until", "paths", "--dry-run")
     assert re.search(r"base/guidelines-\w+: skip, finished\n", again.stdout)
     assert re.search(r"round_0/paths-\w+: skip, finished\n", again.stdout)
-    clean = run_driver("clean", folder, "--superseded")
+    clean = run_driver("clean", folder, "--superseded", "--yes")
     assert clean.returncode == 0, clean.stderr
     assert (step / "guidelines.yaml").exists()

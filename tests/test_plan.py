@@ -63,19 +63,22 @@ def test_clean_says_what_goes_and_removes_only_that(
     # As after a crash between compaction and the removal of the parts.
     current = next(folder.glob(f"round_0/{_of_last_config(folder)}"))
     rows = next(current.glob("rows-*.parquet"))
-    left = current / "parts" / "1-a" / "000000" / "part-0-0000-ab.parquet"
+    left = current / "parts" / "000001-000001-ab12" / "000000" / rows.name.replace("rows", "part")
     left.parent.mkdir(parents=True)
     left.write_bytes(rows.read_bytes())
     manifest = current / "manifest.json"
     manifest.write_bytes(manifest.read_bytes())
 
     dry = run_driver("clean", folder, "--dry-run")
-    assert "its rows stand in compacted files" in dry.stdout
+    assert "its rows are in compacted files" in dry.stdout
     assert left.exists()
-    assert run_driver("clean", folder).returncode == 0
+    unasked = run_driver("clean", folder)
+    assert (unasked.returncode, left.exists()) == (2, True)
+    assert "--yes" in unasked.stderr
+    assert run_driver("clean", folder, "--yes").returncode == 0
     assert not left.exists()
     assert sorted(step.name for step in folder.glob("round_0/paths-*")) == steps
-    everything = run_driver("clean", folder, "--superseded")
+    everything = run_driver("clean", folder, "--superseded", "--yes")
     assert "the config that was run last does not use it" in everything.stdout
     assert [step.name for step in folder.glob("round_0/paths-*")] == [current.name]
     after = run_driver("run", path, "--until", "paths", "--set", "synthesis.seed=1", "--dry-run")

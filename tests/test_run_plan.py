@@ -60,6 +60,15 @@ def described(run: Run) -> str:
     return describe_steps(run, load_questions(run.config.questions))
 
 
+@pytest.mark.parametrize("name", [".", "..", "....", "a/b", "", "../b"])
+def test_run_that_would_be_another_folder_is_refused(
+    base: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(InputError, match="run: "):
+        plan(base | {"run": name}, tmp_path)
+    assert plan(base | {"run": ".a..b"}, tmp_path).folder.name == ".a..b"
+
+
 # --- a bound over all datasets -----------------------------------------------------------------
 
 

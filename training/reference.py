@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.errors import DamagedFileError
 from cluster.storage import Folder
 from training.objectives import answer_tokens
 from training.sequences import REFERENCES, Sequences
@@ -59,8 +60,8 @@ def with_references(
 def _read(folder: Folder, name: str, table: pa.Table) -> LogProbs | None:
     """What an earlier attempt wrote; None where it did not, not whole, or of other examples."""
     try:
-        stored = folder.open_parquet(name).read()
-    except (FileNotFoundError, pa.ArrowInvalid):
+        stored = folder.read_parquet(name)
+    except DamagedFileError:
         return None
     if stored.column("example_id").to_pylist() != table.column("example_id").to_pylist():
         return None

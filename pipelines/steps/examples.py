@@ -37,6 +37,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Select the examples. Raises `NoExamplesError` when none is left."""
     if round_.examples.is_done:
         return
+    round_.examples.clear()
     facts = run_task(
         select_step_examples,
         round_.paths.folder,

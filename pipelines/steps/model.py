@@ -15,6 +15,7 @@ from cluster.settings import content_of, versioned
 from cluster.steps import Step
 from cluster.tasks import run_task
 from cluster.terminal import ProgressLine, say
+from cluster.weights import check_saved
 from pipelines.run import Branch, Round, Run
 from training.examples import survey
 from training.fine_tune import fine_tune
@@ -42,6 +43,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     missing = [branch for branch in round_.branches if not branch.model.is_done]
     for branch in missing[1:]:  # refused now, and not after the trainings before it
         run_task(survey, round_.examples.folder, round_.training, branch.dataset)
+    if missing and round_.start.folder:
+        run_task(check_saved, round_.start)
     for branch in missing:
         _tune(run, round_, branch, stop)
 

@@ -25,7 +25,7 @@ from cluster.apart import run_apart
 from cluster.errors import InputError
 from cluster.progress import format_seconds
 from cluster.settings import fingerprint, versioned
-from cluster.steps import Step, claim_run_folder
+from cluster.steps import Step, claim_run_folder, is_intact
 from cluster.storage import Folder
 from cluster.terminal import ProgressLine, say
 from evaluation.grader import GRADER_VERSION
@@ -102,11 +102,14 @@ def store_questions(
     stored = step_of(run, facts)
     with _keeping(run):
         claim_run_folder(run, name)
-        if not stored.is_done:
+        if not is_intact(stored):
             stored.folder.child(OVERLAPS).write_table("overlaps.parquet", loaded.overlaps)
             stored.folder.write_table(QUESTIONS_FILE, loaded.table)
-            stored.commit(num_questions=loaded.table.num_rows, **dataclasses.asdict(facts))
-        run.write_json(FACTS_FILE, {"origin": origin, "facts": dataclasses.asdict(facts)})
+            made = [f"{OVERLAPS}/overlaps.parquet", QUESTIONS_FILE]
+            kept = dataclasses.asdict(facts)
+            stored.commit(made=made, num_questions=loaded.table.num_rows, **kept)
+        known = {"origin": origin, "facts": dataclasses.asdict(facts)}
+        run.write_json(FACTS_FILE, known | {"fingerprint": fingerprint(known)})
     return facts
 
 
@@ -123,9 +126,11 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
     stored = run.read_json(FACTS_FILE)
     if origin is None or not isinstance(stored, dict) or stored.get("origin") != origin:
         return None
+    if stored.pop("fingerprint", None) != fingerprint(stored):  # damaged, or by an earlier version
+        return None
     facts = QuestionFacts(**stored["facts"])
     # What could not be loaded may work by now: a hub answers again, a grader can be imported.
-    return None if facts.broken or not step_of(run, facts).is_done else facts
+    return facts if not facts.broken and is_intact(step_of(run, facts)) else None
 
 
 def questions_origin(settings: QuestionSettings) -> str | None:

@@ -37,7 +37,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
         if not branch.scores.is_done:
             branch.scores.folder.write_table("scores.parquet", scores_table(scores))
             branch.scores.folder.write_bytes("scores.md", f"{format_scores(scores)}\n".encode())
-            branch.scores.commit()
+            branch.scores.commit(made=["scores.parquet", "scores.md"])
         say(summary(round_, branch, scores))
     for name, reason in run.questions.broken.items():
         say(f"the dataset {name} was set aside: {reason}")

@@ -12,7 +12,7 @@ import pyarrow.fs
 import pytest
 
 import cluster.ledger
-from cluster.ledger import SUMMED, Ledger, PartWriter, compact, ledger_schema
+from cluster.ledger import SUMMED, Ledger, PartWriter, compact, ledger_schema, new_execution
 from cluster.storage import Folder
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
@@ -34,7 +34,6 @@ def row(
 
 def write(folder: Folder, *rows: Row, chunk: str = "parts/1/000000") -> None:
     PartWriter(folder.child(chunk), SCHEMA).write(list(rows))
-    time.sleep(0.002)  # the names of parts hold the milliseconds
 
 
 def wanted(*questions: str | tuple[str, str]) -> pa.Table:
@@ -91,6 +90,38 @@ def test_ledger_row_written_twice_is_read_once_and_the_first_stands(tmp_path: Pa
     write(folder, row("q1", "again"))
     assert texts(folder, "q1", "q2") == {"q1": "first", "q2": "other"}
     assert Ledger.read(folder).num_rows_read == 3
+
+
+@pytest.mark.parametrize("text", "abcdefgh")
+def test_ledger_of_equal_attempts_the_first_written_counts_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    folder = Folder.open(str(tmp_path))
+    clock = iter(range(10**9, 0, -(10**8)))
+    monkeypatch.setattr(time, "time_ns", lambda: 10**9 * next(clock))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    for chunk, written in ((0, "first"), (0, text), (3, "later")):
+        write(folder, row("q1", written), chunk=f"parts/{new_execution(folder)}/{chunk:06d}")
+        assert texts(folder, "q1") == {"q1": "first"}
+    same_chunk = folder.child("same")
+    for written in ("first", text, "later"):
+        write(same_chunk, row("q1", written))
+        assert texts(same_chunk, "q1") == {"q1": "first"}
+    compact(folder, SCHEMA)
+    write(folder, row("q1", "again"), chunk=f"parts/{new_execution(folder)}/000000")
+    assert texts(folder, "q1") == {"q1": "first"}
+
+
+def test_ledger_of_an_earlier_version_is_read_and_its_rows_go_first(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path))
+    old = pa.Table.from_pylist([row("q1", "old")], schema=SCHEMA)
+    chunk = folder.child("parts/1764000000000-ab12/000000")
+    chunk.write_table("part-1764000000001-0000-0123abcd.parquet", old)
+    chunk.write_table("part-of-something-else.parquet", old.slice(0, 0))
+    write(folder, row("q1", "new"), row("q2", "new"), chunk=f"parts/{new_execution(folder)}/000000")
+    assert texts(folder, "q1", "q2") == {"q1": "old", "q2": "new"}
+    assert compact(folder, SCHEMA, whole=True).num_rows_read == 2
+    assert texts(folder, "q1", "q2") == {"q1": "old", "q2": "new"}
 
 
 def test_ledger_latest_attempt_wins_whatever_the_order(tmp_path: Path) -> None:
@@ -343,8 +374,8 @@ def test_compaction_that_lost_a_row_deletes_nothing(
     before = stored(tmp_path)
     whole = cluster.ledger._write_rows
 
-    def lose_the_last(folder: Folder, stamp: str, tables: Iterable[Any], schema: Any) -> None:
-        whole(folder, stamp, [table.slice(0, table.num_rows - 1) for table in tables], schema)
+    def lose_the_last(folder: Folder, number: int, tables: Iterable[Any], schema: Any) -> None:
+        whole(folder, number, [table.slice(0, table.num_rows - 1) for table in tables], schema)
 
     monkeypatch.setattr(cluster.ledger, "_write_rows", lose_the_last)
     with pytest.raises(RuntimeError, match="compacted rows are not those of the parts"):

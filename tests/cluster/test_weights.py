@@ -20,6 +20,7 @@ from cluster.storage import Folder
 from cluster.weights import (
     WEIGHTS,
     check_loaded,
+    check_saved,
     digest_folder,
     saved_adapter,
     saved_model,
@@ -129,6 +130,13 @@ def test_weights_with_one_altered_tensor_are_refused_with_its_name_and_both_fold
         check_loaded(as_loaded(source), tuned, str(source), None)
     with pytest.raises(InputError, match=expected):  # one process of two
         check_loaded(as_loaded(tuned.path, source), tuned, str(source), None)
+
+
+def test_model_to_be_trained_further_is_compared_tensor_by_tensor(tuned: Model) -> None:
+    check_saved(tuned)
+    alter(Path(tuned.path))
+    with pytest.raises(InputError, match=f"{LINEAR} differs, 1 of"):
+        check_saved(tuned)
 
 
 def test_weights_with_a_tensor_more_or_less_are_refused(tuned: Model) -> None:

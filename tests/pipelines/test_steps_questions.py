@@ -100,7 +100,10 @@ def test_questions_of_unchanged_files_are_not_read_again(
     assert len(loads) == 1
 
 
-@pytest.mark.parametrize("change", ["file", "limit", "step gone", "facts torn", "reader"])
+@pytest.mark.parametrize(
+    "change",
+    ["file", "limit", "step gone", "step flipped", "facts torn", "facts altered", "reader"],
+)
 def test_questions_are_read_again_when_anything_changed(
     folder: Path,
     run: Folder,
@@ -117,15 +120,21 @@ def test_questions_are_read_again_when_anything_changed(
         settings = settings.model_copy(update={"datasets": {"a": limited}})
     elif change == "step gone":
         step_of(run, first).folder.delete()
+    elif change == "step flipped":
+        path = Path(step_of(run, first).folder.path) / "questions.parquet"
+        path.write_bytes(path.read_bytes().replace(b"a", b"e", 1))
     elif change == "facts torn":
         run.write_bytes("questions.json", b'{"origin": "3f')
+    elif change == "facts altered":
+        known = run.read_bytes("questions.json")
+        run.write_bytes("questions.json", known.replace(b'"num_kept": ', b'"num_kept": 1', 1))
     else:
         monkeypatch.setattr(questions_step, "VERSION", 99)
     again = store(settings, run)
     assert len(loads) == 2
     assert again == load_questions(settings).facts()
     assert step_of(run, again).is_done
-    assert (again == first) == (change in ("step gone", "facts torn", "reader"))
+    assert (again == first) == (change not in ("file", "limit"))
 
 
 def test_same_questions_of_another_origin_leave_the_stored_ones_as_they_are(

@@ -1,0 +1,78 @@
+"""Create an object unless there is one of its name, which pyarrow's file systems cannot do.
+
+S3 and Google Cloud Storage decide this themselves when a request says so (`If-None-Match: *`);
+`obstore` makes that one request. It takes region, endpoint and keys from the file system that the
+run uses, and where that has none from the environment, as pyarrow does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.fs
+
+from cluster.errors import InputError
+
+
+def create_object(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes) -> bool:
+    """Write an object unless it exists; whether it was written. Raises `OSError`.
+
+    On other file systems (HDFS, one written in Python) it looks first and then writes: two commands
+    that begin in the same moment are not told apart there.
+    """
+    store = _store(filesystem, path.partition("/")[0])
+    if store is None:
+        if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
+            return False
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+        return True
+    return _put(store, path.partition("/")[2], data)
+
+
+def _put(store: Any, key: str, data: bytes) -> bool:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, BaseError
+
+    try:
+        obstore.put(store, key, data, mode="create")
+    except AlreadyExistsError:
+        return False
+    except BaseError as error:
+        raise OSError(f"{key}: {' '.join(str(error).split())[:500]}") from error
+    return True
+
+
+def _store(filesystem: pyarrow.fs.FileSystem, bucket: str) -> Any:
+    """The bucket for obstore; None for a file system that it does not know."""
+    if filesystem.type_name not in ("s3", "gcs"):
+        return None
+    try:
+        from obstore.store import GCSStore, S3Store
+    except ImportError as error:
+        raise InputError(
+            f"a run on {filesystem.type_name} needs the package obstore: pip install obstore"
+        ) from error
+    if filesystem.type_name == "gcs":
+        return GCSStore(bucket)
+    return S3Store(bucket, **_s3_options(filesystem))
+
+
+def _s3_options(filesystem: Any) -> dict[str, Any]:
+    """How pyarrow reaches S3, in the words of obstore."""
+    # The only way to its options: what it hands to pickle.
+    known: dict[str, Any] = filesystem.__reduce__()[1][0]
+    options: dict[str, Any] = {"region": known.get("region") or None}
+    if endpoint := known.get("endpoint_override"):
+        scheme = known.get("scheme") or "https"
+        options["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+        options["client_options"] = {"allow_http": scheme == "http"}
+        options["virtual_hosted_style_request"] = bool(known.get("force_virtual_addressing"))
+    names = ("access_key", "access_key_id"), ("secret_key", "secret_access_key")
+    for theirs, name in (*names, ("session_token", "session_token")):
+        if known.get(theirs):
+            options[name] = known[theirs]
+    if known.get("anonymous"):
+        options["skip_signature"] = True
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,134 @@
+"""`clean` removes what the steps of a run made and nothing needs, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import InputError
+from cluster.holder import hold
+from cluster.leftovers import ask_to_delete, find_leftovers, format_leftovers, remove_leftovers
+from cluster.steps import STEPS_FILE, Step, claim_run_folder
+from cluster.storage import Folder
+
+
+def finished(parent: Folder, name: str, seed: int = 0) -> Step:
+    step = Step.below(parent, name, {"seed": seed})
+    step.folder.write_bytes("file.md", bytes(1000))
+    step.commit()
+    return step
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Folder:
+    """A run whose second config uses other paths than its first."""
+    folder = Folder.open(str(tmp_path / "run"))
+    claim_run_folder(folder, "run")
+    steps = [finished(folder, "questions"), finished(folder.child("base"), "predictions")]
+    steps += [finished(folder.child("round_0"), name) for name in ("paths", "model-gsm8k")]
+    finished(folder.child("round_0"), "paths", seed=1)
+    names = [step.folder.path.removeprefix(f"{folder.path}/") for step in steps]
+    folder.write_json(STEPS_FILE, names)
+    return folder
+
+
+def found(run: Folder, *, superseded: bool = True) -> list[str]:
+    leftovers = find_leftovers(run, superseded=superseded)
+    return [left.folder.path.removeprefix(f"{run.path}/") for left in leftovers]
+
+
+def superseded_paths() -> str:
+    return Step.below(Folder.open("/run/round_0"), "paths", {"seed": 1}).folder.path[5:]
+
+
+def test_superseded_step_goes_and_its_bytes_are_said(run: Folder) -> None:
+    assert found(run) == [superseded_paths()]
+    assert found(run, superseded=False) == []
+    leftovers = find_leftovers(run, superseded=True)
+    assert f"{leftovers[0].num_bytes} bytes in 1 folders" in format_leftovers(leftovers)
+    assert leftovers[0].num_bytes > 1000
+    before = run.walk()
+    remove_leftovers(leftovers)
+    assert [n for n in before if n not in run.walk()] == [
+        f"{superseded_paths()}/{name}" for name in ("file.md", "manifest.json")
+    ]
+
+
+@pytest.mark.parametrize("data", [None, b"", b"[", b"[]", b"{}", b'"all"', b"[1]", b'["paths-x"]'])
+def test_without_a_sound_list_of_the_steps_in_use_nothing_goes(
+    run: Folder, data: bytes | None
+) -> None:
+    run.delete_files([STEPS_FILE])
+    if data is not None:
+        run.write_bytes(STEPS_FILE, data)
+    with pytest.raises(InputError, match="nothing was deleted"):
+        find_leftovers(run, superseded=True)
+    assert found(run, superseded=False) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my-notes",
+        "round_0/my-notes",
+        "paths-final",
+        "round_0/paths-0123456789ab",
+        "round_0/backup/paths-0123456789ab",
+        "thesis/chapter-0123456789ab",
+        "round_x/paths-0123456789ab",
+        "scores-0123456789AB",
+    ],
+)
+def test_folder_of_a_user_stays(run: Folder, name: str) -> None:
+    run.child(name).write_bytes("chapter.tex", b"mine")
+    assert found(run) == [superseded_paths()]
+
+
+def test_copied_step_under_another_name_stays(run: Folder) -> None:
+    manifest = run.child(superseded_paths()).read_bytes("manifest.json")
+    run.child("round_0/paths-0123456789ab").write_bytes("manifest.json", manifest)
+    run.child("round_0/scores-0123456789ab").write_bytes("manifest.json", b"{}")
+    assert found(run) == [superseded_paths()]
+
+
+def test_unfinished_step_goes_only_when_nothing_was_written_lately(run: Folder) -> None:
+    step = run.child(superseded_paths())
+    step.delete_files(["manifest.json"])
+    part = "parts/000001-000001-ab12/000000/part-000000-0123456789abcdef.parquet"
+    step.write_bytes(part, b"rows")
+    with hold(run) as held:
+        assert found(held) == []
+    for name in step.walk():
+        os.utime(f"{step.path}/{name}", (1e9, 1e9))
+    with hold(run) as held:
+        assert found(held) == [superseded_paths()]
+
+
+def test_checkpoints_go_only_from_a_finished_training(run: Folder) -> None:
+    for parent in ("round_0/my-model", superseded_paths()):
+        run.child(parent).write_bytes("checkpoints/shard", b"mine")
+    model = next(name for name in run.child("round_0").folder_names() if "model-gsm8k" in name)
+    run.child(f"round_0/{model}").write_bytes("checkpoints/shard", bytes(10))
+    assert found(run, superseded=False) == [f"round_0/{model}/checkpoints"]
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("y\n", True), ("n\n", False), ("\n", False)])
+def test_clean_asks_on_a_terminal(
+    run: Folder, monkeypatch: pytest.MonkeyPatch, answer: str, expected: bool
+) -> None:
+    terminal = io.StringIO(answer)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert ask_to_delete(find_leftovers(run, superseded=True)) is expected
+
+
+def test_clean_without_a_terminal_has_to_be_told(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with pytest.raises(InputError, match="--yes"):
+        ask_to_delete(find_leftovers(run, superseded=True))
