@@ -28,6 +28,7 @@ from cluster.node_facts import (
 from cluster.runtime import ClusterSettings, StorageSettings, check_storage_root, ray_session
 from cluster.storage import Folder
 from cluster.terminal import say
+from commands.arguments import add_overrides
 from commands.version import REPOSITORY
 from pipelines.config import load_config
 
@@ -63,9 +64,7 @@ class Needs:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config, whose cluster, storage, engine and model are looked at."""
     parser.add_argument("config", nargs="?", help="a YAML file, or the name of one in configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=value", help="override one setting"
-    )
+    add_overrides(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

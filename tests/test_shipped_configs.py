@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 import regenesis
+from cluster.settings import content_of
 from evaluation.task import find_task
+from pipelines.config import load_config
 
 CONFIGS = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.yaml"))
 
@@ -86,3 +88,13 @@ def test_qwen3_thinks_in_the_last_stage_only() -> None:
     stages = yaml.safe_load(config.read_text())["synthesis"]["stages"]
     thinks = {name: stage["template_args"]["enable_thinking"] for name, stage in stages.items()}
     assert thinks == {"adapt": False, "structure": False, "path": True}
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3_8b", "mistral_7b", "paper_mistral", "quickstart", "school"]
+)
+def test_run_of_an_earlier_config_keeps_its_folders(name: str) -> None:
+    """What changed since is how the work is laid over machines, and that names no folder."""
+    earlier = Path(__file__).resolve().parent / "golden" / "configs" / f"{name}.yaml"
+    (now,) = (path for path in CONFIGS if path.stem == name)
+    assert content_of(load_config(now)) == content_of(load_config(earlier))

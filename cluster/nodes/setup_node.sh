@@ -39,9 +39,8 @@ wait_for_boot() {
 install_packages() {
   if dpkg --status "${PACKAGES[@]}" >/dev/null 2>&1; then return; fi
   wait_for_boot
-  if ! apt-cache show python3.11-venv >/dev/null 2>&1; then
-    retry 60 sudo add-apt-repository --yes --no-update ppa:deadsnakes/ppa
-  fi
+  # Ubuntu 22.04 itself has a release candidate of 3.11.
+  retry 60 sudo add-apt-repository --yes --no-update ppa:deadsnakes/ppa
   retry 60 sudo apt-get -o DPkg::Lock::Timeout=120 update
   retry 60 sudo env DEBIAN_FRONTEND=noninteractive \
     apt-get -o DPkg::Lock::Timeout=120 install --yes "${PACKAGES[@]}"

@@ -32,7 +32,6 @@ STAND_INS = {
     "cloud-init": "exit 0",
     "systemctl": "exit 0",
     "dpkg": "exit 1",
-    "apt-cache": "exit 1",
     "add-apt-repository": "exit 0",
     "apt-get": "exit 0",
     "mountpoint": '[[ -e "$2/is-mounted" ]]',
