@@ -255,7 +255,8 @@ def _check_server(endpoint: EndpointSettings, num_attempts: int) -> None:
         if status in (401, 403):
             raise InputError(
                 f"engine.endpoint: {endpoint.url} refuses the key (HTTP {status}); set the "
-                f"variable {endpoint.key_variable or 'that key_variable names'} to a key that it takes"
+                f"variable {endpoint.key_variable or 'that key_variable names'} to a key that it "
+                "takes"
             )
         if status == 200:
             _check_model_name(endpoint, data)
