@@ -78,45 +78,19 @@ class EndpointEngine:
             from cluster.chat import load_tokenizer
 
             self._tokenizer = load_tokenizer(model)
-        self._check_server()
+        _check_server(self._endpoint, self._endpoint.max_retries + 1)
         self.facts = {"served_by": f"endpoint {self._endpoint.model}", "weights": "not compared"}
 
-    def _check_server(self) -> None:
-        """Ask for the server's models, before a question could be blamed for a wrong key or name.
+    @staticmethod
+    def check_server(settings: EngineSettings) -> None:
+        """Ask the server once or twice whether it takes the key and has the model.
 
-        A server that has no list is taken as it is.
+        Raises `InputError` when it does not, and when it does not answer.
         """
-        for attempt in range(self._endpoint.max_retries + 1):
-            status, data = self._get_models()
-            if status in (401, 403):
-                raise InputError(
-                    f"engine.endpoint: {self._endpoint.url} refuses the key (HTTP {status}); set "
-                    f"the variable {self._endpoint.key_variable or 'that key_variable names'} to "
-                    "a key that it takes"
-                )
-            if status == 200:
-                _check_model_name(self._endpoint, data)
-            if status != 0 and status not in FOR_NOW:
-                return
-            if attempt < self._endpoint.max_retries:
-                time.sleep(retry_wait_s(self._endpoint, attempt, None))
-        raise EngineDiedError(
-            f"engine.endpoint.url {self._endpoint.url} does not answer: "
-            f"{self._shown(data.decode(errors='replace')) or f'HTTP {status}'}"
-        )
-
-    def _get_models(self) -> tuple[int, bytes]:
-        """Status and text of the server's list of models; status 0 when there was no reply."""
-        request = urllib.request.Request(  # noqa: S310, the settings take http only
-            f"{self._endpoint.url.rstrip('/')}/models", headers=self._headers
-        )
         try:
-            with _opener.open(request, timeout=self._endpoint.request_timeout_s) as response:
-                return int(response.status), response.read()
-        except urllib.error.HTTPError as error:
-            return error.code, b""
-        except (OSError, http.client.HTTPException) as error:
-            return 0, str(error).encode()
+            _check_server(_endpoint_of(settings), num_attempts=2)
+        except EngineDiedError as error:
+            raise InputError(f"{error}; start the server, or correct the URL") from error
 
     @staticmethod
     def check_settings(settings: EngineSettings, needs_weight_proof: bool) -> None:
@@ -271,6 +245,43 @@ class EndpointEngine:
         if self._session is not None:
             with contextlib.suppress(RuntimeError):  # of a loop that has ended
                 asyncio.get_running_loop().create_task(self._session.close())
+
+
+def _check_server(endpoint: EndpointSettings, num_attempts: int) -> None:
+    """Ask for the server's models, before a question could be blamed for a wrong key or name.
+
+    A server that has no list is taken as it is. Raises as `EndpointEngine` does.
+    """
+    for attempt in range(num_attempts):
+        status, data = _get_models(endpoint)
+        if status in (401, 403):
+            raise InputError(
+                f"engine.endpoint: {endpoint.url} refuses the key (HTTP {status}); set the "
+                f"variable {endpoint.key_variable or 'that key_variable names'} to a key that it "
+                "takes"
+            )
+        if status == 200:
+            _check_model_name(endpoint, data)
+        if status and status not in FOR_NOW:
+            return
+        if attempt < num_attempts - 1:
+            time.sleep(retry_wait_s(endpoint, attempt, None))
+    reason = data.decode(errors="replace") if data else f"HTTP {status}"
+    raise EngineDiedError(f"engine.endpoint.url {endpoint.url} does not answer: {reason}")
+
+
+def _get_models(endpoint: EndpointSettings) -> tuple[int, bytes]:
+    """Status and text of the server's list of models; status 0 when there was no reply."""
+    request = urllib.request.Request(  # noqa: S310, the settings take http only
+        f"{endpoint.url.rstrip('/')}/models", headers=_headers(endpoint)
+    )
+    try:
+        with _opener.open(request, timeout=endpoint.request_timeout_s) as response:
+            return int(response.status), response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error).encode()
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

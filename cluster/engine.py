@@ -273,6 +273,15 @@ class TellsFacts(Protocol):
 
 
 @runtime_checkable
+class ChecksServer(Protocol):
+    """An engine class that asks a server, which can be tried before the first question."""
+
+    @staticmethod
+    def check_server(settings: EngineSettings) -> None:
+        """See `check_engine_server`."""
+
+
+@runtime_checkable
 class ChecksSettings(Protocol):
     """An engine class that can tell what it will refuse, before anything is started."""
 
@@ -295,6 +304,13 @@ def check_engine_options(settings: EngineSettings, needs_weight_proof: bool) -> 
     engine_class = _engine_class(settings)
     if isinstance(engine_class, ChecksSettings):
         engine_class.check_settings(settings, needs_weight_proof)
+
+
+def check_engine_server(settings: EngineSettings) -> None:
+    """Try the server that an engine will ask, if it asks one. Raises `InputError`."""
+    engine_class = _engine_class(settings)
+    if isinstance(engine_class, ChecksServer):
+        engine_class.check_server(settings)
 
 
 def _engine_class(settings: EngineSettings) -> Any:

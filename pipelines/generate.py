@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.engine import EngineSettings
+from cluster.engine import EngineSettings, check_engine_server
 from cluster.engine_dtype import pin_dtype
 from cluster.events import record
 from cluster.fitting import fit_engines
@@ -52,6 +52,7 @@ def run_engines(
 
     `engine` is another one than `config.engine`.
     """
+    check_engine_server(engine or config.engine)
     run_folder = Folder.open(config.storage.root).child(config.run)
     engine, dtype = pin_dtype(engine or config.engine, run_folder)
     engine, planned = fit_engines(engine, model)

@@ -125,6 +125,15 @@ def test_run_learns_the_paths_of_a_server_as_text_of_its_own_model(
         }
         path = write_config(scripted_config)
         done = run_driver("run", path, "--until", "examples")
+        server.models = ["another"]
+        other = run_driver("run", path, "--until", "paths", "--set", "synthesis.seed=1")
+    assert other.returncode == 2, other.stderr
+    assert "'teacher'" in other.stderr
+    assert "it has another" in other.stderr
+    assert "Traceback" not in other.stderr
+    # What the server made is there, so the run goes on without it.
+    again = run_driver("run", path, "--until", "examples")
+    assert again.returncode == 0, again.stderr
     assert done.returncode == 0, done.stderr
     assert "compared with nothing" in done.stdout
     assert KEY not in done.stdout

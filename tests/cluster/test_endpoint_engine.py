@@ -25,6 +25,7 @@ from cluster.engine import (
     PromptTooLongError,
     SamplingSettings,
     check_engine_options,
+    check_engine_server,
     make_engine,
 )
 from cluster.errors import GenerationStoppedError, InputError
@@ -230,17 +231,25 @@ def test_endpoint_key_comes_from_the_variable_that_is_named_and_is_never_shown(
         with pytest.raises(InputError, match=r"refuses the key .*variable TEACHER_KEY"):
             ask(asked)
         monkeypatch.delenv("TEACHER_KEY")
-        for act in (ask, lambda each: check_engine_options(each, needs_weight_proof=False)):
+        for act in (
+            ask,
+            check_engine_server,
+            lambda each: check_engine_options(each, needs_weight_proof=False),
+        ):
             with pytest.raises(InputError, match="variable TEACHER_KEY is not set"):
                 act(asked)
 
 
 def test_endpoint_without_the_model_is_refused_at_its_start() -> None:
     with ScriptedServer(models=["other"]) as server:
-        with pytest.raises(InputError, match=r"'teacher': .* does not serve it; it has other"):
-            ask(settings(server))
+        for act in (ask, check_engine_server):
+            with pytest.raises(InputError, match=r"'teacher': .* does not serve it; it has other"):
+                act(settings(server))
         server.models = None
         ask(settings(server))
+        check_engine_server(settings(server))
+    with pytest.raises(InputError, match=r"does not answer: .*refused.*; start the server"):
+        check_engine_server(settings(server))
     with pytest.raises(EngineDiedError, match=r"does not answer: .*refused"):
         ask(settings(server))  # it is closed
 
