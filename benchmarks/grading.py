@@ -1,9 +1,10 @@
-"""Grades a second on one core: short texts as a small model writes them, one of each kind.
+"""Grades a second on one core: answers of each kind, alone and behind 4,600 characters.
 
     python -m benchmarks.grading [--json]
 
-Prints the median of five rounds for each kind, by processor time;
-with `--json` the last line is one JSON object.
+4,600 characters are what 1,000 tokens of worked solution come to. The texts hold numbers, equations
+and the word "box", as real ones do, and math-verify is not asked. Prints the median of five rounds
+for each kind, by processor time; with `--json` the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 
 ROUNDS = 5
-GRADES = 5_000
+GRADES = 2_000
+LENGTH = 4_600
+SENTENCES = (
+    "First we note that each box holds 12 clips, and there are 4 boxes, so 12 * 4 = 48 clips. "
+    "Then she gives away a third of them, which leaves $48 - 16 = 32$ clips.\n"
+)
 
 
 def _question(answer: str, kind: str, *choices: str) -> Question:
@@ -42,6 +48,12 @@ CASES = {
     "number, last": (_question("72", "number"), "24 and 48 make 72"),
     "choice, boxed": (_question("B", "choice", "ice", "fire"), "Fire is hot: \\boxed{B}"),
     "yes or no, phrase": (_question("yes", "boolean"), "Therefore the answer is yes."),
+    "LaTeX, phrase": (_question("2\\pi", "math"), "So the final answer is $2\\pi$."),
+    "text, phrase": (_question("June", "text"), "So the answer is June."),
+}
+LONG = (SENTENCES * (LENGTH // len(SENTENCES) + 1))[:LENGTH]
+CASES |= {
+    f"{name}, {LENGTH}": (question, f"{LONG}\n{text}") for name, (question, text) in CASES.items()
 }
 
 
@@ -61,7 +73,7 @@ def main(argv: list[str]) -> None:
             rates[name].append(rate(question, text))
     medians = {name: round(statistics.median(values)) for name, values in rates.items()}
     for name, median in medians.items():
-        print(f"{name:20} {median:>8} grades/s")
+        print(f"{name:26} {median:>8} grades/s")
     if "--json" in argv:
         print(json.dumps({"grades_per_s": medians, "machine": machine_facts()}))
 

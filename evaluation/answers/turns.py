@@ -38,7 +38,8 @@ def own_answer(text: str, *, opened: bool = False) -> str | None:
     `opened` says that the prompt has begun the thinking: then everything up to its end belongs to
     it. A closing tag without an opening one ends a thought that was begun there in any case.
     """
-    if not opened and ">" not in text and "]" not in text and not text.startswith("analysis"):
+    marked = any(mark in text for mark in ">]▷") or text.startswith("analysis")
+    if not (opened or marked):
         return text
     if "<|channel|>" in text:
         return _final_channel(text)

@@ -46,9 +46,11 @@ def test_grade_file_takes_each_kind_as_json_holds_it(tmp_path: Path) -> None:
         row("\\boxed{2\\pi}", r"2\pi", "math"),
         row("It is 72", finish_reason="length"),
         row("\\boxed{72}", "twelve apples"),
+        row("\\boxed{72}", thinking_opened=True),
+        row("Hm.</think>\\boxed{72}", thinking_opened=True),
     )
     verdicts = [result["verdict"] for result in graded(path)]
-    assert verdicts == ["correct"] * 6 + ["truncated", "error"]
+    assert verdicts == ["correct"] * 6 + ["truncated", "error", "truncated", "correct"]
 
 
 def test_grade_file_counts_rows_by_verdict(tmp_path: Path) -> None:
@@ -70,6 +72,7 @@ def test_grade_file_counts_rows_by_verdict(tmp_path: Path) -> None:
         ('{"response": "a", "response": "b"}', "the key 'response' is given twice"),
         (json.dumps(row("", float("nan"))), "'answer': nan is not a number"),
         (json.dumps(row("", grader="nowhere:f")), "'grader'"),
+        (json.dumps(row("", thinking_opened="yes")), "'thinking_opened'"),
     ],
 )
 def test_grade_file_of_a_wrong_row_names_its_line(tmp_path: Path, line: str, what: str) -> None:
