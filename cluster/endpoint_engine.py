@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import email.utils
 import http.client
-import itertools
 import json
 import os
 import random
@@ -186,15 +185,14 @@ class EndpointEngine:
 
     async def _ask(self, path: str, body: Mapping[str, Any], n: int) -> list[Completion]:
         """Send a request until it is answered, at most `max_retries` times more than once."""
-        for attempt in itertools.count():
-            reply = await self._ask_once(path, body, n)
-            if not isinstance(reply, _Failure):
-                return reply
+        attempt = 0
+        while isinstance(reply := await self._ask_once(path, body, n), _Failure):
             if attempt == self._endpoint.max_retries:
-                break
+                reason = f"{self._endpoint.url}: {reply.reason}, {attempt + 1} times in a row"
+                raise EngineDiedError(reason) if reply.server_is_away else GenerationError(reason)
             await asyncio.sleep(retry_wait_s(self._endpoint, attempt, reply.wait_s))
-        reason = f"{self._endpoint.url}: {reply.reason}, {attempt + 1} times in a row"
-        raise EngineDiedError(reason) if reply.server_is_away else GenerationError(reason)
+            attempt += 1
+        return reply
 
     async def _ask_once(
         self, path: str, body: Mapping[str, Any], n: int

@@ -21,7 +21,8 @@ def hub_errors(
     """
     from huggingface_hub import errors
 
-    kinds = (_http_error(), errors.EntryNotFoundError, OSError, ValueError, RuntimeError, *also)
+    own: tuple[type[Exception], ...] = (_http_error(), errors.EntryNotFoundError)
+    kinds: tuple[type[Exception], ...] = (*own, OSError, ValueError, RuntimeError, *also)
     try:
         yield
     except InputError:

@@ -43,8 +43,8 @@ def stand_in(name: str, source: dict[str, Any], folder: Path) -> list[str]:
     for file in files.values():
         write_questions(Path(file))
     dataset = f"questions.datasets.{name}"
-    source: dict[str, Any] = {"kind": "files", **files}
-    return [f"{dataset}.source={json.dumps(source)}", f"{dataset}.domain={task.domain}"]
+    instead = json.dumps({"kind": "files", **files})
+    return [f"{dataset}.source={instead}", f"{dataset}.domain={task.domain}"]
 
 
 def stand_ins(config: Path, folder: Path) -> list[str]:

@@ -108,8 +108,9 @@ def store_questions(
             made = [f"{OVERLAPS}/overlaps.parquet", QUESTIONS_FILE]
             kept = dataclasses.asdict(facts)
             stored.commit(made=made, num_questions=loaded.table.num_rows, **kept)
-        known = {"origin": origin, "facts": dataclasses.asdict(facts)}
-        run.write_json(FACTS_FILE, known | {"fingerprint": fingerprint(known)})
+        origin_and_facts = {"origin": origin, "facts": dataclasses.asdict(facts)}
+        seal = {"fingerprint": fingerprint(origin_and_facts)}
+        run.write_json(FACTS_FILE, origin_and_facts | seal)
     return facts
 
 

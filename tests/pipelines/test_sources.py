@@ -24,6 +24,12 @@ from pipelines.sources.files import FileSource, HubSettings, read_questions
 from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
 from tests.conftest import boxed_truth
 
+
+def packed(data: bytes) -> bytes:
+    """As gzip, without the time: it would be part of a test's name."""
+    return gzip.compress(data, mtime=0)
+
+
 GOOD = {"id": "a", "question": "What is 1 + 1?", "answer": "2", "answer_type": "number"}
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -210,8 +216,8 @@ def test_json_list_is_read_and_items_are_named_by_their_line(tmp_path: Path) -> 
         (b'[\n\n{"id": "b"', "q.json:3 is not JSON"),
         (b"[1]", "q.json:1: every item is one JSON object, this is a number"),
         (b"[]", "q.json holds no questions"),
-        (gzip.compress(b"[]"), "q.json holds no questions"),
-        (gzip.compress(gzip.compress(b"[]")), "q.json is not JSON but gzip within gzip"),
+        (packed(b"[]"), "q.json holds no questions"),
+        (packed(packed(b"[]")), "q.json is not JSON but gzip within gzip"),
     ],
 )
 def test_broken_json_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
@@ -297,11 +303,9 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(b"\xff\xfe{\x00", "q.jsonl is not JSONL but UTF-16; save", id="utf-16"),
         pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
         pytest.param(b"[" * 200_000, "q.jsonl:1 is not JSON", id="deep"),
-        pytest.param(gzip.compress(b"{}"), "q.jsonl:1: no column 'id'", id="gzip"),
-        pytest.param(
-            gzip.compress(b"{}" * 99)[:-9], "q.jsonl is cut short: its gzip", id="cut gzip"
-        ),
-        pytest.param(gzip.compress(b"{}") + b"more", "q.jsonl is damaged: its gzip", id="rest"),
+        pytest.param(packed(b"{}"), "q.jsonl:1: no column 'id'", id="gzip"),
+        pytest.param(packed(b"{}" * 99)[:-9], "q.jsonl is cut short: its gzip", id="cut gzip"),
+        pytest.param(packed(b"{}") + b"more", "q.jsonl is damaged: its gzip", id="rest"),
         pytest.param(b"PK\x03\x04", "q.jsonl is not JSONL but zip; unpack it with unzip", id="zip"),
         pytest.param(b"PAR1\x15\x04", "q.jsonl is not JSONL but Parquet; let", id="parquet"),
         pytest.param(b"{}\r{}\r", "q.jsonl:1 is not JSON: extra data", id="carriage returns"),
