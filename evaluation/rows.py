@@ -46,7 +46,7 @@ class Row:
 
     def value(self, column: str, hint: str = "is this file in the upstream format?") -> Any:
         """What stands in a column that must be there and filled; else `InputError`."""
-        if column not in self.values:
+        if not self.has(column):
             raise InputError(
                 f"{self.place}: no column {column!r}; there are {', '.join(self.values) or 'none'}"
                 f"{nearest(column, self.values)}; {hint}"
@@ -56,9 +56,21 @@ class Row:
             raise self.wrong(column, "is null; fill it in or remove the row")
         return value
 
+    def has(self, column: str) -> bool:
+        """Whether there is such a column; `question.stem` is the part `stem` of `question`."""
+        return column in self.values or self._found(column) is not None
+
+    def _found(self, column: str) -> Any:
+        if column in self.values:
+            return self.values[column]
+        value: Any = self.values
+        for name in column.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
     def get(self, column: str | None) -> Any:
         """What stands in a column that a row may do without; None where it does, or for None."""
-        value = self.values.get(column) if column is not None else None
+        value = self._found(column) if column is not None else None
         if is_missing_number(value):
             raise self.wrong(column, f"is {value}, which is no value; write null, or fill it in")
         return value

@@ -16,7 +16,7 @@ from cluster.settings import Settings
 
 
 class Columns(Settings):
-    """What the columns are called in the user's files.
+    """What the columns are called in the user's files; `question.stem` is a part of a column.
 
     A column that another setting names is not read as a second thing by default: with
     `answer: solution` the solution is null unless it is set, too.

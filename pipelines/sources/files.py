@@ -220,7 +220,7 @@ def read_questions(
     for split, row, question_id in _identified_rows(source, folder, dataset):
         digests.append(_digest(question_id))
         if unseen:
-            unseen = {n: column for n, column in unseen.items() if column not in row.values}
+            unseen = {n: column for n, column in unseen.items() if not row.has(column)}
         question = to_question(row, source, question_id, dataset, split, domain)
         num_choice += bool(question.choices)
         num_lettered += bool(question.choices) and bring_letters(question.choices)

@@ -111,7 +111,7 @@ def _question_text(row: Row, template: str) -> str:
 
 def _joined(row: Row, column: str) -> str:
     """The text of a column of a template; a row may leave it empty, but not out."""
-    if column not in row.values:
+    if not row.has(column):
         column_value(row, column, "question")
     value = row.get(column)
     if _is_csv(row):
@@ -174,7 +174,7 @@ def _options_of_columns(row: Row, columns: Sequence[str], answer: str | None) ->
     texts: list[Any] = []
     starts: dict[str, int] = {}
     for column in columns:
-        if column not in row.values:
+        if not row.has(column):
             column_value(row, column, "choices")
         value = _from_json(row.get(column))
         starts[column] = len(texts)
@@ -199,6 +199,7 @@ def _labels_and_texts(row: Row, column: str, value: Any) -> tuple[tuple[str, ...
         return (), value
     else:
         what = f": the options must be a list of texts, this is a {kind_of(value)}"
+        what += '; write them as JSON, ["ice", "steam"]' if isinstance(value, str) else ""
         raise row.wrong(column, what)
     if len(labels) != len(texts):
         raise row.wrong(column, f"has {len(labels)} labels for {len(texts)} options")

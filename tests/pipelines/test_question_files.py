@@ -374,6 +374,7 @@ XY = {"choices": ["x", "y"]}
             {"answer_type": "choice"},
             "set source.option_letters to strip, or to keep",
         ),
+        ({"choices": "['x', 'y']"}, {"answer_type": "choice"}, "write them as JSON"),
         (
             {"choices": {"text": ["x", "y"], "label": ["1"]}},
             {"answer_type": "choice"},
@@ -428,6 +429,15 @@ def test_hint_names_the_setting(
         ),
         ({"answer": "3 #### 4 #### 5"}, {"answer_after": "####"}, "5"),
         (
+            {"answer": False},
+            {
+                "answer_type": "choice",
+                "choices": ["T", "F"],
+                "answer_map": {"true": "A", "false": "F"},
+            },
+            "B",
+        ),
+        (
             {"answer": "n"},
             {"answer_type": "choice", "choices": ["e", "n", "c"], "answer_map": {"n": "B"}},
             "B",
@@ -480,6 +490,19 @@ def test_template_joins_lists_and_leaves_out_what_is_empty(tmp_path: Path) -> No
     assert read(tmp_path, "q.csv", csv, columns=columns)[0].question == "One.\nTwo.\nHow many?"
     data = line(facts='["a text"]', more="")
     assert read(tmp_path, "q.jsonl", data, columns=columns)[0].question.startswith('["a text"]\n')
+
+
+def test_part_of_a_column_is_named_with_a_dot(tmp_path: Path) -> None:
+    options = [{"label": "A", "text": "ice"}, {"label": "B", "text": "steam"}]
+    row = {"id": 1, "question": {"stem": "Which?", "choices": options}, "key": {"is": "B"}}
+    columns = {"question": "{question.stem}", "choices": "question.choices", "answer": "key.is"}
+    source: dict[str, Any] = {"answer_type": "choice", "columns": columns}
+    [question] = read(tmp_path, "q.jsonl", json.dumps(row), **source)
+    assert (question.text, question.answer) == ("Which?\nA) ice\nB) steam", "B")
+    pq.write_table(pa.Table.from_pylist([row | {"id": "1"}]), tmp_path / "q.parquet")
+    assert list(load(tmp_path, "q.parquet", **source).questions("test")) == [question]
+    columns["answer"] = "key.was"
+    assert "no column 'key.was'" in complaint(tmp_path, "q.jsonl", json.dumps(row), **source)
 
 
 @pytest.mark.parametrize(("value", "kind"), [("algebra", "algebra"), (3, "3"), (None, "")])
