@@ -44,7 +44,9 @@ def test_engines_and_training_workers_hold_the_same_gpus_in_turn(
         "synthesis": {"guidelines_per_question": 2},
         "training": {"learning_rate": 1e-3, "num_epochs": 1, "dtype": "float32"}
         | {"global_batch_size": 8, "micro_batch_size": 4, "min_examples": 1},
-        "engine": {**SCRIPTED_ENGINE, "use_gpu": True, "options": {"start_log": str(log)}},
+        # Slow enough that both engines have something to do.
+        "engine": {**SCRIPTED_ENGINE, "use_gpu": True}
+        | {"options": {"start_log": str(log), "latency_s": 0.4}},
         "cluster": {"address": nodes.address, "progress_every_s": 1.0},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }
