@@ -127,12 +127,17 @@ def _start_of_examples(text: str, position: int) -> int | None:
             position = _after_space(text, position + 1)
             if key == "examples" and text.startswith("[", position):
                 return position + 1
-            _, position = _DECODER.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
             position = _after_space(text, position)
-            if not text.startswith(",", position):
+            if _holds_objects(value) or not text.startswith(",", position):
                 return None
     except (ValueError, RecursionError):
         return None
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether a value is a list with objects in it, which may be rows."""
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _end_of_object(location: str, text: str, position: int) -> int:
@@ -142,12 +147,18 @@ def _end_of_object(location: str, text: str, position: int) -> int:
         return position + 1
     rest = "{" + text[position:].removeprefix(",")
     try:
-        _, end = _DECODER.raw_decode(rest)
+        values, end = _DECODER.raw_decode(rest)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{_place(location, text, position)} is not JSON: the object around the list is not "
             "closed as it should be; fix the file"
         ) from error
+    for name, value in values.items():
+        if _holds_objects(value):
+            raise InputError(
+                f"{_place(location, text, position)}: the list {name!r} follows the list of rows "
+                "and would be lost; write one list a file"
+            )
     return position + end - (0 if text.startswith(",", position) else 1)
 
 

@@ -5,6 +5,7 @@ Ray counts the GPUs. The engines are scripted; the training is real, over gloo, 
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,9 @@ def test_engines_and_training_workers_hold_the_same_gpus_in_turn(
         "synthesis": {"guidelines_per_question": 2},
         "training": {"learning_rate": 1e-3, "num_epochs": 1, "dtype": "float32"}
         | {"global_batch_size": 8, "micro_batch_size": 4, "min_examples": 1},
-        "engine": {**SCRIPTED_ENGINE, "use_gpu": True, "options": {"start_log": str(log)}},
+        # Slow enough that both engines have something to do.
+        "engine": {**SCRIPTED_ENGINE, "use_gpu": True}
+        | {"options": {"start_log": str(log), "latency_s": 0.4}},
         "cluster": {"address": nodes.address, "progress_every_s": 1.0},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }
@@ -65,12 +68,12 @@ def test_engines_and_training_workers_hold_the_same_gpus_in_turn(
     )
     assert result.returncode == 0, result.stderr + result.stdout
     started = Started.read(log, "engine", "trainer")
-    assert [each.kind for each in started] == 2 * (
-        2 * ["engine"] + 2 * ["trainer"] + 2 * ["engine"]
-    )
-    pairs = [started[i : i + 2] for i in range(0, len(started), 2)]
-    held = [{(each.node_id, each.gpus) for each in pair} for pair in pairs]
-    assert all(each == held[0] for each in held)
+    in_turn = [(kind, set(each)) for kind, each in itertools.groupby(started, lambda s: s.kind)]
+    assert [kind for kind, _ in in_turn] == ["engine", "trainer", "engine", "trainer", "engine"]
+    held = [{(each.node_id, each.gpus) for each in group} for _, group in in_turn]
+    # The last answers may all be given before a second engine is there.
+    assert held[:4] == [held[0]] * 4
+    assert held[4] <= held[0]
     assert len(held[0]) == 2
     assert all(gpus == ("0",) for _, gpus in held[0])
     assert "round 1, base > tuned" in result.stdout

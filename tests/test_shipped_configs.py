@@ -39,7 +39,7 @@ def stand_in(name: str, source: dict[str, Any], folder: Path) -> list[str]:
     # What upstream's own rows look like is the task's affair, and tested with it.
     task = find_task(source["name"])
     splits = [split for split in task.splits if split != "train" or task.domain == "in_domain"]
-    files = {split: str(folder / f"{name}.{split}.jsonl") for split in splits}
+    files: dict[str, str] = {split: str(folder / f"{name}.{split}.jsonl") for split in splits}
     for file in files.values():
         write_questions(Path(file))
     dataset = f"questions.datasets.{name}"

@@ -112,8 +112,8 @@ def test_local_disks_become_one_volume_that_holds_the_caches(node: Node) -> None
     for name in ("first", "second"):
         (node.folder / name).touch()
         for number in ("", "_1"):  # two names for each
-            link = f"nvme-Amazon_EC2_NVMe_Instance_Storage_{name}{number}"
-            (node.folder / "disks" / link).symlink_to(node.folder / name)
+            disk = f"nvme-Amazon_EC2_NVMe_Instance_Storage_{name}{number}"
+            (node.folder / "disks" / disk).symlink_to(node.folder / name)
     assert not node.run("mount_local_disk").returncode
     (made,) = node.calls("mdadm")
     assert "--raid-devices=2" in made

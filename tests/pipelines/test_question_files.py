@@ -74,6 +74,8 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
         ("q.json", f'{{"examples": [{line()}]', "the object around the list is not closed"),
         ("q.json", f'{{"examples": [{line()}]}} []', "text goes on after the list ends"),
         ("q.json", f'{{"examples": [{line()}], "examples": []}} []', "text goes on after"),
+        ("q.json", f'{{"examples": [{ONE}], "more": [{TWO}]}}', "the list 'more' follows the list"),
+        ("q.json", f'{{"more": [{TWO}], "examples": [{ONE}]}}', "no column 'id'; there are more,"),
         ("q.json", '{"data": [1]}', "no column 'id'; there are data"),
         ("q.jsonl", f"[{line()}]", "this is a list; a file that is one list is called .json"),
         ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
