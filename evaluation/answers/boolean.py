@@ -27,7 +27,7 @@ _CLAUSE_WORD = re.compile(
 )
 _QUESTION_WORD = re.compile(r"^[^.!;]*\?")
 _NEITHER = re.compile(r"(?i:neither|both|either)\b")
-_BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b(?!\. ?[0-9])")
+_BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b(?!\. ?[0-9]|-)")
 _NO_DETERMINER = re.compile(
     r"[Nn][Oo] (?!because|since|as|it|he|she|they|we|I |this|that|the)[a-z]"
 )

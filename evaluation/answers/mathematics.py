@@ -42,6 +42,7 @@ _LOOKS = re.compile(
     r"|\$|\\[()\[\]]|\\(?:boxed|fbox)(?![A-Za-z])"
 )
 _DEGREES = re.compile(r"\^? ?\{? ?(?:\\circ|\\degree|°)(?![A-Za-z]) ?\}?|(?<=[0-9]) degrees?\b")
+_BARE_TOP = re.compile(r"\\[dtc]?frac ?(\\(?:pi|theta|alpha|beta|infty))")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _JOINED = re.compile(
     r",? *(?:\\(?:text|mbox|textrm) ?\{ *(?:and|or) *\}|(?<![A-Za-z\\])(?:and|or)\b)"
@@ -107,6 +108,7 @@ _IN_FORMULA = re.compile(r"[-+*/^_=<>(\[{\\|!:]")
 _LAST_RUN = re.compile(r"((?:\\[A-Za-z]+|[^A-Za-z\\]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z']))+)$")
 _SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
 _VARIABLE = re.compile(r"[A-Za-z]")
+_LISTED = re.compile(r"[,;]")
 _EQUATION = re.compile(r"(?<![<>!\\:=])=(?!=)")
 _RELATION = re.compile(r"(?<![<>!=])[<>=]|\\(?:leq|geq|neq|in|approx|equiv)(?![A-Za-z])")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
@@ -131,6 +133,7 @@ def clean_mathematics(text: str) -> str:
     text = unicode_signs(text[:MAX_LINE_LENGTH].replace("`", "").strip().strip("*").strip())
     text = _BOLD.sub("", _GROUPING_SPACE.sub("", text).replace("{,}", ","))
     text = _LOOKS.sub(" ", text.translate(_SIGNS))
+    text = _BARE_TOP.sub(r"\\frac{\1}", text)
     text = _FRACTION.sub(r"\\frac", _SAME_NAME.sub(lambda name: _SAME_NAMES[name[0]], text))
     text = _JOINED.sub(" ,", _as_intervals(text))
     text = _DEGREES.sub("", _PLAIN_UNIT.sub("", _UNIT.sub("", text))).replace(r"\%", "%")
@@ -231,7 +234,7 @@ def _keys(cleaned: str, bare: str, named: str) -> Keys:
     """
     formula = _exact_part(_MEMBER.sub("", cleaned))
     left, *results = (side.strip() for side in _EQUATION.split(formula))
-    if len(results) > 1 and _NAME.fullmatch(left) and results[-1]:
+    if len(results) > 1 and _NAME.fullmatch(left) and results[-1] and not _LISTED.search(formula):
         left, results = left, results[-1:]  # A = \pi r^2 = 4\pi
     if len(results) == 1 and not _NAME.fullmatch(left) and _NAME.fullmatch(results[0]):
         left, results = results[0], [left]  # 5 = x

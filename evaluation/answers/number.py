@@ -56,6 +56,7 @@ _CURRENCY = re.compile(
     r"[RUEGIAC€£¥₹](?:(?<=\bR)s\.?|(?<=\bU)SD?|(?<=\bE)UR|(?<=\bG)BP|(?<=\bI)NR"
     r"|(?<=\bC)AD|(?<=\bA)UD|(?<=[€£¥₹]))(?= ?[0-9.])"
 )
+_TIMES = re.compile(r"(?<=[0-9] )x(?= [0-9])")
 _AND_A_HALF = re.compile(r"(?<=[0-9]) and (?:a|one) (half|quarter|third|fourth)\b")
 _PART = {"half": " 1/2", "quarter": " 1/4", "third": " 1/3", "fourth": " 1/4"}
 # A sign apart from its number, where nothing before it could be subtracted from.
@@ -88,6 +89,7 @@ _CHANGING_BRACKET = re.compile(
     r"|×|\*|\?)\b[^)]*(?:[0-9]|wrong|right|sure|hundred|thousand|million|billion|dozen)|not\)"
     r"|wrong|incorrect|\?|hundreds?\b|thousands?\b|millions?\b|billions?\b|dozens?\b|maybe|×)"
 )
+_COMPARED = re.compile(r"\b(?:or|not|than|less|greater|more)\W*$")  # "less than or equal to"
 _NEXT_EQUATION = re.compile(r";|, ?[A-Za-z\\]|\b(?:and|or)\b")
 _WORD = re.compile(r"[^\W\d_]{2}")
 _JOINING = re.compile(r"\b(?:and|or|to|plus|minus|times|divided)\b|^ ?(?:over|by)\b|[:+*×^=]")
@@ -105,6 +107,7 @@ _SECOND = re.compile(
     rf"(?:{NUMBER_WORDS})\b|\bor\b\W*(?:[a-z]+ )?[-+]?\.?[0-9]",
     re.IGNORECASE,
 )
+_BUT = re.compile(r"\bbut\b")
 _GLUED = re.compile(
     r"[A-Za-z]{1,3}[0-9]{2}|^ ?(?:h|hrs?|min|m|s)[0-9]|^[!‰‱]|^[aA](?![A-Za-z])"
     r"|^ ?(?:per (?:mill?e|thousand|hundred|million)|bps)\b"
@@ -120,7 +123,9 @@ _BEHIND = re.compile(
     r"|[b-fi-kn-rt-zA-FI-KM-RT-Z](?![A-Za-z])|(?:h|hrs?|m|min|s)[0-9]|-[A-Za-z]|\s*‰"
 )
 _COPULA = re.compile(r"\b(?:is|are|was|were|be|equals?|get|got|comes|becomes|left)\b")
-_LIST_BEFORE = re.compile(r"(?:[0-9.]+, ?){2}(?:and |or )?$|[0-9],$")
+_LIST_BEFORE = re.compile(
+    r"(?:[0-9.]+, ?){2}(?:and |or )?$|[0-9],$|[0-9][%)]? ?,? (?:and|or) (?:[A-Za-z] ?= ?)?$"
+)
 _QUESTIONED = re.compile(r"[^.!?;\n]{0,40}\?")
 _EQUATION_BEFORE = re.compile(r"[=≈] ?$")
 _RUN_BEFORE = re.compile(r"(?:(?<![A-Za-z'])[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|[^A-Za-z;])*$")
@@ -174,6 +179,7 @@ def _is_another(text: str, number: re.Match[str]) -> bool:
         or _is_changed(between)
         or _GLUED.search(after)
         or _SECOND.search(after)
+        or (second and _BUT.search(between))
         or residue.scales(after)
         or _CHANGING_BRACKET.search(after)
         or residue.is_hedged(after)
@@ -218,6 +224,8 @@ def _number_syntax(plain: str) -> str:
     plain = _CURRENCY.sub(" ", plain).strip()
     if "-" in plain or "egative" in plain or "inus" in plain:
         plain = _NEGATIVE.sub(lambda sign: f"{sign['lead'] or ''}{sign['gap'] or ''}-", plain)
+    if " x " in plain:
+        plain = _TIMES.sub("×", plain)
     if " and " in plain:
         plain = _AND_A_HALF.sub(lambda found: _PART[found[1]], plain)
     return _UNIT_POWER.sub("", plain).strip("{} ")
@@ -238,6 +246,8 @@ def _result(text: str) -> str | None:
     if any(sign in text for sign in ("=", "≈", "\\", "qual")):  # most texts hold none of them
         parts = EQUALS.split(text)
         if len(parts) > 1:
+            if any(_COMPARED.search(part) for part in parts[:-1]):
+                return None
             if any(_NEXT_EQUATION.search(part) for part in parts[1:-1]):
                 return text
             signs = [sign[0] for sign in EQUALS.finditer(text)]

@@ -431,12 +431,15 @@ def _read_remainder(line: str, cleaned: str, kind: Kind, choices: Choices) -> Re
 
 
 def last_formula(line: str) -> tuple[str, str, str] | None:
-    """The last formula of a line without its delimiters, with the text before and after it."""
-    found = deque((found for found in _FORMULA.finditer(line) if _is_formula(found)), maxlen=1)
+    """The last formula of a line, with those it is listed with, and the text before and after."""
+    found = [formula for formula in _FORMULA.finditer(line) if _is_formula(formula)]
     if not found:
         return None
-    start, end = found[0].span()
-    return line[:start], _inside(found[0]), line[end:]
+    first = len(found) - 1
+    while first and _AND_OR.fullmatch(line[found[first - 1].end() : found[first].start()]):
+        first -= 1
+    listed = ", ".join(map(_inside, found[first:]))
+    return line[: found[first].start()], listed, line[found[-1].end() :]
 
 
 def stated_formula(line: str) -> str | None:

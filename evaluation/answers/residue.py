@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 
 NEGATION = re.compile(
-    r"\b(?i:not|none|cannot|never|neither|nor|hardly|wrong|incorrect|mistaken|wrongly|falsely|incorrectly|mistakenly|impossible|unlikely"
-    r"|rather than|instead of|except|excluding|ruled? out|far from|non|nicht|kein|pas)\b"
+    r"\b(?i:not|none|nobody|no one|no longer|cannot"
+    r"|never|neither|nor|hardly|wrong|incorrect|mistaken|wrongly|falsely|incorrectly|mistakenly|impossible|unlikely"
+    r"|rather than|instead of|except|exclud(?:e[sd]?|ing)"
+    r"|eliminat(?:e[sd]?|ing)|discard(?:ed)?|ruled? out|far from|non|nicht|kein|pas)\b"
     r"|n't\b|不是|并非"
 )
 _CONTRAST = re.compile(
@@ -83,7 +85,7 @@ _OPERATION = re.compile(
 _PLACES = (
     r"steps?|cases?|equations?|eqs?\.?|parts?|questions?|sections?|problems?|figures?|tables?"
     r"|methods?|statements?|examples?|exercises?|paragraphs?|formulas?|expressions?|hints?|notes?"
-    r"|lines?|lemmas?|theorems?|rules?"
+    r"|lines?|rows?|columns?|pages?|lemmas?|theorems?|rules?"
 )
 _FILLED = r"(?: (?:the|a|an|number|no\.?|nearest|first|last|next))*[\s(#]*$"
 _PLACE = re.compile(rf"\b(?i:{_PLACES}){_FILLED}")
