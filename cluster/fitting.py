@@ -6,7 +6,6 @@ with GPUs, in a task that takes none of them: how much memory one of them has.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 from collections import Counter
@@ -22,6 +21,9 @@ from cluster.planner import GpuNodes, ModelShape, PoolPlan, plan_pool, with_opti
 PRETENDED_MEMORY = "REGENESIS_PRETENDED_GPU_MEMORY"
 """Of the environment, for tests alone: `module:name` of a function that tells the GiB of a GPU, for
 GPUs that Ray counts and nobody can ask."""
+
+KNOWN_GIB: dict[str, float] = {}
+"""The memory of a GPU of each node that was asked, by the node's id, which no other ever gets."""
 
 
 def fit_engines(settings: EngineSettings, model: Model) -> tuple[EngineSettings, str]:
@@ -137,29 +139,37 @@ def _gpu_nodes() -> GpuNodes:
     """The commonest kind of node with GPUs that is alive, and how many of it there are."""
     import ray
 
-    kinds = Counter(
-        (int(node["Resources"]["GPU"]), _gpu_memory_gib(node["NodeID"]))
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("GPU")
-    )
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    # All are asked at once: importing torch takes each of them some seconds.
+    asked = {n["NodeID"]: _ask_memory(n["NodeID"]) for n in alive if n["NodeID"] not in KNOWN_GIB}
+    for node in alive:
+        if node["NodeID"] in asked:
+            address = str(node["NodeManagerAddress"])
+            KNOWN_GIB[node["NodeID"]] = _told_memory(asked[node["NodeID"]], address)
+    kinds = Counter((int(node["Resources"]["GPU"]), KNOWN_GIB[node["NodeID"]]) for node in alive)
     (gpus_per_node, memory_gib), num_nodes = kinds.most_common(1)[0]
     return GpuNodes(num_nodes, gpus_per_node, memory_gib)
 
 
-@functools.cache
-def _gpu_memory_gib(node_id: str) -> float:
-    """The memory of one GPU of a node, told by a task there that takes no GPU of Ray's: they may
-    all be in use. Raises `InputError` when it cannot be read."""
+def _ask_memory(node_id: str) -> Any:
+    """Ask a node for the memory of one of its GPUs, by a task that takes no GPU of Ray's: they may
+    all be in use."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     # A process for this alone, whose hold on the GPU ends with it.
     ask: Any = ray.remote(num_cpus=0, max_calls=1, scheduling_strategy=there)(_memory_reader())
+    return ask.remote()
+
+
+def _told_memory(answer: Any, address: str) -> float:
+    """What a node told, in GiB. Raises `InputError` when it could not read it."""
+    import ray
+
     try:
-        return float(ray.get(ask.remote()))
+        return float(ray.get(answer))
     except ray.exceptions.RayTaskError as error:
-        address = next(n["NodeManagerAddress"] for n in ray.nodes() if n["NodeID"] == node_id)
         reason = str(error.cause).strip().splitlines()[0]
         raise InputError(
             f"Ray counts GPUs on the node {address}, whose memory cannot be read there: {reason}; "

@@ -55,6 +55,12 @@ def test_has_room_places_each_bundle_on_one_node(
             None,
             "waiting for 8 GPUs: 4 of 16 free (2 min 10 s), to start 2 engines",
         ),
+        # Ray is about to grant them.
+        (
+            [{"GPU": 8.0, "CPU": 2.0}],
+            None,
+            "waiting for 8 GPUs: 8 of 16 free (2 min 10 s), to start 2 engines",
+        ),
         (
             [{"GPU": 8.0, "CPU": 1.0}],
             None,
