@@ -21,8 +21,8 @@ from typing import Any
 
 from cluster.errors import InputError, InterruptedRunError
 from cluster.events import record
-from cluster.progress import format_seconds
-from cluster.runtime import StopRequest
+from cluster.inference.progress import format_seconds
+from cluster.session import StopRequest
 from cluster.terminal import ProgressLine
 
 Bundle = Mapping[str, float]

@@ -15,8 +15,8 @@ import pyarrow.fs
 import pytest
 import yaml
 
-from cluster.ledger import Ledger
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
 from evaluation.grader import box, canonical_answer
 from evaluation.question import Question
 

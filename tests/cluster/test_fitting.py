@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import EngineSettings
 from cluster.errors import InputError
-from cluster.fitting import (
+from cluster.inference.engine import EngineSettings
+from cluster.inference.engine_sizing import (
     KNOWN_GIB,
     PRETENDED_MEMORY,
     cpus_per_engine,
     engines_on,
     fit_engines,
 )
-from cluster.models import Model
+from cluster.models.model import Model
 
 EIGHT = {"GPU": 8.0, "CPU": 16.0}
 SIX = {"GPU": 6.0, "CPU": 3.0}

@@ -21,7 +21,7 @@ from cluster.gpus import (
     wait_until_free,
     waiting_line,
 )
-from cluster.runtime import StopRequest
+from cluster.session import StopRequest
 
 ENGINES = Need("2 engines", ({"GPU": 4, "CPU": 1},) * 2, "lower X", "set Y")
 EIGHT = {"GPU": 8.0, "CPU": 16.0}
