@@ -65,7 +65,7 @@ def exact_mcnemar(base: ArrayLike, tuned: ArrayLike) -> float:
     gained, lost, _ = _changed(base, tuned)
     num = gained + lost
     tail = sum(math.comb(num, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**num)
+    return min(1.0, float(2 * tail / (1 << num)))
 
 
 def _changed(base: ArrayLike, tuned: ArrayLike) -> tuple[int, int, int]:
@@ -261,7 +261,8 @@ def shapley_credit(solved: ArrayLike) -> Floats:
     """
     table = np.asarray(solved, bool)
     solvers = table.sum(1, keepdims=True)
-    return (table / np.maximum(solvers, 1)).sum(0)
+    credit: Floats = (table / np.maximum(solvers, 1)).sum(0)
+    return credit
 
 
 def majority_at_k(
@@ -349,11 +350,14 @@ def _mcnemar_power(weights: Mapping[int, float], critical: Mapping[int, int], ga
 def binomial_pmf(num: int, chance: float) -> Floats:
     """The chances of 0 to `num` successes."""
     if chance <= 0 or chance >= 1:
-        return np.eye(1, num + 1, num if chance >= 1 else 0)[0]
+        certain: Floats = np.zeros(num + 1)
+        certain[num if chance >= 1 else 0] = 1
+        return certain
     logs = np.array([math.lgamma(count + 1) for count in range(num + 1)])
     counts = np.arange(num + 1)
     log_chances = counts * math.log(chance) + (num - counts) * math.log1p(-chance)
-    return np.exp(logs[num] - logs - logs[::-1] + log_chances)
+    chances: Floats = np.exp(logs[num] - logs - logs[::-1] + log_chances)
+    return chances
 
 
 def t_quantile(share: float, degrees: int) -> float:

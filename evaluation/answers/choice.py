@@ -216,10 +216,10 @@ def _last_text(plain: str, choices: Choices) -> Reading | None:
     # Of two that end alike the longer one was meant.
     spans = sorted(found, key=lambda span: (span[1], -span[0]))
     spans = [span for span in spans if not any(_covers(other, span) for other in spans)]
-    start = _last_stated(words, spans)
-    if start is None:
+    stated = _last_stated(words, spans)
+    if stated is None:
         return NO_READING if spans else None
-    option = next(found[span] for span in spans if span[0] == start)
+    option = next(found[span] for span in spans if span[0] == stated)
     return _match_option(option.text, choices)
 
 

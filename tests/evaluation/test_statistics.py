@@ -207,7 +207,12 @@ def test_shapley_credit_is_the_mean_gain_over_all_orders() -> None:
 
 
 def test_majority_at_k_of_all_samples_is_exact_and_shares_ties() -> None:
-    answers = [["5", "5", "6"], ["1", "2", None], [None, None, None], ["7", "8", "8"]]
+    answers: list[list[str | None]] = [
+        ["5", "5", "6"],
+        ["1", "2", None],
+        [None, None, None],
+        ["7", "8", "8"],
+    ]
     correct = [[True, True, False], [True, False, False], [False] * 3, [True, False, False]]
     assert majority_at_k(answers, correct, 3) == pytest.approx((1 + 0.5 + 0 + 0) / 4)
     # One sample of each: its share of right ones.
