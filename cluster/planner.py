@@ -15,6 +15,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -205,7 +206,8 @@ class ModelShape:
         if self.experts is None:
             return self.layer_bytes
         experts = self.experts
-        met = experts.count * (1 - (1 - experts.per_token / experts.count) ** batch)
+        missed = math.pow(1 - experts.per_token / experts.count, batch)
+        met = experts.count * (1 - missed)
         without = self._layer_parameters(0)
         of_one = (self._layer_parameters(experts.count) - without) / experts.count
         return (without + met * of_one) * self.layer_parameter_bytes
