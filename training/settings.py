@@ -292,7 +292,7 @@ class TrainingSettings(Settings):
             "kto": (self.kto.desirable_weight, self.kto.undesirable_weight),
         }
         if not any(weights.get(self.objective, (1.0,))):
-            raise ValueError(f"{self.objective}: both weights are 0, so nothing is learnt")
+            raise ValueError(f"{self.objective}: both weights are 0, so nothing is learned")
         return self
 
     @pydantic.model_validator(mode="after")
