@@ -413,7 +413,7 @@ def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) ->
     if part.split == "train" and not len(free) and part.limit != 0:
         raise InputError(
             f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
-            "also stand in a dev or test split or overlap with one of its questions "
+            "are also in a dev or test split or overlap with one of its questions "
             f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
             "keep those that overlap in part"
         )

@@ -77,7 +77,7 @@ class Columns(Settings):
         try:
             shown = {name for _, name in template_parts(self.question)}
         except ValueError as error:
-            raise ValueError(f"question: {self.question!r} is no template: {error}") from error
+            raise ValueError(f"question: {self.question!r} is not a template: {error}") from error
         for name in ("answer", "solution"):
             if getattr(self, name) in shown and getattr(self, name) is not None:
                 raise ValueError(

@@ -431,6 +431,6 @@ def test_format_holds_the_numbers_and_what_was_assumed() -> None:
     assert "| paths                       | 35,000 " in text
     assert "| gsm8k   | 7,000     | 10     | 110 [" in text
     assert all(sentence in " ".join(text.split()) for sentence in got.assumptions)
-    assert "2 workers are taken to be 2 times as fast as the 1 of the probe (linear" in text
+    assert "2 workers are assumed to be 2 times as fast as the 1 of the probe (linear" in text
     assert "not estimated" in text
     assert max(map(len, text.splitlines())) <= 120
