@@ -88,7 +88,7 @@ class DatasetSettings(Settings):
     """Files and tasks: the share of train that becomes test where there is no test."""
 
     grader: str | None = None
-    """A grader of the user's own for all its questions, as `package.module:function` (see
+    """Your own grader for all its questions, as `package.module:function` (see
     docs/GRADING.md). Null: its answers are graded by their type."""
 
     weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0

@@ -85,7 +85,7 @@ class FileSource(Settings):
     `[entailment, neutral, contradiction]`."""
 
     answer_map: dict[str, Plain] | None = None
-    """What the answers in the files stand for, such as `{0: no, 1: yes}`; an answer that it does
+    """What the answers in the files mean, such as `{0: no, 1: yes}`; an answer that it does
     not have is refused. Null: they are answers already."""
 
     answer_index: AnswerIndex | None = None
@@ -97,7 +97,7 @@ class FileSource(Settings):
     """The answer is what comes after the last such mark in its column: `"####"` for GSM8K."""
 
     option_letters: OptionLetters | None = None
-    """What becomes of letters that the options bring themselves (`A. ice`): `strip` or `keep`.
+    """What happens to letters that the options contain themselves (`A. ice`): `strip` or `keep`.
     Null: where most questions have them the file is refused, because they would be shown twice."""
 
     shuffle_options: bool = False
