@@ -13,7 +13,7 @@ quickstart: setup ## one self-improvement round on this machine, from nothing to
 	$(BIN)/python regenesis.py run configs/quickstart.yaml
 
 test: setup check ## lint, types and all tests that two cores finish in half an hour
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: setup ## the longer tests
 	$(BIN)/python -m pytest -m "slow and not gpu"
