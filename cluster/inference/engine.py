@@ -85,7 +85,7 @@ class EndpointSettings(Settings):
     """Seconds before the first retry; each further wait is twice as long, up to `max_wait_s`. A
     Retry-After of the server is waited for, however long it is."""
     max_wait_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 60.0
-    """The longest wait between two requests, in seconds."""
+    """The longest wait before a retry that the server did not ask for."""
 
 
 class EngineSettings(Settings):
