@@ -425,7 +425,7 @@ def test_nothing_left_but_broken_datasets_is_refused_with_all_sentences(tmp_path
     (tmp_path / "empty.jsonl").touch()
     broken = {"gone": files(train="x.jsonl"), "empty": files(train="empty.jsonl")}
     with pytest.raises(
-        InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*holds"
+        InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*contains"
     ):
         load_or_skip(tmp_path, **broken)
     outside = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
