@@ -15,31 +15,25 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from cluster.errors import (
-    GenerationStoppedError,
-    InputError,
-    InterruptedRunError,
-    NoExamplesError,
-    StorageError,
-)
+from cluster.errors import EARLY_ENDS, InputError, InterruptedRunError
 from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.session import StopRequest, log_folder, ray_session
-from cluster.terminal import say
+from cluster.terminal import is_unread, say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
-from pipelines.config import load_config, warnings_of
+from pipelines.config import Config, load_config, warnings_of
 from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import wait_for_hardware
 from pipelines.planning.probe import keep_to_budget
 from pipelines.run import Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, scores
-from pipelines.stored_run import resolved_config
+from pipelines.stored_run import StoredRun, resolved_config
 
 COMMANDS = {
     "run": "start or continue a self-improvement run",
@@ -84,6 +78,38 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
                 return
 
 
+def run(
+    config: Config | str | Path, until: str | None = None, *, take_over: bool = False
+) -> StoredRun:
+    """Run, or go on with, a run; `config` is a YAML file, the name of a shipped one, or a `Config`.
+
+    Returns the run with its tables. Raises the errors of `cluster.errors`, as the command ends with
+    their exit codes.
+    """
+    config = config if isinstance(config, Config) else load_config(str(config))
+    check_until(until)
+    for warning in warnings_of(config):
+        say(f"warning: {warning}")
+    with (
+        announced(config.cluster.notify, config.run),
+        begin_run(config, until, take_over=take_over) as begun,
+        kept_log(begun.folder, "run"),
+        ray_session(config.cluster) as stop,
+    ):
+        say(f"logs: {log_folder()}")
+        begin_steps(begun)
+        wait_for_hardware(begun, stop, until)
+        keep_to_budget(begun, stop)
+        improve(begun, stop, until)
+        say(f"run folder: {begun.folder.uri}")
+    return load_run(begun.folder.uri)
+
+
+def load_run(folder: str) -> StoredRun:
+    """A run that was begun: `load_run(folder).table("round_0/paths")` is an Arrow table."""
+    return StoredRun.read(folder)
+
+
 # --- the command line --------------------------------------------------------------------------
 
 
@@ -108,26 +134,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         say(f"{resolved_config(config)}\n{dry_run(config, arguments.until)}")
         return 0
-    for warning in warnings_of(config):
-        say(f"warning: {warning}")
-    with (
-        announced(config.cluster.notify, config.run),
-        begin_run(config, arguments.until, take_over=arguments.take_over) as run,
-        kept_log(run.folder, "run"),
-    ):
-        make_all(run, arguments.until)
-        say(f"run folder: {run.folder.uri}")
+    run(config, arguments.until, take_over=arguments.take_over)
     return 0
-
-
-def make_all(run: Run, until: str | None) -> None:
-    """Make what is missing of a run, on the Ray that there is or one that is started here."""
-    with ray_session(run.config.cluster) as stop:
-        say(f"logs: {log_folder()}")
-        begin_steps(run)
-        wait_for_hardware(run, stop, until)
-        keep_to_budget(run, stop)
-        improve(run, stop, until)
 
 
 def check_until(until: str | None) -> None:
@@ -172,25 +180,12 @@ def main(argv: Sequence[str]) -> int:
         # What is left unwritten would be tried once more, and complained about, at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (
-        InputError,
-        NoExamplesError,
-        GenerationStoppedError,
-        InterruptedRunError,
-        StorageError,
-    ) as error:
+    except EARLY_ENDS as error:
         print(f"regenesis: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("regenesis: interrupted", file=sys.stderr)
         return InterruptedRunError.exit_code
-
-
-def is_unread(descriptor: int) -> bool:
-    """Whether a file is a pipe whose reader has gone, as `head` does when it has seen enough."""
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

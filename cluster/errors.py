@@ -47,3 +47,13 @@ class GenerationStoppedError(RuntimeError):
     """The engines cannot go on, with their own last error; what was finished is kept."""
 
     exit_code = 4
+
+
+EARLY_ENDS = (
+    InputError,
+    NoExamplesError,
+    InterruptedRunError,
+    GenerationStoppedError,
+    StorageError,
+)
+"""All of them; each has an `exit_code`."""

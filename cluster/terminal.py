@@ -5,6 +5,7 @@ On the driver. Results go to stdout, progress to the stream that its caller name
 
 from __future__ import annotations
 
+import select
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -101,3 +102,10 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def is_unread(descriptor: int) -> bool:
+    """Whether a file is a pipe whose reader has gone, as `head` does when it has seen enough."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

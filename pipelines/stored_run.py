@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from cluster.errors import InputError
 from cluster.settings import fingerprint
 from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger, is_ledger_file
 from cluster.store.step import STEPS_FILE
 from pipelines.config import Config
 
@@ -58,6 +60,24 @@ class StoredRun:
     def step(self, name: str) -> Folder:
         """The folder of the one step whose name begins so, such as `round_0/paths`."""
         return self.folder.child(next(step for step in self.steps if step.startswith(f"{name}-")))
+
+    def table(self, name: str) -> pa.Table:
+        """The rows of a finished step: `questions`, `base/predictions`, `round_0/paths`, ...
+
+        The schemas are those of the steps. Raises `InputError` for a step that the run does not
+        have, that is not finished, or that holds no rows (a model).
+        """
+        known = [step.rpartition("-")[0] for step in self.steps]
+        if name not in known:
+            raise InputError(f"{name}: the run {self.folder.uri} has the steps {', '.join(known)}")
+        folder = self.step(name)
+        if folder.manifest() is None:
+            raise InputError(f"{name}: the step {folder.uri} is not finished; run the config again")
+        if not folder.file_names(".parquet"):
+            raise InputError(f"{name}: the step {folder.uri} holds no table")
+        if any(is_ledger_file(file) for file in folder.file_names(".parquet")):
+            return pa.Table.from_pylist(list(Ledger.read(folder).rows()))
+        return folder.read_table()
 
     def rounds_with_paths(self) -> Iterator[tuple[int, Folder]]:
         """The number and the paths of each round that has some."""
