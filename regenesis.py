@@ -34,7 +34,7 @@ from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import load_config, warnings_of
 from pipelines.dry_run import dry_run
-from pipelines.hardware import wait_for_hardware
+from pipelines.hardware import prepare
 from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
 from pipelines.probe import keep_to_budget
 from pipelines.run import Run
@@ -123,7 +123,7 @@ def make_all(run: Run, until: str | None) -> None:
     with ray_session(run.config.cluster) as stop:
         say(f"logs: {log_folder()}")
         begin_steps(run)
-        wait_for_hardware(run, stop, until)
+        prepare(run, stop, until)
         keep_to_budget(run, stop)
         improve(run, stop, until)
 

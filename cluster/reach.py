@@ -80,14 +80,17 @@ def _metadata(address: str) -> dict[str, Any]:
 def refuse_other_version(address: str, metadata: dict[str, Any]) -> None:
     """Raises `InputError` where the cluster's Ray or Python is another one than this process's."""
     import ray
+    from ray._private.utils import check_version_info
 
-    there = (metadata.get("ray_version"), metadata.get("python_version"))
-    here = (ray.__version__, platform.python_version())
-    if there != here:
+    try:
+        check_version_info(metadata, "the driver")
+    except RuntimeError:
+        there = f"Ray {metadata['ray_version']} on Python {metadata['python_version']}"
+        here = f"Ray {ray.__version__} on Python {platform.python_version()}"
         raise InputError(
-            f"{_said(address)}: the cluster has Ray {there[0]} on Python {there[1]}, and this "
-            f"process Ray {here[0]} on Python {here[1]}; install the same on both"
-        )
+            f"{_said(address)}: the cluster has {there}, and this process {here}; install the "
+            "same on both"
+        ) from None
 
 
 def _said(address: str) -> str:

@@ -121,7 +121,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
     # Before `init`, which says at length that the local cluster has a token.
     logging.getLogger("ray").setLevel(logging.ERROR)
     arguments = _init_arguments(settings)
-    if not starts_cluster(settings):
+    if arguments["address"] != "local":
         check_cluster(arguments["address"])
     ray.init(**arguments)
     close_token()

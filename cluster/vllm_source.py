@@ -47,9 +47,7 @@ def sampling_fields(name: str) -> tuple[str, ...]:
 
 def argument_types() -> dict[str, str]:
     """The fields of `AsyncEngineArgs`, and their types as its source has them."""
-    return {
-        name: kind for node in _argument_classes() for name, kind in _fields(node).items()
-    }
+    return {name: kind for node in _argument_classes() for name, kind in _fields(node).items()}
 
 
 def dtypes() -> tuple[str, ...]:
