@@ -26,7 +26,10 @@ CLASSES = {
 _Rule = tuple[Callable[[Any], bool], str]
 _PENALTY: _Rule = (lambda value: -2 <= value <= 2, "between -2 and 2")
 _LOGPROBS: _Rule = (lambda value: value >= -1, "-1 or more")
-_TEXTS: _Rule = (lambda value: all(isinstance(each, str) and each for each in value), "no '' in it")
+_TEXTS: _Rule = (
+    lambda value: all(isinstance(each, str) and each for each in value),
+    "texts, and none empty",
+)
 RANGES: Mapping[str, _Rule] = {
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,

@@ -38,18 +38,14 @@ SAMPLE = Question(
 """Stands for the run's own questions, which may be long, and need not be there yet."""
 
 RESERVED = frozenset(
-    ("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt")
-    + (
-        "continue_final_message",
-        "tokenize",
-        "padding",
-        "truncation",
-        "max_length",
-        "processor_kwargs",
-    )
-    + ("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs")
+    {
+        *("conversation", "messages", "tools", "documents", "chat_template", "padding"),
+        *("add_generation_prompt", "continue_final_message", "tokenize", "truncation"),
+        *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "processor_kwargs"),
+    }
 )
-"""Arguments of `apply_chat_template` that a prompt is made with, which are no template arguments."""
+"""Arguments of `apply_chat_template` with which a prompt is made: no template has them."""
 
 
 # --- what is known from the config ---------------------------------------------------------------
