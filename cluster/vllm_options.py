@@ -37,10 +37,7 @@ RANGES: Mapping[str, _Rule] = {
     "min_tokens": (lambda value: value >= 0, "0 or more"),
     "logprobs": _LOGPROBS,
     "prompt_logprobs": _LOGPROBS,
-    "stop": (
-        lambda value: bool(value) and _TEXTS[0](value),
-        "a text, or texts without an empty one",
-    ),
+    "stop": (lambda value: "" not in [*value] and value != "", "texts, and none empty"),
     "bad_words": _TEXTS,
     "stream_interval": (lambda value: value >= 1, "1 or more"),
     "thinking_token_budget": _LOGPROBS,

@@ -356,8 +356,8 @@ def check_save(look: Look) -> None:
 
 Check = Callable[[Look], None]
 CHECKS: tuple[Check, ...] = (
-    check_template_arguments,
     check_prompts,
+    check_template_arguments,
     check_end_of_turn,
     check_context,
     check_quantized,

@@ -199,4 +199,5 @@ def describe(base: Base) -> list[str]:
     tokens = ", ".join(f"{name} {number}" for name, number in base.prompt_tokens.items())
     opened = [name for name, is_open in base.opens_thinking.items() if is_open]
     thinking = f"; the template opens the thinking of {', '.join(opened)}" if opened else ""
-    return [f"prompts, in tokens with a short question: {tokens}{thinking}", *base.warnings]
+    first = f"prompts, in tokens with a short question: {tokens}{thinking}"
+    return [first, *(f"warning: {warning}" for warning in base.warnings)]

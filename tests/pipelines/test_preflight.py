@@ -240,9 +240,9 @@ def test_right_base_model_is_described(load: Callable[..., Config]) -> None:
     }
     told = describe(seen)
     assert "opens the thinking of path" in told[0]
-    assert [line.partition(":")[0] for line in told[1:]] == [
-        f"{PATH}.max_tokens 2000",
-        "evaluation.max_tokens 2048",
+    assert [line.partition(": the")[0] for line in told[1:]] == [
+        f"warning: {PATH}.max_tokens 2000",
+        "warning: evaluation.max_tokens 2048",
     ]
 
 
@@ -311,7 +311,7 @@ def test_node_that_cannot_use_the_storage_is_named() -> None:
     fine = Readiness(0, None, None)
     refuse_nodes({"a": fine, "b": fine}, "/runs")
     broken = replace(fine, storage_error="the driver's file is not seen there")
-    with pytest.raises(InputError, match="storage.root '/runs': the node b cannot use it"):
+    with pytest.raises(InputError, match="'/runs': the node b cannot use it"):
         refuse_nodes({"a": fine, "b": broken}, "/runs")
 
 
