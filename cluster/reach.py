@@ -52,7 +52,8 @@ def _connect(address: str, connect_s: float) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except (OSError, ValueError, OverflowError) as error:
-            if time.monotonic() < deadline and not isinstance(error, socket.gaierror):
+            may_pass = isinstance(error, OSError) and not isinstance(error, socket.gaierror)
+            if may_pass and time.monotonic() < deadline:
                 time.sleep(0.5)
                 continue
             raise InputError(
@@ -100,4 +101,6 @@ def _said(address: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    """The first sentence; Ray's errors go on at length."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.partition(". ")[0].rstrip(".")

@@ -31,7 +31,7 @@ def test_port_on_which_nobody_listens_is_refused() -> None:
 
 @pytest.mark.parametrize("address", ["nowhere.invalid:6379", "127.0.0.1:port", "127.0.0.1"])
 def test_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(InputError, match="cluster.address"):
+    with pytest.raises(InputError, match=r"cluster\.address"):
         check_cluster(address, connect_s=0)
 
 
