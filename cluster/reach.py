@@ -25,14 +25,15 @@ def check_cluster(address: str, connect_s: float = CONNECT_S) -> None:
             f"cluster.address {address}: a run needs the cluster itself; submit it as a job with "
             "`ray job submit`, or give the head node's host:port"
         )
-    found = _find(address)
-    _connect(found, connect_s)
-    metadata = _metadata(found)
-    if metadata:
-        refuse_other_version(found, metadata)
+    by = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "cluster.address"
+    said = f"{by} {address}"
+    found = _find(address, said)
+    _connect(found, said, connect_s)
+    if metadata := _metadata(found, said):
+        refuse_other_version(said, metadata)
 
 
-def _find(address: str) -> str:
+def _find(address: str, said: str) -> str:
     """The host:port that is meant."""
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
@@ -40,13 +41,13 @@ def _find(address: str) -> str:
         return str(canonicalize_bootstrap_address_or_die(address))
     except (ConnectionError, ValueError, OSError) as error:
         raise InputError(
-            f"{_said(address)}: no Ray is found ({_first_line(error)}); start one with `ray start "
-            "--head`, or give its host:port, or leave the address out to start one here"
+            f"{said}: no Ray is found ({_first_line(error)}); start one with `ray start --head`, "
+            "or give its host:port, or leave the address out to start one here"
         ) from error
 
 
-def _connect(address: str, connect_s: float) -> None:
-    host, _, port = address.rpartition(":")
+def _connect(found: str, said: str, connect_s: float) -> None:
+    host, _, port = found.rpartition(":")
     deadline = time.monotonic() + connect_s
     while True:
         try:
@@ -57,29 +58,30 @@ def _connect(address: str, connect_s: float) -> None:
                 time.sleep(0.5)
                 continue
             raise InputError(
-                f"{_said(address)}: Ray cannot be reached ({_first_line(error)}); start it, or "
-                "correct the address"
+                f"{said}: Ray cannot be reached ({_first_line(error)}); start it, or correct the "
+                "address"
             ) from error
         return
 
 
-def _metadata(address: str) -> dict[str, Any]:
+def _metadata(found: str, said: str) -> dict[str, Any]:
     """What the cluster tells of itself; empty where it tells nothing."""
     import ray._common.usage.usage_lib as usage_lib
     from ray._raylet import GcsClient
     from ray.exceptions import RayError
 
     try:
-        return dict(usage_lib.get_cluster_metadata(GcsClient(address=address)) or {})
+        return dict(usage_lib.get_cluster_metadata(GcsClient(address=found)) or {})
     except (RayError, RuntimeError) as error:
         raise InputError(
-            f"{_said(address)}: what listens there is no Ray that answers ({_first_line(error)}); "
+            f"{said}: what listens there is no Ray that answers ({_first_line(error)}); "
             "correct the address, and the token where the cluster asks for one"
         ) from error
 
 
-def refuse_other_version(address: str, metadata: dict[str, Any]) -> None:
-    """Raises `InputError` where the cluster's Ray or Python is another one than this process's."""
+def refuse_other_version(said: str, metadata: dict[str, Any]) -> None:
+    """Raises `InputError` where the cluster's Ray or Python is another one than this process's;
+    `said` is the address as the user knows it."""
     import ray
     from ray._private.utils import check_version_info
 
@@ -89,15 +91,8 @@ def refuse_other_version(address: str, metadata: dict[str, Any]) -> None:
         there = f"Ray {metadata['ray_version']} on Python {metadata['python_version']}"
         here = f"Ray {ray.__version__} on Python {platform.python_version()}"
         raise InputError(
-            f"{_said(address)}: the cluster has {there}, and this process {here}; install the "
-            "same on both"
+            f"{said}: the cluster has {there}, and this process {here}; install the same on both"
         ) from None
-
-
-def _said(address: str) -> str:
-    """The address as the user knows it."""
-    by = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "cluster.address"
-    return f"{by} {address}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -35,6 +35,10 @@ SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepse
 """Kinds of stretched positions with which the config's number holds the stretch already."""
 
 
+class UnsureError(InputError):
+    """A refusal that may be owed to torch, which was hidden: a second look with it decides."""
+
+
 @dataclass(frozen=True)
 class Asking:
     """One kind of prompt of a run."""
@@ -114,13 +118,13 @@ def open_base(
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except BROKEN as error:
-        raise InputError(
+        raise UnsureError(
             f"model.path {path!r}: its config cannot be read ({_line(error)})"
         ) from error
     try:
         tokenizer = load_tokenizer(model)
     except BROKEN as error:
-        raise InputError(
+        raise UnsureError(
             f"model.path {path!r}: no tokenizer can be loaded ({_line(error)}); put its files, as "
             "tokenizer.json and tokenizer_config.json, into the model's folder"
         ) from error
@@ -299,7 +303,7 @@ def check_lora_targets(look: Look) -> None:
     if training is None or training.method != "lora" or _are_there(look, training):
         return
     if sys.modules.get("torch", 0) is None:
-        raise InputError("training.lora.target_modules: torch is needed to look for them")
+        raise UnsureError("training.lora.target_modules: torch is needed to look for them")
     refuse_foreign_targets(without_weights(look.config), look.path, training)
 
 
@@ -350,8 +354,12 @@ MOST_HEADER = 100_000_000
 def check_save(look: Look) -> None:
     """Save config, generation config, tokenizer and processor, and load them again, as it will be
     done with the tuned model."""
-    if look.training is not None:
+    if look.training is None:
+        return
+    try:
         rehearse_companions(look.config, look.model)
+    except InputError as error:
+        raise UnsureError(str(error)) from error
 
 
 Check = Callable[[Look], None]

@@ -20,7 +20,7 @@ from cluster.models import is_hub_name, is_ready
 from cluster.runtime import starts_cluster
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
-from pipelines.base_checks import Asking, Base, look_at_base
+from pipelines.base_checks import Asking, Base, UnsureError, look_at_base
 from pipelines.chain import PathSpec, Recipe, stage_messages
 from pipelines.config import Config
 from pipelines.expansion import Expansion
@@ -143,8 +143,7 @@ def check_base(
     training = config.training if trains(until) else None
     try:
         return run_apart(look_at_base, path, cache, asked, contexts, training)
-    except InputError:
-        # Without torch a look takes a second or two. A refusal is given by one with it.
+    except UnsureError:  # a look without torch takes a second or two, one with it longer
         return run_apart(look_at_base, path, cache, asked, contexts, training, with_torch=True)
 
 
