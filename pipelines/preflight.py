@@ -132,10 +132,13 @@ def check_base(
 ) -> Base | None:
     """What is known of the base model and of the prompts it will get.
 
-    None where that needs files that are not on this machine, and `may_fetch` is false: a model of
-    the hub, and a packaged one that was not converted yet. Raises `InputError`.
+    None where the run does not use it, since servers have models of their own; also where its files
+    are not on this machine and `may_fetch` is false: a model of the hub, and a packaged one that
+    was not converted yet. Raises `InputError`.
     """
     path, cache = config.model.path, config.storage.cache
+    if not _uses_base(config, until):
+        return None
     if not may_fetch and (is_hub_name(path) or not is_ready(path, cache)):
         return None
     asked = [a for a in askings(config, recipe) if a.engine.needs_model or a.name == "evaluation"]
@@ -147,10 +150,23 @@ def check_base(
         return run_apart(look_at_base, path, cache, asked, contexts, training, with_torch=True)
 
 
+def _uses_base(config: Config, until: str | None) -> bool:
+    """Whether an engine needs the model's files, or a step after the paths its tokenizer."""
+    step = (until or "").rpartition("/")[2]
+    ends_early = step in ("questions", "guidelines", "paths") and not until_later_round(until)
+    return not ends_early or any(each.needs_model for _, each in engines(config))
+
+
+def until_later_round(until: str | None) -> bool:
+    """Whether the last step is one of a round after the first."""
+    return (until or "").rpartition("/")[0] not in ("", "0")
+
+
 def trains(until: str | None) -> bool:
     """Whether a run that ends with this step (None is the last one) trains a model."""
-    number, _, step = (until or "").rpartition("/")
-    return until is None or step in ("model", "predictions", "scores") or number not in ("", "0")
+    step = (until or "").rpartition("/")[2]
+    trained = step in ("model", "predictions", "scores")
+    return until is None or trained or until_later_round(until)
 
 
 def engines(config: Config) -> Iterator[tuple[str, EngineSettings]]:

@@ -266,6 +266,17 @@ def test_model_that_is_not_here_is_not_fetched_by_a_dry_run(
     assert check_base(config, recipe, None, may_fetch=False) is None
 
 
+def test_model_that_only_servers_run_is_not_looked_at(load: Callable[..., Config]) -> None:
+    server = "{url: 'http://10.0.0.5:8000/v1', model: large}"
+    config = load(
+        "engine={implementation: endpoint, endpoint: " + server + "}", "model.path=/nowhere"
+    )
+    recipe = Recipe.load(0, config.synthesis)
+    assert check_base(config, recipe, "0/paths", may_fetch=True) is None
+    with pytest.raises(InputError, match="its config cannot be read"):
+        check_base(config, recipe, "examples", may_fetch=True)
+
+
 @pytest.mark.parametrize(
     ("config", "positions"),
     [
