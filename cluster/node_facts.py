@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import psutil
 
 from cluster.cpu_dtype import explain_fast_dtype, this_processor_flags
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 
 R = TypeVar("R")
 

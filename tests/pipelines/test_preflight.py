@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from pipelines.base_checks import Base, look_at_base, num_positions
-from pipelines.chain import Recipe
 from pipelines.config import Config, load_config
-from pipelines.hardware import Readiness, refuse_nodes
 from pipelines.plan import check_run
-from pipelines.preflight import askings, check_base, describe, engines
+from pipelines.planning.base_checks import Base, look_at_base, num_positions
+from pipelines.planning.hardware import Readiness, refuse_nodes
+from pipelines.planning.preflight import askings, check_base, describe, engines
+from pipelines.synthesis.chain import Recipe
 from tests.conftest import arithmetic, run_driver
 
 Edit = Callable[[Path], None]

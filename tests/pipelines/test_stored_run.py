@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from cluster.leftovers import find_leftovers
 from cluster.settings import settings_of
-from cluster.storage import Folder
+from cluster.store.cleanup import find_leftovers
+from cluster.store.folder import Folder
 from pipelines.config import Config
 from pipelines.stored_run import StoredRun
 from regenesis import main
@@ -28,10 +28,12 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_run_of_an_earlier_version_has_the_folders_that_this_one_would_use(run: Path) -> None:
+def test_what_an_earlier_version_generated_with_the_base_model_is_used_again(run: Path) -> None:
+    """The questions and the grader have other versions since, so that the other steps differ."""
     stored = StoredRun.read(str(run))
     config = settings_of(Config, stored.config, str(run))
-    assert [name for name, _ in folders_of(config)] == list(stored.steps)
+    same = {name for name, _ in folders_of(config)} & set(stored.steps)
+    assert {name.rpartition("-")[0] for name in same} == {"base/predictions", "round_0/paths"}
     assert stored.step("round_0/paths").name.startswith("paths-")
     assert list(stored.rounds_with_paths()) == []
 
