@@ -357,7 +357,7 @@ def test_training_that_no_node_holds_is_refused_before_the_first_generation(
     assert result.returncode == InputError.exit_code
     assert "GiB" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not list(Path(tree["storage"]["root"]).rglob("rows-*"))
+    assert not (Path(tree["storage"]["root"]) / tree["run"] / "round_0").exists()
 
 
 def test_unreachable_ray_is_one_sentence(
