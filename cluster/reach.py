@@ -67,7 +67,7 @@ def _connect(found: str, said: str, connect_s: float) -> None:
 def _metadata(found: str, said: str) -> dict[str, Any]:
     """What the cluster tells of itself; empty where it tells nothing."""
     import ray._common.usage.usage_lib as usage_lib
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import RayError
 
     try:
