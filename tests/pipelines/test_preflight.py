@@ -21,7 +21,7 @@ from pipelines.planning.preflight import askings, check_base, describe, engines
 from pipelines.synthesis.chain import Recipe
 from tests.conftest import arithmetic, run_driver
 
-Edit = Callable[[Path], None]
+Edit = Callable[[Path], object]
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def edit_json(name: str, **fields: Any) -> Edit:
 
 
 def template(text: str) -> Edit:
-    return lambda folder: (folder / "chat_template.jinja").write_text(text) and None
+    return lambda folder: (folder / "chat_template.jinja").write_text(text)
 
 
 def without(*names: str) -> Edit:
@@ -205,9 +205,9 @@ BASES: list[tuple[Edit, list[str], str]] = [
         "'lm_head' matches no layer",
     ),
     (edit_json("config.json", model_type="unheard_of"), [], "its config cannot be read"),
-    (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99) and None, ["training.method=lora"],
+    (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["training.method=lora"],
      "is no safetensors file"),
-    (lambda f: (f / "generation_config.json").write_text("[") and None, [], "could not be saved"),
+    (lambda f: (f / "generation_config.json").write_text("["), [], "could not be saved"),
 ]  # fmt: skip
 
 
