@@ -49,8 +49,8 @@ class StoredRun:
         steps = folder.read_json(STEPS_FILE)
         if not isinstance(steps, list) or CONFIG_FILE not in folder.file_names():
             raise InputError(
-                f"{uri} is no folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the folder "
-                "that `regenesis.py run` named in its first lines, or run it once more"
+                f"{uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the "
+                "folder that `regenesis.py run` named in its first lines, or run it once more"
             )
         config = yaml.safe_load(folder.read_bytes(CONFIG_FILE))
         return cls(folder, _with_names_of_today(config), tuple(steps))

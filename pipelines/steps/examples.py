@@ -65,8 +65,8 @@ def summary(facts: Mapping[str, Any]) -> str:
     ]
     if facts["num_examples"] != facts["num_kept_paths"]:
         lines.append(
-            f"examples: {facts['num_examples']} are learned from, since the kept paths are put in "
-            "more than one form or original solutions are added"
+            f"examples: {facts['num_examples']} are used for training, because the kept paths are "
+            "put in more than one form or original solutions are added"
         )
     return "\n".join([*lines, *overlap_lines(facts)])
 

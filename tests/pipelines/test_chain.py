@@ -511,7 +511,7 @@ def test_plain_chain_failed_request_is_tried_again_alone() -> None:
         ({"chain": ["path", "adapt"]}, "not in the order"),
         ({"chain": ["adapt", "structure"]}, "last stage has to be path"),
         ({"chain": []}, "not in the order"),
-        ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is no stage of the chain"),
+        ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is not a stage of the chain"),
         ({"chain": ["path"], "guidelines_per_question": 3}, "follows none"),
         ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "same at"),
     ],

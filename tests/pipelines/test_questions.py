@@ -197,7 +197,7 @@ def test_raising_a_test_limit_leaves_train_alone(tmp_path: Path) -> None:
 def test_train_wholly_held_out_is_refused(tmp_path: Path) -> None:
     same = write(tmp_path, "a.jsonl", ["one", "two"])
     other = write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})
-    with pytest.raises(InputError, match=r"questions\.datasets\.mine.*also stand in"):
+    with pytest.raises(InputError, match=r"questions\.datasets\.mine.*are also in"):
         load(tmp_path, mine=files(train=same, test=other))
 
 
@@ -425,7 +425,7 @@ def test_nothing_left_but_broken_datasets_is_refused_with_all_sentences(tmp_path
     (tmp_path / "empty.jsonl").touch()
     broken = {"gone": files(train="x.jsonl"), "empty": files(train="empty.jsonl")}
     with pytest.raises(
-        InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*holds"
+        InputError, match=r"no dataset is left; (?s:.*)gone: no q.*\n  empty: .*contains"
     ):
         load_or_skip(tmp_path, **broken)
     outside = files(test=write(tmp_path, "t.jsonl", ["one"])) | {"domain": "out_of_domain"}
@@ -450,7 +450,7 @@ def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) 
         mine=files(train=same, test=write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})),
         good=files(train=good) | {"dev_share": 0.0},
     )
-    assert "also stand in a dev or test split" in loaded.broken["mine"]
+    assert "are also in a dev or test split" in loaded.broken["mine"]
     assert [q.question for q in asked(loaded)] == ["three"]
 
 

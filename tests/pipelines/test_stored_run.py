@@ -57,5 +57,5 @@ def test_run_with_a_setting_that_is_gone_is_refused_and_left_alone(
 @pytest.mark.parametrize("gone", ["steps.json", "config.yaml"])
 def test_folder_that_is_no_run_is_refused(run: Path, gone: str) -> None:
     (run / gone).unlink()
-    with pytest.raises(InputError, match="is no folder of a run"):
+    with pytest.raises(InputError, match="is not the folder of a run"):
         StoredRun.read(str(run))
