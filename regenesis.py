@@ -29,7 +29,7 @@ from commands.version import ShowVersion
 from pipelines.config import Config, load_config, warnings_of
 from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
-from pipelines.planning.hardware import wait_for_hardware
+from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
 from pipelines.run import Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, scores
@@ -98,7 +98,7 @@ def run(
     ):
         say(f"logs: {log_folder()}")
         begin_steps(begun)
-        wait_for_hardware(begun, stop, until)
+        prepare(begun, stop, until)
         keep_to_budget(begun, stop)
         improve(begun, stop, until)
         say(f"run folder: {begun.folder.uri}")

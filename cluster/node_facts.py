@@ -14,16 +14,18 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from cluster.cpu_dtype import explain_fast_dtype, this_processor_flags
 from cluster.store.folder import Folder
+
+R = TypeVar("R")
 
 TOKEN = "~/.ray/auth_token"  # noqa: S105, a path
 STACK = ("ray", "torch", "transformers", "deepspeed", "peft", "pyarrow", "datasets", "numpy")
@@ -90,7 +92,7 @@ def facts_of_this_node(name: str, ray_gpus: int, storage: Folder, cache: str) ->
         },
         token_mode=token_mode(),
         ports=_listening(),
-        storage_error=_try_storage(storage, name),
+        storage_error=try_storage(storage, name),
     )
 
 
@@ -140,7 +142,11 @@ def _listening() -> dict[int, tuple[str, ...]]:
     return {port: tuple(sorted(addresses)) for port, addresses in sorted(bound.items())}
 
 
-def _try_storage(storage: Folder, name: str) -> str | None:
+def try_storage(storage: Folder, name: str) -> str | None:
+    """Why this node cannot write and read the storage; None where it can.
+
+    The driver has left a file `driver` in the folder.
+    """
     try:
         greeting = storage.read_bytes("driver")
         storage.write_bytes(f"node-{name}", greeting)
@@ -159,27 +165,44 @@ def facts_of_all_nodes(storage: Folder, cache: str, timeout_s: float) -> dict[st
     Needs a session of Ray.
     """
     import ray
+
+    gpus = {_name_of(node): int(node["Resources"].get("GPU", 0)) for node in ray.nodes()}
+    return ask_all_nodes(
+        facts_of_this_node, lambda name: (name, gpus[name], storage, cache), timeout_s
+    )
+
+
+def ask_all_nodes(
+    function: Callable[..., R], arguments: Callable[[str], tuple[Any, ...]], timeout_s: float
+) -> dict[str, R | str]:
+    """By the name of each living node: what a function returned there, or why there is no answer.
+
+    `arguments` are those of the node of a name. Needs a session of Ray.
+    """
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look: Any = ray.remote(num_cpus=0, max_retries=0)(facts_of_this_node)
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(function)
     asked = {}
     for node in ray.nodes():
         if node["Alive"]:
-            name = f"{node['NodeManagerHostname']}-{node['NodeID'][:6]}"
+            name = _name_of(node)
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            gpus = int(node["Resources"].get("GPU", 0))
-            asked[name] = look.options(scheduling_strategy=there).remote(name, gpus, storage, cache)
+            asked[name] = look.options(scheduling_strategy=there).remote(*arguments(name))
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
     return {name: _answer(reference) for name, reference in asked.items()}
 
 
-def _answer(reference: Any) -> NodeFacts | str:
+def _name_of(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']}-{node['NodeID'][:6]}"
+
+
+def _answer(reference: Any) -> Any:
     import ray
 
     try:
-        facts: NodeFacts = ray.get(reference, timeout=0)
+        return ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
         return "it gave no answer in time"
     except ray.exceptions.RayError as error:
         return str(error).strip().splitlines()[-1]
-    return facts

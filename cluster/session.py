@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cluster.errors import InputError
+from cluster.reach import check_cluster
 from cluster.settings import OPERATIONAL, Settings
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -110,13 +111,19 @@ def check_storage_root(root: str) -> None:
 
 @contextmanager
 def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
-    """Join or start Ray for the length of the block; yields the request to stop."""
+    """Join or start Ray for the length of the block; yields the request to stop.
+
+    Raises `InputError` for a cluster that cannot be joined.
+    """
     import ray
 
     stop = StopRequest()
     # Before `init`, which says at length that the local cluster has a token.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(**_init_arguments(settings))
+    arguments = _init_arguments(settings)
+    if arguments["address"] != "local":
+        check_cluster(arguments["address"])
+    ray.init(**arguments)
     close_token()
     quieten_ray_data()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -138,13 +145,18 @@ def close_token() -> None:
             path.chmod(0o600)
 
 
+def starts_cluster(settings: ClusterSettings) -> bool:
+    """Whether the run starts a Ray of its own on this machine, and joins none."""
+    return not (settings.address or os.environ.get("RAY_ADDRESS") or in_submitted_job())
+
+
 def _init_arguments(settings: ClusterSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "log_to_driver": False,
         "configure_logging": True,
         "logging_level": logging.ERROR,
     }
-    if settings.address or os.environ.get("RAY_ADDRESS") or in_submitted_job():
+    if not starts_cluster(settings):
         return arguments | {"address": settings.address or "auto"}
     return arguments | {
         "address": "local",

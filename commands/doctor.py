@@ -98,7 +98,7 @@ def _look(needs: Needs) -> Iterator[Finding]:
     try:
         with ray_session(needs.cluster):
             nodes = _ask_nodes(needs.storage)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+    except (ConnectionError, InputError, RuntimeError, TimeoutError) as error:
         yield Finding("cluster", False, f"Ray cannot be reached or started: {_first_line(error)}")
         return
     except OSError as error:

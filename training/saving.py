@@ -92,12 +92,22 @@ def rehearse_save(module: Any, source: str) -> None:
     Raises `InputError` for a base of which config, generation config or tokenizer are not read
     back: the same would happen after the training.
     """
+    rehearse_companions(
+        module.config, source, module.generation_config if module.can_generate() else None
+    )
+
+
+def rehearse_companions(config: Any, source: str, generation_config: Any = None) -> None:
+    """What `rehearse_save` does, which needs no model.
+
+    `generation_config` is written where the base has none.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="regenesis-rehearsal-") as name:
             folder = Path(name)
-            module.config.save_pretrained(folder)
-            if not has_generation_config(source) and module.can_generate():
-                module.generation_config.save_pretrained(folder)
+            config.save_pretrained(folder)
+            if not has_generation_config(source) and generation_config is not None:
+                generation_config.save_pretrained(folder)
             copy_companions(source, folder)
             _load_companions(source, folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cpu_dtype import this_processor_dtype
+from cluster.errors import InputError
 from cluster.inference.engine import EngineSettings
+
+MOST_CORES = 65_535
 
 
 def served_dtype(settings: EngineSettings) -> str:
@@ -41,6 +44,23 @@ def cpu_bind(worker_index: int, workers_per_node: int, num_cores: int) -> str:
     first = index * num_cores // workers_per_node
     last = max(first, (index + 1) * num_cores // workers_per_node - 1)
     return str(first) if first == last else f"{first}-{last}"
+
+
+def parse_cores(field: str, cores: str) -> list[int]:
+    """The cores in `0-1`, `0,2` or `0-1|2-3` (ranks apart); none for a word of vLLM's, as `auto`.
+
+    Raises `InputError` that names the `field` for what is none of them.
+    """
+    if cores in ("auto", "nobind", "all"):
+        return []
+    found: list[int] = []
+    for part in filter(None, cores.replace("|", ",").split(",")):
+        first, dash, last = part.strip().partition("-")
+        is_number = first.isdigit() and (not dash or last.isdigit())
+        if not is_number or max(int(first), int(last or 0)) > MOST_CORES:
+            raise InputError(f"{field} {cores!r}: give cores as in 0-3 or 0,2, or auto")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def kv_cache_gib(

@@ -292,6 +292,15 @@ class ChecksSettings(Protocol):
         """See `check_engine_options`."""
 
 
+@runtime_checkable
+class ChecksSampling(Protocol):
+    """An engine class that can tell which sampling options it will refuse."""
+
+    @staticmethod
+    def check_sampling(field: str, sampling: SamplingSettings) -> None:
+        """See `check_sampling_options`."""
+
+
 def make_engine(model: str, settings: EngineSettings) -> Engine:
     """Start the engine that the settings name. Raises `InputError` when there is no such class."""
     return cast(Engine, _engine_class(settings)(model, settings))
@@ -306,6 +315,18 @@ def check_engine_options(settings: EngineSettings, needs_weight_proof: bool) -> 
     engine_class = _engine_class(settings)
     if isinstance(engine_class, ChecksSettings):
         engine_class.check_settings(settings, needs_weight_proof)
+
+
+def check_sampling_options(
+    settings: EngineSettings, field: str, sampling: SamplingSettings
+) -> None:
+    """Refuse, before anything is generated, a way to draw that the engine would refuse later.
+
+    `field` is where the config has it, as in `synthesis.stages.path`. Raises `InputError`.
+    """
+    engine_class = _engine_class(settings)
+    if isinstance(engine_class, ChecksSampling):
+        engine_class.check_sampling(field, sampling)
 
 
 def check_engine_server(settings: EngineSettings) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from cluster.errors import InputError
@@ -25,6 +24,7 @@ from cluster.inference.engine import (
     SamplingSettings,
 )
 from cluster.inference.engine_processes import start_reaper
+from cluster.inference.vllm_options import check_sampling, check_types, refuse_unknown
 
 LOAD_FORMAT = "regenesis_digests"
 """How the names begin of the loaders that `cluster.inference.vllm_loader` registers in vLLM."""
@@ -112,11 +112,22 @@ class VLLMEngine:
         """Refuse options that vLLM does not know, and those with which an engine cannot prove that
         it serves a model that the run trained. Raises `InputError`."""
         _check_options(settings.options)
+        known = vllm_source.dtypes()
+        if known and settings.dtype not in known:
+            raise InputError(
+                f"engine.dtype {settings.dtype!r}: vLLM computes in {', '.join(known)}; for "
+                "weights of fewer bits set engine.options.quantization"
+            )
         if needs_weight_proof and (reason := _no_weight_proof(settings.options)):
             raise InputError(
                 f"engine.options: {reason}, and this run evaluates a model that it trains; leave "
                 "the option out, or run with --until examples"
             )
+
+    @staticmethod
+    def check_sampling(field: str, sampling: SamplingSettings) -> None:
+        """Refuse names and values that `SamplingParams` does not take. Raises `InputError`."""
+        check_sampling(field, sampling)
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
         """See `TellsWeights`; an adapter is loaded for it. Raises `EngineDiedError`."""
@@ -285,7 +296,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if name in _RUN_ARGUMENTS:
             raise InputError(f"engine.options: {name} is decided by the run; leave it out")
     if names := vllm_source.argument_names():
-        _refuse_unknown("engine.options", "AsyncEngineArgs", options, names)
+        refuse_unknown("engine.options", "AsyncEngineArgs", options, names)
+        check_types("engine.options", options, vllm_source.argument_types(), strict=False)
     for name, values in (
         ("load_format", vllm_source.load_formats()),
         ("quantization", vllm_source.quantization_methods()),
@@ -336,7 +348,7 @@ def _sampling_params(sampling: SamplingSettings) -> Any:
 
     if sampling.options:
         known = inspect.signature(SamplingParams.from_optional).parameters
-        _refuse_unknown("sampling.options", "SamplingParams", sampling.options, known)
+        refuse_unknown("sampling.options", "SamplingParams", sampling.options, known)
     try:
         return SamplingParams.from_optional(
             temperature=sampling.temperature,
@@ -363,19 +375,8 @@ def _option(name: str, value: Any) -> Any:
         return value
     # vLLM ignores a name it does not know here, and would then generate freely.
     known = [field.name for field in dataclasses.fields(classes[name]) if field.init]
-    _refuse_unknown(f"sampling.options.{name}", classes[name].__name__, value, known)
+    refuse_unknown(f"sampling.options.{name}", classes[name].__name__, value, known)
     return classes[name](**value)
-
-
-def _refuse_unknown(
-    field: str, vllm_class: str, options: Mapping[str, Any], known: Iterable[str]
-) -> None:
-    known = sorted(known)
-    for name in options:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known)}"
-            raise InputError(f"{field}: vLLM's {vllm_class} has no {name}; {hint}")
 
 
 def _completions(output: Any, num_prompt_tokens: int) -> list[Completion]:

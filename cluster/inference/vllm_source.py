@@ -17,18 +17,42 @@ from pathlib import Path
 
 def argument_names() -> tuple[str, ...]:
     """The fields of `AsyncEngineArgs`, that is of `EngineArgs` and what it adds."""
-    tree = _parsed("engine/arg_utils.py")
-    classes = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
-    ]
+    return tuple(argument_types())
+
+
+def sampling_names() -> tuple[str, ...]:
+    """The arguments of `SamplingParams.from_optional`."""
+    return tuple(sampling_types())
+
+
+def sampling_types() -> dict[str, str]:
+    """The arguments of `SamplingParams.from_optional`, and their types as its source has them."""
+    for node in ast.walk(_parsed("sampling_params.py")):
+        if isinstance(node, ast.FunctionDef) and node.name == "from_optional":
+            arguments = [*node.args.args, *node.args.kwonlyargs]
+            return {a.arg: ast.unparse(a.annotation) for a in arguments if a.annotation}
+    return {}
+
+
+def sampling_fields(name: str) -> tuple[str, ...]:
+    """The public fields of a dataclass that is the value of a sampling option."""
     return tuple(
-        field.target.id
-        for node in classes
-        for field in node.body
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        field
+        for node in _parsed("sampling_params.py").body
+        if isinstance(node, ast.ClassDef) and node.name == name
+        for field in _fields(node)
+        if not field.startswith("_")
     )
+
+
+def argument_types() -> dict[str, str]:
+    """The fields of `AsyncEngineArgs`, and their types as its source has them."""
+    return {name: kind for node in _argument_classes() for name, kind in _fields(node).items()}
+
+
+def dtypes() -> tuple[str, ...]:
+    """The values of `dtype`."""
+    return _literal("config/model.py", "ModelDType")
 
 
 def load_formats() -> tuple[str, ...]:
@@ -45,6 +69,23 @@ def has_plugins() -> bool:
     """Whether other packages add to vLLM, for example load formats and quantizations."""
     found = importlib.metadata.entry_points(group="vllm.general_plugins")
     return any(not (each.dist and each.dist.name.startswith("vllm")) for each in found)
+
+
+def _argument_classes() -> list[ast.ClassDef]:
+    return [
+        node
+        for node in _parsed("engine/arg_utils.py").body
+        if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
+    ]
+
+
+def _fields(node: ast.ClassDef) -> dict[str, str]:
+    """The fields of a dataclass and their types."""
+    return {
+        field.target.id: ast.unparse(field.annotation)
+        for field in node.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
 
 
 def _literal(file: str, name: str) -> tuple[str, ...]:

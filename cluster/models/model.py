@@ -133,15 +133,26 @@ def tuned_model(folder: Folder, cache: str) -> Model:
     return Model(folder.name, folder.uri, cache, folder)
 
 
+def is_ready(path: str, cache: str) -> bool:
+    """Whether a model's files are here as the libraries take them, so that nothing is fetched."""
+    if not path.startswith("pypi:"):
+        return Path(path).expanduser().is_dir()
+    return _converted(path, cache).is_dir()
+
+
+def _converted(path: str, cache: str) -> Path:
+    """Where a packaged model is kept once it is converted."""
+    packaged = PACKAGED_MODELS[path]
+    name = f"{Path(packaged.file_name).stem}-{packaged.sha256[:12]}"
+    return Path(cache).expanduser() / "models" / name
+
+
 def local_model(path: str, cache: str) -> str:
     """The model as the libraries take it: a folder, or a hub name. Converts a packaged one once."""
     if not path.startswith("pypi:"):
         folder = Path(path).expanduser()
         return str(folder.resolve()) if folder.is_dir() else path
-    source = _find_gguf(path)
-    target = (
-        Path(cache).expanduser() / "models" / f"{source.stem}-{PACKAGED_MODELS[path].sha256[:12]}"
-    )
+    source, target = _find_gguf(path), _converted(path, cache)
     if not _is_intact(target):
         _convert(source, target)
     return str(target)

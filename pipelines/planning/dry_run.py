@@ -7,10 +7,12 @@ from cluster.store.step import Step, check_steps
 from evaluation.question import Split
 from pipelines.config import Config
 from pipelines.plan import all_steps, check_run, lay_out_rounds, plan_run
+from pipelines.planning.preflight import check_base, describe
 from pipelines.questions.loading import QuestionSet, load_questions
 from pipelines.run import Round, Run
 from pipelines.steps import guidelines
 from pipelines.steps import questions as questions_step
+from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.handler import SynthesizePaths
 from pipelines.synthesis.propose_guidelines import with_room
 
@@ -18,10 +20,12 @@ from pipelines.synthesis.propose_guidelines import with_room
 def dry_run(config: Config, until: str | None = None) -> str:
     """The steps, from questions that are only looked at: nothing is written."""
     folder, base = check_run(config, until)
+    seen = check_base(config, Recipe.load(0, config.synthesis), until, may_fetch=False)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
     check_steps(all_steps(run), contents=False)
-    return f"{questions_step.summary(run.questions)}\n{describe_steps(run, questions)}"
+    lines = [questions_step.summary(run.questions), describe_steps(run, questions)]
+    return "\n".join([*lines, *(describe(seen) if seen else [])])
 
 
 def describe_steps(run: Run, questions: QuestionSet) -> str:

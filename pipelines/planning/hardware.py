@@ -1,4 +1,4 @@
-"""The hardware that a run will need, looked for before anything is generated.
+"""What a run will need of the cluster, looked for before anything is generated.
 
 What a step needs is known from the config; a cluster without it would be noticed only after all
 the work of the steps before. Whether it is free is a matter of the moment, and each step waits.
@@ -6,16 +6,32 @@ the work of the steps before. Whether it is free is a matter of the moment, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from cluster.errors import InputError
 from cluster.gpus import Need, wait_for_room
+from cluster.inference.gpu_plan import ModelShape
 from cluster.inference.pool import engines_need
+from cluster.node_facts import ask_all_nodes, try_storage
 from cluster.session import StopRequest
+from cluster.store.folder import Folder
 from cluster.store.step import Step
+from cluster.terminal import say
 from pipelines.plan import lay_out_rounds
+from pipelines.planning.base_checks import Base
+from pipelines.planning.preflight import check_base, describe
 from pipelines.run import Run
+from pipelines.synthesis.chain import Recipe
 from training.hardware import training_need
+from training.nodes import read_nodes
+from training.placement import check_training_fits
+from training.settings import TrackingSettings
+from training.tracking import refuse_missing_trackers
 
+NODE_TIMEOUT_S = 120.0
 GENERATE = ("guidelines", "paths", "predictions")
 
 
@@ -26,6 +42,89 @@ def wait_for_hardware(run: Run, stop: StopRequest, until: str | None = None) -> 
     """
     for need in _needs(run, until):
         wait_for_room(need, run.config.cluster, stop)
+
+
+def prepare(run: Run, stop: StopRequest, until: str | None = None) -> None:
+    """Look, before anything is generated, at all that the steps up to `until` will need: the base
+    model, the hardware, what each node can do, the memory of the training.
+
+    Raises `InputError`. Needs a session of Ray. Where all is made, nothing is looked at.
+    """
+    to_make = {name for name, step in _steps(run, until) if not step.is_done}
+    if not to_make & {*GENERATE, "model"}:
+        return
+    seen = check_base(run.config, Recipe.load(0, run.config.synthesis), until, may_fetch=True)
+    for line in describe(seen) if seen else ():
+        say(line)
+    wait_for_hardware(run, stop, until)
+    check_nodes(run, to_train="model" in to_make)
+    if "model" in to_make:
+        shape = _shape(run, seen)
+        check_training_fits(run.config.training, shape, read_nodes())
+
+
+def _shape(run: Run, seen: Base | None) -> ModelShape | None:
+    """The model's sizes; None for one that is not understood."""
+    if seen is None:
+        return None
+    with contextlib.suppress(InputError):
+        return ModelShape.from_config(seen.config, name=run.base.path)
+    return None
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a node tells of itself."""
+
+    num_gpus: int
+    storage_error: str | None
+    tracker_error: str | None
+
+
+def check_nodes(run: Run, *, to_train: bool) -> None:
+    """Raises `InputError` when a node cannot write and read the run's folder, or when the trackers
+    of the training are missing where it will run. A node that gives no answer is left alone."""
+    folder = run.folder.child(f".preflight-{uuid.uuid4().hex[:12]}")
+    tracking = run.config.training.tracking if to_train else TrackingSettings()
+    try:
+        folder.write_bytes("driver", folder.name.encode())
+        answers = ask_all_nodes(look_at_node, lambda name: (name, folder, tracking), NODE_TIMEOUT_S)
+    finally:
+        folder.delete()
+    refuse_nodes(
+        {name: each for name, each in answers.items() if isinstance(each, Readiness)},
+        run.config.storage.root,
+    )
+
+
+def look_at_node(name: str, folder: Folder, tracking: TrackingSettings) -> Readiness:
+    """Runs on each node; `folder` is for this alone, and the driver has written into it."""
+    import ray
+
+    there = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    gpus = int(there.get(ray.get_runtime_context().get_node_id(), {}).get("GPU", 0))
+    missing = None
+    try:
+        refuse_missing_trackers(tracking)
+    except InputError as error:
+        missing = str(error)
+    return Readiness(gpus, try_storage(folder, name), missing)
+
+
+def refuse_nodes(nodes: Mapping[str, Readiness], root: str) -> None:
+    """Raises `InputError` that names the first node which is not as it has to be.
+
+    Where some nodes have GPUs, a training runs on those.
+    """
+    trains_on_gpus = any(node.num_gpus for node in nodes.values())
+    for name, node in nodes.items():
+        if node.storage_error:
+            raise InputError(
+                f"storage.root {root!r}: the node {name} cannot use it ({node.storage_error}); "
+                "name a folder that all nodes share and may write, or a URI"
+            )
+        if node.tracker_error and (node.num_gpus or not trains_on_gpus):
+            raise InputError(f"on the node {name}: {node.tracker_error}")
 
 
 def _needs(run: Run, until: str | None) -> Iterator[Need]:

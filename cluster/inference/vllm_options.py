@@ -1,0 +1,110 @@
+"""Whether vLLM will take an option: its name, its type and its range, without importing vLLM.
+
+Names and types are read from the installed vLLM's source (`cluster.inference.vllm_source`). A type
+that is a class of vLLM's own is left to vLLM; so are rules that concern several options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pydantic
+
+from cluster.errors import InputError
+from cluster.inference import vllm_source
+from cluster.inference.engine import SamplingSettings
+
+CLASSES = {
+    "structured_outputs": "StructuredOutputsParams",
+    "repetition_detection": "RepetitionDetectionParams",
+}
+"""Sampling options that are classes of vLLM's own, which a config gives as a mapping."""
+
+_Rule = tuple[Callable[[Any], bool], str]
+_PENALTY: _Rule = (lambda value: -2 <= value <= 2, "between -2 and 2")
+_LOGPROBS: _Rule = (lambda value: value >= -1, "-1 or more")
+_TEXTS: _Rule = (
+    lambda value: all(isinstance(each, str) and each for each in value),
+    "texts, and none empty",
+)
+RANGES: Mapping[str, _Rule] = {
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "repetition_penalty": (lambda value: 0 < value < math.inf, "above 0"),
+    "min_tokens": (lambda value: value >= 0, "0 or more"),
+    "logprobs": _LOGPROBS,
+    "prompt_logprobs": _LOGPROBS,
+    "stop": (lambda value: "" not in [*value] and value != "", "texts, and none empty"),
+    "bad_words": _TEXTS,
+    "stream_interval": (lambda value: value >= 1, "1 or more"),
+    "thinking_token_budget": _LOGPROBS,
+}
+"""What vLLM asks of a value in addition to its type (SamplingParams._verify_args of 0.32)."""
+
+_TYPES: Mapping[str, Any] = {
+    each.__name__: each for each in (int, float, bool, str, list, dict, tuple, set)
+} | {"Any": Any, "None": None}
+
+
+def check_sampling(field: str, sampling: SamplingSettings) -> None:
+    """Raises `InputError` for what `SamplingParams` would refuse; `field` is where the config has
+    the settings."""
+    if sampling.temperature > 2:
+        raise InputError(f"{field}.temperature {sampling.temperature:g}: vLLM takes 0 to 2")
+    types, where = vllm_source.sampling_types(), f"{field}.options"
+    if not types:
+        return
+    refuse_unknown(where, "SamplingParams", sampling.options, types)
+    check_types(where, sampling.options, types, strict=True)
+    for name, value in sampling.options.items():
+        if name in CLASSES and isinstance(value, Mapping):
+            known = vllm_source.sampling_fields(CLASSES[name])
+            refuse_unknown(f"{where}.{name}", CLASSES[name], value, known)
+        elif value is not None and name in RANGES and not RANGES[name][0](value):
+            raise InputError(f"{where}.{name} {value!r}: it has to be {RANGES[name][1]}")
+    least, most = sampling.options.get("min_tokens") or 0, sampling.max_tokens
+    if most is not None and least > most:
+        raise InputError(
+            f"{where}.min_tokens {least} is more than {field}.max_tokens {most}; lower it"
+        )
+
+
+def check_types(
+    field: str, options: Mapping[str, Any], types: Mapping[str, str], *, strict: bool
+) -> None:
+    """Raises `InputError` for a value that is not of the type in vLLM's source.
+
+    With `strict` a text that could be read as a number is none.
+    """
+    for name, value in options.items():
+        if value is None:
+            continue
+        kind = _known_type(types.get(name, "Any"))
+        try:
+            pydantic.TypeAdapter(kind).validate_python(value, strict=strict)
+        except pydantic.ValidationError:
+            raise InputError(
+                f"{field}.{name} {value!r}: vLLM takes {types[name]}; correct the value"
+            ) from None
+
+
+def _known_type(source: str) -> Any:
+    """The type that an annotation means; any where it names what is vLLM's own."""
+    try:
+        return eval(source, {"__builtins__": {}}, dict(_TYPES))  # noqa: S307, of installed code
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return Any
+
+
+def refuse_unknown(
+    field: str, vllm_class: str, options: Mapping[str, Any], known: Iterable[str]
+) -> None:
+    known = sorted(known)
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known)}"
+            raise InputError(f"{field}: vLLM's {vllm_class} has no {name}; {hint}")

@@ -1,0 +1,374 @@
+"""Looks at a base model's files, without its weights: `pipelines.planning.preflight` calls it.
+
+Runs in a process of its own. Each check is a function in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.inference.engine import EngineSettings, SamplingSettings
+from cluster.models.chat_template import load_tokenizer, opens_thinking, prompt_ids
+from cluster.models.model import local_model
+from evaluation.prompt import Message
+from training.checks import refuse_foreign_targets, without_weights
+from training.saving import rehearse_companions
+from training.settings import TrainingSettings
+
+BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+"""What transformers raises for files that it cannot read."""
+
+POSITION_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    *("max_sequence_length", "max_seq_length", "seq_len"),
+)
+"""How configs call the number of positions, as vLLM 0.32 knows them."""
+SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+"""Kinds of stretched positions with which the config's number holds the stretch already."""
+
+
+class UnsureError(InputError):
+    """A refusal that may be owed to torch, which was hidden: a second look with it decides."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One kind of prompt of a run."""
+
+    name: str
+    field: str
+    """Where the config has its settings, as in `synthesis.stages.path`."""
+    messages: Sequence[Message]
+    sampling: SamplingSettings
+    engine: EngineSettings
+
+
+@dataclass
+class Base:
+    """What is known of a base model. It crosses processes: plain values only."""
+
+    config: Mapping[str, Any]
+    """Its `config.json` with the defaults of its class."""
+    prompt_tokens: dict[str, int] = field(default_factory=dict)
+    """Of each prompt, with a short question."""
+    opens_thinking: dict[str, bool] = field(default_factory=dict)
+    """Whether the answer to a prompt begins within the thinking."""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the checks are given."""
+
+    path: str
+    """As the config has it."""
+    model: str
+    """The folder or hub name that the libraries take."""
+    config: Any
+    tokenizer: Any
+    asked: Sequence[Asking]
+    engines: Mapping[str, EngineSettings]
+    """By the name of their settings; those alone that run the model."""
+    training: TrainingSettings | None
+    """None where nothing is trained."""
+    found: Base
+
+
+def look_at_base(
+    path: str,
+    cache: str,
+    asked: Sequence[Asking],
+    engines: Mapping[str, EngineSettings],
+    training: TrainingSettings | None,
+    *,
+    with_torch: bool = False,
+) -> Base:
+    """Run all checks; `asked` are the prompts of the run. Raises `InputError`.
+
+    Without torch the libraries load faster; so it is hidden from this process for good.
+    """
+    if not with_torch:
+        os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    look = open_base(path, cache, asked, engines, training)
+    for check in CHECKS:
+        check(look)
+    return look.found
+
+
+def open_base(
+    path: str,
+    cache: str,
+    asked: Sequence[Asking],
+    engines: Mapping[str, EngineSettings],
+    training: TrainingSettings | None,
+) -> Look:
+    """The config and the tokenizer. Raises `InputError` when they cannot be loaded."""
+    from transformers import AutoConfig
+
+    model = local_model(path, cache)
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except BROKEN as error:
+        raise UnsureError(
+            f"model.path {path!r}: its config cannot be read ({_line(error)})"
+        ) from error
+    try:
+        tokenizer = load_tokenizer(model)
+    except BROKEN as error:
+        raise UnsureError(
+            f"model.path {path!r}: no tokenizer can be loaded ({_line(error)}); put its files, as "
+            "tokenizer.json and tokenizer_config.json, into the model's folder"
+        ) from error
+    found = Base(json.loads(config.to_json_string(use_diff=False)))
+    return Look(path, model, config, tokenizer, asked, engines, training, found)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+def check_template_arguments(look: Look) -> None:
+    """Refuse arguments that the chat template does not read: they would change nothing."""
+    from transformers.utils.chat_template_utils import _get_template_variables
+
+    known = set(_get_template_variables(look.tokenizer.get_chat_template()))
+    shown = sorted(name for name in known - NO_ARGUMENTS if not name.endswith("_token"))
+    for asking in look.asked:
+        for name in asking.sampling.template_args:
+            if name not in known:
+                has = f"it reads {', '.join(shown)}" if shown else "it reads none"
+                raise InputError(
+                    f"{asking.field}.template_args.{name}: the chat template of {look.path} does "
+                    f"not use it; {has}"
+                )
+
+
+NO_ARGUMENTS = {
+    *("messages", "tools", "documents", "add_generation_prompt"),
+    *("raise_exception", "strftime_now", "range", "namespace", "dict"),
+}
+"""What a template reads that is given to it anyway."""
+
+
+def check_prompts(look: Look) -> None:
+    """Refuse a template that fails, leaves the message out, or writes tokens that the model has
+    not; note how long each prompt is, and whether it leaves the thinking open."""
+    for asking in look.asked:
+        ids = _make_prompt(look, asking)
+        text = str(look.tokenizer.decode(ids))
+        if _letters(asking.messages[-1]["content"]) not in _letters(text):
+            raise InputError(
+                f"model.path {look.path!r}: the prompt of {asking.field}, made with the model's "
+                "chat template and tokenizer, does not hold the question; correct the template"
+            )
+        _refuse_foreign_ids(look, ids, f"the prompt of {asking.field}")
+        look.found.prompt_tokens[asking.name] = len(ids)
+        look.found.opens_thinking[asking.name] = opens_thinking(look.tokenizer, ids)
+
+
+def _make_prompt(look: Look, asking: Asking) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        return prompt_ids(look.tokenizer, asking.messages, asking.sampling.template_args)
+    except (TemplateError, *BROKEN) as error:
+        raise InputError(
+            f"{asking.field}: the chat template of {look.path} makes no prompt ({_line(error)}); "
+            f"correct the template, or {asking.field}.template_args"
+        ) from error
+
+
+def _letters(text: str) -> str:
+    """The letters and digits, which survive each tokenizer's way with spaces and marks."""
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def _refuse_foreign_ids(look: Look, ids: Sequence[int], what: str) -> None:
+    size = getattr(look.config.get_text_config(), "vocab_size", None)
+    if size and ids and max(ids) >= size:
+        raise InputError(
+            f"model.path {look.path!r}: {what} has token {max(ids)}, and the model a vocabulary of "
+            f"{size} (vocab_size); the tokenizer is that of another model"
+        )
+
+
+def check_end_of_turn(look: Look) -> None:
+    """Refuse a model that no token ends: each answer would go on to its limit."""
+    own = getattr(look.tokenizer, "eos_token_id", None)
+    if own is None:
+        raise InputError(
+            f"model.path {look.path!r}: its tokenizer has no token that ends a turn (eos_token); "
+            "name one in tokenizer_config.json"
+        )
+    _refuse_foreign_ids(look, [own], "eos_token")
+
+
+# --- the context ---------------------------------------------------------------------------------
+
+
+def check_context(look: Look) -> None:
+    """Refuse a context that the model's positions do not hold, or that a prompt fills; warn where
+    an answer will not get the tokens that it may take."""
+    positions = num_positions(look.found.config)
+    for name, engine in look.engines.items():
+        wanted = engine.max_model_len
+        if wanted and positions and wanted > positions and "hf_overrides" not in engine.options:
+            raise InputError(
+                f"{name}.max_model_len {wanted}: {look.path} has {positions} positions; set it to "
+                f"{positions} or less"
+            )
+    for asking in look.asked:
+        context = asking.engine.max_model_len or positions
+        if context and not asking.engine.is_endpoint:
+            _check_room(look, asking, context)
+
+
+def _check_room(look: Look, asking: Asking, context: int) -> None:
+    prompt, most = look.found.prompt_tokens[asking.name], asking.sampling.max_tokens
+    room = context - prompt
+    if room < 1:
+        raise InputError(
+            f"{asking.field}: its prompt has {prompt} tokens with a short question, and the "
+            f"context {context}; raise engine.max_model_len or shorten the prompt"
+        )
+    if most is not None and most > room:
+        look.found.warnings.append(
+            f"{asking.field}.max_tokens {most}: the context of {context} tokens leaves an answer "
+            f"at most {room} after a prompt of {prompt}"
+        )
+
+
+def num_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model was made for, with stretched positions; None where it does not say.
+
+    As vLLM 0.32 derives it (`_get_and_verify_max_len`), but for a limit of the tokenizer.
+    """
+    inner = {k: v for k, v in (config.get("text_config") or {}).items() if v is not None}
+    fields = {**config, **inner}
+    if longest := fields.get("model_max_length"):
+        return int(longest)
+    numbers = [fields[key] for key in POSITION_KEYS if isinstance(fields.get(key), int)]
+    if not numbers:
+        return None
+    return int(min(numbers) * _stretch(fields))
+
+
+def _stretch(fields: Mapping[str, Any]) -> float:
+    if "gemma3" in str(fields.get("model_type", "")):
+        return 1.0
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    each = [rope, *(value for value in rope.values() if isinstance(value, Mapping))]
+    factors = [
+        one["factor"]
+        for one in each
+        if one.get("factor") and one.get("rope_type", one.get("type")) not in SCALED_POSITIONS
+    ]
+    return float(max(factors, default=1.0))
+
+
+# --- what is trained -----------------------------------------------------------------------------
+
+
+def check_quantized(look: Look) -> None:
+    """Refuse to train numbers of few bits."""
+    quantized = look.found.config.get("quantization_config")
+    if look.training is None or not quantized:
+        return
+    method = quantized.get("quant_method") or "quantization_config in config.json"
+    raise InputError(
+        f"model.path {look.path!r} is quantized ({method}), and a training needs weights in "
+        "bfloat16 or float32; give the model that it was made from"
+    )
+
+
+def check_lora_targets(look: Look) -> None:
+    """Refuse LoRA targets that match no layer.
+
+    The names of the tensors tell quickly that all is well; whether it is not, the model itself
+    tells, made without weights.
+    """
+    training = look.training
+    if training is None or training.method != "lora" or _are_there(look, training):
+        return
+    if sys.modules.get("torch", 0) is None:
+        raise UnsureError("training.lora.target_modules: torch is needed to look for them")
+    refuse_foreign_targets(without_weights(look.config), look.path, training)
+
+
+def _are_there(look: Look, training: TrainingSettings) -> bool:
+    targets, layers = training.lora.target_modules, _layers(look)
+    has_experts = any("expert" in key and value for key, value in _fields(look.found.config))
+    if has_experts or not layers:
+        return False
+    if isinstance(targets, str):
+        return True
+    return all(any(layer.endswith(f".{target}") for layer in layers) for target in targets)
+
+
+def _layers(look: Look) -> list[str]:
+    """The matrices but those of the vocabulary, each with a dot before its name."""
+    size = getattr(look.config.get_text_config(), "vocab_size", None)
+    return [
+        f".{name.removesuffix('.weight')}"
+        for name, shape in tensor_shapes(Path(look.model)).items()
+        if len(shape) == 2 and size not in shape
+    ]
+
+
+def _fields(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [*config.items(), *(config.get("text_config") or {}).items()]
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """The tensors in a folder's safetensors files, read from their headers."""
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(min(size, MOST_HEADER)))
+        except ValueError as error:
+            raise InputError(
+                f"{file} is no safetensors file, or a damaged one; take another copy of it"
+            ) from error
+        shapes |= {name: facts["shape"] for name, facts in header.items() if "shape" in facts}
+    return shapes
+
+
+MOST_HEADER = 100_000_000
+"""Bytes; safetensors itself reads no longer one."""
+
+
+def check_save(look: Look) -> None:
+    """Save config, generation config, tokenizer and processor, and load them again, as it will be
+    done with the tuned model."""
+    if look.training is None:
+        return
+    try:
+        rehearse_companions(look.config, look.model)
+    except InputError as error:
+        raise UnsureError(str(error)) from error
+
+
+Check = Callable[[Look], None]
+CHECKS: tuple[Check, ...] = (
+    check_prompts,
+    check_template_arguments,
+    check_end_of_turn,
+    check_context,
+    check_quantized,
+    check_lora_targets,
+    check_save,
+)
