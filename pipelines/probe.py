@@ -28,7 +28,7 @@ from pipelines.estimate import (
     check_budget,
     estimate_run,
 )
-from pipelines.filters import ExampleSettings, GradedQuestion, filter_paths
+from pipelines.filters import ExampleSettings, GradedQuestion, filter_paths, num_learned
 from pipelines.generate import run_engines
 from pipelines.plan import first_round, lay_out_rounds
 from pipelines.run import Round, Run
@@ -64,7 +64,7 @@ def _probed(
         num_tokens=row["num_tokens"],
         num_prompt_tokens=row["num_prompt_tokens"],
         num_accepted=len(judged.right),
-        num_kept=len(kept),
+        num_kept=num_learned(judged, len(kept)),
         num_bytes=num_bytes,
         num_truncated=row["num_truncated"],
     )

@@ -18,6 +18,9 @@ from pipelines.questions import QuestionFacts
 from pipelines.run import Round, Run
 
 VERSION = 1
+VERSION_OF_UNFILTERED = 2
+"""Version 1 of that control drew as many paths of each question as were right, so with the label
+that it was meant to ignore."""
 
 
 def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, Any]:
@@ -30,7 +33,8 @@ def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, 
     }
     if config.examples.contamination.drop:  # only then do the held-out questions decide anything
         made_from["held_out"] = questions.extent("dev", "test")
-    return versioned(made_from, VERSION)
+    is_unfiltered = config.examples.verdict == "unfiltered"
+    return versioned(made_from, VERSION_OF_UNFILTERED if is_unfiltered else VERSION)
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
@@ -66,8 +70,12 @@ def summary(facts: Mapping[str, Any]) -> str:
     if facts["num_examples"] != facts["num_kept_paths"]:
         lines.append(
             f"examples: {facts['num_examples']} are learned from, since the kept paths are put in "
-            "more than one form or original solutions are added"
+            "more than one form or what the questions came with is learned"
         )
+    lines.append(
+        f"examples: {facts['num_learned_tokens']} tokens are learned, after "
+        f"{facts['num_prompt_tokens']} of prompts"
+    )
     return "\n".join([*lines, *overlap_lines(facts)])
 
 

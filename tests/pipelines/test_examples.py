@@ -25,11 +25,12 @@ from evaluation.question import Question, question_table
 from pipelines.chain import split_thinking
 from pipelines.example import EXAMPLES_SCHEMA
 from pipelines.examples import (
+    COUNTS_SCHEMA,
     DROPPED_SCHEMA,
     ROWS_PER_FILE,
     ExampleSelector,
     Selection,
-    _within_hinted_share,
+    _keep_limits,
     _write_sorted,
     select_examples,
     select_step_examples,
@@ -512,6 +513,23 @@ def test_majority_examples_say_their_share_and_keep_their_own_answer(model_folde
         assert example["messages"][-1]["content"].endswith("The final answer is \\boxed{5}.")
 
 
+def within_limits(
+    tables: list[pa.Table], settings: ExampleSettings, **counts: int
+) -> tuple[list[pa.Table], pa.Table]:
+    """The examples that may stay, and the paths that may not."""
+    rows = [{"dataset": name, "num_kept_by_truth": number} for name, number in counts.items()]
+    of_all = {
+        "examples": tables,
+        "dropped": [],
+        "pairs": [],
+        "unpaired": [],
+        "counts": [pa.Table.from_pylist(rows, schema=COUNTS_SCHEMA)],
+    }
+    _keep_limits(of_all, settings)
+    [out] = of_all["dropped"]
+    return of_all["examples"], out
+
+
 def kept_table(num_hinted: int, num_plain: int) -> pa.Table:
     rows = [
         {
@@ -531,15 +549,15 @@ def kept_table(num_hinted: int, num_plain: int) -> pa.Table:
 def test_hinted_examples_are_at_most_their_share(share: float, num_left: int) -> None:
     settings = ExampleSettings(max_hinted_share=share)
     whole = kept_table(9, 6)
-    tables, out = _within_hinted_share([whole.slice(0, 5), whole.slice(5)], settings)
+    tables, out = within_limits([whole.slice(0, 5), whole.slice(5)], settings)
     left = pa.concat_tables(tables)
     hinted = sum(left.column("pass").to_pylist())
     assert hinted == num_left
     assert left.num_rows == 6 + num_left
     assert out.num_rows == 9 - num_left
     assert hinted <= share * left.num_rows + 1e-9
-    one_share, _ = _within_hinted_share([whole], settings)
-    assert one_share[0].equals(left), "which ones go does not hang on the shares"
+    one_share, _ = within_limits([whole], settings)
+    assert one_share[0].equals(left), "which ones go does not depend on the shares"
 
 
 def test_hinted_path_goes_with_the_examples_of_all_its_forms() -> None:
@@ -551,7 +569,7 @@ def test_hinted_path_goes_with_the_examples_of_all_its_forms() -> None:
         if form != "answer_only" or n == 0
     ]
     whole = pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
-    [left], out = _within_hinted_share([whole], ExampleSettings(max_hinted_share=0.5))
+    [left], out = within_limits([whole], ExampleSettings(max_hinted_share=0.5))
     gone = set(out.column("path_id").to_pylist())
     assert gone < set("012345")
     ids = left.column("example_id").to_pylist()
