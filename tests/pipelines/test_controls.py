@@ -33,12 +33,12 @@ from pipelines.reasoning_path import ReasoningPath
 from tests.pipelines.test_filters import NUMBER, path
 
 LONG, NORMAL = [1] * 900, [1, 2]
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 Pool = Sequence[tuple[Question, Sequence[ReasoningPath]]]
 
 
 @cache
-def pool(seed: int, num_questions: int = 600) -> Pool:
+def pool(seed: int, num_questions: int = 360) -> Pool:
     """About half of the questions are never answered rightly; right paths are shorter."""
     rng = random.Random(seed)
     made = []
@@ -90,7 +90,8 @@ def selected(of_pool: Pool, **changes: Any) -> list[tuple[Question, ReasoningPat
     for question, of_question in of_pool:
         graded = GradedQuestion(question, of_question, settings)
         kept += [(question, one) for one in filter_paths(graded)[0]]
-        wanted[question.dataset] += num_kept_by_truth(graded)
+        if settings.verdict == "random":
+            wanted[question.dataset] += num_kept_by_truth(graded)
     out = over_limits([as_kept(*each) for each in kept], wanted, settings)
     names = {each.source_id for each, _ in out}
     return [each for each in kept if each[1].path_id not in names]
@@ -142,7 +143,7 @@ def test_the_two_by_two_differs_in_one_thing_at_a_time(seed: int) -> None:
         for verdict in ("unfiltered", "ground_truth", "wrong_only")
     }
     asked = {arm: {q.question_id for q, _ in kept} for arm, kept in arms.items()}
-    assert len(asked["all", "unfiltered"]) == 600 > len(asked["solved", "unfiltered"]) > 150
+    assert len(asked["all", "unfiltered"]) == 360 > len(asked["solved", "unfiltered"]) > 90
     # Right ones exist only where a question is solved: of all questions they are the same.
     assert arms["all", "ground_truth"] == arms["solved", "ground_truth"]
     assert asked["solved", "unfiltered"] == asked["solved", "ground_truth"]
@@ -159,17 +160,17 @@ def test_random_keeps_as_many_of_each_dataset_as_the_truth(seed: int) -> None:
     drawn = selected(pool(seed), verdict="random", seed=seed)
     counts = [Counter(question.dataset for question, _ in kept) for kept in (truth, drawn)]
     assert counts[0] == counts[1]
-    assert len({question.question_id for question, _ in drawn}) > 500, "spread over the questions"
+    assert len({question.question_id for question, _ in drawn}) > 250, "spread over the questions"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("verdict", ["ground_truth", "unfiltered"])
 def test_max_examples_takes_its_part_of_each_dataset_and_question(verdict: str, seed: int) -> None:
     whole = selected(pool(seed), verdict=verdict, seed=seed)
-    kept = selected(pool(seed), verdict=verdict, seed=seed, max_examples=300)
-    assert len(kept) == 300
-    assert set(each[1].path_id for each in kept) < set(each[1].path_id for each in whole)
-    share = 300 / len(whole)
+    kept = selected(pool(seed), verdict=verdict, seed=seed, max_examples=200)
+    assert len(kept) == 200
+    assert {one.path_id for _, one in kept} < {one.path_id for _, one in whole}
+    share = 200 / len(whole)
     for name in "ab":
         of_whole, of_kept = (
             sum(question.dataset == name for question, _ in each) for each in (whole, kept)

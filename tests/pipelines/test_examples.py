@@ -218,7 +218,8 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "overlaps_with": []}
+    nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "num_kept_by_truth": 0}
+    nothing["overlaps_with"] = []
     assert select_examples(rows, selector) == Selection(counts=[nothing, nothing])
 
 
@@ -639,3 +640,90 @@ def test_facts_count_paths_and_not_their_forms(
     assert facts["num_examples"] == 6 + 3 + 3
     assert facts["datasets"]["d"]["num_kept_paths"] == 6
     assert facts["dropped"] == {"wrong": 3}
+
+
+# --- controls ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text", "edited"),
+    [
+        ("gold_answers", "\\boxed{4}", True),
+        ("gold_solutions", "Two and two.\n\nThe final answer is \\boxed{4}.", True),
+    ],
+)
+def test_gold_is_learned_instead_of_paths(
+    model_folder: Path, verdict: str, text: str, edited: bool
+) -> None:
+    question = replace(QUESTION, solution="Two and two.")
+    selection = select(
+        model_folder, path("a", "It is \\boxed{4}"), question=question, verdict=verdict
+    )
+    [example] = selection.examples
+    assert example["messages"][-1]["content"] == text
+    assert example["messages"][:-1] == answer_messages(question)
+    assert example["answer_added"] == edited
+    assert reasons(selection) == {"not_gold": 1}
+    assert selection.pairs == selection.unpaired == []
+    too_long = select(model_folder, question=question, verdict=verdict, max_target_tokens=3)
+    assert too_long.examples == []
+    unsolved = select(
+        model_folder,
+        path("a", "\\boxed{5}"),
+        question=question,
+        verdict=verdict,
+        questions="solved",
+    )
+    assert unsolved.examples == []
+
+
+def test_without_the_boxed_sentence_a_target_is_what_the_model_wrote(model_folder: Path) -> None:
+    written = path("a", "So the answer is 4.")
+    [example] = select(model_folder, written, add_boxed_answer=False).examples
+    eos = load_tokenizer(str(model_folder)).eos_token_id
+    assert example["target_token_ids"] == [5, 6, 7, eos]
+    assert example["messages"][-1]["content"] == "So the answer is 4."
+    assert not example["answer_added"]
+    question = replace(QUESTION, solution="Two and two.")
+    [_, own] = select(
+        model_folder, written, question=question, add_boxed_answer=False, original_solutions=True
+    ).examples
+    assert own["messages"][-1]["content"] == "Two and two."
+    assert not own["answer_added"]
+
+
+def test_control_calls_nothing_it_keeps_right(model_folder: Path) -> None:
+    paths = [path("a", "It is \\boxed{4}"), path("b", "It is \\boxed{5}")]
+    for verdict in ("unfiltered", "random", "wrong_only"):
+        selection = select(model_folder, *paths, verdict=verdict)
+        assert selection.pairs == selection.unpaired == []
+        assert len(selection.examples) == (1 if verdict == "wrong_only" else 2)
+
+
+def test_limits_over_all_questions_and_the_tokens_that_are_left(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = training_questions(8)
+    write_paths(root.child("paths"), questions)
+    asked = stored(root.child("questions"), questions)
+    model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
+
+    def facts_with(**changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        settings, output = ExampleSettings(**changes), root.child(f"examples-{changes}")
+        facts = select_step_examples(
+            root.child("paths"), asked, held_out(asked), settings, model, {}, output
+        )
+        return facts, output.read_table().to_pylist()
+
+    whole, _ = facts_with()
+    facts, rows = facts_with(max_examples=3)
+    assert len(rows) == facts["num_examples"] == 3 < whole["num_examples"]
+    left_over = whole["num_examples"] - 3
+    assert facts["dropped"] == whole["dropped"] | {"over_max_examples": left_over}
+    assert facts["num_learned_tokens"] == sum(len(row["target_token_ids"]) for row in rows)
+    assert facts["num_prompt_tokens"] == sum(len(row["prompt_token_ids"]) for row in rows)
+    of_datasets = facts["datasets"].values()
+    for name in ("num_learned_tokens", "num_answers_added"):
+        assert sum(each[name] for each in of_datasets) == facts[name]
+    assert facts_with(verdict="random")[0]["num_examples"] == whole["num_examples"]
