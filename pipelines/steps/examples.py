@@ -18,9 +18,10 @@ from pipelines.questions import QuestionFacts
 from pipelines.run import Round, Run
 
 VERSION = 1
-VERSION_OF_UNFILTERED = 2
-"""Version 1 of that control drew as many paths of each question as were right, so with the label
-that it was meant to ignore."""
+VERSION_OF_LATER_FILTERS = 2
+"""Of runs that drop citations of a guideline, more of which are found now, and of the unfiltered
+control, which once drew as many paths of each question as were right, so with the label that it is
+meant to ignore."""
 
 
 def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, Any]:
@@ -33,8 +34,13 @@ def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, 
     }
     if config.examples.contamination.drop:  # only then do the held-out questions decide anything
         made_from["held_out"] = questions.extent("dev", "test")
-    is_unfiltered = config.examples.verdict == "unfiltered"
-    return versioned(made_from, VERSION_OF_UNFILTERED if is_unfiltered else VERSION)
+    return versioned(made_from, VERSION_OF_LATER_FILTERS if _is_changed(config) else VERSION)
+
+
+def _is_changed(config: Config) -> bool:
+    """Whether the filters of today may keep other paths than those of version 1."""
+    cites = "guideline" in config.examples.drop_leaks and config.synthesis.follows_guidelines
+    return cites or config.examples.verdict == "unfiltered"
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
