@@ -28,15 +28,15 @@ from cluster.errors import (
 )
 from cluster.events import kept_log, timed
 from cluster.notify import announced
-from cluster.runtime import StopRequest, log_folder, ray_session
+from cluster.session import StopRequest, log_folder, ray_session
 from cluster.terminal import say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import load_config, warnings_of
-from pipelines.dry_run import dry_run
-from pipelines.hardware import wait_for_hardware
 from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
-from pipelines.probe import keep_to_budget
+from pipelines.planning.dry_run import dry_run
+from pipelines.planning.hardware import wait_for_hardware
+from pipelines.planning.probe import keep_to_budget
 from pipelines.run import Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, scores
 from pipelines.stored_run import resolved_config

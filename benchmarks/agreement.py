@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.errors import InputError
-from evaluation.answers.number import exact_number
-from evaluation.answers.plain import plain_text
+from evaluation.extraction.normalize import plain_text
+from evaluation.extraction.number import exact_number
 from evaluation.grade_file import grade_row, read_rows
 from evaluation.grader import Verdict, grade
 from evaluation.question import AnswerType, Question

@@ -23,11 +23,11 @@ from typing import Any
 
 from benchmarks.machine import machine_facts
 from benchmarks.sides import positive_int, rotated
-from cluster.cpu_binding import bind_cpu
 from cluster.cpu_dtype import explain_fast_dtype, fast_dtype, this_processor_flags
-from cluster.engine import Engine, EngineSettings, SamplingSettings, make_engine
-from cluster.models import ModelSettings, base_model
-from cluster.vllm_engine import engine_environment
+from cluster.inference.cpu_binding import bind_cpu
+from cluster.inference.engine import Engine, EngineSettings, SamplingSettings, make_engine
+from cluster.inference.vllm_engine import engine_environment
+from cluster.models.model import ModelSettings, base_model
 
 SIDES = ("bfloat16", "float32")
 QUESTION = "A shop sold {0} lamps on Monday and {1} on Tuesday. How many lamps did it sell?"

@@ -32,17 +32,17 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks.machine import machine_facts
-from cluster.engine import Completion, EngineSettings, SamplingSettings
-from cluster.jobs import Job
-from cluster.ledger import Ledger
-from cluster.models import Model
-from cluster.pool import finish_job, run_jobs
-from cluster.runtime import ClusterSettings, StopRequest, ray_session
-from cluster.schedule import Questions
-from cluster.storage import Folder
+from cluster.inference.engine import Completion, EngineSettings, SamplingSettings
+from cluster.inference.job import Job
+from cluster.inference.pool import finish_job, run_jobs
+from cluster.inference.schedule import Questions
+from cluster.models.model import Model
+from cluster.session import ClusterSettings, StopRequest, ray_session
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
 from evaluation.question import QUESTION_TABLE_SCHEMA, Question, question_table
-from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 
 GUIDELINES = 25
 QUESTIONS_PER_WRITE = 10_000

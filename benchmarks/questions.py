@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine_facts
-from cluster.apart import run_apart
-from cluster.storage import Folder
-from pipelines.questions import QuestionSettings
+from cluster.store.folder import Folder
+from cluster.subprocesses import run_apart
+from pipelines.questions.loading import QuestionSettings
 from pipelines.steps.questions import QUESTIONS_FILE, step_of, store_questions
 
 TEXT = (

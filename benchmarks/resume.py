@@ -24,13 +24,13 @@ import pyarrow as pa
 
 from benchmarks.machine import machine_facts
 from benchmarks.orchestration import numbered_question
-from cluster.contents import damaged_files, wrong_files
-from cluster.ledger import PARTS, Ledger, PartWriter, compact
-from cluster.schedule import Plan, Questions, plan_job
-from cluster.steps import Step
-from cluster.storage import Folder
+from cluster.inference.schedule import Plan, Questions, plan_job
+from cluster.store.contents import damaged_files, wrong_files
+from cluster.store.folder import Folder
+from cluster.store.ledger import PARTS, Ledger, PartWriter, compact
+from cluster.store.step import Step
 from evaluation.question import question_table
-from pipelines.synthesis import PATHS_SCHEMA
+from pipelines.synthesis.handler import PATHS_SCHEMA
 
 ROWS_PER_PART = 256
 """As many as a worker flushes at once."""

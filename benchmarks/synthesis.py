@@ -62,24 +62,25 @@ import yaml
 
 from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
 from benchmarks.sides import chosen_of, positive_int, rotated
-from cluster.cpu_binding import cpu_bind
-from cluster.engine import (
+from cluster.inference.cpu_binding import cpu_bind
+from cluster.inference.engine import (
     Completion,
     Engine,
     EngineSettings,
     SamplingSettings,
 )
-from cluster.jobs import Job, Slots
-from cluster.ledger import Ledger
-from cluster.models import Model, ModelSettings, base_model
-from cluster.pool import PoolSummary, run_jobs
-from cluster.runtime import ClusterSettings, StorageSettings, ray_session
-from cluster.schedule import Questions
+from cluster.inference.job import Job, Slots
+from cluster.inference.pool import PoolSummary, run_jobs
+from cluster.inference.schedule import Questions
+from cluster.inference.vllm_engine import VLLMEngine, engine_arguments, engine_environment
+from cluster.models.model import Model, ModelSettings, base_model
+from cluster.session import ClusterSettings, StorageSettings, ray_session
 from cluster.settings import AnySettings, Settings
-from cluster.storage import Folder
-from cluster.vllm_engine import VLLMEngine, engine_arguments, engine_environment
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
 from evaluation.question import Question, question_table
-from pipelines.chain import (
+from pipelines.questions.loading import QuestionSettings, load_questions
+from pipelines.synthesis.chain import (
     PathSpec,
     Recipe,
     SynthesisSettings,
@@ -88,10 +89,9 @@ from pipelines.chain import (
     stable_seed,
     stage_messages,
 )
-from pipelines.guidelines import load_guidelines
-from pipelines.questions import QuestionSettings, load_questions
-from pipelines.stages import STAGE_NAMES, STAGES, StageSettings
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.guidelines import load_guidelines
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.stages import STAGE_NAMES, STAGES, StageSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"

@@ -55,13 +55,13 @@ import pyarrow as pa
 
 from benchmarks.machine import computes_in_bf16, machine_facts, processor_gflops
 from benchmarks.sides import Stopwatch, Turns, chosen_of, positive_int, rotated
-from cluster.models import Model, ModelSettings, base_model
-from cluster.runtime import ClusterSettings, StorageSettings, ray_session
+from cluster.models.model import Model, ModelSettings, base_model
+from cluster.session import ClusterSettings, StorageSettings, ray_session
 from cluster.settings import Settings
-from cluster.storage import Folder
-from training.batches import batch_of_step, epoch_order
-from training.engine import deepspeed_config, prepare_process
-from training.examples import read_examples
+from cluster.store.folder import Folder
+from training.data.batches import batch_of_step, epoch_order
+from training.data.examples import read_examples
+from training.deepspeed_engine import deepspeed_config, prepare_process
 from training.fine_tune import quiet_trainer_class
 from training.loop import Job, Progress, StepBoard, load, train
 from training.settings import PlacedTraining, TrackingSettings

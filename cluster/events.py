@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 
 LOGS = "logs"
 LOG_FILE = "log.txt"

@@ -21,8 +21,8 @@ from typing import Any
 
 from cluster.errors import InputError, InterruptedRunError
 from cluster.events import record
-from cluster.progress import format_seconds
-from cluster.runtime import StopRequest
+from cluster.inference.progress import format_seconds
+from cluster.session import StopRequest
 from cluster.terminal import ProgressLine
 
 Bundle = Mapping[str, float]
@@ -238,7 +238,7 @@ def waiting_line(
     `limit` is given where the nodes have not so much, free or not: then the wait ends with it.
     """
     counts = [f"{total(free, need.scarce):g} of {total(nodes, need.scarce):g} free"]
-    if total(free, need.scarce) >= need.total(need.scarce):
+    if total(free, need.scarce) >= need.total(need.scarce) and not has_room(need.bundles, free):
         if total(free, "CPU") < need.total("CPU"):
             counts.append(f"{total(free, 'CPU'):g} of {_amount(need.bundles, 'CPU')} that go along")
         else:

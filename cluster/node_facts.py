@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from cluster.cpu_dtype import explain_fast_dtype, this_processor_flags
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 
 TOKEN = "~/.ray/auth_token"  # noqa: S105, a path
 STACK = ("ray", "torch", "transformers", "deepspeed", "peft", "pyarrow", "datasets", "numpy")

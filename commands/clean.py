@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 
-from cluster.holder import hold
-from cluster.leftovers import (
+from cluster.store.cleanup import (
     ask_to_delete,
     check_is_run,
     find_leftovers,
     format_leftovers,
     remove_leftovers,
 )
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.holder import hold
 from cluster.terminal import say
 from commands.arguments import add_run, add_take_over
 

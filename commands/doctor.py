@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.engine import EngineSettings
 from cluster.errors import InputError
-from cluster.hub import check_hub_model
-from cluster.models import check_model, is_hub_name
+from cluster.inference.engine import EngineSettings
+from cluster.models.hub import check_hub_model
+from cluster.models.model import check_model, is_hub_name
 from cluster.node_facts import (
     ENGINES,
     RAY_PORTS,
@@ -25,8 +25,8 @@ from cluster.node_facts import (
     facts_of_all_nodes,
     installed_packages,
 )
-from cluster.runtime import ClusterSettings, StorageSettings, check_storage_root, ray_session
-from cluster.storage import Folder
+from cluster.session import ClusterSettings, StorageSettings, check_storage_root, ray_session
+from cluster.store.folder import Folder
 from cluster.terminal import say
 from commands.arguments import add_overrides
 from commands.version import REPOSITORY

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.runtime import ray_session
+from cluster.session import ray_session
 from cluster.terminal import say
 from commands.arguments import add_config, add_take_over
 from pipelines.config import load_config
-from pipelines.estimate import check_budget, format_estimate
-from pipelines.hardware import wait_for_hardware
 from pipelines.plan import begin_run, begin_steps
-from pipelines.probe import estimate_run_from_probe
+from pipelines.planning.estimate import check_budget, format_estimate
+from pipelines.planning.hardware import wait_for_hardware
+from pipelines.planning.probe import estimate_run_from_probe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,17 +14,17 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.models import base_model
-from cluster.runtime import ray_session
-from cluster.schedule import Questions
+from cluster.inference.schedule import Questions
+from cluster.models.model import base_model
+from cluster.remote import run_task
+from cluster.session import ray_session
 from cluster.settings import settings_of, with_overrides
-from cluster.steps import Step, check_steps
-from cluster.storage import Folder
-from cluster.tasks import run_task
+from cluster.store.folder import Folder
+from cluster.store.step import Step, check_steps
 from cluster.terminal import format_table, say
 from commands.arguments import add_overrides, add_run
 from pipelines.config import Config
-from pipelines.examples import select_step_examples
+from pipelines.selection.select_examples import select_step_examples
 from pipelines.steps.examples import overlap_lines
 from pipelines.stored_run import StoredRun
 

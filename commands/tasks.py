@@ -6,7 +6,7 @@ import argparse
 
 from cluster.terminal import say
 from evaluation.question import SPLITS
-from pipelines.task_listing import format_task, format_tasks
+from pipelines.questions.task_listing import format_task, format_tasks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cluster.errors import InputError
-from evaluation.answers.own_grader import load_grader
-from evaluation.files import unpacked
+from evaluation.extraction.custom_grader import load_grader
 from evaluation.grader import Verdict, grade
-from evaluation.json_rows import read_json_lines
 from evaluation.question import ANSWER_TYPES, AnswerType, Question
-from evaluation.values import number_text
+from evaluation.reading.files import unpacked
+from evaluation.reading.json_rows import read_json_lines
+from evaluation.reading.values import number_text
 
 Row = dict[str, Any]
 

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evaluation.answers.kinds import KINDS
-from evaluation.answers.number import MAX_NUMBER_LENGTH
-from evaluation.answers.own_grader import load_grader
-from evaluation.answers.place import ReadAs, escape_loose_braces, read_answer
-from evaluation.answers.plain import Choices, Keys, plain_text
-from evaluation.answers.turns import own_answer
+from evaluation.extraction.answer_extraction import ReadAs, escape_loose_braces, read_answer
+from evaluation.extraction.answer_types import KINDS
+from evaluation.extraction.custom_grader import load_grader
+from evaluation.extraction.normalize import Choices, Keys, plain_text
+from evaluation.extraction.number import MAX_NUMBER_LENGTH
+from evaluation.extraction.turns import own_answer
 from evaluation.question import AnswerType, Question
 
 __all__ = [

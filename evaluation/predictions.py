@@ -19,13 +19,13 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.engine import (
+from cluster.inference.engine import (
     Engine,
     SamplingSettings,
 )
-from cluster.jobs import Slots
-from cluster.ledger import ledger_schema
+from cluster.inference.job import Slots
 from cluster.settings import Settings
+from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
 from evaluation.prompt import answer_messages
 from evaluation.question import QUESTION_SCHEMA, Question

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.engine import Completion, Engine, GenerationError, SamplingSettings
+from cluster.inference.engine import Completion, Engine, GenerationError, SamplingSettings
 from evaluation.grader import grade
 from evaluation.prompt import Message
 from evaluation.question import Question

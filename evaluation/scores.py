@@ -19,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.ledger import Ledger
-from cluster.schedule import Questions
-from cluster.storage import Folder
+from cluster.inference.schedule import Questions
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
 from cluster.terminal import format_table
 from evaluation.grader import ReadAs, Verdict
 from evaluation.predictions import Prediction

@@ -64,8 +64,8 @@ def exact_mcnemar(base: ArrayLike, tuned: ArrayLike) -> float:
     """The two-sided p value of no difference on the same questions (McNemar, exact binomial)."""
     gained, lost, _ = _changed(base, tuned)
     num = gained + lost
-    tail: int = sum(math.comb(num, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, float(2 * tail / 2**num))
+    tail = sum(math.comb(num, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, float(2 * tail / (1 << num)))
 
 
 def _changed(base: ArrayLike, tuned: ArrayLike) -> tuple[int, int, int]:
@@ -350,7 +350,8 @@ def _mcnemar_power(weights: Mapping[int, float], critical: Mapping[int, int], ga
 def binomial_pmf(num: int, chance: float) -> Floats:
     """The chances of 0 to `num` successes."""
     if chance <= 0 or chance >= 1:
-        certain: Floats = np.eye(1, num + 1, num if chance >= 1 else 0)[0]
+        certain: Floats = np.zeros(num + 1)
+        certain[num if chance >= 1 else 0] = 1
         return certain
     logs = np.array([math.lgamma(count + 1) for count in range(num + 1)])
     counts = np.arange(num + 1)

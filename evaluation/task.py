@@ -30,13 +30,13 @@ import pyarrow as pa
 import pyarrow.fs
 
 from cluster.errors import InputError
-from cluster.storage import Folder
-from evaluation.files import check_shards
+from cluster.store.folder import Folder
 from evaluation.grader import canonical_answer
-from evaluation.hub import Hub
-from evaluation.names import nearest
 from evaluation.question import ANSWER_TYPES, SPLITS, AnswerType, Domain, Question, Split
-from evaluation.rows import Row, read_rows
+from evaluation.reading.files import check_shards
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.names import nearest
+from evaluation.reading.rows import Row, read_rows
 
 Reasoning = Literal["mathematics", "logic", "commonsense", "inference"]
 

@@ -13,18 +13,18 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
-from cluster.engine import EngineSettings, slow_top_p
 from cluster.errors import InputError
-from cluster.models import ModelSettings
-from cluster.runtime import ClusterSettings, StorageSettings
+from cluster.inference.engine import EngineSettings, slow_top_p
+from cluster.models.model import ModelSettings
+from cluster.session import ClusterSettings, StorageSettings
 from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
 from evaluation.predictions import EvaluationSettings
-from pipelines.chain import SynthesisSettings
-from pipelines.estimate import Budget, CostSettings
-from pipelines.filters import JUDGING, ExampleSettings
-from pipelines.questions import QuestionSettings
-from pipelines.stages import STAGES
+from pipelines.planning.estimate import Budget, CostSettings
+from pipelines.questions.loading import QuestionSettings
+from pipelines.selection.filters import JUDGING, ExampleSettings
 from pipelines.strategy import with_strategy
+from pipelines.synthesis.chain import SynthesisSettings
+from pipelines.synthesis.stages import STAGES
 from training.settings import TrainingSettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.engine import EngineSettings, check_engine_server
-from cluster.engine_dtype import pin_dtype
 from cluster.events import record
-from cluster.fitting import fit_engines
-from cluster.jobs import Job
-from cluster.models import Model
-from cluster.pool import PoolSummary, finish_job, run_jobs
-from cluster.runtime import StopRequest
-from cluster.steps import Step
-from cluster.storage import Folder
+from cluster.inference.engine import EngineSettings, check_engine_server
+from cluster.inference.engine_dtype import pin_dtype
+from cluster.inference.engine_sizing import fit_engines
+from cluster.inference.job import Job
+from cluster.inference.pool import PoolSummary, finish_job, run_jobs
+from cluster.models.model import Model
+from cluster.session import StopRequest
+from cluster.store.folder import Folder
+from cluster.store.step import Step
 from cluster.terminal import say
 from pipelines.config import Config
 

@@ -11,22 +11,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from cluster.engine import check_engine_options
 from cluster.errors import InputError
-from cluster.holder import hold
-from cluster.hub import check_hub_model
-from cluster.models import Model, base_model, is_hub_name, tuned_model
-from cluster.runtime import check_storage_root
-from cluster.steps import STEPS_FILE, Step, check_run_folder, check_steps
-from cluster.storage import Folder
+from cluster.inference.engine import check_engine_options
+from cluster.models.hub import check_hub_model
+from cluster.models.model import Model, base_model, is_hub_name, tuned_model
+from cluster.session import check_storage_root
+from cluster.store.folder import Folder
+from cluster.store.holder import hold
+from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
-from pipelines.chain import Recipe
 from pipelines.config import NO_TRAINING, Config
-from pipelines.expansion import Expansion
-from pipelines.questions import QuestionFacts
+from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Branch, Round, Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
 from pipelines.stored_run import record_config
+from pipelines.synthesis.chain import Recipe
+from pipelines.synthesis.propose_guidelines import Expansion
 
 
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.models import Model
-from cluster.schedule import Questions
-from cluster.steps import Step
-from cluster.storage import Folder
-from pipelines.chain import Recipe
+from cluster.inference.schedule import Questions
+from cluster.models.model import Model
+from cluster.store.folder import Folder
+from cluster.store.step import Step
 from pipelines.config import Config
-from pipelines.expansion import Expansion
-from pipelines.questions import QuestionFacts
+from pipelines.questions.loading import QuestionFacts
+from pipelines.synthesis.chain import Recipe
+from pipelines.synthesis.propose_guidelines import Expansion
 from training.settings import TrainingSettings
 
 

@@ -14,8 +14,8 @@ import yaml
 
 from cluster.errors import InputError
 from cluster.settings import fingerprint
-from cluster.steps import STEPS_FILE
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.step import STEPS_FILE
 from pipelines.config import Config
 
 CONFIG_FILE = "config.yaml"

@@ -15,8 +15,8 @@ import pyarrow.fs
 import pytest
 import yaml
 
-from cluster.ledger import Ledger
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
 from evaluation.grader import box, canonical_answer
 from evaluation.question import Question
 
@@ -162,32 +162,42 @@ def ray_cluster() -> Iterator[str]:
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     import ray
 
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
-def gpu_node(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def gpu_node(ray_cluster: str) -> Iterator[None]:
     """Eight GPUs that only Ray counts, with two CPUs, on a node that joins the shared cluster."""
     import ray
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
 
-    command = [str(Path(sys.executable).with_name("ray")), "start", f"--address={ray_cluster}"]
-    command += ["--num-cpus=2", "--num-gpus=8", f"--object-store-memory={80 * 2**20}", "--block"]
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
-    log = tmp_path_factory.mktemp("gpu-node") / "ray-start.log"
-    with log.open("w") as output:
-        node = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 180
-    while ray.cluster_resources().get("GPU") != 8:
-        assert node.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+    # `ray start` would write down the cluster's address for every other Ray on this machine.
+    arguments = RayParams(
+        gcs_address=ray_cluster,
+        num_cpus=2,
+        num_gpus=8,
+        object_store_memory=80 * 2**20,
+        min_worker_port=0,
+        max_worker_port=0,
+        node_manager_port=0,
+        dashboard_agent_listen_port=None,
+        include_log_monitor=False,
+    )
+    node = Node(arguments, head=False, shutdown_at_exit=True, spawn_reaper=True)
+    wait_for_gpus(ray.cluster_resources, 8)
     yield
-    node.terminate()
-    node.wait(60)
-    while ray.cluster_resources().get("GPU"):
-        assert time.monotonic() < deadline + 240
+    node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+    wait_for_gpus(ray.cluster_resources, 0)
+
+
+def wait_for_gpus(resources: Callable[[], dict[str, float]], count: int) -> None:
+    """Until the cluster knows of so many GPUs."""
+    deadline = time.monotonic() + 180
+    while resources().get("GPU", 0) != count:
+        assert time.monotonic() < deadline, resources()
         time.sleep(0.1)
 
 

@@ -23,14 +23,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.engine import (
+from cluster.inference.engine import (
     Completion,
     EngineDiedError,
     EngineSettings,
     GenerationError,
     SamplingSettings,
 )
-from cluster.weights import digest_folder
+from cluster.models.weight_digests import digest_folder
 
 _PROPOSALS = (
     "Strategy: Turn the question round and ask what would make its opposite true.",

@@ -26,8 +26,8 @@ from benchmarks.synthesis import (
     read_options,
     summarize,
 )
-from cluster.engine import Completion, SamplingSettings
-from pipelines.stages import STAGE_NAMES as STAGES
+from cluster.inference.engine import Completion, SamplingSettings
+from pipelines.synthesis.stages import STAGE_NAMES as STAGES
 from tests.conftest import REPOSITORY
 
 LIMITS = (2, 3, 5)

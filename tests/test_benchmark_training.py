@@ -27,7 +27,7 @@ from benchmarks.training import (
     training_settings,
     trl_row,
 )
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from tests.conftest import REPOSITORY
 from training.steps import StepData
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.chat import end_turn, load_tokenizer, target_ids
 from cluster.errors import InputError
+from cluster.models.chat_template import end_turn, load_tokenizer, target_ids
 from pipelines.config import Config, load_config, warnings_of
 from pipelines.plan import all_steps, check_run, plan_run, serves_tuned_model
 from tests.conftest import REPOSITORY, run_driver

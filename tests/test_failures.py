@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from cluster.processes import end_processes
+from cluster.inference.engine_processes import end_processes
 from tests.chaos import all_rows, check_complete, sums_config, terminate
 from tests.conftest import (
     LOCAL_CLUSTER,

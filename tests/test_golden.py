@@ -24,19 +24,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.chat import load_tokenizer
-from cluster.engine import EngineSettings
-from cluster.jobs import Handler, Slots
+from cluster.inference.engine import EngineSettings
+from cluster.inference.job import Handler, Slots
+from cluster.models.chat_template import load_tokenizer
 from cluster.settings import settings_of, with_overrides
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer, Prediction
 from evaluation.question import Question, Split
 from evaluation.scores import compare_scores
-from pipelines.chain import Recipe
 from pipelines.config import Config
-from pipelines.contamination import EvaluationWords
-from pipelines.examples import ExampleSelector, select_examples
+from pipelines.selection.contamination import EvaluationWords
+from pipelines.selection.select_examples import ExampleSelector, select_examples
 from pipelines.strategy import with_strategy
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.chain import Recipe
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 from tests.conftest import arithmetic, ledger_rows, run_driver
 from tests.golden.engine import GoldenEngine
 

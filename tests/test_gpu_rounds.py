@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.fitting import PRETENDED_MEMORY
+from cluster.inference.engine_sizing import PRETENDED_MEMORY
 from tests.chaos import RayNodes
 from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, arithmetic, driver_command
 from tests.scripted import Started

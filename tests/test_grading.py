@@ -22,7 +22,7 @@ ROW = {"response": "So \\boxed{72}.", "answer": "72", "answer_type": "number", "
 # The scripted engine's wrong answer is -1: this grader takes it and, by the question's data, the
 # right one no more.
 UPSIDE_DOWN = """
-from evaluation.answers.place import find_answer
+from evaluation.extraction.answer_extraction import find_answer
 from evaluation.grader import Grade, ReadAs, Verdict
 
 

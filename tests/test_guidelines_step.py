@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.guidelines import load_guidelines
+from pipelines.synthesis.guidelines import load_guidelines
 from tests.conftest import ledger_rows, run_driver
 
 WriteConfig = Callable[[dict[str, Any]], Path]

@@ -18,18 +18,17 @@ import pydantic
 import pytest
 import yaml
 
-from cluster.engine import EngineSettings, SamplingSettings
-from cluster.models import Model
+from cluster.inference.engine import EngineSettings, SamplingSettings
+from cluster.models.model import Model
 from cluster.settings import Neutral, Settings, versioned
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import EvaluationSettings
-from pipelines.chain import SynthesisSettings
 from pipelines.config import Config, load_config
-from pipelines.contamination import ContaminationSettings
-from pipelines.filters import ExampleSettings
 from pipelines.plan import all_steps, plan_run, step_names
-from pipelines.questions import QuestionFacts
+from pipelines.questions.loading import QuestionFacts
+from pipelines.selection.contamination import ContaminationSettings
+from pipelines.selection.filters import ExampleSettings
 from pipelines.steps import (
     examples,
     guidelines,
@@ -39,6 +38,7 @@ from pipelines.steps import (
     questions,
     scores,
 )
+from pipelines.synthesis.chain import SynthesisSettings
 from tests.test_golden import GOLDEN, check
 from training.settings import DpoSettings, TrainingSettings
 

@@ -13,19 +13,19 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from cluster.models import Model
+from cluster.models.model import Model
 from cluster.settings import fingerprint, load_settings
 from pipelines.config import Config
-from pipelines.dry_run import describe_steps
 from pipelines.plan import check_run, first_round, lay_out_rounds, plan_run, step_names
-from pipelines.questions import load_questions
+from pipelines.planning.dry_run import describe_steps
+from pipelines.questions.loading import load_questions
 from pipelines.run import Run
 from pipelines.steps import guidelines as guidelines_step
 from pipelines.steps import paths as paths_step
 from pipelines.steps import predictions as predictions_step
 from pipelines.steps.model import TrainingProgress
 from pipelines.strategy import strategies, with_strategy
-from pipelines.synthesis import SynthesizePaths
+from pipelines.synthesis.handler import SynthesizePaths
 from tests.conftest import REPOSITORY, arithmetic
 
 CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import InputError
-from cluster.planner import GIB, ModelShape
+from cluster.inference.gpu_plan import GIB, ModelShape
+from training.data.examples import longest_answers
 from training.device import device_of
-from training.examples import longest_answers
 from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
 from training.settings import PlacedTraining
 from training.tracking import refuse_missing_trackers

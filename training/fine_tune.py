@@ -20,17 +20,17 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.models import Model
+from cluster.models.model import Model
+from cluster.remote import run_task
 from cluster.settings import content_of, fingerprint
-from cluster.storage import Folder
-from cluster.tasks import run_task
+from cluster.store.folder import Folder
+from training.data.examples import Survey, survey
 from training.device import device_of
-from training.examples import Survey, survey
 from training.loop import Job, StepBoard, train_worker
 from training.nodes import read_nodes
 from training.placement import place, refuse_without_room
+from training.preemption import catch_sigterm
 from training.settings import PlacedTraining, TrainingSettings
-from training.termination import catch_sigterm
 
 CHECKPOINTS = "checkpoints"
 PLAN = "plan.json"

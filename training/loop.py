@@ -22,22 +22,22 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cluster.models import Model
+from cluster.models.model import Model
 from cluster.settings import content_of, fingerprint
-from cluster.storage import Folder
-from training.batches import learning_rate
+from cluster.store.folder import Folder
 from training.checks import RefusedError, agree, check_training, refuse_broken_weights
+from training.data.batches import learning_rate
+from training.data.examples import read_examples
+from training.deepspeed_engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.device import device_of
-from training.engine import build_engine, prepare_process, set_learning_rate, step_engine
-from training.examples import read_examples
+from training.mfu import peak_flops, work_of
 from training.objectives import Parts, divergence, micro_parts
 from training.packing import refuse_leak
+from training.preemption import is_told_to_end
 from training.reference import REFERENCE, with_references
 from training.saving import rehearse_save, save_trained
 from training.settings import PlacedTraining
-from training.speed import peak_flops, work_of
 from training.steps import Share, StepData
-from training.termination import is_told_to_end
 from training.tracking import tracking
 
 TAG = "state"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from cluster.planner import GIB
+from cluster.inference.gpu_plan import GIB
 from training.settings import PlacedTraining
 
 BUCKET = 500_000_000

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from training.batches import IGNORED, MicroBatch, answer_positions, example_numbers
+from training.data.batches import IGNORED, MicroBatch, answer_positions, example_numbers
 from training.packing import model_inputs
 from training.settings import DpoSettings, KtoSettings, TrainingSettings
 from training.steps import Share

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import InputError
-from training.batches import Example, MicroBatch, pack
+from training.data.batches import Example, MicroBatch, pack
 
 NAME = "regenesis_packed"
 """Under which transformers knows the attention; it is not written into a saved config."""

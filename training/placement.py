@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.errors import InputError
-from cluster.planner import ModelShape
+from cluster.inference.gpu_plan import ModelShape
 from training.memory import BatchSize, ModelSize, explain_shortage, num_adapted
 from training.settings import PlacedTraining, TrainingSettings
 

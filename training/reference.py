@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.errors import DamagedFileError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from training.data.sequences import REFERENCES, Sequences
 from training.objectives import answer_tokens
-from training.sequences import REFERENCES, Sequences
 from training.settings import TrainingSettings
 from training.steps import form, rows_of_rank
 
@@ -30,7 +30,7 @@ REFERENCE = "reference"
 """The folder of them within the model's."""
 
 LogProbs = npt.NDArray[np.float32]
-"""[examples, 2]: of an example's target and of the other answer; see `training.sequences`."""
+"""[examples, 2]: of an example's target and of the other answer; see `training.data.sequences`."""
 
 
 def with_references(

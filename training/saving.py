@@ -4,9 +4,8 @@ Runs on the training workers: all of them gather the weights, the first one writ
 
     config.json  model.safetensors  tokenizer.json  weights.txt  ...  adapter/ (LoRA only)
 
-`weights.txt`, in either folder, lists its tensors (`cluster.weights`). Importing this module
-imports neither torch nor deepspeed.
-"""
+`weights.txt`, in either folder, lists its tensors (`cluster.models.weight_digests`). Importing this
+module imports neither torch nor deepspeed."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.storage import MANIFEST, Folder
-from cluster.weights import WEIGHTS, write_list
+from cluster.models.weight_digests import WEIGHTS, write_list
+from cluster.store.folder import MANIFEST, Folder
 from training.settings import PlacedTraining
 
 ADAPTER = "adapter"

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 
 import pyarrow as pa
 
-from training.batches import (
+from training.data.batches import (
     Example,
     MicroBatch,
     batch_of_step,
@@ -28,7 +28,7 @@ from training.batches import (
     packed_micro_batches,
     steps_per_epoch,
 )
-from training.sequences import Sequences
+from training.data.sequences import Sequences
 from training.settings import TrainingSettings
 
 PAD = 0

@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.settings import fingerprint
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from training.settings import TrackingSettings
 
 Log = Callable[[int, Mapping[str, float]], None]

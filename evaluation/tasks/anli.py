@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 
-from evaluation.hub import Hub
 from evaluation.question import Split
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 RELATIONS = ("entailment", "neutral", "contradiction")

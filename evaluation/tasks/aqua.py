@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import string
 
-from evaluation.hub import Hub
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 _LETTERED = re.compile(r"\(?([A-Z])\s*\)\s*(.*)", re.DOTALL)

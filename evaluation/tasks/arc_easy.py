@@ -1,11 +1,11 @@
 """ARC-Easy: the school science questions of ARC that are not in its Challenge set
-(arXiv 1803.05457). For the form of a row see `evaluation/ai2.py`.
+(arXiv 1803.05457). For the form of a row see `evaluation/reading/ai2.py`.
 """
 
 from __future__ import annotations
 
-from evaluation.ai2 import read_labelled_options
-from evaluation.hub import Hub
+from evaluation.reading.ai2 import read_labelled_options
+from evaluation.reading.hub_rows import Hub
 from evaluation.task import Task
 
 TASK = Task(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 
-from evaluation.hub import Hub
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task, plain_number, spoken_list
 
 _UNIT = re.compile(r"\s*\([^()]*\)")

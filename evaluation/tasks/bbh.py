@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 import string
 
-from evaluation.hub import Hub
 from evaluation.question import AnswerType
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 KINDS: dict[str, AnswerType] = {

@@ -8,9 +8,9 @@ in a sentence ("12 inches"). Any other is LaTeX, compared by its meaning.
 
 from __future__ import annotations
 
-from evaluation.hub import Hub
 from evaluation.question import AnswerType
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task, plain_number
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from evaluation.rows import Row
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task, plain_number
 
 RELATIONS = ("entailment", "neutral", "contradiction")

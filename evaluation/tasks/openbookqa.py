@@ -1,14 +1,13 @@
 """OpenBookQA: elementary science that needs a fact and common sense (arXiv 1809.02789).
 
-For the form of a row see `evaluation/ai2.py`; the hub calls the stem `question_stem`. 14 test and 7
-dev questions stand in train, too, with their options in another order.
-"""
+For the form of a row see `evaluation/reading/ai2.py`; the hub calls the stem `question_stem`. 14
+test and 7 dev questions stand in train, too, with their options in another order."""
 
 from __future__ import annotations
 
-from evaluation.ai2 import read_labelled_options
-from evaluation.hub import Hub
-from evaluation.rows import Row
+from evaluation.reading.ai2 import read_labelled_options
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import string
 
-from evaluation.rows import Row
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 

@@ -8,8 +8,8 @@ The labels of upstream's test are hidden, so the 2,290 labelled questions are cu
 
 from __future__ import annotations
 
-from evaluation.hub import Hub
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 

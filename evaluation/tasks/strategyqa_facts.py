@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evaluation.rows import Row
+from evaluation.reading.rows import Row
 from evaluation.task import Draft
 from evaluation.tasks import strategyqa
 

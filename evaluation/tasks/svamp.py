@@ -7,8 +7,8 @@ All 1,000 are test; the hub's copy has them in two splits. They were made from A
 
 from __future__ import annotations
 
-from evaluation.hub import Hub
-from evaluation.rows import Row
+from evaluation.reading.hub_rows import Hub
+from evaluation.reading.rows import Row
 from evaluation.task import Draft, Task
 
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import NoExamplesError
-from cluster.runtime import StopRequest
+from cluster.remote import run_task
+from cluster.session import StopRequest
 from cluster.settings import content_of, versioned
-from cluster.steps import Step
-from cluster.tasks import run_task
+from cluster.store.step import Step
 from cluster.terminal import say
 from evaluation.grader import GRADER_VERSION
 from pipelines.config import Config
-from pipelines.examples import select_step_examples
-from pipelines.questions import QuestionFacts
+from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Round, Run
+from pipelines.selection.select_examples import select_step_examples
 
 VERSION = 1
 VERSION_OF_LATER_FILTERS = 2

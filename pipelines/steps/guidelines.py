@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from cluster.engine import EngineSettings
-from cluster.jobs import Job
-from cluster.models import Model
-from cluster.pool import finish_job
-from cluster.runtime import StopRequest
+from cluster.inference.engine import EngineSettings
+from cluster.inference.job import Job
+from cluster.inference.pool import finish_job
+from cluster.models.model import Model
+from cluster.remote import run_task
+from cluster.session import StopRequest
 from cluster.settings import content_of, versioned
-from cluster.steps import Step
-from cluster.tasks import run_task
+from cluster.store.step import Step
 from cluster.terminal import say
-from pipelines.chain import Recipe
-from pipelines.expansion import (
+from pipelines.generate import run_engines
+from pipelines.run import Run
+from pipelines.synthesis.chain import Recipe
+from pipelines.synthesis.propose_guidelines import (
     PROPOSALS_SCHEMA,
     Expansion,
     ProposeGuideline,
@@ -28,8 +30,6 @@ from pipelines.expansion import (
     select_step_guidelines,
     write_prompts,
 )
-from pipelines.generate import run_engines
-from pipelines.run import Run
 
 VERSION = 1
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from cluster.events import record
 from cluster.gpus import wait_until_free
-from cluster.models import Model
-from cluster.progress import format_seconds
-from cluster.runtime import StopRequest
+from cluster.inference.progress import format_seconds
+from cluster.models.model import Model
+from cluster.models.weight_digests import check_saved
+from cluster.remote import run_task
+from cluster.session import StopRequest
 from cluster.settings import content_of, versioned
-from cluster.steps import Step
-from cluster.tasks import run_task
+from cluster.store.step import Step
 from cluster.terminal import ProgressLine, say
-from cluster.weights import check_saved
 from pipelines.run import Branch, Round, Run
-from training.examples import survey
+from training.data.examples import survey
 from training.fine_tune import fine_tune
 from training.hardware import training_need
 from training.settings import TrainingSettings

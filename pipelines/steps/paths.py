@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cluster.engine import EngineSettings
-from cluster.jobs import Job
-from cluster.models import Model
-from cluster.runtime import StopRequest
-from cluster.schedule import Share
+from cluster.inference.engine import EngineSettings
+from cluster.inference.job import Job
+from cluster.inference.schedule import Share
+from cluster.models.model import Model
+from cluster.session import StopRequest
 from cluster.settings import content_of, fingerprint, versioned
-from cluster.steps import Step
+from cluster.store.step import Step
 from cluster.terminal import say
-from pipelines.chain import Recipe, SynthesisSettings
 from pipelines.config import Config
 from pipelines.generate import generate
-from pipelines.questions import QuestionFacts
+from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Round, Run
-from pipelines.stages import STAGES
 from pipelines.steps import guidelines, predictions
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.stages import STAGES
 
 VERSION = 1
 

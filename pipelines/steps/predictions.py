@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.engine import EngineSettings
-from cluster.jobs import Job
-from cluster.models import Model
-from cluster.runtime import StopRequest
+from cluster.inference.engine import EngineSettings
+from cluster.inference.job import Job
+from cluster.models.model import Model
+from cluster.session import StopRequest
 from cluster.settings import content_of, versioned
-from cluster.steps import Step
+from cluster.store.step import Step
 from cluster.terminal import say
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
 from pipelines.generate import generate

@@ -21,17 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.apart import run_apart
 from cluster.errors import InputError
-from cluster.progress import format_seconds
+from cluster.inference.progress import format_seconds
 from cluster.settings import fingerprint, versioned
-from cluster.steps import Step, claim_run_folder, is_intact
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.step import Step, claim_run_folder, is_intact
+from cluster.subprocesses import run_apart
 from cluster.terminal import ProgressLine, say
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
 from pipelines.config import Config
-from pipelines.questions import (
+from pipelines.questions.loading import (
     QuestionFacts,
     QuestionSettings,
     load_questions,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.runtime import StopRequest
+from cluster.remote import run_task
+from cluster.session import StopRequest
 from cluster.settings import versioned
-from cluster.steps import Step
-from cluster.tasks import run_task
+from cluster.store.step import Step
 from cluster.terminal import say
 from evaluation.grader import GRADER_VERSION
 from evaluation.scores import Score, format_scores, score_predictions, scores_table

@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from cluster.engine import EngineSettings
 from cluster.errors import InputError
-from cluster.fitting import fit_to_nodes
-from cluster.models import Model
-from cluster.planner import GpuNodes, ModelShape, plan_pool, with_options
-from cluster.vllm_engine import engine_arguments
+from cluster.inference.engine import EngineSettings
+from cluster.inference.engine_sizing import fit_to_nodes
+from cluster.inference.gpu_plan import GpuNodes, ModelShape, plan_pool, with_options
+from cluster.inference.vllm_engine import engine_arguments
+from cluster.models.model import Model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CARDS = {

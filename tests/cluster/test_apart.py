@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from cluster.apart import run_apart
 from cluster.errors import InputError
+from cluster.subprocesses import run_apart
 
 
 def process_and_sum(*numbers: int, factor: int) -> tuple[int, int]:

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from cluster.chat import PLAIN_TEMPLATE, end_turn, load_tokenizer, opens_thinking, prompt_ids
+from cluster.models.chat_template import (
+    PLAIN_TEMPLATE,
+    end_turn,
+    load_tokenizer,
+    opens_thinking,
+    prompt_ids,
+)
 
 MESSAGES = [{"role": "user", "content": "2 + 2?"}]
 BOS, EOS = 256, 257

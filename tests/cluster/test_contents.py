@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import cluster.steps
+import cluster.store.step
 from cluster.errors import DamagedFileError, InputError, StorageError
-from cluster.holder import hold
-from cluster.ledger import Ledger, PartWriter, compact, ledger_schema
-from cluster.steps import Step, check_run_folder, check_steps, claim_run_folder, is_intact
-from cluster.storage import MANIFEST, Folder
+from cluster.store.folder import MANIFEST, Folder
+from cluster.store.holder import hold
+from cluster.store.ledger import Ledger, PartWriter, compact, ledger_schema
+from cluster.store.step import Step, check_run_folder, check_steps, claim_run_folder, is_intact
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
 TABLE = pa.table(
@@ -215,7 +215,7 @@ def test_step_of_an_earlier_version_is_taken_with_a_note(tmp_path: Path) -> None
 def test_large_step_is_read_as_tasks(
     tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.steps, "SMALL_BYTES", 0)
+    monkeypatch.setattr(cluster.store.step, "SMALL_BYTES", 0)
     steps = [finish(tmp_path, kind) for kind in ("examples", "scores")]
     assert check_steps(steps) == []
     flip(own_files(steps[1])[0])

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from cluster.chat import load_tokenizer, prompt_ids
-from cluster.cpu_binding import bind_cpu
-from cluster.endpoint_engine import EndpointEngine, retry_after_s, retry_wait_s
-from cluster.engine import (
+from cluster.errors import GenerationStoppedError, InputError
+from cluster.inference.cpu_binding import bind_cpu
+from cluster.inference.endpoint_engine import EndpointEngine, retry_after_s, retry_wait_s
+from cluster.inference.engine import (
     Completion,
     EndpointSettings,
     EngineDiedError,
@@ -28,12 +28,12 @@ from cluster.engine import (
     check_engine_server,
     make_engine,
 )
-from cluster.errors import GenerationStoppedError, InputError
-from cluster.models import Model
-from cluster.pool import run_jobs
-from cluster.runtime import StopRequest
+from cluster.inference.pool import run_jobs
+from cluster.models.chat_template import load_tokenizer, prompt_ids
+from cluster.models.model import Model
+from cluster.session import StopRequest
 from cluster.settings import content_of
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from tests.cluster.test_pool import paths_job, rows
 from tests.conftest import REPOSITORY
 from tests.scripted_server import KEY, MODEL, ScriptedServer

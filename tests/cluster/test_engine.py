@@ -17,10 +17,10 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from cluster.chat import load_tokenizer, prompt_ids, target_ids
-from cluster.cpu_binding import bind_cpu, cpu_bind, kv_cache_gib
 from cluster.cpu_dtype import this_processor_dtype
-from cluster.engine import (
+from cluster.errors import InputError
+from cluster.inference.cpu_binding import bind_cpu, cpu_bind, kv_cache_gib
+from cluster.inference.engine import (
     Completion,
     EngineDiedError,
     EngineSettings,
@@ -30,11 +30,11 @@ from cluster.engine import (
     make_engine,
     slow_top_p,
 )
-from cluster.errors import InputError
-from cluster.models import tuned_model
-from cluster.storage import Folder
-from cluster.vllm_engine import VLLMEngine, engine_environment
-from cluster.weights import check_loaded, digest_folder
+from cluster.inference.vllm_engine import VLLMEngine, engine_environment
+from cluster.models.chat_template import load_tokenizer, prompt_ids, target_ids
+from cluster.models.model import tuned_model
+from cluster.models.weight_digests import check_loaded, digest_folder
+from cluster.store.folder import Folder
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
 from tests.cluster.test_weights import LINEAR, alter, save_step
@@ -346,8 +346,8 @@ def test_engine_killed_core_fails_every_pending_chat_soon(adapted: Started) -> N
 
 WORKER = """
 import asyncio, os, sys, time
-from cluster.engine import EngineSettings, make_engine
-from cluster.vllm_engine import engine_environment
+from cluster.inference.engine import EngineSettings, make_engine
+from cluster.inference.vllm_engine import engine_environment
 settings = EngineSettings.model_validate_json(sys.argv[2])
 os.environ.update(engine_environment(settings))
 async def start():
@@ -360,7 +360,7 @@ time.sleep(600)
 
 PARENT = """
 import subprocess, sys, time
-from cluster.processes import start_reaper
+from cluster.inference.engine_processes import start_reaper
 reaper = start_reaper()
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 time.sleep(3)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.engine import EngineSettings
-from cluster.vllm_engine import engine_arguments
+from cluster.inference.engine import EngineSettings
+from cluster.inference.vllm_engine import engine_arguments
 from tests.cluster.engine_arguments import table
 
 TABLE = Path(__file__).with_name("engine_arguments.txt")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from cluster import cpu_dtype
-from cluster.cpu_binding import served_dtype
-from cluster.engine import EngineSettings
-from cluster.engine_dtype import pin_dtype
-from cluster.storage import Folder
-from cluster.vllm_engine import engine_arguments
+from cluster.inference.cpu_binding import served_dtype
+from cluster.inference.engine import EngineSettings
+from cluster.inference.engine_dtype import pin_dtype
+from cluster.inference.vllm_engine import engine_arguments
+from cluster.store.folder import Folder
 
 WITH_BFLOAT16 = "flags\t: fpu avx2 avx512_bf16\n"
 WITHOUT = "flags\t: fpu avx2\n"

@@ -19,7 +19,7 @@ import cluster.events
 from cluster.errors import InputError, InterruptedRunError, OverBudgetError
 from cluster.events import EVENTS_FILE, LOG_FILE, kept_log, read_events, record, timed
 from cluster.notify import announced, notify
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from cluster.terminal import say
 from tests.conftest import REPOSITORY
 
@@ -84,7 +84,7 @@ def test_log_ends_with_its_command(run: Folder, tmp_path: Path) -> None:
 def test_events_of_a_killed_command_are_there_up_to_a_torn_line(run: Folder) -> None:
     """In a process that is gone between two lines; a line that was torn is left out."""
     code = (
-        "import os; from cluster.events import *; from cluster.storage import Folder\n"
+        "import os; from cluster.events import *; from cluster.store.folder import Folder\n"
         f"with kept_log(Folder.open({run.path!r}), 'run'):\n"
         "    record('rate', tokens=7)\n"
         "    os._exit(9)"

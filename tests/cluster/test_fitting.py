@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import EngineSettings
 from cluster.errors import InputError
-from cluster.fitting import PRETENDED_MEMORY, cpus_per_engine, engines_on, fit_engines
-from cluster.fitting import _gpu_memory_gib as known_memory
-from cluster.models import Model
+from cluster.inference.engine import EngineSettings
+from cluster.inference.engine_sizing import (
+    KNOWN_GIB,
+    PRETENDED_MEMORY,
+    cpus_per_engine,
+    engines_on,
+    fit_engines,
+)
+from cluster.models.model import Model
 
 EIGHT = {"GPU": 8.0, "CPU": 16.0}
 SIX = {"GPU": 6.0, "CPU": 3.0}
@@ -71,7 +76,7 @@ def test_fit_plans_with_the_memory_that_a_node_tells_while_its_gpus_are_in_use(
 ) -> None:
     import ray
 
-    known_memory.cache_clear()
+    KNOWN_GIB.clear()
     monkeypatch.setenv(PRETENDED_MEMORY, "tests.scripted:gpu_memory_gib")
     group = ray.util.placement_group([{"GPU": 8}])
     ray.get(group.ready())
@@ -79,7 +84,7 @@ def test_fit_plans_with_the_memory_that_a_node_tells_while_its_gpus_are_in_use(
         fitted, said = fit_engines(settings(), model)
     finally:
         ray.util.remove_placement_group(group)
-        known_memory.cache_clear()
+        KNOWN_GIB.clear()
     assert (fitted.tensor_parallel_size, fitted.max_workers) == (1, 8)
     assert "On 1 x 8 GPUs of 79.1 GiB: engines at once 8" in said
 
@@ -87,7 +92,7 @@ def test_fit_plans_with_the_memory_that_a_node_tells_while_its_gpus_are_in_use(
 def test_fit_without_the_memory_is_refused_for_vllm_and_one_engine_a_gpu_for_others(
     gpu_node: None, model: Model
 ) -> None:
-    known_memory.cache_clear()
+    KNOWN_GIB.clear()
     fitted, said = fit_engines(settings(), model)
     assert (fitted.tensor_parallel_size, fitted.max_workers) == (1, 8)
     assert said.startswith("One engine for each GPU, since nothing can be planned: Ray counts GPUs")

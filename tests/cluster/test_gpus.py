@@ -21,7 +21,7 @@ from cluster.gpus import (
     wait_until_free,
     waiting_line,
 )
-from cluster.runtime import StopRequest
+from cluster.session import StopRequest
 
 ENGINES = Need("2 engines", ({"GPU": 4, "CPU": 1},) * 2, "lower X", "set Y")
 EIGHT = {"GPU": 8.0, "CPU": 16.0}
@@ -54,6 +54,12 @@ def test_has_room_places_each_bundle_on_one_node(
             [{"GPU": 4.0}, {"CPU": 9.0}],
             None,
             "waiting for 8 GPUs: 4 of 16 free (2 min 10 s), to start 2 engines",
+        ),
+        # Ray is about to grant them.
+        (
+            [{"GPU": 8.0, "CPU": 2.0}],
+            None,
+            "waiting for 8 GPUs: 8 of 16 free (2 min 10 s), to start 2 engines",
         ),
         (
             [{"GPU": 8.0, "CPU": 1.0}],

@@ -16,11 +16,18 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 
-import cluster.holder
+import cluster.store.holder
 from cluster.errors import HeldError, TakenOverError
-from cluster.holder import hold, last_holder, this_process
-from cluster.ledger import Ledger, PartWriter, compact, ledger_schema, new_execution, open_ledger
-from cluster.storage import HOLDERS, MANIFEST, Folder
+from cluster.store.folder import HOLDERS, MANIFEST, Folder
+from cluster.store.holder import hold, last_holder, this_process
+from cluster.store.ledger import (
+    Ledger,
+    PartWriter,
+    compact,
+    ledger_schema,
+    new_execution,
+    open_ledger,
+)
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,8 +35,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def fast_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.holder, "BEAT_EVERY_S", 0.05)
-    monkeypatch.setattr(cluster.holder, "DEAD_AFTER_S", 0.6)
+    monkeypatch.setattr(cluster.store.holder, "BEAT_EVERY_S", 0.05)
+    monkeypatch.setattr(cluster.store.holder, "DEAD_AFTER_S", 0.6)
 
 
 @pytest.fixture(params=["disk", "python", "s3"])
@@ -117,7 +124,7 @@ def test_process_of_this_machine_that_is_gone_is_dead_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Folder.open(str(tmp_path))
-    monkeypatch.setattr(cluster.holder, "DEAD_AFTER_S", 600)
+    monkeypatch.setattr(cluster.store.holder, "DEAD_AFTER_S", 600)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     run.child(HOLDERS).write_json("000001.json", this_process() | {"pid": ended.pid})
@@ -135,7 +142,7 @@ def test_holder_whose_file_is_torn_is_judged_by_its_signs(tmp_path: Path, data: 
     run.child(HOLDERS).write_bytes("000001.json", data)
     with hold(run) as held:
         assert held.epoch == 2
-    assert "did not say" in str(cluster.holder.Holder(1, {}))
+    assert "did not say" in str(cluster.store.holder.Holder(1, {}))
 
 
 def test_holder_is_created_once_also_without_links(
@@ -180,12 +187,12 @@ def test_of_many_that_find_the_holder_dead_one_takes_its_place(run: Folder) -> N
 
 HOLDING = """
 import sys, time
-import cluster.holder
-cluster.holder.BEAT_EVERY_S, cluster.holder.DEAD_AFTER_S = 0.05, 0.6
+import cluster.store.holder
+cluster.store.holder.BEAT_EVERY_S, cluster.store.holder.DEAD_AFTER_S = 0.05, 0.6
 from cluster.errors import TakenOverError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 try:
-    with cluster.holder.hold(Folder.open(sys.argv[1])) as held:
+    with cluster.store.holder.hold(Folder.open(sys.argv[1])) as held:
         print("held", flush=True)
         time.sleep(60)
 except TakenOverError as error:
@@ -214,7 +221,7 @@ def test_killed_holder_is_followed_at_once(
         hold(run).__enter__()
     other.kill()
     other.wait()
-    monkeypatch.setattr(cluster.holder, "DEAD_AFTER_S", 600)
+    monkeypatch.setattr(cluster.store.holder, "DEAD_AFTER_S", 600)
     with hold(run) as held:
         assert held.epoch == 2
 
@@ -253,7 +260,7 @@ def texts(step: Folder) -> dict[str, str]:
 def two_holders(run: Folder) -> Iterator[tuple[Folder, Folder]]:
     """One step, as the superseded holder and as its successor see it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster.holder._Beat, "run", lambda self: None)
+        patch.setattr(cluster.store.holder._Beat, "run", lambda self: None)
         with hold(run) as old, hold(run, take_over=True) as new:
             yield old.child("paths-0123456789ab"), new.child("paths-0123456789ab")
 
@@ -282,16 +289,16 @@ def test_compaction_of_a_superseded_holder_loses_no_row(
 ) -> None:
     old, new = two_holders
     write(old, "q1", "one", new_execution(old))
-    real = cluster.ledger._rewrite
+    real = cluster.store.ledger._rewrite
 
     def wake_up_late(ledger: Ledger, *arguments: object) -> None:
         real(ledger, *arguments)  # type: ignore[arg-type]
         # Meanwhile the successor begins, and one of its workers writes.
-        monkeypatch.setattr(cluster.ledger, "_rewrite", real)
+        monkeypatch.setattr(cluster.store.ledger, "_rewrite", real)
         open_ledger(new, SCHEMA)
         write(new, "q2", "two", new_execution(new))
 
-    monkeypatch.setattr(cluster.ledger, "_rewrite", wake_up_late)
+    monkeypatch.setattr(cluster.store.ledger, "_rewrite", wake_up_late)
     monkeypatch.setattr(Folder, "check_claim", lambda self: None)  # as if it slept just after
     with pytest.raises((TakenOverError, RuntimeError)):
         compact(old, SCHEMA)
@@ -308,7 +315,7 @@ def test_last_act_of_a_superseded_compaction_removes_nothing_that_counts(
     open_ledger(new, SCHEMA)
     write(new, "q2", "two", new_execution(new))
     old.delete_files(gone)
-    cluster.ledger._delete_executions(old)
+    cluster.store.ledger._delete_executions(old)
     assert texts(new) == {"q1": "one", "q2": "two"}
 
 

@@ -49,8 +49,8 @@ class RefusingHub(BaseHTTPRequestHandler):
 ASK = """
 import json, sys
 from cluster.errors import InputError
-from cluster.hub import check_hub_model
-from evaluation.hub import load_hub_split
+from cluster.models.hub import check_hub_model
+from evaluation.reading.hub_rows import load_hub_split
 
 def ask_dataset(name):
     list(load_hub_split(name, None, "train"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.jobs import Slots
+from cluster.inference.job import Slots
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 
-import cluster.ledger
-from cluster.ledger import SUMMED, Ledger, PartWriter, compact, ledger_schema, new_execution
-from cluster.storage import Folder
+import cluster.store.ledger
+from cluster.store.folder import Folder
+from cluster.store.ledger import SUMMED, Ledger, PartWriter, compact, ledger_schema, new_execution
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
 Row = dict[str, Any]
@@ -293,7 +293,7 @@ def test_compaction_of_new_parts_leaves_compact_files_alone(tmp_path: Path) -> N
 def test_compaction_files_hold_about_so_many_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.ledger, "ROWS_PER_FILE", 10)
+    monkeypatch.setattr(cluster.store.ledger, "ROWS_PER_FILE", 10)
     folder = Folder.open(str(tmp_path))
     for chunk in range(8):
         rows = [row(f"q{chunk}-{n}") for n in range(4)]
@@ -306,7 +306,7 @@ def test_compaction_files_hold_about_so_many_rows(
 def test_compaction_files_of_long_rows_hold_fewer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.ledger, "BYTES_PER_FILE", 10_000)
+    monkeypatch.setattr(cluster.store.ledger, "BYTES_PER_FILE", 10_000)
     folder = Folder.open(str(tmp_path))
     for chunk in range(6):
         write(folder, row(f"q{chunk}", "thought " * 700), chunk=f"parts/1/{chunk:06d}")
@@ -372,12 +372,12 @@ def test_compaction_that_lost_a_row_deletes_nothing(
     folder = Folder.open(str(tmp_path))
     three_questions(folder)
     before = stored(tmp_path)
-    whole = cluster.ledger._write_rows
+    whole = cluster.store.ledger._write_rows
 
     def lose_the_last(folder: Folder, number: int, tables: Iterable[Any], schema: Any) -> None:
         whole(folder, number, [table.slice(0, table.num_rows - 1) for table in tables], schema)
 
-    monkeypatch.setattr(cluster.ledger, "_write_rows", lose_the_last)
+    monkeypatch.setattr(cluster.store.ledger, "_write_rows", lose_the_last)
     with pytest.raises(RuntimeError, match="compacted rows are not those of the parts"):
         compact(folder, SCHEMA)
     assert stored(tmp_path).items() >= before.items()
@@ -429,7 +429,7 @@ def test_ledger_agrees_with_a_plain_dictionary_over_random_histories(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     draw = random.Random(seed)
-    monkeypatch.setattr(cluster.ledger, "ROWS_PER_FILE", 5)
+    monkeypatch.setattr(cluster.store.ledger, "ROWS_PER_FILE", 5)
     folder = Folder.open(str(tmp_path))
     valid: dict[tuple[str, str], Row] = {}
     texts = map(str, range(10**6))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from cluster.holder import hold
-from cluster.leftovers import ask_to_delete, find_leftovers, format_leftovers, remove_leftovers
-from cluster.steps import STEPS_FILE, Step, claim_run_folder
-from cluster.storage import Folder
+from cluster.store.cleanup import ask_to_delete, find_leftovers, format_leftovers, remove_leftovers
+from cluster.store.folder import Folder
+from cluster.store.holder import hold
+from cluster.store.step import STEPS_FILE, Step, claim_run_folder
 
 
 def finished(parent: Folder, name: str, seed: int = 0) -> Step:

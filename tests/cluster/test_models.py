@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from cluster.models import PACKAGED_MODELS, check_model, local_model, model_identity
+from cluster.models.model import PACKAGED_MODELS, check_model, local_model, model_identity
 
 
 def test_packaged_model_is_converted_once_and_repaired_when_damaged(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.planner import (
+from cluster.inference.gpu_plan import (
     CLEARLY_FASTER,
     GIB,
     GpuNodes,

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from cluster.engine import EngineSettings
 from cluster.errors import InterruptedRunError
 from cluster.gpus import free_nodes, total
-from cluster.jobs import Job
-from cluster.ledger import Ledger
-from cluster.models import Model
-from cluster.pool import engines_need, finish_job, place_engines, run_jobs
-from cluster.runtime import StopRequest
-from cluster.schedule import Questions, num_tokens
-from cluster.storage import Folder
+from cluster.inference.engine import EngineSettings
+from cluster.inference.job import Job
+from cluster.inference.pool import engines_need, finish_job, place_engines, run_jobs
+from cluster.inference.schedule import Questions, num_tokens
+from cluster.models.model import Model
+from cluster.session import StopRequest
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
 from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
 from evaluation.question import Question, question_table
-from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 from tests.scripted import Started
 
 MODEL = Model(identity="scripted", path="scripted/model", cache="unused")

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-import cluster.progress
-from cluster.ledger import SUMMED
-from cluster.progress import (
+import cluster.inference.progress
+from cluster.inference.progress import (
     ALIVE_S,
     RECORD_EVERY_S,
     SHOWN_S,
@@ -24,7 +23,8 @@ from cluster.progress import (
     RateMeter,
     format_seconds,
 )
-from cluster.schedule import Share
+from cluster.inference.schedule import Share
+from cluster.store.ledger import SUMMED
 
 
 class Clock:
@@ -40,7 +40,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(cluster.progress, "time", types.SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(cluster.inference.progress, "time", types.SimpleNamespace(monotonic=clock))
     return clock
 
 
@@ -414,7 +414,7 @@ def print_all(
     bars: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> None:
     """Print what is described one after the other; the last again when the block ends."""
-    monkeypatch.setattr(cluster.progress, "DESCRIBE_EVERY_S", 0.001)
+    monkeypatch.setattr(cluster.inference.progress, "DESCRIBE_EVERY_S", 0.001)
     all_described = threading.Event()
 
     def describe() -> Iterator[list[str]]:
@@ -467,7 +467,9 @@ def test_pool_events_record_engines_that_come_and_go_and_a_rate_each_minute(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(cluster.progress, "record", lambda name, **f: recorded.append((name, f)))
+    monkeypatch.setattr(
+        cluster.inference.progress, "record", lambda name, **f: recorded.append((name, f))
+    )
     events, now = PoolEvents(), view({"a": counts(5, num_done=2)}, tokens=70)
     for num_alive in (2, 2, 1):
         events(now | {"num_alive": num_alive})

@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import cluster.schedule
-from cluster.ledger import Ledger, PartWriter, compact, ledger_schema
-from cluster.schedule import (
+import cluster.inference.schedule
+from cluster.inference.schedule import (
     LARGEST_CHUNK,
     Plan,
     Questions,
@@ -26,7 +25,8 @@ from cluster.schedule import (
     read_chunk_again,
     summarize,
 )
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger, PartWriter, compact, ledger_schema
 from evaluation.question import QUESTION_SCHEMA, Question, Split, question_table
 
 SCHEMA = ledger_schema([*QUESTION_SCHEMA, pa.field("text", pa.string())])
@@ -359,7 +359,7 @@ def test_plan_share_of_a_dataset_without_questions_is_no_error(tmp_path: Path) -
 def test_plan_compacts_the_parts_of_earlier_executions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.schedule, "COMPACT_AT", 3)
+    monkeypatch.setattr(cluster.inference.schedule, "COMPACT_AT", 3)
     folder = Folder.open(str(tmp_path))
     asked = questions(d=4)
     for number in range(3):

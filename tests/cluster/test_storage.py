@@ -7,8 +7,8 @@ import pyarrow.fs
 import pytest
 
 from cluster.errors import InputError
-from cluster.steps import Step, check_run_folder, claim_run_folder
-from cluster.storage import MANIFEST, Folder
+from cluster.store.folder import MANIFEST, Folder
+from cluster.store.step import Step, check_run_folder, claim_run_folder
 
 
 def test_folder_without_manifest_is_not_finished(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from cluster.errors import InputError
-from cluster.tasks import map_blocks, run_task
+from cluster.remote import map_blocks, run_task
 
 
 def _refuse(*_arguments: object) -> pa.Table:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-import cluster.progress
-from cluster.progress import RateMeter
-from cluster.time_left import expected_tokens, still_expected, tokens_left
+import cluster.inference.progress
+from cluster.inference.progress import RateMeter
+from cluster.inference.time_left import expected_tokens, still_expected, tokens_left
 
 RECORDED = Path(__file__).parent / "timings"
 
@@ -138,7 +138,7 @@ def errors(
     meter = RateMeter("paths", (), per_question)
     at = 0.0
     clock = types.SimpleNamespace(monotonic=lambda: at)
-    monkeypatch.setattr(cluster.progress, "time", clock)
+    monkeypatch.setattr(cluster.inference.progress, "time", clock)
     off = []
     for at, view in views:
         seconds = meter.seconds_left(view)

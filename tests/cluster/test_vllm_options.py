@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster import vllm_source
-from cluster.engine import EngineSettings, check_engine_options, make_engine
 from cluster.errors import InputError
+from cluster.inference import vllm_source
+from cluster.inference.engine import EngineSettings, check_engine_options, make_engine
 from cluster.settings import content_of, fingerprint
 
 
@@ -94,7 +94,7 @@ def test_names_read_from_the_source_are_those_that_vllm_has() -> None:
 
 
 def test_engine_that_is_not_there_is_refused_by_its_name() -> None:
-    for name in ("nowhere.Engine", "cluster.engine.NoEngine", "engine"):
+    for name in ("nowhere.Engine", "cluster.inference.engine.NoEngine", "engine"):
         nowhere = EngineSettings(implementation=name)
         with pytest.raises(InputError, match=f"engine.implementation '{name}'.*give vllm"):
             check_engine_options(nowhere, needs_weight_proof=False)
@@ -103,7 +103,7 @@ def test_engine_that_is_not_there_is_refused_by_its_name() -> None:
 
 
 def test_every_name_of_vllm_gives_the_folders_of_the_first_one() -> None:
-    names = ("vllm", "cluster.engine.VLLMEngine", "cluster.vllm_engine.VLLMEngine")
+    names = ("vllm", "cluster.engine.VLLMEngine", "cluster.inference.vllm_engine.VLLMEngine")
     contents = [content_of(EngineSettings(implementation=name)) for name in names]
     assert contents == [content_of(EngineSettings())] * 3
     # What commit 811bd38 made of the default settings: a step's folder is named after it.

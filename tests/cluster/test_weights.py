@@ -10,14 +10,11 @@ from typing import Any
 import pyarrow.fs
 import pytest
 
-from cluster.engine import EngineSettings
 from cluster.errors import GenerationStoppedError, InputError
-from cluster.models import Model, tuned_model
-from cluster.pool import run_jobs
-from cluster.runtime import StopRequest
-from cluster.steps import Step
-from cluster.storage import Folder
-from cluster.weights import (
+from cluster.inference.engine import EngineSettings
+from cluster.inference.pool import run_jobs
+from cluster.models.model import Model, tuned_model
+from cluster.models.weight_digests import (
     WEIGHTS,
     check_loaded,
     check_saved,
@@ -27,6 +24,9 @@ from cluster.weights import (
     with_digests,
     write_list,
 )
+from cluster.session import StopRequest
+from cluster.store.folder import Folder
+from cluster.store.step import Step
 from tests.cluster.test_pool import paths_job, rows, settings
 
 LINEAR = "model.layers.1.mlp.up_proj.weight"

@@ -9,10 +9,10 @@ import pytest
 
 import regenesis
 from cluster import node_facts
-from cluster.engine import EngineSettings
+from cluster.inference.engine import EngineSettings
 from cluster.node_facts import NodeFacts, facts_of_this_node, installed_packages
-from cluster.runtime import close_token
-from cluster.storage import Folder
+from cluster.session import close_token
+from cluster.store.folder import Folder
 from commands.doctor import (
     Finding,
     check_gpus,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from evaluation.answers.calculator import Calculator
-from evaluation.answers.mathematics import MAX_LENGTH, is_bounded, same_mathematics
+from evaluation.extraction.mathematics import MAX_LENGTH, is_bounded, same_mathematics
+from evaluation.extraction.sandbox import Calculator
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from evaluation.answers.own_grader import load_grader
-from evaluation.answers.place import ReadAs, find_answer
-from evaluation.answers.reasoning_gym import FAMILY_GRADER, family_data
+from evaluation.extraction.answer_extraction import ReadAs, find_answer
+from evaluation.extraction.custom_grader import load_grader
+from evaluation.extraction.reasoning_gym import FAMILY_GRADER, family_data
 from evaluation.grader import Grade, Verdict, grade
 from evaluation.question import Question
 

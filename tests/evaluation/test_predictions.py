@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.engine import (
+from cluster.inference.engine import (
     Completion,
     EngineDiedError,
     GenerationError,
     PromptTooLongError,
     SamplingSettings,
 )
-from cluster.jobs import Slots
+from cluster.inference.job import Slots
 from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
     EvaluationSettings,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cluster.ledger import PartWriter, compact
-from cluster.schedule import Questions
-from cluster.storage import Folder
+from cluster.inference.schedule import Questions
+from cluster.store.folder import Folder
+from cluster.store.ledger import PartWriter, compact
 from evaluation.predictions import PREDICTIONS_SCHEMA, Prediction
 from evaluation.question import Question, question_table
 from evaluation.scores import (

@@ -16,8 +16,8 @@ import pytest
 
 from cluster.errors import InputError
 from evaluation.grader import Verdict, grade
-from evaluation.hub import Hub, load_hub_split
 from evaluation.question import SPLITS, Question, Split
+from evaluation.reading.hub_rows import Hub, load_hub_split
 from evaluation.task import find_task, plain_number, read_task, tasks
 from evaluation.tasks.bbh import KINDS
 from tests.conftest import SHARED_DATA, boxed_truth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evaluation.answers.turns import own_answer
+from evaluation.extraction.turns import own_answer
 from evaluation.grader import ReadAs, Verdict, grade
 from evaluation.question import Question
 

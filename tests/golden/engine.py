@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.engine import Completion, EngineSettings, GenerationError, SamplingSettings
+from cluster.inference.engine import Completion, EngineSettings, GenerationError, SamplingSettings
 
 _SUM = re.compile(r"-?\d+(?: [+*-] -?\d+)+")
 _OPTION = re.compile(r"^([A-Z])\) (-?\d+)$", re.MULTILINE)

@@ -133,7 +133,7 @@ def resolved(case: Any, fitted: Any) -> Any:
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
-    from cluster.vllm_engine import all_arguments
+    from cluster.inference.vllm_engine import all_arguments
 
     arguments = all_arguments(str(case.shape), fitted)
     # There is a config.json and no tokenizer; nothing is read with one here.

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from cluster.engine import (
+from cluster.errors import InputError
+from cluster.inference.engine import (
     Completion,
     Engine,
     EngineDiedError,
@@ -21,11 +22,10 @@ from cluster.engine import (
     PromptTooLongError,
     SamplingSettings,
 )
-from cluster.errors import InputError
-from cluster.jobs import Slots
+from cluster.inference.job import Slots
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
-from pipelines.chain import (
+from pipelines.synthesis.chain import (
     Previous,
     Recipe,
     SynthesisSettings,
@@ -35,8 +35,8 @@ from pipelines.chain import (
     stable_seed,
     stage_messages,
 )
-from pipelines.guidelines import load_guidelines, load_prompts
-from pipelines.reasoning_path import PATH_TYPE
+from pipelines.synthesis.guidelines import load_guidelines, load_prompts
+from pipelines.synthesis.reasoning_path import PATH_TYPE
 from tests.scripted import ScriptedEngine
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is {2} + 2?", "4", "number")

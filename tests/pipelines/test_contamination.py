@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from evaluation.question import Question, Split, question_table
-from pipelines.contamination import EvaluationWords, word_runs
+from pipelines.selection.contamination import EvaluationWords, word_runs
 
 LONG = "a farmer has {} hens and each hen lays two eggs on every day of the week"
 

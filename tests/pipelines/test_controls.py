@@ -18,7 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.question import Question
-from pipelines.filters import (
+from pipelines.selection.filters import (
     FILTERS,
     JUDGING,
     ExampleSettings,
@@ -28,8 +28,8 @@ from pipelines.filters import (
     num_learned,
     why_question_unused,
 )
-from pipelines.limits import Kept, evenly_drawn, over_limits
-from pipelines.reasoning_path import ReasoningPath
+from pipelines.selection.limits import Kept, evenly_drawn, over_limits
+from pipelines.synthesis.reasoning_path import ReasoningPath
 from tests.pipelines.test_filters import NUMBER, path
 
 LONG, NORMAL = [1] * 900, [1, 2]

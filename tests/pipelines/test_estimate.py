@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cluster.errors import InputError
-from cluster.schedule import Share
+from cluster.inference.schedule import Share
 from cluster.settings import content_of
-from pipelines.estimate import (
+from pipelines.planning.estimate import (
     Budget,
     CostSettings,
     Estimate,

@@ -13,18 +13,18 @@ import pyarrow.dataset
 import pytest
 from datasets import load_dataset
 
-from cluster.chat import load_tokenizer, prompt_ids, target_ids
 from cluster.errors import InputError
-from cluster.ledger import PartWriter, compact
-from cluster.models import Model
-from cluster.schedule import Questions, chunk_folder
-from cluster.storage import Folder
-from cluster.tasks import run_task
+from cluster.inference.schedule import Questions, chunk_folder
+from cluster.models.chat_template import load_tokenizer, prompt_ids, target_ids
+from cluster.models.model import Model
+from cluster.remote import run_task
+from cluster.store.folder import Folder
+from cluster.store.ledger import PartWriter, compact
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
-from pipelines.chain import split_thinking
-from pipelines.example import EXAMPLES_SCHEMA
-from pipelines.examples import (
+from pipelines.selection.example import EXAMPLES_SCHEMA
+from pipelines.selection.filters import ExampleSettings
+from pipelines.selection.select_examples import (
     COUNTS_SCHEMA,
     DROPPED_SCHEMA,
     ROWS_PER_FILE,
@@ -36,8 +36,8 @@ from pipelines.examples import (
     select_step_examples,
     with_boxed_answer,
 )
-from pipelines.filters import ExampleSettings
-from pipelines.synthesis import PATHS_SCHEMA
+from pipelines.synthesis.chain import split_thinking
+from pipelines.synthesis.handler import PATHS_SCHEMA
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 

@@ -13,16 +13,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.engine import Completion, EngineSettings, GenerationError, SamplingSettings
 from cluster.errors import InputError
-from cluster.jobs import Slots
-from cluster.ledger import PartWriter
-from cluster.models import Model
+from cluster.inference.engine import Completion, EngineSettings, GenerationError, SamplingSettings
+from cluster.inference.job import Slots
+from cluster.models.model import Model
 from cluster.settings import content_of, load_settings
-from cluster.storage import Folder
+from cluster.store.folder import Folder
+from cluster.store.ledger import PartWriter
 from evaluation.question import Question
-from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.expansion import (
+from pipelines.selection.similarity import shingles, similarity
+from pipelines.steps import guidelines as guidelines_step
+from pipelines.steps import paths as paths_step
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.guidelines import Guideline, Prompts, load_guidelines, load_prompts
+from pipelines.synthesis.handler import SynthesizePaths
+from pipelines.synthesis.propose_guidelines import (
     MAX_WORDS,
     NUM_SHOWN,
     PROPOSALS_SCHEMA,
@@ -37,11 +42,6 @@ from pipelines.expansion import (
     with_room,
     write_prompts,
 )
-from pipelines.guidelines import Guideline, Prompts, load_guidelines, load_prompts
-from pipelines.similarity import shingles, similarity
-from pipelines.steps import guidelines as guidelines_step
-from pipelines.steps import paths as paths_step
-from pipelines.synthesis import SynthesizePaths
 
 OURS = load_guidelines()
 NEW = "Turn the question round and ask what would make its opposite true."

@@ -10,14 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from evaluation.question import Question
-from pipelines.filters import (
+from pipelines.selection.filters import (
     ExampleSettings,
     GradedQuestion,
     chance_of,
     filter_paths,
     num_guessed_kept,
 )
-from pipelines.reasoning_path import ReasoningPath
+from pipelines.synthesis.reasoning_path import ReasoningPath
 
 NUMBER = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 OPTIONS = Question(

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.engine import Completion, GenerationError, SamplingSettings
-from cluster.jobs import Slots
+from cluster.inference.engine import Completion, GenerationError, SamplingSettings
+from cluster.inference.job import Slots
 from evaluation.question import Question
-from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.judge import read_judgement
-from pipelines.reasoning_path import ReasoningPath
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.judge import read_judgement
+from pipelines.synthesis.reasoning_path import ReasoningPath
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from evaluation.question import Question
-from pipelines.leaks import Leak, find_leak
-from pipelines.reasoning_path import ReasoningPath
+from pipelines.selection.answer_leaks import Leak, find_leak
+from pipelines.synthesis.reasoning_path import ReasoningPath
 
 QUESTION = Question(
     "d/train/1",

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from pipelines.overlaps import RULES, HeldOutRuns, Words, find_overlaps, word_runs
-from pipelines.questions import QuestionSet, QuestionSettings, SplitCounts, load_questions
+from pipelines.questions.loading import QuestionSet, QuestionSettings, SplitCounts, load_questions
+from pipelines.questions.overlaps import RULES, HeldOutRuns, Words, find_overlaps, word_runs
 from tests.conftest import REPOSITORY
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"

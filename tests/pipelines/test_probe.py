@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.ledger import PartWriter
-from cluster.schedule import Questions, chunk_folder
-from cluster.storage import Folder
+from cluster.inference.schedule import Questions, chunk_folder
+from cluster.store.folder import Folder
+from cluster.store.ledger import PartWriter
 from evaluation.question import Question, question_table
-from pipelines.filters import ExampleSettings
-from pipelines.probe import read_probed_paths
-from pipelines.reasoning_path import ReasoningPath
-from pipelines.synthesis import PATHS_SCHEMA, count_paths
+from pipelines.planning.probe import read_probed_paths
+from pipelines.selection.filters import ExampleSettings
+from pipelines.synthesis.handler import PATHS_SCHEMA, count_paths
+from pipelines.synthesis.reasoning_path import ReasoningPath
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 

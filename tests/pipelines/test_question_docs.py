@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from evaluation.question import LETTERS, Question
-from pipelines.questions import QuestionSettings, load_questions
+from pipelines.questions.loading import QuestionSettings, load_questions
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "QUESTIONS.md").read_text()
 _SHAPE = re.compile(

@@ -17,7 +17,12 @@ import pytest
 
 from cluster.errors import InputError
 from evaluation.question import Question
-from pipelines.questions import DatasetSettings, QuestionSet, QuestionSettings, load_questions
+from pipelines.questions.loading import (
+    DatasetSettings,
+    QuestionSet,
+    QuestionSettings,
+    load_questions,
+)
 
 
 def packed(data: bytes) -> bytes:

@@ -17,8 +17,8 @@ from cluster.errors import InputError
 from cluster.settings import content_of
 from evaluation.grader import Verdict, grade
 from evaluation.question import QUESTION_TABLE_SCHEMA, SPLITS, Question
-from pipelines.questions import QuestionSet, QuestionSettings, load_questions
-from pipelines.splits import ROWS_PER_BATCH
+from pipelines.questions.loading import QuestionSet, QuestionSettings, load_questions
+from pipelines.questions.splits import ROWS_PER_BATCH
 
 
 def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
@@ -76,7 +76,7 @@ def counts_of(loaded: QuestionSet, dataset: str, split: str) -> Mapping[str, Any
 
 
 NEAR = """
-from evaluation.answers.place import find_answer
+from evaluation.extraction.answer_extraction import find_answer
 from evaluation.grader import Grade, ReadAs, Verdict
 
 

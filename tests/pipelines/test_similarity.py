@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.similarity import equations, most_diverse, shingles, similarity
+from pipelines.selection.similarity import equations, most_diverse, shingles, similarity
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from reasoning_gym.factory import DATASETS, create_dataset
 from cluster.errors import InputError
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
-from pipelines.questions import DatasetSettings
-from pipelines.sources.columns import Columns
-from pipelines.sources.files import FileSource, HubSettings, read_questions
-from pipelines.sources.reasoning_gym import ReasoningGymSource, draw_questions
+from pipelines.questions.loading import DatasetSettings
+from pipelines.questions.sources.columns import Columns
+from pipelines.questions.sources.files import FileSource, HubSettings, read_questions
+from pipelines.questions.sources.reasoning_gym import ReasoningGymSource, draw_questions
 from tests.conftest import boxed_truth
 
 
@@ -133,7 +133,7 @@ def test_very_long_question_is_read(tmp_path: Path) -> None:
 
 
 def test_line_across_blocks_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.files.BLOCK_BYTES", 7)
+    monkeypatch.setattr("evaluation.reading.files.BLOCK_BYTES", 7)
     rows = [GOOD | {"id": str(n), "question": "word " * n + "?"} for n in range(30)]
     assert [q.question for q in read_rows(tmp_path, *rows)] == [row["question"] for row in rows]
 

@@ -9,15 +9,15 @@ import sys
 import pytest
 
 from evaluation.question import Question
-from pipelines.reasoning_path import PATH_TYPE, Generation, ReasoningPath
-from pipelines.stages import STAGES, StageSettings
+from pipelines.synthesis.reasoning_path import PATH_TYPE, Generation, ReasoningPath
+from pipelines.synthesis.stages import STAGES, StageSettings
 from tests.conftest import REPOSITORY
 
 WITH_ONE_MORE = """
 import asyncio, json, pathlib, sys
 from types import MappingProxyType
-import pipelines.stages as stages
-from cluster.engine import SamplingSettings
+import pipelines.synthesis.stages as stages
+from cluster.inference.engine import SamplingSettings
 
 check = stages.Stage(
     name="check", column="doubts", fields=frozenset({"question", "structure"}),
@@ -28,11 +28,11 @@ code = code.replace("(ADAPT, STRUCTURE, PATH)", "(ADAPT, STRUCTURE, CHECK, PATH)
 stages.CHECK = check
 exec(compile(code, stages.__file__, "exec"), vars(stages))
 
-from cluster.jobs import Slots
+from cluster.inference.job import Slots
 from evaluation.question import Question
-from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.guidelines import PROMPTS_FILE
-from pipelines.synthesis import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.guidelines import PROMPTS_FILE
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 import pyarrow as pa
 import yaml
 
@@ -50,7 +50,7 @@ class Engine:
     asked = []
 
     async def chat(self, messages, sampling, seed, n=1):
-        from cluster.engine import Completion
+        from cluster.inference.engine import Completion
         self.asked.append((messages[-1]["content"], sampling.max_tokens))
         return [Completion(f"text {len(self.asked)} \\\\boxed{4}", [1], "stop", 9)] * n
 

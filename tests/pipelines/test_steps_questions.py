@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import InputError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from evaluation.question import SPLITS
-from pipelines.questions import QuestionFacts, QuestionSettings, load_questions
+from pipelines.questions.loading import QuestionFacts, QuestionSettings, load_questions
 from pipelines.steps import questions as questions_step
 from pipelines.steps.questions import questions_origin, step_of, store_questions
 from tests.conftest import arithmetic

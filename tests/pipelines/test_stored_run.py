@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from cluster.leftovers import find_leftovers
 from cluster.settings import settings_of
-from cluster.storage import Folder
+from cluster.store.cleanup import find_leftovers
+from cluster.store.folder import Folder
 from pipelines.config import Config
 from pipelines.stored_run import StoredRun
 from regenesis import main

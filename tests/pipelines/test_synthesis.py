@@ -8,20 +8,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.engine import Completion, Engine, EngineSettings, SamplingSettings
-from cluster.jobs import Slots
-from cluster.ledger import SUMMED
-from cluster.models import Model
+from cluster.inference.engine import Completion, Engine, EngineSettings, SamplingSettings
+from cluster.inference.job import Slots
+from cluster.models.model import Model
+from cluster.store.ledger import SUMMED
 from evaluation.question import Question
-from pipelines.chain import Recipe, SynthesisSettings
-from pipelines.reasoning_path import Generation, ReasoningPath
 from pipelines.steps import paths as paths_step
-from pipelines.synthesis import (
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
+from pipelines.synthesis.handler import (
     PATHS_SCHEMA,
     SynthesizePaths,
     count_paths,
     grade_paths,
 )
+from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
 from tests.scripted import ScriptedEngine
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")

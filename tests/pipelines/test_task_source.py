@@ -12,8 +12,8 @@ import pytest
 from cluster.errors import InputError
 from cluster.settings import load_settings
 from evaluation.question import SPLITS
-from pipelines.questions import QuestionSet, QuestionSettings, load_questions
-from pipelines.task_listing import format_task, format_tasks
+from pipelines.questions.loading import QuestionSet, QuestionSettings, load_questions
+from pipelines.questions.task_listing import format_task, format_tasks
 
 
 def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:

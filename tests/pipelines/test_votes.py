@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from evaluation.question import AnswerType, Question
-from pipelines.reasoning_path import ReasoningPath
-from pipelines.votes import count_votes
+from pipelines.selection.majority_vote import count_votes
+from pipelines.synthesis.reasoning_path import ReasoningPath
 
 
 def asked(answer_type: AnswerType = "number", answer: str = "4") -> Question:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 
 SCHEMA = pa.schema(
     [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cluster.planner import GIB
+from cluster.inference.gpu_plan import GIB
 from tests.scripted import Started
 from training.device import CPU, PRETENDED, Device
 

@@ -16,18 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.chat import end_turn, load_tokenizer, prompt_ids, target_ids
-from cluster.models import Model
-from cluster.storage import Folder
+from cluster.models.chat_template import end_turn, load_tokenizer, prompt_ids, target_ids
+from cluster.models.model import Model
+from cluster.store.folder import Folder
 from tests.training.preferences import (
     add_references,
     dpo_terms,
     kto_terms,
     preference_rows,
 )
-from training.batches import batch_of_step, epoch_order, learning_rate, mix_quotas
 from training.checks import linear_layers
-from training.engine import prepare_process
+from training.data.batches import batch_of_step, epoch_order, learning_rate, mix_quotas
+from training.deepspeed_engine import prepare_process
 from training.loop import Job, Progress, StepBoard, add_gradients, load, train
 from training.saving import save_trained
 from training.settings import LoraSettings, PlacedTraining, TrackingSettings, TrainingSettings

@@ -35,8 +35,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.models import Model
-from cluster.storage import Folder
+from cluster.models.model import Model
+from cluster.store.folder import Folder
 from tests.conftest import write_model
 from tests.training.conftest import write_rows
 from tests.training.matrix import (
@@ -56,8 +56,8 @@ from tests.training.matrix import (
     sum_rows,
     train_plainly,
 )
-from training.batches import Example, labels_of, learning_rate, steps_per_epoch
-from training.engine import deepspeed_config, prepare_process
+from training.data.batches import Example, labels_of, learning_rate, steps_per_epoch
+from training.deepspeed_engine import deepspeed_config, prepare_process
 from training.loop import Job
 from training.saving import save_trained
 from training.settings import PlacedTraining

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from tests.training.conftest import make_rows
-from training.batches import mismatched_examples
+from training.data.batches import mismatched_examples
 from training.settings import DpoSettings, KtoSettings, TrainingSettings
 
 _IDS = pa.list_(pa.int32())
@@ -63,7 +63,8 @@ def write_preferences(folder: Folder, num_pairs: int) -> None:
 
 
 def preference_rows(examples: Folder, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """What is learnt, in the trainer's names; `other_token_ids` as `training.sequences` has it."""
+    """What is learnt, in the trainer's names; `other_token_ids` as `training.data.sequences` has
+    it."""
     if settings.objective == "dpo":
         pairs = examples.child("preference_pairs").read_table().to_pylist()
         return [

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from training.batches import (
+from training.data.batches import (
     IGNORED,
     Example,
     answer_positions,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from training.checks import check_training, largest_batch, model_size, refuse_broken_weights
-from training.examples import read_examples
+from training.data.examples import read_examples
 from training.memory import BatchSize
 from training.settings import LoraSettings, PlacedTraining, TrackingSettings
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.models import Model
-from cluster.storage import Folder
+from cluster.models.model import Model
+from cluster.store.folder import Folder
 from tests.training.test_fine_tune import FULL, ROOT
 from training.fine_tune import CHECKPOINTS, fine_tune
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from training.engine import attention_of
+from training.deepspeed_engine import attention_of
 
 
 @pytest.mark.parametrize(("cap", "attention"), [(0.5, "eager"), (None, None)])

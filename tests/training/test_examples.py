@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from tests.training.conftest import make_rows, write_rows
-from training.examples import read_examples, survey
+from training.data.examples import read_examples, survey
 from training.settings import TrainingSettings
 
 SMALL = TrainingSettings(global_batch_size=1, micro_batch_size=1, num_workers=1, max_length=8)
@@ -133,7 +133,7 @@ def test_survey_of_useless_examples_is_refused(
 
 def test_import_of_the_package_loads_no_heavy_library() -> None:
     code = (
-        "import sys, training.fine_tune, training.loop, training.engine, training.saving;"
+        "import sys, training.fine_tune, training.loop, training.deepspeed_engine, training.saving;"
         "import training.tracking;"
         "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'ray', 'tensorboardX'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"

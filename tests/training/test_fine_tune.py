@@ -20,9 +20,9 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import InputError
-from cluster.models import Model
-from cluster.storage import Folder
-from cluster.weights import WEIGHTS, write_list
+from cluster.models.model import Model
+from cluster.models.weight_digests import WEIGHTS, write_list
+from cluster.store.folder import Folder
 from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
 from tests.training.matrix import largest_difference, length, saved_weights, train_plainly

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.models import Model
-from cluster.storage import Folder
+from cluster.models.model import Model
+from cluster.store.folder import Folder
 from tests.training.logical_gpu import DEVICE, DEVICE_NAME
 from tests.training.matrix import train_plainly
 from tests.training.test_fine_tune import FULL, ROOT

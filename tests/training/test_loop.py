@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.models import Model
-from cluster.storage import Folder
+from cluster.models.model import Model
+from cluster.store.folder import Folder
 from training import fine_tune, loop
 from training.loop import Job, Progress, _any_worker, _is_late, _save
 from training.saving import IncompleteSaveError

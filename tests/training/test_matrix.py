@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from cluster.chat import load_tokenizer, prompt_ids
-from cluster.engine import SamplingSettings
+from cluster.inference.engine import SamplingSettings
+from cluster.inference.vllm_engine import engine_environment
+from cluster.models.chat_template import load_tokenizer, prompt_ids
 from cluster.settings import content_of, fingerprint
-from cluster.storage import Folder
-from cluster.vllm_engine import engine_environment
+from cluster.store.folder import Folder
 from tests.cluster.test_engine import SETTINGS as ENGINE
 from tests.cluster.test_engine import Started, greedy_ids
 from tests.training.conftest import write_rows

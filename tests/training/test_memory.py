@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.planner import GIB
+from cluster.inference.gpu_plan import GIB
 from training.memory import (
     BatchSize,
     ModelSize,

@@ -12,24 +12,24 @@ import pyarrow.compute as pc
 import pytest
 
 from cluster.errors import InputError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from tests.training import trl_losses
 from tests.training.conftest import make_rows
 from tests.training.preferences import log_prob, write_preferences
 from tests.training.trl_losses import MODEL, REFERENCE, made_model, pairs, unpaired
-from training.batches import (
+from training.checks import largest_batch
+from training.data.batches import (
     Example,
     collate,
     example_numbers,
     mismatched_examples,
     pack,
 )
-from training.checks import largest_batch
-from training.examples import read_examples, survey
+from training.data.examples import read_examples, survey
+from training.data.sequences import REFERENCES, Sequences
 from training.memory import BatchSize
 from training.objectives import answer_tokens, dpo_parts, kto_parts, log_ratios, micro_parts
 from training.packing import use_packed_attention
-from training.sequences import REFERENCES, Sequences
 from training.settings import DpoSettings, KtoSettings, PlacedTraining
 from training.steps import Share, StepData
 

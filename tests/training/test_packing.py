@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from training.batches import Example, collate, pack
+from training.data.batches import Example, collate, pack
 from training.objectives import answer_loss
 from training.packing import NAME, packed_attention, refuse_leak, use_packed_attention
 

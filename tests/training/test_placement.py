@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from cluster.planner import GIB, ModelShape
+from cluster.inference.gpu_plan import GIB, ModelShape
 from cluster.settings import content_of, settings_of
 from training.placement import (
     Dtype,

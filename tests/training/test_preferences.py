@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.models import Model
-from cluster.storage import Folder
+from cluster.models.model import Model
+from cluster.store.folder import Folder
 from tests.training.matrix import (
     BASE,
     METHODS,

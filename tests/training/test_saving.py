@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from training.saving import (
     IncompleteSaveError,
     check_saved,

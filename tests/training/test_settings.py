@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.settings import content_of
-from training.engine import deepspeed_config
+from training.deepspeed_engine import deepspeed_config
 from training.settings import DpoSettings, LoraSettings, PlacedTraining, TrainingSettings
 
 

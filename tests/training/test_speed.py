@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.speed import peak_flops, work_of
+from training.mfu import peak_flops, work_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from cluster.storage import Folder
+from cluster.store.folder import Folder
 from tests.training.events import read_scalars
 from training.settings import TrackingSettings
 from training.tracking import TENSORBOARD, tracking

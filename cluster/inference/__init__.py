@@ -1,0 +1,1 @@
+"""The engine pool: an engine protocol, vLLM behind it, and the schedule of its work."""

@@ -1,0 +1,59 @@
+"""The number type of a run's engines on CPUs: decided once, for all nodes and all models.
+
+`engine.dtype: auto` takes bfloat16 where the processors have instructions for it. A base model and
+a tuned one have to be served in one type, or their comparison would measure the type too. Nodes may
+differ and so may the machine on which a stopped run goes on, so the decision is made before the
+first engine starts and kept in the run's folder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.cpu_dtype import explain_fast_dtype, fast_dtype, this_processor_flags
+from cluster.inference.engine import EngineSettings
+from cluster.store.folder import Folder
+
+DTYPE_FILE = "engine_dtype.json"
+
+
+def pin_dtype(settings: EngineSettings, folder: Folder) -> tuple[EngineSettings, str]:
+    """The settings with a type in place of `auto`, and a sentence that says which when it is new or
+    another one than these nodes would get.
+
+    On a GPU, for an endpoint and for a type that the config names, they are the settings as they
+    are. `folder` is the run's. Ray has to run: each of its nodes is asked for its processor.
+    """
+    if settings.use_gpu or settings.is_endpoint or settings.dtype != "auto":
+        return settings, ""
+    flags = _common_flags()
+    fast, why = fast_dtype(flags), f"engine.dtype auto is {explain_fast_dtype(flags)}"
+    known = folder.read_json(DTYPE_FILE)
+    if not isinstance(known, dict):
+        folder.write_json(DTYPE_FILE, {"dtype": fast})
+        return settings.model_copy(update={"dtype": fast}), why
+    dtype = str(known["dtype"])
+    told = "" if dtype == fast else f"engine.dtype auto is {dtype}, as this run began"
+    return settings.model_copy(update={"dtype": dtype}), told
+
+
+def _common_flags() -> frozenset[str]:
+    """The processor flags that every node has on which an engine can start."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _has_cpus(node)]
+    ask = ray.remote(num_cpus=0)(this_processor_flags)
+    # Soft: a node that is lost meanwhile need not be asked.
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
+        for node in nodes
+        if node != here
+    ]
+    own = [this_processor_flags()] if here in nodes or not asked else []
+    return frozenset.intersection(*own, *ray.get(asked))
+
+
+def _has_cpus(node: dict[str, Any]) -> bool:
+    return bool(node["Resources"].get("CPU"))

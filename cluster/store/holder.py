@@ -1,0 +1,237 @@
+"""One command at a time holds a run's folder; what a superseded one still writes does not count.
+
+What is in the folder `holders` of a run::
+
+    000001.json      made by whoever took the run first: host, process, command
+    000001.beat      a counter, written anew every few seconds while that command works
+    000001.released  it ended by itself
+    000002.json      the next holder
+
+**Taking.** The number is the holder's *epoch*. Its file is created only if there is none of that
+name, which exactly one of several commands can do (`Folder.create`). It may be taken after the last
+holder when that one released it, or is dead. On the same machine, since the same start of it, a
+process that is gone is dead at once. Else the counter is watched: a holder whose counter has not
+moved for `DEAD_AFTER_S` on the watcher's own monotonic clock is dead. No two clocks are compared.
+
+**Fencing.** A holder that only seemed dead, because it was stopped or cut off, may wake up and
+write. It does no harm: the names of parts, compacted files and manifests carry the epoch, a new
+holder writes down what counts before it works on a step (`cluster.store.ledger.open_ledger`), and
+what a superseded holder writes after that is read by nobody. It notices at its next beat, before a
+compaction and before a manifest, and ends with exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import HeldError, StorageError, TakenOverError
+from cluster.store.folder import HOLDERS, Claim, Folder
+
+BEAT_EVERY_S = 3.0
+DEAD_AFTER_S = 30.0
+"""Ten beats: a disk or a store may be slow for a while."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who took a run: its epoch, and the process as it wrote itself down."""
+
+    epoch: int
+    process: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        if not self.process:
+            return "a command that did not say which"
+        about = self.process
+        where = f"process {about['pid']} on {about['host']}, since {about['since']}"
+        return f"`{about['command']}` ({where})"
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.epoch:06d}.json"
+
+    @property
+    def beat_name(self) -> str:
+        return f"{self.epoch:06d}.beat"
+
+    @property
+    def released_name(self) -> str:
+        return f"{self.epoch:06d}.released"
+
+
+def last_holder(run: Folder) -> Holder:
+    """Who took the run last; its epoch is 0 when nobody did."""
+    holders = run.child(HOLDERS)
+    holder = Holder(holders.latest_epoch(""), {})
+    process = holders.read_json(holder.file_name) if holder.epoch else None
+    if isinstance(process, dict) and this_process().keys() <= process.keys():
+        return replace(holder, process=process)
+    return holder
+
+
+@contextlib.contextmanager
+def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
+    """Hold a run within the block; yields its folder, under which everything carries the epoch.
+
+    Raises `HeldError` when another command holds it, `TakenOverError` at the end of the block when
+    one took it meanwhile, and `StorageError` when it cannot be written or was removed.
+    """
+    holders = run.child(HOLDERS)
+    mine = _take(run, take_over)
+    held = replace(run, claim=Claim(holders.path, mine.epoch))
+    beat = _Beat(held, mine)
+    beat.start()
+    try:
+        yield held
+    except BaseException as error:
+        if isinstance(beat.lost or error, TakenOverError):
+            raise TakenOverError(_taken_over(run)) from error
+        if beat.lost:
+            raise beat.lost from error
+        raise
+    finally:
+        beat.stop()
+        if beat.lost is None:
+            with contextlib.suppress(StorageError):
+                holders.create(mine.released_name, b"")
+
+
+def _take(run: Folder, take_over: bool) -> Holder:
+    """Become the next holder. Raises `HeldError`."""
+    holders, before = run.child(HOLDERS), last_holder(run)
+    if not (take_over or before.epoch == 0 or _is_free(holders, before)):
+        raise HeldError(_held(run, before))
+    # After the one that was looked at: of two commands that found it gone one is too late.
+    mine = Holder(before.epoch + 1, this_process())
+    data = (json.dumps(mine.process, indent=2) + "\n").encode()
+    if not holders.create(mine.file_name, data):
+        raise HeldError(_held(run, last_holder(run)))
+    return mine
+
+
+def _held(run: Folder, holder: Holder) -> str:
+    return (
+        f"the run folder {run.uri} is held by {holder}; wait for it or stop it, or take the run "
+        "from it with --take-over"
+    )
+
+
+def _taken_over(run: Folder) -> str:
+    return (
+        f"the run folder {run.uri} was taken over by {last_holder(run)}; "
+        "what this command had finished is kept"
+    )
+
+
+# --- dead or alive -----------------------------------------------------------------------------
+
+
+def this_process() -> dict[str, Any]:
+    """What a holder writes down of itself. The time is for people; it is compared with nothing."""
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+    }
+
+
+def _machine() -> str:
+    """The same for processes that see each other: this start of this machine, and the container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this machine was started, in clock ticks since the machine was, which no
+    setting of the clock changes; None when it is gone."""
+    try:
+        # After the name in parentheses: the state, and 19 fields later the start (proc(5)).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _is_free(holders: Folder, holder: Holder) -> bool:
+    """Whether a holder has ended: by itself, gone from this machine, or without a sign of life."""
+    process = holder.process
+    if _is_released(holders, holder):
+        return True
+    if _machine() and process.get("machine") == _machine():
+        started = _started(int(process["pid"]))
+        if started is None or started != process["started"]:  # another one may have its number now
+            return True
+    return not _gives_signs(holders, holder)
+
+
+def _gives_signs(holders: Folder, holder: Holder) -> bool:
+    """Watch a holder's counter until it moves, or has not moved for long enough."""
+    before, began, told = _read_beat(holders, holder), time.monotonic(), False
+    while (waited := time.monotonic() - began) < DEAD_AFTER_S:
+        time.sleep(BEAT_EVERY_S / 6)
+        if _is_released(holders, holder):
+            return False
+        if _read_beat(holders, holder) != before:
+            return True
+        if not told and waited > 2 * BEAT_EVERY_S:
+            told = True
+            print(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life of {holder}", flush=True)
+    return False
+
+
+def _is_released(holders: Folder, holder: Holder) -> bool:
+    return holder.released_name in holders.file_names(".released")
+
+
+def _read_beat(holders: Folder, holder: Holder) -> bytes:
+    try:
+        return holders.read_bytes(holder.beat_name)
+    except OSError:
+        return b""
+
+
+class _Beat(threading.Thread):
+    """Counts while the holder works, and interrupts it when it holds the run no longer."""
+
+    def __init__(self, held: Folder, holder: Holder) -> None:
+        super().__init__(name="holder", daemon=True)
+        self._held, self._holder = held, holder
+        self._ended = threading.Event()
+        self.lost: TakenOverError | StorageError | None = None
+        """Why it does so no longer."""
+
+    def run(self) -> None:
+        for count in itertools.count():
+            try:
+                self._held.check_claim()
+                self._held.child(HOLDERS).write_bytes(self._holder.beat_name, b"%d" % count)
+            except (TakenOverError, StorageError) as error:
+                if not isinstance(error.__cause__, OSError):  # else it is only away for a while
+                    self.lost = error
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    return
+            except OSError:
+                pass  # nor can the store be read; another command may take the run meanwhile
+            if self._ended.wait(BEAT_EVERY_S):
+                return
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()

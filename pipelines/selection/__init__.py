@@ -1,0 +1,1 @@
+"""Which paths become training examples, and why the others do not."""

@@ -1,0 +1,542 @@
+"""The `examples` step: which paths are learned from. The one step that drops, and it counts why.
+
+Which paths those are is up to `pipelines.selection.filters`; here they become what a trainer reads
+(`pipelines.selection.example`), on all CPUs of the cluster. Next to them `dropped/` has every other
+path with its reason, `preference_pairs/` right and wrong solutions of one prompt,
+`unpaired_preferences/` right and wrong solutions one by one, and `rl_prompts/` the questions with
+their pass rates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.errors import InputError
+from cluster.inference.schedule import Questions
+from cluster.models.chat_template import (
+    end_turn,
+    load_tokenizer,
+    opens_thinking,
+    prompt_ids,
+    target_ids,
+)
+from cluster.models.model import Model
+from cluster.remote import map_blocks
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
+from evaluation.grader import ReadAs, box
+from evaluation.prompt import Form, answer_messages, learned_messages
+from evaluation.question import Question
+from pipelines.selection.contamination import EvaluationWords
+from pipelines.selection.example import (
+    EXAMPLES_SCHEMA,
+    MESSAGES,
+    PAIRS_SCHEMA,
+    UNPAIRED_SCHEMA,
+    Example,
+    Target,
+)
+from pipelines.selection.filters import (
+    JUDGING,
+    ExampleSettings,
+    GradedQuestion,
+    filter_paths,
+    num_guessed_kept,
+    num_kept_by_truth,
+    why_question_unused,
+    wrong_paths,
+)
+from pipelines.selection.limits import has_limits, kept_of, over_limits, wanted_of, without
+from pipelines.synthesis.handler import stored_paths
+from pipelines.synthesis.reasoning_path import ReasoningPath
+
+DROPPED_SCHEMA = pa.schema(
+    [("path_id", pa.string()), ("dataset", pa.string()), ("reason", pa.string())]
+)
+PROMPTS_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("prompt", MESSAGES),
+        ("answer", pa.string()),
+        ("answer_type", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("pass_rate", pa.float32()),
+        ("num_tries", pa.int32()),
+    ]
+)
+"""Prompts as TRL's GRPO reads them; it hands the other columns to the reward function."""
+
+COUNTS_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("num_paths", pa.int32()),
+        ("num_guessed", pa.float64()),  # kept paths that are expected to have guessed
+        ("num_kept_by_truth", pa.int32()),  # what the ground truth would keep; only for random
+        ("overlaps_with", pa.list_(pa.string())),  # datasets of the evaluation that have it, too
+    ]
+)
+"""What is counted of a question, and not of the rows that are made of it."""
+
+THINK = "<think>\n"
+"""How thinking begins, where the prompt has not begun it."""
+
+ORIGINAL = "original"
+GOLD_ANSWER = "gold_answer"
+"""The forms of what no path wrote: the question's own solution, and its answer alone."""
+
+ROWS_PER_FILE = 10_000
+_SCHEMAS = {
+    "examples": EXAMPLES_SCHEMA,
+    "dropped": DROPPED_SCHEMA,
+    "pairs": PAIRS_SCHEMA,
+    "unpaired": UNPAIRED_SCHEMA,
+    "prompts": PROMPTS_SCHEMA,
+    "counts": COUNTS_SCHEMA,
+}
+_FOLDERS = {
+    "examples": "",
+    "dropped": "dropped",
+    "pairs": "preference_pairs",
+    "unpaired": "unpaired_preferences",
+    "prompts": "rl_prompts",
+}
+"""Where the rows of each kind lie within the step's folder; the counts become its facts."""
+
+_BLOCK_SCHEMA = pa.schema(
+    [(kind, pa.list_(pa.struct(list(schema)))) for kind, schema in _SCHEMAS.items()]
+)
+
+Tables = dict[str, list[pa.Table]]
+"""The rows of each kind, in as many tables as there were blocks, and an empty one."""
+
+
+@dataclass
+class Selection:
+    """What was kept, why the rest was not, and what else was asked for; rows of each kind."""
+
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    unpaired: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    counts: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_block(self) -> pa.Table:
+        """One row with a list for each kind: six tables, as Ray Data hands on one."""
+        return pa.Table.from_pylist([vars(self)], schema=_BLOCK_SCHEMA)
+
+
+@dataclass(frozen=True)
+class ExampleSelector:
+    """Selects the examples of one question at a time; needs no memory of the others.
+
+    Raises `InputError` for a tokenizer without an end-of-sequence token, and where the prompt opens
+    a thinking that shall be stripped.
+    """
+
+    settings: ExampleSettings
+    tokenizer: Any
+    template_args: Mapping[str, Any]
+    evaluation: EvaluationWords | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                "model.path: the tokenizer names no eos_token, so that nothing could be learned of "
+                "where an answer ends; name one in its tokenizer_config.json"
+            )
+        if self.settings.thinking == "strip" and self._prompt_opens_thinking:
+            raise InputError(
+                "examples.thinking: strip, but the chat template ends the prompt with <think>, "
+                "which an answer without thinking would leave open; set it to keep, or switch "
+                "thinking off in evaluation.template_args"
+            )
+
+    @cached_property
+    def _prompt_opens_thinking(self) -> bool:
+        prompt = prompt_ids(self.tokenizer, [{"role": "user", "content": "?"}], self.template_args)
+        return opens_thinking(self.tokenizer, prompt)
+
+    def add_question(self, row: dict[str, Any], selection: Selection) -> None:
+        """Grade a ledger row's paths anew and sort them into kept and dropped."""
+        question = Question.from_row(row)
+        overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
+        paths = stored_paths(row, question, self.settings.read_last)
+        graded = GradedQuestion(question, paths, self.settings, bool(overlaps))
+        kept, reasons = filter_paths(graded)
+        selection.counts.append(
+            {
+                "dataset": question.dataset,
+                "num_paths": len(paths),
+                "num_guessed": num_guessed_kept(graded, kept),
+                "num_kept_by_truth": (
+                    num_kept_by_truth(graded) if self.settings.verdict == "random" else 0
+                ),
+                "overlaps_with": overlaps,
+            }
+        )
+        by_id = {path.path_id: path for path in paths}
+        # A path is wanted up to three times: tokenised once.
+        example = cache(lambda path_id: self._example(graded, by_id[path_id], "evaluation"))
+        selection.examples += [each.to_row() for each in self._examples(graded, kept, example)]
+        selection.dropped += [
+            {"path_id": path_id, "dataset": question.dataset, "reason": reason}
+            for path_id, reason in reasons.items()
+        ]
+        wrong = wrong_paths(graded, reasons)
+        selection.pairs += [
+            example(chosen.path_id).preferred_to(example(rejected.path_id))
+            for chosen, rejected in _same_prompt_pairs(kept, wrong)
+        ]
+        selection.unpaired += [
+            example(path.path_id).labelled(is_right=is_right)
+            for of_label, is_right in ((kept, True), (wrong, False))
+            for path in of_label[: self.settings.max_per_question]
+            if self.settings.verdict in JUDGING  # else what is kept is not known to be right
+        ]
+        if graded.num_tries:
+            selection.prompts.append(_rl_prompt(graded))
+
+    def _examples(
+        self,
+        graded: GradedQuestion,
+        kept: Sequence[ReasoningPath],
+        example: Callable[[str], Example],
+    ) -> Iterator[Example]:
+        """The examples of one question: each kept path in each form, then its own solution.
+
+        `example` gives that of a path's id in the evaluation's form.
+        """
+        for number, path in enumerate(kept):
+            for form in self.settings.forms:
+                if form == "evaluation":
+                    yield example(path.path_id)
+                elif form != "answer_only" or number == 0:  # they are all the same answer
+                    yield self._example(graded, path, form)
+        yield from self._gold(graded)
+
+    def _example(self, graded: GradedQuestion, path: ReasoningPath, form: Form) -> Example:
+        question = path.shown_question(graded.question)
+        if form == "answer_only":
+            target = self._edited(box(path.shown_answer, question.answer_type))
+        else:
+            target = self._target(question, path)
+        prompt = learned_messages(question, form)
+        return Example(
+            example_id=path.path_id if form == "evaluation" else f"{path.path_id}/{form}",
+            question_id=question.question_id,
+            dataset=question.dataset,
+            form=form,
+            prompt=prompt,
+            prompt_token_ids=prompt_ids(self.tokenizer, prompt, self.template_args),
+            target=target,
+            guideline_id=path.guideline_id,
+            is_hinted=path.is_hinted,
+            vote_share=graded.votes.share(path.predicted),
+            guessed_share=graded.guessed_share,
+        )
+
+    def _gold(self, graded: GradedQuestion) -> Iterator[Example]:
+        """What the question came with, where that is learned, unless a filter of questions or
+        length is against it."""
+        question, verdict = graded.question, self.settings.verdict
+        if verdict == "gold_answers":
+            form, target = GOLD_ANSWER, self._edited(box(question.answer, question.answer_type))
+        elif question.solution and (
+            self.settings.original_solutions or verdict == "gold_solutions"
+        ):
+            form, target = ORIGINAL, self._original_target(question)
+        else:
+            return
+        is_out = graded.is_contaminated and self.settings.contamination.drop
+        is_long = len(target.token_ids) > self.settings.max_target_tokens
+        if is_out or is_long or why_question_unused(graded):
+            return
+        prompt = answer_messages(question)
+        yield Example(
+            example_id=f"{form}/{question.question_id}",
+            question_id=question.question_id,
+            dataset=question.dataset,
+            form=form,
+            prompt=prompt,
+            prompt_token_ids=prompt_ids(self.tokenizer, prompt, self.template_args),
+            target=target,
+        )
+
+    def _original_target(self, question: Question) -> Target:
+        if not self.settings.add_boxed_answer:
+            return replace(self._edited(question.solution), answer_added=False)
+        return self._edited(with_boxed_answer(question.solution, question, question.answer))
+
+    def _edited(self, text: str) -> Target:
+        """A text that no model sampled, as `_target` gives it."""
+        if self._prompt_opens_thinking:
+            text = f"{THINK}\n</think>\n\n{text}"
+        shown = THINK if self._prompt_opens_thinking else ""
+        ids = target_ids(self.tokenizer, text.removeprefix(shown))
+        return Target(text, end_turn(ids, self.tokenizer.eos_token_id), answer_added=True)
+
+    def _target(self, question: Question, path: ReasoningPath) -> Target:
+        """The solution as it is learned."""
+        sampled = self.tokenizer.decode(path.token_ids)
+        solution = path.reasoning
+        stated = path.read_as in (ReadAs.BOXED, ReadAs.NOTHING)
+        added = self.settings.add_boxed_answer and not stated
+        if added:
+            solution = with_boxed_answer(solution, question, path.shown_answer)
+        thought = "</think>" in sampled if path.token_ids else bool(path.thinking)
+        if self._prompt_opens_thinking or (self.settings.thinking == "keep" and thought):
+            solution = f"{THINK}{path.thinking}\n</think>\n\n{solution}"
+        # Sampled ids are what the model really wrote; text is tokenised again only when edited, or
+        # when the engine could not tell its ids.
+        if path.token_ids and not added and self._is_as_sampled(solution, sampled):
+            ids = path.token_ids
+        else:
+            shown = THINK if self._prompt_opens_thinking else ""
+            ids = target_ids(self.tokenizer, solution.removeprefix(shown))
+        return Target(solution, end_turn(ids, self.tokenizer.eos_token_id), added)
+
+    def _is_as_sampled(self, solution: str, sampled: str) -> bool:
+        """Whether the model wrote just what the target has to hold of `<think>` and `</think>`."""
+        opens = solution.startswith(THINK) and not self._prompt_opens_thinking
+        closes = solution.startswith(THINK)
+        return (opens, closes) == (sampled.lstrip().startswith("<think>"), "</think>" in sampled)
+
+
+def _same_prompt_pairs(
+    kept: Sequence[ReasoningPath], wrong: Sequence[ReasoningPath]
+) -> Iterator[tuple[ReasoningPath, ReasoningPath]]:
+    """Each kept path beside a wrong one of the same prompt, as long as there are any."""
+    rejected = list(wrong)
+    for chosen in kept:
+        same_prompt = (p for p in rejected if p.option_order == chosen.option_order)
+        other = next(same_prompt, None)
+        if other is not None:
+            rejected.remove(other)
+            yield chosen, other
+
+
+def _rl_prompt(graded: GradedQuestion) -> dict[str, Any]:
+    question = graded.question
+    return {
+        "question_id": question.question_id,
+        "dataset": question.dataset,
+        "prompt": answer_messages(question),
+        "answer": question.answer,
+        "answer_type": question.answer_type,
+        "choices": list(question.choices),
+        "pass_rate": graded.num_right / graded.num_tries,
+        "num_tries": graded.num_tries,
+    }
+
+
+def with_boxed_answer(solution: str, question: Question, answer: str) -> str:
+    """The solution with the answer that it gave in the format that the prompt asks for."""
+    return f"{solution}\n\nThe final answer is {box(answer, question.answer_type)}."
+
+
+def select_examples(rows: Iterable[dict[str, Any]], selector: ExampleSelector) -> Selection:
+    """Select from ledger rows. The result does not depend on the order of the rows."""
+    selection = Selection()
+    for row in rows:
+        selector.add_question(row, selection)
+    return selection
+
+
+# --- the step ----------------------------------------------------------------------------------
+
+
+def select_step_examples(
+    paths: Folder,
+    questions: Questions,
+    held_out: Questions,
+    settings: ExampleSettings,
+    start: Model,
+    template_args: Mapping[str, Any],
+    output: Folder | None,
+) -> dict[str, Any]:
+    """Select the examples of a step's questions and write them; returns the manifest's facts.
+
+    Without an `output` nothing is written. Runs as a task, off the driver: Ray Data hands the index
+    of the ledger's files to all CPUs of the cluster, where their rows are graded and tokenised,
+    once, into Arrow. Raises `InputError` as `ExampleSelector` does.
+    """
+    words = EvaluationWords.of(held_out.read(), settings.contamination.num_words)
+    _selector(start, settings, template_args, words)  # refuses here, not on some worker
+    ledger = Ledger.read(paths).of(questions.keys())
+    tables = _map_ledger(ledger, (start, settings, template_args, words))
+    if has_limits(settings):
+        _keep_limits(tables, settings)
+    if output is not None:
+        for kind, name in _FOLDERS.items():
+            folder = output.child(name) if name else output
+            _write_sorted(tables[kind], folder, name or "train")
+    return _facts(tables, settings)
+
+
+def _map_ledger(ledger: Ledger, selector: tuple[Any, ...]) -> Tables:
+    """What is selected of a ledger; a block for each of its files."""
+    tables: Tables = {kind: [schema.empty_table()] for kind, schema in _SCHEMAS.items()}
+    indices = [of_file.index for of_file in ledger.split()]
+    empty = replace(ledger, index=ledger.index.slice(length=0))
+    for block in map_blocks(_select_block, indices, empty, *selector):
+        for kind in tables:
+            rows = pc.list_flatten(block.column(kind)).combine_chunks()
+            tables[kind].append(pa.Table.from_struct_array(rows))
+    return tables
+
+
+def _select_block(
+    index: pa.Table,
+    ledger: Ledger,
+    start: Model,
+    settings: ExampleSettings,
+    template_args: Mapping[str, Any],
+    evaluation: EvaluationWords,
+) -> pa.Table:
+    """The block of the rows that a part of the ledger's index names."""
+    selector = _selector(start, settings, template_args, evaluation)
+    return select_examples(replace(ledger, index=index).rows(), selector).to_block()
+
+
+def _selector(
+    start: Model,
+    settings: ExampleSettings,
+    template_args: Mapping[str, Any],
+    evaluation: EvaluationWords,
+) -> ExampleSelector:
+    return ExampleSelector(settings, load_tokenizer(start.fetch()), template_args, evaluation)
+
+
+def _keep_limits(tables: Tables, settings: ExampleSettings) -> None:
+    """Take out what goes beyond the limits over all questions, and say so of each path."""
+    wanted = wanted_of(pa.concat_tables(tables["counts"]))
+    over = over_limits(kept_of(tables["examples"]), wanted, settings)
+    gone = pa.array([name for each, _ in over for name in each.example_ids], pa.string())
+    tables["examples"] = [without(table, "example_id", gone) for table in tables["examples"]]
+    rows = [
+        {"path_id": each.source_id, "dataset": each.dataset, "reason": reason}
+        for each, reason in over
+        if each.is_path
+    ]
+    out = pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
+    tables["dropped"].append(out)
+    # Nor are they preferred to others.
+    for kind, column in (("pairs", "chosen_id"), ("unpaired", "example_id")):
+        tables[kind] = [without(table, column, out.column("path_id")) for table in tables[kind]]
+
+
+def _facts(tables: Tables, settings: ExampleSettings) -> dict[str, Any]:
+    """The counts of the whole and of each dataset."""
+    kept = pa.concat_tables([_small(_with_lengths(table)) for table in tables["examples"]])
+    dropped = pa.concat_tables([_small(table) for table in tables["dropped"]])
+    counts = pa.concat_tables(tables["counts"])
+    names = {name for t in (counts, kept) for name in pc.unique(t.column("dataset")).to_pylist()}
+    return {
+        "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
+        "num_kept_paths": _of_paths(kept, settings).num_rows,
+        "num_examples": kept.num_rows,
+        **_what_is_learned(kept),
+        "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
+        "num_preference_pairs": sum(table.num_rows for table in tables["pairs"]),
+        "num_unpaired_preferences": sum(table.num_rows for table in tables["unpaired"]),
+        "dropped": _by_reason(dropped),
+        "datasets": {
+            name: _dataset_facts(_of(kept, name), _of(dropped, name), _of(counts, name), settings)
+            for name in sorted(names)
+        },
+    }
+
+
+def _of(table: pa.Table, dataset: str) -> pa.Table:
+    return table.filter(pc.equal(table.column("dataset"), dataset))
+
+
+def _by_reason(dropped: pa.Table) -> dict[str, int]:
+    return dict(Counter(dropped.column("reason").to_pylist()).most_common())
+
+
+def _with_lengths(examples: pa.Table) -> pa.Table:
+    """The examples with the numbers of their tokens."""
+    for kind in ("prompt", "target"):
+        lengths = pc.list_value_length(examples.column(f"{kind}_token_ids"))
+        examples = examples.append_column(f"num_{kind}_tokens", lengths)
+    return examples
+
+
+def _what_is_learned(kept: pa.Table) -> dict[str, int]:
+    """How many targets we edited, and how long prompts and targets are, in tokens."""
+    columns = {
+        "num_answers_added": "answer_added",
+        "num_prompt_tokens": "num_prompt_tokens",
+        "num_learned_tokens": "num_target_tokens",
+    }
+    return {fact: pc.sum(kept.column(name)).as_py() or 0 for fact, name in columns.items()}
+
+
+_SMALL = {
+    *("dataset", "reason", "answer_added", "pass", "lucky_share", "form"),
+    *("num_prompt_tokens", "num_target_tokens"),
+}
+
+
+def _small(table: pa.Table) -> pa.Table:
+    """A table without its long columns."""
+    return table.select([name for name in table.column_names if name in _SMALL])
+
+
+def _of_paths(kept: pa.Table, settings: ExampleSettings) -> pa.Table:
+    """One example of each kept path."""
+    with_reasoning = [form for form in settings.forms if form != "answer_only"]
+    first = [*with_reasoning, "answer_only"][0]
+    return kept.filter(pc.equal(kept.column("form"), first))
+
+
+def _guessed_share(kept: pa.Table, num_guessed: float) -> float | None:
+    """None where nothing is kept, or the truth is not asked."""
+    is_known = kept.column("lucky_share").null_count < kept.num_rows
+    return round(min(1.0, num_guessed / kept.num_rows), 6) if is_known else None
+
+
+def _dataset_facts(
+    kept: pa.Table, dropped: pa.Table, counts: pa.Table, settings: ExampleSettings
+) -> dict[str, Any]:
+    of_paths = _of_paths(kept, settings)
+    num_guessed = pc.sum(counts.column("num_guessed")).as_py() or 0.0
+    overlaps = pc.list_flatten(counts.column("overlaps_with")).to_pylist()
+    return {
+        "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
+        "num_kept_paths": of_paths.num_rows,
+        "num_examples": kept.num_rows,
+        **_what_is_learned(kept),
+        "expected_lucky_share": _guessed_share(of_paths, num_guessed),
+        "dropped": _by_reason(dropped),
+        "overlaps_with": dict(sorted(Counter(overlaps).items())),
+    }
+
+
+def _write_sorted(tables: list[pa.Table], folder: Folder, name: str) -> None:
+    """Write the rows in the order of their ids, whichever share they came from.
+
+    File by file: Arrow cannot sort a text column of more than 2 GiB at once.
+    """
+    ids = pa.chunked_array([chunk for t in tables for chunk in t.column(0).chunks], pa.string())
+    order = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    ends = np.cumsum([table.num_rows for table in tables])
+    for number, start in enumerate(range(0, len(order), ROWS_PER_FILE)):
+        rows = order[start : start + ROWS_PER_FILE]
+        owners = np.searchsorted(ends, rows, side="right")
+        pieces = [
+            table.take(pa.array(rows[owners == share] - (ends[share] - table.num_rows)))
+            for share, table in enumerate(tables)
+        ]
+        merged = pa.concat_tables(pieces)
+        folder.write_table(f"{name}-{number:05d}.parquet", merged.sort_by(merged.column_names[0]))

@@ -1,0 +1,1 @@
+"""Reasoning paths: guidelines, the chain of stages, and the handler that makes them."""

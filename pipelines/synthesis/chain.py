@@ -1,0 +1,371 @@
+"""One reasoning path: adapt a guideline, structure it, follow it (three generations in a row).
+
+Pure functions around one coroutine, `run_chain`, which knows an engine by its `chat` method only.
+The chain may leave stages out; what is left of it without adaptation and structure is a plain chain
+of thought, from the very prompt that evaluation asks with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cluster.errors import InputError
+from cluster.inference.engine import Engine, EngineSettings
+from cluster.inference.job import Slots
+from cluster.settings import OPERATIONAL, Neutral, Settings
+from evaluation.prompt import Message, answer_format, answer_messages
+from evaluation.question import Question
+from evaluation.responses import Response, respond
+from pipelines.synthesis.guidelines import (
+    GUIDELINES_FILE,
+    PROMPTS_FILE,
+    Guideline,
+    Prompts,
+    load_guidelines,
+    load_prompts,
+)
+from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
+from pipelines.synthesis.stages import PATH, STAGES, Stage, StageSettings
+
+SAMPLES_PER_REQUEST = 16
+"""Answers that one request asks for, where samples share their prompt: the engine reads it once.
+Few enough that the last samples of a question do not wait for a hundred free slots."""
+
+
+class GuidelineSubset(Settings):
+    """Some of the guidelines, drawn once for all questions."""
+
+    size: Annotated[int, Field(gt=0)]
+    """How many guidelines are followed."""
+    seed: int = 0
+    """Decides which ones; another seed draws another subset."""
+
+
+class SynthesisSettings(Settings):
+    """How reasoning paths are made."""
+
+    strategy: str = "regenesis"
+    """One of `pipelines/strategies`; it sets what the config does not."""
+    chain: tuple[str, ...] = ("adapt", "structure", "path")
+    """The stages of a path, in their order. Without `adapt` the guideline is structured as it is;
+    without `structure` the advice is followed as it is; `[path]` is a plain chain of thought, with
+    no guideline and the prompt of evaluation."""
+    hint_stages: tuple[str, ...] = ()
+    """Stages that are shown the right answer in a second pass. Only a question none of whose paths
+    was right gets that pass. When this is empty there is no such pass: the truth filters, and never
+    helps to generate."""
+    guidelines: Annotated[str | None, OPERATIONAL] = None
+    """A YAML file with your guidelines, a list of `{id, text}`. What counts is its content."""
+    expand_guidelines: Annotated[int, OPERATIONAL, Field(ge=0)] = 0
+    """The base model proposes this many further guidelines before the first round. Those that are
+    new and general are followed in all rounds, together with the others. What counts is what the
+    model is asked, see `pipelines.synthesis.propose_guidelines`."""
+    prompts: Annotated[str | None, OPERATIONAL] = None
+    """A YAML file with your prompts (adapt, structure, path, ...). What counts is its content."""
+    guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
+    """How many of the guidelines each question gets, drawn by seed; null is all of them."""
+    guideline_subset: Annotated[GuidelineSubset | None, Neutral(None)] = None
+    """Follow some of the guidelines only, the same ones for every question, as a control of how
+    many are needed; null follows all."""
+    judge: Literal["none", "correct", "all"] = "none"
+    """Of which paths the model itself is asked whether they are sound: of none, of those with the
+    right answer, or of all. `examples.drop_unsound` drops those that it finds unsound."""
+    shuffle_options: bool = False
+    """Shuffle the options anew for each path, so that a model which prefers one letter is not right
+    by habit. The paths of a question then share less of their prompts."""
+    samples: Annotated[int, Field(gt=0)] = 1
+    """How many paths are made of each guideline, or of each question where no guideline is
+    followed."""
+    engine: Annotated[EngineSettings | None, Neutral(None)] = None
+    """Another engine for the paths and their judge, for example a server that runs a larger model;
+    null is `engine`. The base and the tuned model are evaluated on `engine` in either case."""
+    stages: StageSettings = StageSettings()
+    seed: int = 0
+    """Every draw follows from it and the ids of what is drawn."""
+
+    @property
+    def follows_guidelines(self) -> bool:
+        """Whether any stage reads a guideline; else a path is the last stage alone."""
+        return len(self.chain) > 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SynthesisSettings:
+        if unknown := {*self.chain, *self.hint_stages} - {*STAGES}:
+            raise ValueError(f"chain: there is no stage {min(unknown)!r}; there are {list(STAGES)}")
+        if not self.chain or self.chain != tuple(s for s in STAGES if s in self.chain):
+            raise ValueError(f"chain: {list(self.chain)} is not in the order of {list(STAGES)}")
+        if self.chain[-1] != PATH.name:
+            raise ValueError("chain: its last stage has to be path, which writes the solution")
+        if unknown := set(self.hint_stages) - set(self.chain):
+            raise ValueError(f"hint_stages: {min(unknown)} is no stage of the chain; remove it")
+        if not self.follows_guidelines and self.guidelines_per_question:
+            raise ValueError(
+                "guidelines_per_question: a chain of path alone follows none; use samples"
+            )
+        if self.guideline_subset and not self.follows_guidelines:
+            raise ValueError("guideline_subset: a chain of path alone follows none; remove it")
+        if self.guideline_subset and self.expand_guidelines:
+            raise ValueError(
+                "guideline_subset: further guidelines are asked for by expand_guidelines, so that "
+                "the subset would not stay as it is; remove one of them"
+            )
+        if not self.follows_guidelines and self.expand_guidelines:
+            raise ValueError("expand_guidelines: a chain of path alone follows none; remove it")
+        if self.samples > 1 and not any(self.stages.of(s).temperature for s in self.chain):
+            raise ValueError("samples: all are the same at temperature 0; set 1, or a temperature")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PathSpec:
+    """One path to make, known before anything is generated."""
+
+    path_id: str
+    guideline: Guideline | None
+    """None: a plain chain of thought."""
+    sample: int
+    is_hinted: bool = False
+    """Whether it is made again, with the right answer shown in some stages."""
+    option_order: tuple[int, ...] = ()
+    """The options as this path is shown them, by their places in the question; empty: as there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What an earlier attempt made of a question."""
+
+    attempt: int
+    paths: Sequence[ReasoningPath]
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any] | None) -> Previous | None:
+        """The attempt of a ledger row; None where there was none."""
+        if row is None:
+            return None
+        return cls(row["attempt"], [ReasoningPath.from_row(path) for path in row["paths"] or ()])
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides what a question's paths will be, texts resolved; sent to the workers."""
+
+    round: int
+    guidelines: tuple[Guideline, ...]
+    prompts: Prompts
+    settings: SynthesisSettings
+
+    @classmethod
+    def load(cls, round_number: int, settings: SynthesisSettings) -> Recipe:
+        """Read the guideline and prompt files. Raises `InputError` naming file and entry."""
+        guidelines = load_guidelines(Path(settings.guidelines or GUIDELINES_FILE))
+        if settings.guideline_subset:
+            guidelines = draw_subset(guidelines, settings.guideline_subset)
+        prompts = load_prompts(Path(settings.prompts or PROMPTS_FILE))
+        return cls(round_number, guidelines, prompts, settings)
+
+    def specs(self, question: Question, *, is_hinted: bool = False) -> list[PathSpec]:
+        """The paths of a question: its guidelines in the order of the file, each n samples."""
+        return [
+            self._spec(question, guideline, is_hinted, sample)
+            for guideline in self._guidelines_of(question.question_id)
+            for sample in range(self.settings.samples)
+        ]
+
+    def _spec(
+        self, question: Question, guideline: Guideline | None, is_hinted: bool, sample: int
+    ) -> PathSpec:
+        first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
+        last = f"{guideline.guideline_id if guideline else 'none'}/{int(is_hinted)}/{sample}"
+        path_id = f"{first}/{last}"
+        return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))
+
+    def _order(self, question: Question, path_id: str) -> tuple[int, ...]:
+        """The places of the question's options, drawn for the path."""
+        if not self.settings.shuffle_options:
+            return ()
+        places = range(len(question.choices))
+        seeds = [stable_seed(self.settings.seed, path_id, "option", place) for place in places]
+        return tuple(sorted(places, key=seeds.__getitem__))
+
+    def _guidelines_of(self, question_id: str) -> list[Guideline | None]:
+        if not self.settings.follows_guidelines:
+            return [None]
+        drawn = self._draw_guidelines(question_id)
+        return [guideline for guideline in self.guidelines if guideline.guideline_id in drawn]
+
+    def _draw_guidelines(self, question_id: str) -> set[str]:
+        ids = [guideline.guideline_id for guideline in self.guidelines]
+
+        def key(guideline_id: str) -> int:
+            return stable_seed(self.settings.seed, question_id, guideline_id)
+
+        number = self.settings.guidelines_per_question
+        if number is None or number >= len(ids):
+            return set(ids)
+        return set(sorted(ids, key=key)[:number])
+
+
+def draw_subset(
+    guidelines: tuple[Guideline, ...], subset: GuidelineSubset
+) -> tuple[Guideline, ...]:
+    """Some of the guidelines, in their order. Raises `InputError` where there are too few.
+
+    Smaller subsets of one seed are parts of its larger ones, whatever the order of the guidelines.
+    """
+    if subset.size > len(guidelines):
+        raise InputError(
+            f"synthesis.guideline_subset.size: {subset.size} is more than the {len(guidelines)} "
+            "guidelines there are; lower it"
+        )
+    ids = sorted((g.guideline_id for g in guidelines), key=lambda i: stable_seed(subset.seed, i))
+    drawn = set(ids[: subset.size])
+    return tuple(guideline for guideline in guidelines if guideline.guideline_id in drawn)
+
+
+def stable_seed(*parts: object) -> int:
+    """A seed of 63 bits from the text of its parts: the same on every machine, in any order."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def split_thinking(text: str) -> tuple[str, str, bool]:
+    """(thinking, answer, whether the thinking was closed) of a model's text.
+
+    Some chat templates open `<think>` in the prompt, so that the text has only the closing tag.
+    """
+    before, closed, after = text.partition("</think>")
+    if closed:
+        return before.replace("<think>", "", 1).strip(), after.strip(), True
+    if text.lstrip().startswith("<think>"):
+        return text.replace("<think>", "", 1).strip(), "", False
+    return "", text.strip(), True
+
+
+def stage_messages(
+    name: str, recipe: Recipe, question: Question, spec: PathSpec, texts: Mapping[str, str]
+) -> list[Message]:
+    """The chat of one stage, filled in with what the stages before it wrote, by their columns."""
+    question = question.with_options(spec.option_order)
+    if spec.guideline is None:
+        messages = answer_messages(question)
+    else:
+        text = recipe.prompts[_prompt_name(name, recipe.settings.chain)].format(
+            **{stage.column: texts.get(stage.column, "") for stage in STAGES.values()}
+            | {
+                "question": question.text,
+                "guideline": spec.guideline.text,
+                "adapted_guideline": texts.get("adapted_guideline") or spec.guideline.text,
+                "answer_format": answer_format(question),
+            }
+        )
+        messages = [{"role": "user", "content": text}]
+    if spec.is_hinted and name in recipe.settings.hint_stages:
+        hint = recipe.prompts["hint"].format(answer=question.shown_answer)
+        last = messages[-1]
+        messages = [*messages[:-1], last | {"content": f"{last['content']}\n\n{hint}"}]
+    return messages
+
+
+def _prompt_name(stage: str, chain: tuple[str, ...]) -> str:
+    return "path_from_advice" if stage == PATH.name and "structure" not in chain else stage
+
+
+async def run_chain(
+    engine: Engine,
+    recipe: Recipe,
+    question: Question,
+    specs: Sequence[PathSpec],
+    attempt: int = 0,
+) -> list[ReasoningPath]:
+    """Run one path through its generations, or several samples that share every prompt; ungraded.
+
+    A generation that failed ends its path with `error` filled; an engine that died raises, since no
+    other path would fare better.
+    """
+    paths = [_begun_path(spec) for spec in specs]
+    for name in recipe.settings.chain:
+        # A retry draws anew: what rambled past the context once would do so again.
+        again = [attempt] if attempt else []
+        seed = stable_seed(recipe.settings.seed, specs[0].path_id, name, *again)
+        messages = stage_messages(name, recipe, question, specs[0], paths[0].texts)
+        sampling = recipe.settings.stages.of(name)
+        responses = await respond(engine, messages, sampling, seed, len(specs))
+        paths = [
+            _with_response(path, STAGES[name], response)
+            for path, response in zip(paths, responses, strict=True)
+        ]
+        if paths[0].error:  # one request failed, and with it all that share it
+            break
+    return paths
+
+
+def _begun_path(spec: PathSpec) -> ReasoningPath:
+    return ReasoningPath(
+        path_id=spec.path_id,
+        guideline_id=spec.guideline.guideline_id if spec.guideline else None,
+        is_hinted=spec.is_hinted,
+        sample=spec.sample,
+        option_order=spec.option_order,
+    )
+
+
+def _with_response(path: ReasoningPath, stage: Stage, response: Response) -> ReasoningPath:
+    """The path with what a stage wrote. Thinking that was never closed leaves no answer: it was cut
+    off."""
+    completion = response.completion
+    if completion is None:
+        return replace(path, error=f"{stage.name}: {response.error}")
+    thinking, text, closed = split_thinking(completion.text)
+    generation = Generation.of(stage.name, response.seed, completion)
+    if not closed:
+        generation = replace(generation, finish_reason="length")
+    path = replace(
+        path,
+        texts={**path.texts, stage.column: text},
+        generations=(*path.generations, generation),
+    )
+    if stage != PATH:
+        return path
+    return replace(path, thinking=thinking, token_ids=completion.token_ids)
+
+
+def requests(specs: Sequence[PathSpec]) -> list[list[PathSpec]]:
+    """The paths that are asked for together: those of one prompt are, others go alone."""
+    plain = [spec for spec in specs if spec.guideline is None and not spec.option_order]
+    groups = [plain[n : n + SAMPLES_PER_REQUEST] for n in range(0, len(plain), SAMPLES_PER_REQUEST)]
+    return [*groups, *([spec] for spec in specs if spec.guideline or spec.option_order)]
+
+
+async def run_chains(
+    engine: Engine,
+    recipe: Recipe,
+    question: Question,
+    slots: Slots,
+    previous: Previous | None = None,
+    *,
+    is_hinted: bool = False,
+) -> list[ReasoningPath]:
+    """All paths of one pass over a question, none waiting for another path's stage.
+
+    Of those of the `previous` attempt, only the paths that failed are run again.
+    """
+    attempt = previous.attempt + 1 if previous else 0
+    whole = {path.path_id: path for path in previous.paths if not path.error} if previous else {}
+    specs = recipe.specs(question, is_hinted=is_hinted)
+
+    async def run(group: list[PathSpec]) -> list[ReasoningPath]:
+        async with slots.take(len(group)):
+            return await run_chain(engine, recipe, question, group, attempt)
+
+    made = await asyncio.gather(
+        *(run(group) for group in requests([s for s in specs if s.path_id not in whole]))
+    )
+    paths = whole | {path.path_id: path for group in made for path in group}
+    return [paths[spec.path_id] for spec in specs]

@@ -1,0 +1,132 @@
+"""The general reasoning guidelines and the prompts, ours or a user's own."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.errors import InputError
+from pipelines.synthesis.stages import PATH, STAGES
+
+GUIDELINES_FILE = Path(__file__).with_name("guidelines.yaml")
+PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
+
+_OTHER_FIELDS: dict[str, frozenset[str]] = {
+    "path_from_advice": frozenset({"question", "adapted_guideline"}),
+    "hint": frozenset({"answer"}),
+    "judge": frozenset({"question", "reasoning"}),
+    "expand": frozenset({"guidelines"}),
+}
+_NEEDED_FIELDS = {name: stage.fields for name, stage in STAGES.items()} | _OTHER_FIELDS
+_OPTIONAL_PROMPTS = {*_OTHER_FIELDS, *(s.name for s in STAGES.values() if s.came_later)}
+_FIELDS_OF_STAGES = frozenset(
+    {"question", "guideline", "answer_format"}
+    | {stage.column for stage in STAGES.values() if stage != PATH}
+)
+_KNOWN_FIELDS = dict.fromkeys([*STAGES, "path_from_advice"], _FIELDS_OF_STAGES) | {
+    name: _OTHER_FIELDS[name] for name in ("hint", "judge", "expand")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Guideline:
+    """One general piece of advice; its id is part of every path id made with it."""
+
+    guideline_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The user turns of the stages and of what else a model is asked, with fields in braces.
+
+    By the name of the stage, and `path_from_advice` (the last stage, in a chain without structure),
+    `hint` (put after the turn of a stage that is shown the right answer), `judge` (asks whether a
+    finished path is sound) and `expand` (asks for one more guideline).
+    """
+
+    texts: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.texts[name]
+
+    def of_paths(self, chain: Sequence[str]) -> dict[str, str]:
+        """Those that a path of this chain may be asked with."""
+        unused = {s.name for s in STAGES.values() if s.came_later and s.name not in chain}
+        return {name: text for name, text in self.texts.items() if name not in unused | {"expand"}}
+
+
+def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
+    """The guidelines of a YAML file: a list of `{id, text}`. Raises `InputError`."""
+    return check_guidelines(_read_yaml(path), str(path))
+
+
+def check_guidelines(rows: Any, path: str) -> tuple[Guideline, ...]:
+    """The guidelines that a parsed YAML file holds. Raises `InputError` naming the `path`."""
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{path}: expected a list of guidelines, each with `id` and `text`")
+    guidelines = tuple(_read_guideline(path, number, row) for number, row in enumerate(rows, 1))
+    ids = [guideline.guideline_id for guideline in guidelines]
+    for guideline_id in ids:
+        if ids.count(guideline_id) > 1:
+            raise InputError(f"{path}: the guideline id {guideline_id!r} is given twice")
+    return guidelines
+
+
+def _read_guideline(path: str, number: int, row: Any) -> Guideline:
+    if not isinstance(row, dict) or set(row) != {"id", "text"}:
+        raise InputError(f"{path}: guideline {number} needs exactly `id` and `text`")
+    guideline_id, text = row["id"], row["text"]
+    if not isinstance(guideline_id, str) or not guideline_id or "/" in guideline_id:
+        raise InputError(f"{path}: guideline {number}: the id is a word without a slash")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{path}: guideline {guideline_id!r} has no text")
+    return Guideline(guideline_id, text.strip())
+
+
+def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
+    """The prompts of a YAML file; ours for those of no stage that it leaves out.
+
+    Raises `InputError`.
+    """
+    tree = _read_yaml(path)
+    given = set(tree) if isinstance(tree, dict) else set()
+    if not set(_NEEDED_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_NEEDED_FIELDS):
+        needed = ", ".join(name for name in _NEEDED_FIELDS if name not in _OPTIONAL_PROMPTS)
+        optional = ", ".join(sorted(_OPTIONAL_PROMPTS))
+        raise InputError(f"{path}: expected the prompts {needed}, and perhaps {optional}")
+    for name, text in tree.items():
+        _check_prompt(path, name, text)
+    ours = {} if path == PROMPTS_FILE else load_prompts().texts
+    return Prompts({**ours, **{name: text.strip() for name, text in tree.items()}})
+
+
+def _check_prompt(path: Path, stage: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{path}: the prompt {stage} is not text")
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the prompt {stage}: {error}; write {{{{ for a plain brace"
+        ) from error
+    known_fields = _KNOWN_FIELDS[stage]
+    if unknown := fields - known_fields:
+        known = ", ".join(sorted(known_fields))
+        raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
+    if lacking := _NEEDED_FIELDS[stage] - fields:
+        raise InputError(f"{path}: the prompt {stage} lacks {{{min(lacking)}}}")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error

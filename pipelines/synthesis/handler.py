@@ -1,0 +1,143 @@
+"""The `paths` step: all reasoning paths of every training question, each with its verdict.
+
+What a worker of the pool does with one question is `SynthesizePaths`; the row it returns::
+
+    {"question_id": "gsm8k/train/00042", "question_fingerprint": "9f...", "attempt": 0,
+     "dataset": "gsm8k", "num_paths": 25, "num_accepted": 11, "num_failed": 0, ...,
+     "question": "A shop sold ...", "answer": "72", ...,
+     "round": 0, "strategy": "regenesis", "paths": [{...}, ...]}
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.inference.engine import Engine
+from cluster.inference.job import Slots
+from cluster.store.ledger import ledger_schema
+from evaluation.grader import GRADER_VERSION, Verdict
+from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
+from pipelines.synthesis.chain import Previous, Recipe, run_chains
+from pipelines.synthesis.judge import judge_paths
+from pipelines.synthesis.reasoning_path import PATH_TYPE, ReasoningPath
+
+PATHS_SCHEMA = ledger_schema(
+    [
+        *QUESTION_SCHEMA,
+        pa.field("round", pa.int32()),
+        pa.field("strategy", pa.string()),
+        pa.field("grader_version", pa.string()),
+        pa.field("paths", pa.list_(PATH_TYPE)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SynthesizePaths:
+    """The pool's handler for the `paths` step."""
+
+    recipe: Recipe
+    read_last: tuple[AnswerType, ...]
+    """Answer types whose last number or letter counts when nothing clearer was written."""
+
+    @property
+    def width(self) -> int:
+        """A question's chains run side by side, one generation each."""
+        settings = self.recipe.settings
+        drawn = self.recipe.guidelines[: settings.guidelines_per_question]
+        return settings.samples * (len(drawn) if settings.follows_guidelines else 1)
+
+    @property
+    def generations(self) -> Mapping[int | None, int]:
+        """Each chain has a generation a stage; who is judged or hinted is not known before."""
+        settings = self.recipe.settings
+        counts: Counter[int | None] = Counter()
+        for stage in (*settings.chain, *(["judge"] if settings.judge == "all" else [])):
+            counts[getattr(settings.stages, stage).max_tokens] += self.width
+        return counts
+
+    async def __call__(
+        self,
+        engine: Engine,
+        question: dict[str, Any],
+        slots: Slots,
+        previous: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        """The question's row, with all its paths."""
+        asked, before = Question.from_row(question), Previous.from_row(previous)
+        paths = await self._pass(engine, asked, slots, before)
+        if self._needs_hint(paths, before):
+            paths += await self._pass(engine, asked, slots, before, is_hinted=True)
+        return self._row(asked, paths) | count_paths(paths)
+
+    async def _pass(
+        self,
+        engine: Engine,
+        asked: Question,
+        slots: Slots,
+        previous: Previous | None,
+        *,
+        is_hinted: bool = False,
+    ) -> list[ReasoningPath]:
+        """The graded paths without the right answer shown, or with it."""
+        paths = await run_chains(engine, self.recipe, asked, slots, previous, is_hinted=is_hinted)
+        # A grade takes processor time; the event loop has an engine to feed.
+        graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
+        return await judge_paths(engine, self.recipe, asked, graded, slots)
+
+    def _needs_hint(self, graded: Sequence[ReasoningPath], previous: Previous | None) -> bool:
+        """Whether no path was right; what an earlier attempt made with a hint is kept, too."""
+        if not self.recipe.settings.hint_stages:
+            return False
+        were_hinted = previous is not None and any(path.is_hinted for path in previous.paths)
+        return were_hinted or not any(path.verdict == Verdict.CORRECT for path in graded)
+
+    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+        """The row of a question that has no paths, and why."""
+        asked = Question.from_row(question)
+        num_failed = len(self.recipe.specs(asked))
+        return self._row(asked, []) | {"error": reason, "num_failed": num_failed}
+
+    def _row(self, question: Question, paths: Sequence[ReasoningPath]) -> dict[str, Any]:
+        return question.to_row() | {
+            "question_fingerprint": question.fingerprint,
+            "round": self.recipe.round,
+            "strategy": self.recipe.settings.strategy,
+            "grader_version": GRADER_VERSION,
+            "paths": [path.to_row() for path in paths],
+        }
+
+
+def count_paths(paths: Sequence[ReasoningPath]) -> dict[str, int]:
+    """The ledger's counts over the graded paths of a question."""
+    generations = [generation for path in paths for generation in path.generations]
+    return {
+        "num_paths": len(paths),
+        "num_accepted": sum(path.verdict == Verdict.CORRECT for path in paths),
+        "num_failed": sum(bool(path.error) for path in paths),
+        "num_truncated": sum(not path.error and not path.is_finished for path in paths),
+        "num_tokens": sum(generation.num_tokens for generation in generations),
+        "num_prompt_tokens": sum(generation.num_prompt_tokens for generation in generations),
+    }
+
+
+def grade_paths(
+    paths: Sequence[ReasoningPath], question: Question, read_last: tuple[AnswerType, ...]
+) -> list[ReasoningPath]:
+    """The paths with the verdicts of today's grader."""
+    return [path.graded(question, read_last) for path in paths]
+
+
+def stored_paths(
+    row: dict[str, Any], question: Question, read_last: tuple[AnswerType, ...]
+) -> list[ReasoningPath]:
+    """The paths of a ledger row, graded anew."""
+    return grade_paths(
+        [ReasoningPath.from_row(path) for path in row["paths"] or ()], question, read_last
+    )

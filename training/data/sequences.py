@@ -1,0 +1,99 @@
+"""The token sequences that each example stands for: pure reading of the trainer's table.
+
+An example of `objective: sft` is one sequence, its prompt and target. Where preferences are learnt
+there is another one beside it, with the same prompt::
+
+    dpo   1 9690 | 504 72 2      target: what was chosen      learnt, likelier
+          1 9690 | 504 71 2      other: what was rejected     learnt, less likely
+    kto   1 9690 | 504 72 2      target: right or wrong       learnt, as its label says
+          1 9690 | 88 19 2       other: another prompt's      only looked at, for the divergence
+
+Importing this module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from training.data.batches import Example, mismatched_examples
+from training.settings import TrainingSettings
+
+REFERENCES = ("target_reference", "other_reference")
+"""Columns with the log-probabilities of both sequences under the model that training starts from;
+`training.reference` adds them."""
+
+
+class Sequences:
+    """The sequences of a table's examples, by the number of their row."""
+
+    def __init__(self, table: pa.Table, settings: TrainingSettings) -> None:
+        self._table = table
+        self._settings = settings
+        self._ids: list[str] = table.column("example_id").to_pylist()
+        self._prompts = table.column("prompt_token_ids").combine_chunks()
+        self._targets = table.column("target_token_ids").combine_chunks()
+        self._weights = _numbers(table, settings.weight_by, 1.0)
+        self._references = [_numbers(table, name, 0.0) for name in REFERENCES]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def learnt(self, index: int) -> list[Example]:
+        """What an example trains: one sequence, or a pair with the chosen one first."""
+        if self._settings.objective == "dpo":
+            return [self.target(index), self.other(index)]
+        return [self.target(index)]
+
+    def target(self, index: int) -> Example:
+        return Example(
+            self._ids[index],
+            self._prompts[index].values.to_numpy(),
+            self._targets[index].values.to_numpy(),
+            float(self._weights[index]),
+            float(self._references[0][index]),
+            bool(self._labels[index]),
+        )
+
+    def other(self, index: int) -> Example:
+        """The rejected answer, or with kto the answer to another prompt, cut to `max_length`."""
+        if self._settings.objective == "dpo":
+            answer = self._rejected[index].values
+        else:
+            answer = self._targets[self._mismatched[index]].values
+        of_target = self.target(index)
+        room = self._settings.max_length - len(of_target.prompt)
+        return replace(
+            of_target,
+            target=answer.to_numpy()[:room],
+            weight=0.0,
+            reference=float(self._references[1][index]),
+            is_desirable=False,
+        )
+
+    @cached_property
+    def _rejected(self) -> pa.ListArray:
+        return self._table.column("rejected_token_ids").combine_chunks()
+
+    @cached_property
+    def _labels(self) -> npt.NDArray[np.bool_]:
+        if self._settings.objective != "kto":
+            return np.ones(len(self), dtype=np.bool_)
+        labels: npt.NDArray[np.bool_] = self._table.column("label").to_numpy()
+        return labels
+
+    @cached_property
+    def _mismatched(self) -> list[int]:
+        questions = self._table.column("question_id").to_pylist()
+        return mismatched_examples(self._ids, questions, self._settings.seed)
+
+
+def _numbers(table: pa.Table, column: str | None, default: float) -> npt.NDArray[np.float32]:
+    if column not in table.column_names:
+        return np.full(table.num_rows, default, dtype=np.float32)
+    numbers: npt.NDArray[np.float32] = table.column(column).to_numpy()
+    return numbers.astype(np.float32)
