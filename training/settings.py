@@ -137,7 +137,7 @@ class TrainingSettings(Settings):
     num_epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the examples, each in an order of its own."""
 
-    max_steps: Annotated[int, Field(ge=1), Neutral(None)] | None = None
+    max_steps: Annotated[Annotated[int, Field(ge=1)] | None, Neutral(None)] = None
     """Stop after so many steps, wherever in an epoch; the schedule of the learning rate ends
     there, too. With enough num_epochs to reach it, arms of a comparison are trained equally long.
     null trains for num_epochs."""

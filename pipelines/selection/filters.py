@@ -111,7 +111,7 @@ class ExampleSettings(Settings):
     add_boxed_answer: Annotated[bool, Neutral(value=True)] = True
     """Append "The final answer is ..." in the format that is asked for to a solution that does not
     state its answer so. How many targets were edited is reported."""
-    max_examples: Annotated[int, Field(gt=0), Neutral(None)] | None = None
+    max_examples: Annotated[Annotated[int, Field(gt=0)] | None, Neutral(None)] = None
     """The most examples in all, drawn evenly over datasets and questions, so that arms of a
     comparison learn from equally many; null keeps all."""
     seed: int = 0
