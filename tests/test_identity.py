@@ -129,11 +129,12 @@ def test_controls_that_came_later_move_the_runs_that_they_change_and_no_other() 
         [step, *_] = [s for s in all_steps(planned(config)) if s.name == "examples"]
         return step.content
 
-    direct = examples_of("synthesis.strategy=direct")
+    plain = ("synthesis.strategy=direct", "synthesis.guidelines_per_question=null")
+    direct = examples_of(*plain)
     assert "version" not in direct, "no guideline is cited there"
     assert not {"questions", "min_votes", "max_examples"} & set(direct["examples"])
     assert direct["examples"]["min_vote_share"] == 0.0
-    assert examples_of("synthesis.strategy=direct", "examples.verdict=unfiltered")["version"] == 2
+    assert examples_of(*plain, "examples.verdict=unfiltered")["version"] == 2
     assert examples_of()["version"] == 2
     assert "version" not in examples_of("examples.drop_leaks=[hint]")
     by_vote = examples_of("examples.verdict=majority")["examples"]
