@@ -127,7 +127,7 @@ def test_controls_that_came_later_move_the_runs_that_they_change_and_no_other() 
     def examples_of(*overrides: str) -> dict[str, Any]:
         config = loaded("quickstart", *overrides)
         [step, *_] = [s for s in all_steps(planned(config)) if s.name == "examples"]
-        return step.content
+        return dict(step.content)
 
     plain = ("synthesis.strategy=direct", "synthesis.guidelines_per_question=null")
     direct = examples_of(*plain)

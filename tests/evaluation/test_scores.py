@@ -73,7 +73,8 @@ def test_mean_over_tasks_counts_each_once_and_shows_what_one_of_them_does() -> N
     sizes = {"a": 40, "b": 40, "c": 40, "d": 40, "e": 40, "f": 400}
     gains = {"a": 6, "b": 6, "c": 6, "d": 6, "e": 6, "f": -20}
     questions = [question(n, task) for task, size in sizes.items() for n in range(size)]
-    base, tuned = {}, {}
+    base: dict[str, Prediction] = {}
+    tuned: dict[str, Prediction] = {}
     for task, size in sizes.items():
         base |= answered(size // 2, size, task)
         tuned |= answered(size // 2 + gains[task], size, task)

@@ -114,7 +114,7 @@ def test_unfiltered_draws_from_the_paths_of_every_question_whatever_they_answer(
     kept, reasons = kept_and_reasons(of_question, verdict="unfiltered")
     assert len(kept) == 5
     assert reasons == {"over_max_per_question": 5}
-    unjudged = {"pass_rate": (0.9, 1.0), "min_correct_above_chance": 9.0}
+    unjudged: dict[str, Any] = {"pass_rate": (0.9, 1.0), "min_correct_above_chance": 9.0}
     assert kept_and_reasons(of_question, verdict="unfiltered", **unjudged)[0] == kept
     assert len(kept_and_reasons(paths("5", "6"), verdict="unfiltered")[0]) == 2
     unread = paths(None, None, None)
