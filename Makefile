@@ -1,4 +1,4 @@
-# The words that people and CI use. Everything works in .venv, made on first use.
+# The commands that people and CI use. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,7 +27,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Extras besides the lock, each from its own: make setup EXTRAS=trackers (or "trackers bench").
+# Optional packages, each from its own lock: make setup EXTRAS=trackers (or "trackers bench").
 EXTRAS :=
 setup: $(VENV)/installed $(EXTRAS:%=$(VENV)/installed-%)
 
@@ -68,8 +68,8 @@ lock:
 clean:
 	rm -rf runs .mypy_cache .pytest_cache .ruff_cache
 
-# What vLLM's CUDA build makes of every shipped config on cards that are pretended. It needs no GPU,
-# a C compiler, and 9 GB for a venv of its own. One card: make check-gpu CARDS=H100
+# Shows what vLLM's CUDA build makes of every shipped config on pretended cards. It needs no GPU, but a
+# C compiler and 9 GB for a separate environment. For one card: make check-gpu CARDS=H100
 check-gpu: .venv-gpu/installed
 	.venv-gpu/bin/python -m tests.gpu.check_gpu $(CARDS)
 

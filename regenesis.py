@@ -42,7 +42,7 @@ from pipelines.steps import examples, guidelines, model, paths, predictions, sco
 from pipelines.stored_run import resolved_config
 
 COMMANDS = {
-    "run": "run, or go on with, a self-improvement run",
+    "run": "start or continue a self-improvement run",
     "plan": "generate the first 20 questions and say what the whole run will take",
     "select": "count what other filters would keep of a run's paths; changes nothing",
     "clean": "remove what a run no longer needs",
@@ -95,7 +95,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the config and the steps, start nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the config and the steps without starting anything",
     )
 
 

@@ -227,7 +227,9 @@ def _wait(need: Need, patience: Any, stop: StopRequest, done: Callable[[], bool]
     if has_said:
         waited = format_seconds(time.monotonic() - began)
         record("waited", what=need.what, seconds=round(time.monotonic() - began, 1))
-        line.end(f"{_amount(need.bundles, need.scarce)} to start {need.what}: there after {waited}")
+        line.end(
+            f"{_amount(need.bundles, need.scarce)} to start {need.what}: available after {waited}"
+        )
 
 
 def waiting_line(

@@ -145,7 +145,7 @@ def _try_storage(storage: Folder, name: str) -> str | None:
         greeting = storage.read_bytes("driver")
         storage.write_bytes(f"node-{name}", greeting)
         if storage.read_bytes(f"node-{name}") != greeting:
-            return "it does not give back what was written"
+            return "it does not return what was written"
     except FileNotFoundError:
         return "the driver's file is not seen there, so it is not a folder that all nodes share"
     except OSError as error:

@@ -103,8 +103,8 @@ def check_storage_root(root: str) -> None:
     """
     if in_submitted_job() and "://" not in root and not Path(root).expanduser().is_absolute():
         raise InputError(
-            f"storage.root {root!r} is relative, and a submitted job's working directory vanishes "
-            "with the job; give an absolute folder that all nodes share, or a URI"
+            f"storage.root {root!r} is relative, and a submitted job's working directory is "
+            "removed with the job; give an absolute folder that all nodes share, or a URI"
         )
 
 

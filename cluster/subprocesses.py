@@ -62,6 +62,6 @@ def _answer(
 def _ending(name: str, code: int | None) -> str:
     if code is not None and code < 0:
         killed = signal.Signals(-code).name
-        hint = ", as it is for want of memory" if killed == "SIGKILL" else ""
+        hint = ", as happens when memory runs out" if killed == "SIGKILL" else ""
         return f"the process of {name} was ended by {killed}{hint}"
-    return f"the process of {name} failed; its error stands above"
+    return f"the process of {name} failed; its error is printed above"

@@ -21,13 +21,13 @@ from commands.arguments import add_run, add_take_over
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, and what may go."""
     add_run(parser)
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     parser.add_argument("--yes", action="store_true", help="delete without asking")
     add_take_over(parser)
     parser.add_argument(
         "--superseded",
         action="store_true",
-        help="also remove the steps that the config which was run last does not use",
+        help="also remove the steps that the last config does not use",
     )
 
 

@@ -153,7 +153,7 @@ def check_token(where: str, mode: int | None) -> Finding:
         if asked and not given:
             text = f"{where} has none, and RAY_AUTH_MODE asks for one; see docs/CLUSTER.md"
             return Finding("token", False, text)
-        return Finding("token", True, f"{where} keeps none in a file")
+        return Finding("token", True, f"{where} has no token in a file")
     if mode & 0o077:
         text = f"on {where} others can read it (mode {mode:o}); chmod 600 ~/.ray/auth_token"
         return Finding("token", False, text)
@@ -192,7 +192,7 @@ def check_node(facts: NodeFacts) -> Iterator[Finding]:
     yield Finding(f"{subject}, processor", True, f"{facts.num_cpus} CPUs; {facts.dtype}")
     yield check_gpus(facts)
     least, free = LEAST_MEMORY_GIB, facts.free_memory_gib
-    enough = "" if free >= least else f"; less than {least:.0f} GiB ends in killed processes"
+    enough = "" if free >= least else f"; less than {least:.0f} GiB leads to killed processes"
     text = f"{free:.1f} of {facts.memory_gib:.1f} GiB free{enough}"
     yield Finding(f"{subject}, memory", free >= least, text)
     for folder, free in facts.free_disk_gib.items():
@@ -211,7 +211,7 @@ def check_gpus(facts: NodeFacts) -> Finding:
     seen = f"Ray sees {facts.ray_gpus}, torch {num}, vLLM computes on {facts.vllm_device}"
     cards = f" ({'; '.join(facts.torch_gpus)})" if num else ""
     agree = facts.ray_gpus == num and facts.vllm_device == ("cuda" if num else "cpu")
-    text = seen + cards if agree else f"{seen}{cards}; they have to agree: look at the driver"
+    text = seen + cards if agree else f"{seen}{cards}; they must agree; check the GPU driver"
     return Finding(subject, agree, text)
 
 
@@ -234,7 +234,7 @@ def check_ports(facts: NodeFacts) -> Finding:
     has_token = facts.token_mode is not None or bool(os.environ.get("RAY_AUTH_TOKEN"))
     text = "; ".join(bound) or "none of Ray's known ports is bound"
     if is_open and not has_token:
-        text += "; without a token everybody who reaches the dashboard runs code here"
+        text += "; without a token everybody who reaches the dashboard can run code here"
     return Finding(f"node {facts.name}, ports", has_token or not is_open, text)
 
 

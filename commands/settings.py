@@ -22,7 +22,7 @@ from pipelines.config import Config
 
 HEAD = """# Settings
 
-Printed by `regenesis settings`; a test holds this file to it. Precedence: the defaults, what a
+Printed by `regenesis settings`; a test keeps this file current. Precedence: the defaults, what a
 strategy sets, the config file, `--set a.b=value`.
 
 A change of a **content** setting gives a new folder for the steps that depend on it, and the old

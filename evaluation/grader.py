@@ -105,7 +105,7 @@ def _grade_by_own(text: str, question: Question, *, read_last: bool, finished: b
     own = load_grader(question.grader)
     result = own(text, question, read_last=read_last, finished=finished)
     if not isinstance(result, Grade):
-        raise TypeError(f"the grader {question.grader} returned {result!r}, which is no Grade")
+        raise TypeError(f"the grader {question.grader} returned {result!r}, which is not a Grade")
     return result
 
 

@@ -185,8 +185,8 @@ def read_task(
             question_id = _question_id(draft, dataset, split, numbers)
             if question_id in places:
                 raise InputError(
-                    f"{row.place}: the id {question_id!r} stands already at {places[question_id]}; "
-                    "every row needs an id of its own"
+                    f"{row.place}: the id {question_id!r} is already used at "
+                    f"{places[question_id]}; every row needs its own id"
                 )
             places[question_id] = row.place
             yield Question(
@@ -217,7 +217,7 @@ def _draft(task: Task, split: Split, row: Row, listed: frozenset[str]) -> Draft 
     if listed:
         return None
     raise InputError(
-        f"{row.place}: which rows are of task {task.name} stands in {task.id_lists}; "
+        f"{row.place}: {task.id_lists} lists the rows of task {task.name}; "
         "name the folder that holds both with source.path"
     )
 

@@ -91,7 +91,7 @@ def one_model_goes_on(config: Config) -> str | None:
     if config.rounds == 1 or config.training.mix != "per_dataset":
         return None
     return (
-        f"rounds: {config.rounds} needs one model to go on with, and training.mix: per_dataset "
+        f"rounds: {config.rounds} needs one model to continue with, and training.mix: per_dataset "
         "makes several; set rounds: 1 or training.mix: joint"
     )
 
@@ -130,7 +130,7 @@ def hints_need_the_truth(config: Config) -> str | None:
         return None
     return (
         "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
-        "runs that do not know it; set one of them otherwise"
+        "runs that do not know it; change one of them"
     )
 
 

@@ -49,10 +49,11 @@ class StoredRun:
         steps = folder.read_json(STEPS_FILE)
         if not isinstance(steps, list) or CONFIG_FILE not in folder.file_names():
             raise InputError(
-                f"{uri} is no folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the folder "
-                "that `regenesis.py run` named in its first lines, or run it once more"
+                f"{uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the "
+                "folder that `regenesis.py run` named in its first lines, or run it once more"
             )
-        return cls(folder, yaml.safe_load(folder.read_bytes(CONFIG_FILE)), tuple(steps))
+        config = yaml.safe_load(folder.read_bytes(CONFIG_FILE))
+        return cls(folder, _with_names_of_today(config), tuple(steps))
 
     def step(self, name: str) -> Folder:
         """The folder of the one step whose name begins so, such as `round_0/paths`."""
@@ -64,3 +65,12 @@ class StoredRun:
             paths = self.step(f"round_{number}/paths")
             if not paths.is_empty():
                 yield number, paths
+
+
+def _with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A stored config in which settings that were renamed since have their present names."""
+    questions = dict(config.get("questions") or {})
+    if "broken" in questions:
+        questions["on_error"] = {"set_aside": "skip"}.get(questions.pop("broken"), "stop")
+        return config | {"questions": questions}
+    return config

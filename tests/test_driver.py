@@ -166,7 +166,7 @@ def check_select_counts_and_changes_nothing(run: Path) -> None:
 def test_select_of_no_run_says_so(tmp_path: Path) -> None:
     result = run_driver("select", tmp_path)
     assert result.returncode == 2
-    assert "is no folder of a run" in result.stderr
+    assert "is not the folder of a run" in result.stderr
 
 
 def test_run_dead_worker_is_started_again_and_every_question_is_there_once(

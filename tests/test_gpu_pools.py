@@ -165,7 +165,7 @@ def test_runs_that_want_the_same_gpus_take_turns_and_one_that_waits_can_be_stopp
         assert runs.ended(name) == 0, runs.output(name)
         assert len(runs.rows(name)) == 2 * NUM_TRAIN
         assert {row["dataset"] for row in runs.rows(name)} == {"a", "b"}
-        assert re.search(r"8 GPUs to start .*: there after \d+", runs.output(name))
+        assert re.search(r"8 GPUs to start .*: available after \d+", runs.output(name))
     engines, ranks = runs.started("planned"), runs.started("spanning", "worker")
     assert [len(each.gpus) for each in engines] == [1] * 8
     assert all_gpus(engines) == all_gpus(ranks), "each had all GPUs"

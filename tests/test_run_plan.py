@@ -195,7 +195,7 @@ def test_settings_in_the_document_make_a_run_of_its_own(
     base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
     for name in ("guidelines", "prompts"):
-        ours = (REPOSITORY / "pipelines" / f"{name}.yaml").read_text()
+        ours = (REPOSITORY / "pipelines" / "synthesis" / f"{name}.yaml").read_text()
         (tmp_path / f"my_{name}.yaml").write_text(ours.replace("question", "problem"))
     prompts = tmp_path / "my_prompts.yaml"
     prompts.write_text(prompts.read_text().replace("{problem}", "{question}"))

@@ -80,7 +80,7 @@ def refuse_offload_folder(folder: str) -> None:
     except OSError as error:
         raise InputError(
             f"training.offload_folder {folder!r} cannot be written on a training node "
-            f"({error.strerror}); name a folder that is there on every one of them"
+            f"({error.strerror}); name a folder that exists on all of them"
         ) from error
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
@@ -114,7 +114,7 @@ def refuse_missing_positions(table: pa.Table, model: str, config: Any) -> None:
     skeleton = _without_weights(config)
     if any(table.num_embeddings < longest for table in _position_tables(skeleton)):
         raise InputError(
-            f"an example has {longest} tokens, but {model} has learnt {positions} positions; set "
+            f"an example has {longest} tokens, but {model} has learned {positions} positions; set "
             f"training.max_length: {positions}"
         )
 
@@ -138,7 +138,7 @@ def refuse_broken_weights(module: Any, model: str) -> None:
         # ZeRO-3 leaves an empty tensor in its place and keeps this worker's part beside it.
         if not bool(getattr(parameter, "ds_tensor", parameter).detach().isfinite().all()):
             raise InputError(
-                f"{model}: {name} holds values that are not finite, so nothing can be learnt; "
+                f"{model}: {name} holds values that are not finite, so nothing can be learned; "
                 "take another copy of the model"
             )
 

@@ -173,7 +173,9 @@ def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
     progress = _train_once(job, on_step)
     while progress["next_step"] < progress["num_steps"]:
         done = f"{progress['next_step']} of {progress['num_steps']} steps"
-        print(f"training: a worker had to end after {done}; going on", file=sys.stderr, flush=True)
+        print(
+            f"training: a worker had to end after {done}; continuing", file=sys.stderr, flush=True
+        )
         progress = _train_once(job, on_step)
     return progress
 
@@ -214,7 +216,7 @@ def _follow(future: Future[Any], board: Any, on_step: OnStep) -> None:
                 on_step(metrics)
     except KeyboardInterrupt:
         if has_begun:
-            print("training: a checkpoint, then the end", file=sys.stderr, flush=True)
+            print("training: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
             ray.get(board.stop.remote())
             wait([future])
         raise
@@ -315,6 +317,6 @@ def _user_error(error: Exception) -> InputError | None:
         if isinstance(cause, OSError):
             return InputError(
                 f"training stopped: a worker could not read or write ({cause}); fix that, and the "
-                "same command goes on from the last checkpoint, if there is one"
+                "same command continues from the last checkpoint, if there is one"
             )
     return None

@@ -37,7 +37,7 @@ class AnswerTokens:
     """What a model makes of a micro-batch's answer tokens; tensors of one dimension."""
 
     losses: Any
-    """Cross entropies in float32, nats; 0 where nothing is learnt."""
+    """Cross entropies in float32, nats; 0 where nothing is learned."""
     weights: Any
     examples: Any
     """The number of the example that each belongs to."""

@@ -120,7 +120,7 @@ def _load_companions(source: str, folder: Path) -> None:
     saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     same = len(saved) == len(of_base) and saved.chat_template == of_base.chat_template
     if not same:
-        raise ValueError("the tokenizer or its chat template is another one when it is copied")
+        raise ValueError("the tokenizer or its chat template differs after it was copied")
 
 
 def _write_model(model: Any, source: str, folder: Path, **options: Any) -> None:

@@ -90,7 +90,7 @@ class KtoSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Where a training's numbers go besides the terminal."""
+    """Where the numbers of a training are sent, in addition to the terminal."""
 
     tensorboard: Annotated[bool, OPERATIONAL] = True
     """TensorBoard files in `tensorboard/` of the model's folder."""
@@ -119,8 +119,8 @@ class TrainingSettings(Settings):
     """The adapters' shape; no effect on full fine-tuning."""
 
     objective: Literal["sft", "dpo", "kto"] = "sft"
-    """What is learnt: the kept paths (sft); them rather than wrong ones of the same questions,
-    in pairs (dpo); what is right and what is wrong, path by path (kto)."""
+    """What is learned: the kept paths (sft); a preference for them over wrong ones of the same
+    questions, in pairs (dpo); which paths are right and which are wrong (kto)."""
 
     dpo: DpoSettings = DpoSettings()
     """The terms of `objective: dpo`; no effect on the others."""
@@ -135,7 +135,7 @@ class TrainingSettings(Settings):
     """Peak of the schedule: linear warm-up, then a cosine to zero."""
 
     num_epochs: Annotated[int, Field(ge=1)] = 3
-    """Passes over the examples, each in an order of its own."""
+    """Passes over the examples, each in a different order."""
 
     max_steps: Annotated[Annotated[int, Field(ge=1)] | None, Neutral(None)] = None
     """Stop after so many steps, wherever in an epoch; the schedule of the learning rate ends
@@ -162,8 +162,9 @@ class TrainingSettings(Settings):
     """Tokens of prompt and target together."""
 
     too_long: Literal["drop", "truncate"] = "drop"
-    """What becomes of a longer example: left out, or its target cut, so that the end of the turn
-    is not learnt from it. Both are counted; one whose prompt alone is too long is left out."""
+    """What happens to a longer example: it is left out, or its target is cut, so that the end of
+    the turn is not learned from it. Both are counted. An example whose prompt alone is too long
+    is left out."""
 
     min_examples: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
     """A training on fewer is refused; null is `global_batch_size`, so that one batch is full."""
@@ -235,7 +236,8 @@ class TrainingSettings(Settings):
 
     cpus_per_worker: Annotated[int | Auto, _AT_LEAST_1, OPERATIONAL] = "auto"
     """CPU cores of a worker, and its threads. auto shares the cores out among the workers of a
-    node where the CPU computes or updates offloaded weights; beside a GPU it takes 1 otherwise."""
+    node where the CPU computes or updates offloaded weights; otherwise a worker with a
+    GPU gets 1."""
 
     gpus_per_worker: Annotated[int | Auto, _0_OR_1, OPERATIONAL] = "auto"
     """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL. auto takes 1 where
@@ -297,7 +299,7 @@ class TrainingSettings(Settings):
             "kto": (self.kto.desirable_weight, self.kto.undesirable_weight),
         }
         if not any(weights.get(self.objective, (1.0,))):
-            raise ValueError(f"{self.objective}: both weights are 0, so nothing is learnt")
+            raise ValueError(f"{self.objective}: both weights are 0, so nothing is learned")
         return self
 
     @pydantic.model_validator(mode="after")

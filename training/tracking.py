@@ -42,7 +42,7 @@ def refuse_missing_trackers(settings: TrackingSettings) -> None:
         if is_wanted and importlib.util.find_spec(package) is None:
             raise InputError(
                 f"training.tracking names {package}, which is not installed on the training "
-                "workers; make setup EXTRAS=trackers there, or leave it out"
+                "workers; run make setup EXTRAS=trackers there, or remove it"
             )
 
 

@@ -256,7 +256,7 @@ def _check_server(endpoint: EndpointSettings, num_attempts: int) -> None:
             raise InputError(
                 f"engine.endpoint: {endpoint.url} refuses the key (HTTP {status}); set the "
                 f"variable {endpoint.key_variable or 'that key_variable names'} to a key that it "
-                "takes"
+                "accepts"
             )
         if status == 200:
             _check_model_name(endpoint, data)

@@ -55,7 +55,7 @@ class SamplingSettings(Settings):
     def _no_option_of_ours(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name in options:
             if name in _OWN_OPTIONS:
-                raise ValueError(f"{name} is a setting of its own; write it beside options")
+                raise ValueError(f"{name} is a separate setting; write it next to options")
             if name in _RUN_OPTIONS:
                 raise ValueError(f"{name} is decided by the run; leave it out")
         return options
@@ -85,6 +85,7 @@ class EndpointSettings(Settings):
     """Seconds before the first retry; each further wait is twice as long, up to `max_wait_s`. A
     Retry-After of the server is waited for, however long it is."""
     max_wait_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 60.0
+    """The longest wait before a retry that the server did not ask for."""
 
 
 class EngineSettings(Settings):

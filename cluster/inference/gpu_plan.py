@@ -337,7 +337,7 @@ class PoolPlan:
         """The plan as one paragraph, with its numbers."""
         return (
             f"{_describe_model(self.model)} {_describe_engines(self)} "
-            f"Each GPU holds {self.weights_gib_per_gpu:.1f} GiB of weights beside "
+            f"Each GPU holds {self.weights_gib_per_gpu:.1f} GiB of weights and "
             f"{self.overhead_gib_per_gpu:.1f} GiB of overhead; the key-value cache of an engine "
             f"is {self.kv_cache_gib:.1f} GiB or {self.kv_cache_tokens} tokens, for at most "
             f"{self.max_num_seqs} sequences at once, the longest of {self.max_model_len} tokens "
@@ -560,14 +560,14 @@ def _nothing_fits(
     if context is not None and best.cache_tokens > 0:
         gib = context * model.kv_cache_bytes_per_token / GIB
         return InputError(
-            f"a context of {context} tokens ({gib:.1f} GiB of key-value cache) does not fit beside "
-            f"{model.name} on {where}: the most is {best.cache_tokens} tokens; ask for less, "
+            f"a context of {context} tokens ({gib:.1f} GiB of key-value cache) does not fit next "
+            f"to {model.name} on {where}: the most is {best.cache_tokens} tokens; ask for less, "
             "quantise the model, or use more or larger GPUs"
         )
     weights, overhead = best.weights / GIB, best.overhead / GIB
     return InputError(
-        f"{model.name} fits nowhere on {where}: its weights are {model.weight_bytes / GIB:.1f} GiB "
-        f"of {nodes.num_gpus * nodes.gpu_memory_gib:.1f} GiB in all; laid over {best.num_gpus} "
+        f"{model.name} does not fit on {where}: its weights are {model.weight_bytes / GIB:.1f} GiB "
+        f"of {nodes.num_gpus * nodes.gpu_memory_gib:.1f} GiB in all; split over {best.num_gpus} "
         f"GPU(s), each needs {weights:.1f} GiB for weights, {overhead:.1f} for overhead and a "
         f"cache for {needed} tokens, of the {usable / GIB:.1f} GiB that vLLM may take; "
         "quantise the model, or use more or larger GPUs"
@@ -616,7 +616,7 @@ class _Fields:
             )
         value = self.values[found]
         if not isinstance(value, int) or value < 0:
-            raise InputError(f"the config of {self.model}: {found} is no size: {value!r}")
+            raise InputError(f"the config of {self.model}: {found} is not a size: {value!r}")
         return value
 
     def flag(self, name: str, *, default: bool) -> bool:
@@ -656,7 +656,8 @@ def _dtype_bytes(fields: _Fields) -> float:
     name = str(value).removeprefix("torch.")
     if name not in DTYPE_BYTES:
         raise InputError(
-            f"the config of {fields.model}: torch_dtype {name!r} is none of {sorted(DTYPE_BYTES)}"
+            f"the config of {fields.model}: torch_dtype {name!r} is not one of "
+            f"{sorted(DTYPE_BYTES)}"
         )
     return DTYPE_BYTES[name]
 

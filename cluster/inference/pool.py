@@ -174,7 +174,7 @@ def _check_complete(job: Job, max_attempts: int) -> None:
         if row["dataset"] not in closed:
             raise DamagedFileError(
                 f"{job.folder.uri}: {left.num_rows} answered questions have no row, "
-                f"{row['question_id']} is one: what was written has gone or is damaged; give the "
+                f"{row['question_id']} is one: what was written is gone or damaged; give the "
                 "same command again"
             )
 

@@ -54,14 +54,14 @@ def _reason(error: BaseException) -> str:
         ),
         (
             errors.RepositoryNotFoundError,
-            "the Hugging Face hub has nothing of this name that you may see; correct the name, set "
-            "HF_TOKEN if it is private",
+            "the Hugging Face hub has nothing of this name that you may access; correct the name, "
+            "or set HF_TOKEN if it is private",
         ),
         (
             errors.RemoteEntryNotFoundError,
             "the Hugging Face hub has it, but without a file that is needed; correct the name",
         ),
-        (errors.HFValidationError, "this is no name of the Hugging Face hub; correct it"),
+        (errors.HFValidationError, "this is not a valid name on the Hugging Face hub; correct it"),
         (
             (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError),
             "it was not downloaded before, and the Hugging Face hub cannot be reached; see to the "
@@ -74,9 +74,10 @@ def _reason(error: BaseException) -> str:
     answered = any(isinstance(each, errors.HfHubHTTPError) for each in chain)
     silent = (_http_error(), ConnectionError, TimeoutError)
     if not answered and any(isinstance(each, silent) for each in chain):
-        return "the Hugging Face hub cannot be reached; see to the network"
+        return "the Hugging Face hub cannot be reached; check the network"
     words = " ".join(str(error).split()) or type(error).__name__
-    return f"it cannot be had from the Hugging Face hub ({words.rstrip('.')}); correct the config"
+    reason = words.rstrip(".")
+    return f"it cannot be downloaded from the Hugging Face hub ({reason}); correct the config"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

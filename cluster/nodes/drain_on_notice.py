@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--address", required=True, help="the head's, as HOST:6379")
     parser.add_argument("--node-id", help="which Ray node to drain; default: this machine's")
     parser.add_argument("--metadata", default=METADATA, help="the machine's metadata service")
-    parser.add_argument("--every-s", type=float, default=5.0, help="seconds between two looks")
+    parser.add_argument("--every-s", type=float, default=5.0, help="seconds between two checks")
     arguments = parser.parse_args(argv)
     notice = wait_for_notice(arguments.metadata, arguments.every_s)
     action = str(notice.get("action", "terminate"))

@@ -108,7 +108,7 @@ class Folder:
         if latest < self.claim.epoch:
             raise StorageError(
                 f"the run folder {posixpath.dirname(self.claim.holders)} was removed while this "
-                "command worked on it; give the same command again to begin anew"
+                "command worked on it; give the same command again to begin again"
             )
 
     def latest_epoch(self, prefix: str = OPENED, suffix: str = ".json") -> int:
@@ -209,8 +209,8 @@ class Folder:
         except OSError as error:
             raise StorageError(
                 f"{self.uri}/{name} ({num_bytes} bytes) cannot be written: "
-                f"{error.strerror or error}; what was finished is kept. Make room or give back the "
-                "right to write, then give the same command again"
+                f"{error.strerror or error}; what was finished is kept. Free some space or restore "
+                "the permission to write, then give the same command again"
             ) from error
 
     def create(self, name: str, data: bytes) -> bool:
@@ -304,7 +304,7 @@ class Folder:
         if value.pop("xxh3", None) not in (None, _hash_of(value)):  # none by an earlier version
             raise DamagedFileError(
                 f"{self.uri}/{MANIFEST} is damaged; put back what was there, or delete it to have "
-                "the step finished anew"
+                "the step finished again"
             )
         return value if value.get("epoch", 0) >= self.latest_epoch() else None
 

@@ -192,7 +192,7 @@ def _gives_signs(holders: Folder, holder: Holder) -> bool:
             return True
         if not told and waited > 2 * BEAT_EVERY_S:
             told = True
-            print(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life of {holder}", flush=True)
+            print(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life from {holder}", flush=True)
     return False
 
 

@@ -180,7 +180,7 @@ def _list_items(location: str, text: str, position: int) -> Generator[Placed, No
         if text.startswith("]", position):
             return position + 1
         if not text.startswith(",", position):
-            what = "a comma or the end of the list is missing behind an item; fix the file"
+            what = "a comma or the end of the list is missing after an item; fix the file"
             raise InputError(f"{_place(location, text, position)} is not JSON: {what}")
         position = _after_space(text, position + 1)
         if text.startswith(("]", ","), position):

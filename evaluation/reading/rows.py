@@ -72,7 +72,7 @@ class Row:
         """What stands in a column that a row may do without; None where it does, or for None."""
         value = self._found(column) if column is not None else None
         if is_missing_number(value):
-            raise self.wrong(column, f"is {value}, which is no value; write null, or fill it in")
+            raise self.wrong(column, f"is {value}, which is not a value; write null, or fill it in")
         return value
 
     def text(self, column: str) -> str:
@@ -173,7 +173,7 @@ def read_rows(
         for number, (place, values) in enumerate(_read(location, stream, columns, form)):
             yield Row(place, location, number, values)
     if number < 0:
-        raise InputError(f"{location} holds no questions; give another file or leave it out")
+        raise InputError(f"{location} contains no questions; give another file or leave it out")
 
 
 def _read(

@@ -88,7 +88,8 @@ def _check_width(place: str, cells: Sequence[str], names: Sequence[str], delimit
         more = "more" if len(cells) > len(names) else "fewer"
         raise InputError(
             f"{place} has {more} cells than the header: {len(cells)}, and there are {len(names)} "
-            f"columns, cut at each {delimiter}; quote cells that hold one, or set source.delimiter"
+            f"columns, split at each {delimiter}; quote cells that contain one, or set "
+            "source.delimiter"
         )
 
 
@@ -104,12 +105,12 @@ def _delimiter(location: str, text: str, header: Sequence[str] | None) -> str:
         if text.strip() and not fitting:
             raise InputError(
                 f"{location}:1 does not have the {len(header)} cells that source.header names, "
-                "whatever it is cut at; name a column for each cell"
+                "whatever the separator is; name a column for each cell"
             )
     if len(fitting) > 1:
         signs = " or a ".join(DELIMITERS[sign] for sign in fitting)
         raise InputError(
-            f"{location}: its first line can be cut at a {signs}; say which with source.delimiter"
+            f"{location}: its first line can be split at a {signs}; say which with source.delimiter"
         )
     return fitting[0] if fitting else ","
 

@@ -117,8 +117,9 @@ TASK = Task(
     },
     mirror="hf://datasets/metaeval/num-glue",
     note=(
-        "Molar masses of kind 2 are rounded upstream, and some train questions stand in its test; "
-        "they are dropped from train. Kind 5 has half of upstream's rows: limit it with num_train."
+        "Molar masses of kind 2 are rounded upstream, and some train questions are also in its "
+        "test; they are dropped from train. Kind 5 has half "
+        "of upstream's rows: limit it with num_train."
     ),
     read_row=read_row,
 )

@@ -288,26 +288,30 @@ def _dataset_estimate(name: str, part: _Part) -> DatasetEstimate:
 
 def _assumptions(parts: Mapping[str, _Part], workload: Workload, speed: Speed) -> tuple[str, ...]:
     said = [
-        "The tokens a second are taken as measured, without an interval; a probe that did not fill "
-        "the engines measured too few."
+        "The tokens a second are assumed to be as measured, without an interval; a probe "
+        "that did not fill the engines measured too few."
     ]
     if speed.num_workers != speed.num_workers_probed:
         said.append(
-            f"{speed.num_workers} workers are taken to be "
+            f"{speed.num_workers} workers are assumed to be "
             f"{speed.num_workers / speed.num_workers_probed:.3g} times as fast as the "
             f"{speed.num_workers_probed} of the probe (linear scaling)."
         )
     said.append("Training and the waiting between steps are not estimated.")
     if workload.rounds > 1 or workload.num_models_predicted > 1:
-        said.append("Later rounds and tuned models are taken to write what the base model does.")
+        said.append(
+            "Later rounds and tuned models are assumed to write as much as the base model does."
+        )
     sizes = {name: part.num_probed + part.num_left for name, part in parts.items()}
     if ended := [name for name, num in workload.num_questions.items() if sizes[name] < num]:
         bound = workload.max_tokens is not None
         limits = "budget.generated_tokens or at their own limits" if bound else "the limits set"
-        said.append(f"Taken to end at {limits}: {_some(ended)}.")
+        said.append(f"Assumed to end at {limits}: {_some(ended)}.")
     thin = [name for name, part in parts.items() if part.num_probed < 2 and part.num_left]
     if thin:
-        said.append(f"Fewer than two questions were probed of {_some(thin)}: taken to be like all.")
+        said.append(
+            f"Fewer than two questions were probed of {_some(thin)}: assumed to be like all."
+        )
     return tuple(said)
 
 
@@ -710,7 +714,7 @@ def _run_rows(estimate: Estimate) -> list[list[str]]:
         (f"cost in {estimate.currency}", estimate.money),
         ("GiB of paths on disk", estimate.disk_gib),
         ("accepted paths", estimate.accepted),
-        ("kept to learn from, at most", estimate.kept),
+        ("kept for training, at most", estimate.kept),
         (f"{estimate.cost_unit} an accepted path", estimate.cost_per_accepted),
     ]
     return [[title, _with_interval(value)] for title, value in rows if value]

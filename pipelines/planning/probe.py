@@ -118,7 +118,7 @@ def _workload(run: Run, round_: Round) -> Workload:
 
 def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
     """Generate the first questions of the run, unless that was done, and say how fast the paths
-    came: they are nearly all of the work. On another engine the predictions are taken to be as
+    came: they are nearly all of the work. On another engine the predictions are assumed to be as
     fast."""
     engine = run.config.synthesis.engine
     known = round_.paths.folder.read_json(PROBE_FILE)
@@ -133,7 +133,9 @@ def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
         if answers:
             run_engines(run.config, run.base, answers, stop, limit=NUM_PROBED)
         if not summary.counts:
-            raise InputError("nothing is left to generate in round 0, so nothing to estimate from")
+            raise InputError(
+                "nothing is left to generate in round 0, so there is nothing to estimate from"
+            )
         known = summary.facts()
         round_.paths.folder.write_json(PROBE_FILE, known)
     fitted, _ = fit_engines(engine or run.config.engine, round_.generator)

@@ -88,7 +88,7 @@ class DatasetSettings(Settings):
     """Files and tasks: the share of train that becomes test where there is no test."""
 
     grader: str | None = None
-    """A grader of the user's own for all its questions, as `package.module:function` (see
+    """Your own grader for all its questions, as `package.module:function` (see
     docs/GRADING.md). Null: its answers are graded by their type."""
 
     weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
@@ -413,7 +413,7 @@ def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) ->
     if part.split == "train" and not len(free) and part.limit != 0:
         raise InputError(
             f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
-            "also stand in a dev or test split or overlap with one of its questions "
+            "are also in a dev or test split or overlap with one of its questions "
             f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
             "keep those that overlap in part"
         )

@@ -103,7 +103,7 @@ class ExampleSettings(Settings):
     """Also learn the solutions that the questions come with, where they do (RFT, arXiv 2308.01825,
     adds its own to them)."""
     thinking: Literal["strip", "keep"] = "strip"
-    """What a thinking model wrote in `<think>`: not learned, or learned as it stands before the
+    """What a thinking model wrote in `<think>`: it is not learned, or it is learned before the
     solution."""
     read_last: tuple[AnswerType, ...] = ("number",)
     """Answer types whose last number or letter counts when no clearer answer was written. Off

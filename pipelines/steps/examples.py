@@ -73,8 +73,8 @@ def summary(facts: Mapping[str, Any]) -> str:
     ]
     if facts["num_examples"] != facts["num_kept_paths"]:
         lines.append(
-            f"examples: {facts['num_examples']} are learned from, since the kept paths are put in "
-            "more than one form or what the questions came with is learned"
+            f"examples: {facts['num_examples']} are used for training, because the kept paths are "
+            "put in more than one form or what the questions came with is learned"
         )
     lines.append(
         f"examples: {facts['num_learned_tokens']} tokens are learned, after "

@@ -104,7 +104,7 @@ class SynthesisSettings(Settings):
         if self.chain[-1] != PATH.name:
             raise ValueError("chain: its last stage has to be path, which writes the solution")
         if unknown := set(self.hint_stages) - set(self.chain):
-            raise ValueError(f"hint_stages: {min(unknown)} is no stage of the chain; remove it")
+            raise ValueError(f"hint_stages: {min(unknown)} is not a stage of the chain; remove it")
         if not self.follows_guidelines and self.guidelines_per_question:
             raise ValueError(
                 "guidelines_per_question: a chain of path alone follows none; use samples"

@@ -496,8 +496,8 @@ def test_slow_top_p_warns_where_it_slows(
 @pytest.mark.parametrize(
     ("name", "mend"),
     [
-        ("temperature", "temperature is a setting of its own; write it beside options"),
-        ("max_tokens", "max_tokens is a setting of its own; write it beside options"),
+        ("temperature", "temperature is a separate setting; write it next to options"),
+        ("max_tokens", "max_tokens is a separate setting; write it next to options"),
         ("n", "n is decided by the run; leave it out"),
         ("seed", "seed is decided by the run; leave it out"),
         ("output_kind", "output_kind is decided by the run; leave it out"),

@@ -106,8 +106,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ("missing", "nothing of this name"),
         ("revision", "no such revision"),
         ("empty", "without a file that is needed"),
-        ("broken", "cannot be had"),
-        ("no name", "no name of the Hugging Face hub"),
+        ("broken", "cannot be downloaded"),
+        ("no name", "not a valid name on the Hugging Face hub"),
     ],
 )
 def test_refusal_of_a_model_is_one_sentence_that_says_what_to_do(

@@ -270,9 +270,9 @@ def test_shape_missing_field_is_named(config: dict[str, Any], field: str) -> Non
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"hidden_size": "4096"}, "hidden_size is no size: '4096'"),
-        ({"num_key_value_heads": -8}, "num_key_value_heads is no size: -8"),
-        ({"torch_dtype": "int3"}, "torch_dtype 'int3' is none of"),
+        ({"hidden_size": "4096"}, "hidden_size is not a size: '4096'"),
+        ({"num_key_value_heads": -8}, "num_key_value_heads is not a size: -8"),
+        ({"torch_dtype": "int3"}, "torch_dtype 'int3' is not one of"),
         ({"quantization_config": {"quant_method": "new"}}, "'new'.*give bytes_per_parameter"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
     ],
@@ -342,7 +342,7 @@ def test_plan_says_its_numbers() -> None:
         "m: 30.5 billion parameters (3.4 active), 56.9 GiB of weights, 96 KiB of cache a token.",
         "On 1 x 2 GPUs of 39.4 GiB: engines at once 1, GPUs an engine 2",
         "(tensor parallel 2, pipeline parallel 1, expert parallel)",
-        "28.4 GiB of weights beside 2.9 GiB of overhead",
+        "28.4 GiB of weights and 2.9 GiB of overhead",
         "8.2 GiB or 89616 tokens, for at most 40 sequences at once, the longest of 40960 tokens",
     ):
         assert part in text
@@ -431,7 +431,7 @@ def test_plan_that_fits_nowhere_says_the_numbers_and_the_mend(
     with pytest.raises(InputError) as caught:
         plan_pool(ModelShape.from_config(config, name="big"), nodes)
     message = str(caught.value)
-    assert message.startswith("big fits nowhere on")
+    assert message.startswith("big does not fit on")
     assert "quantise the model, or use more or larger GPUs" in message
     assert all(number in message for number in numbers), message
 

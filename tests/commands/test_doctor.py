@@ -67,7 +67,7 @@ def test_node_that_has_what_is_needed_has_no_wrong_line() -> None:
         (replace(NODE, free_disk_gib={"/tmp": 1.0}), "make room"),
         (replace(NODE, storage_error="the driver's file is not seen there"), "not seen"),
         (replace(NODE, token_mode=0o644), "chmod 600"),
-        (replace(NODE, ray_gpus=1), "have to agree"),
+        (replace(NODE, ray_gpus=1), "must agree"),
         (replace(NODE, ports={8265: ("0.0.0.0",)}), "without a token"),
     ],
 )

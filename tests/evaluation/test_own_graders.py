@@ -53,7 +53,7 @@ def says_yes(text: str, question: Question, *, read_last: bool, finished: bool) 
 
 def test_grade_by_own_grader_that_returns_no_grade_is_a_fault() -> None:
     question = replace(EVEN, grader=f"{__name__}:says_yes")
-    with pytest.raises(TypeError, match="says_yes returned True, which is no Grade"):
+    with pytest.raises(TypeError, match="says_yes returned True, which is not a Grade"):
         grade(r"\boxed{8}", question, read_last=False)
 
 

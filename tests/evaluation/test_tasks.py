@@ -537,7 +537,7 @@ def test_rows_in_our_own_format_may_have_aliases(tmp_path: Path) -> None:
         ({"answer": "two hens"}, "the number 'two hens' cannot be read"),
         ({"question": " "}, "column 'question' is empty"),
         ({"answer_type": "choice", "choices": [None]}, "every option must be a text"),
-        ({"id": "gsm8k/test/00007"}, "stands already at"),
+        ({"id": "gsm8k/test/00007"}, "is already used at"),
     ],
 )
 def test_wrong_row_of_our_own_format_is_named(

@@ -529,7 +529,7 @@ def test_plain_chain_failed_request_is_tried_again_alone() -> None:
         ({"chain": ["path", "adapt"]}, "not in the order"),
         ({"chain": ["adapt", "structure"]}, "last stage has to be path"),
         ({"chain": []}, "not in the order"),
-        ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is no stage of the chain"),
+        ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is not a stage of the chain"),
         ({"chain": ["path"], "guidelines_per_question": 3}, "follows none"),
         ({"chain": ["path"], "guideline_subset": {"size": 3}}, "follows none"),
         ({"expand_guidelines": 3, "guideline_subset": {"size": 3}}, "remove one of them"),

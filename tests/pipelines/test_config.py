@@ -17,7 +17,7 @@ from tests.conftest import arithmetic
 BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     "one_model_goes_on": (
         ("rounds=2", "training.mix=per_dataset"),
-        "rounds: 2 needs one model to go on with",
+        "rounds: 2 needs one model to continue with",
     ),
     "thinking_stays_whole": (
         ("examples.thinking=keep", "training.too_long=truncate"),

@@ -159,7 +159,7 @@ def test_overlaps_in_part_are_kept_and_stored_where_the_config_says_so(tmp_path:
 
 
 def test_train_that_only_overlaps_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="all of its 1 training questions also stand in a dev"):
+    with pytest.raises(InputError, match="all of its 1 training questions are also in a dev"):
         load(tmp_path, [CAR_WHEELS.format("Bo", 12)], [CAR_WHEELS.format("Cy", 16)])
 
 

@@ -197,7 +197,7 @@ def test_raising_a_test_limit_leaves_train_alone(tmp_path: Path) -> None:
 def test_train_wholly_held_out_is_refused(tmp_path: Path) -> None:
     same = write(tmp_path, "a.jsonl", ["one", "two"])
     other = write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})
-    with pytest.raises(InputError, match=r"questions\.datasets\.mine.*also stand in"):
+    with pytest.raises(InputError, match=r"questions\.datasets\.mine.*are also in"):
         load(tmp_path, mine=files(train=same, test=other))
 
 
@@ -450,7 +450,7 @@ def test_train_wholly_held_out_is_set_aside_and_still_holds_out(tmp_path: Path) 
         mine=files(train=same, test=write(tmp_path, "b.jsonl", {"x": "one", "y": "two"})),
         good=files(train=good) | {"dev_share": 0.0},
     )
-    assert "also stand in a dev or test split" in loaded.broken["mine"]
+    assert "are also in a dev or test split" in loaded.broken["mine"]
     assert [q.question for q in asked(loaded)] == ["three"]
 
 

@@ -196,7 +196,7 @@ def test_parquet_aliases_are_a_list(tmp_path: Path) -> None:
         (b'id,question,answer\na,"x\ny",1\nb,,2\n', "q.csv:4, column 'question' is null"),
         (b'id,question\na,"x" y\n', "q.csv:2 is not CSV"),
         (b"id,question\na,\xff\n", "q.csv:2 is not UTF-8"),
-        (b"id,question\n", "q.csv holds no questions"),
+        (b"id,question\n", "q.csv contains no questions"),
     ],
 )
 def test_broken_csv_names_file_and_line(tmp_path: Path, data: bytes, expected: str) -> None:
@@ -215,8 +215,8 @@ def test_json_list_is_read_and_items_are_named_by_their_line(tmp_path: Path) -> 
     [
         (b'[\n\n{"id": "b"', "q.json:3 is not JSON"),
         (b"[1]", "q.json:1: every item is one JSON object, this is a number"),
-        (b"[]", "q.json holds no questions"),
-        (packed(b"[]"), "q.json holds no questions"),
+        (b"[]", "q.json contains no questions"),
+        (packed(b"[]"), "q.json contains no questions"),
         (packed(packed(b"[]")), "q.json is not JSON but gzip within gzip"),
     ],
 )
@@ -292,8 +292,8 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        pytest.param(b"", "q.jsonl holds no questions", id="empty"),
-        pytest.param(b"\n \n", "q.jsonl holds no questions", id="blank"),
+        pytest.param(b"", "q.jsonl contains no questions", id="empty"),
+        pytest.param(b"\n \n", "q.jsonl contains no questions", id="blank"),
         pytest.param(b'{"id": "a",\n', "q.jsonl:1 is not JSON", id="torn"),
         pytest.param(f"{json.dumps(GOOD)}\n\n{{}}".encode(), "q.jsonl:3: no column", id="row"),
         pytest.param(b"\n\n{oops}\n", "q.jsonl:3 is not JSON", id="third line"),
@@ -359,7 +359,7 @@ def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected:
         ({"aliases": ["many"]}, "column 'aliases': the number 'many' cannot be read"),
         ({"aliases": [None]}, "column 'aliases': expected a text, found a null"),
         ({"grader_data": "a\0"}, "column 'grader_data': a NUL character at 1"),
-        ({"id": "a"}, "stands already at"),
+        ({"id": "a"}, "is already used at"),
     ],
 )
 def test_bad_row_names_line_and_mend(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
@@ -449,7 +449,7 @@ def test_parquet_columns_nobody_asked_for_are_named_and_not_read(tmp_path: Path)
 
 def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([GOOD]).slice(0, 0), tmp_path / "q.parquet")
-    with pytest.raises(InputError, match="holds no questions"):
+    with pytest.raises(InputError, match="contains no questions"):
         read(tmp_path, test="q.parquet")
 
 

@@ -28,10 +28,12 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_run_of_an_earlier_version_has_the_folders_that_this_one_would_use(run: Path) -> None:
+def test_what_an_earlier_version_generated_with_the_base_model_is_used_again(run: Path) -> None:
+    """The questions and the grader have other versions since, so that the other steps differ."""
     stored = StoredRun.read(str(run))
     config = settings_of(Config, stored.config, str(run))
-    assert [name for name, _ in folders_of(config)] == list(stored.steps)
+    same = {name for name, _ in folders_of(config)} & set(stored.steps)
+    assert {name.rpartition("-")[0] for name in same} == {"base/predictions", "round_0/paths"}
     assert stored.step("round_0/paths").name.startswith("paths-")
     assert list(stored.rounds_with_paths()) == []
 
@@ -55,5 +57,5 @@ def test_run_with_a_setting_that_is_gone_is_refused_and_left_alone(
 @pytest.mark.parametrize("gone", ["steps.json", "config.yaml"])
 def test_folder_that_is_no_run_is_refused(run: Path, gone: str) -> None:
     (run / gone).unlink()
-    with pytest.raises(InputError, match="is no folder of a run"):
+    with pytest.raises(InputError, match="is not the folder of a run"):
         StoredRun.read(str(run))

@@ -93,7 +93,7 @@ def test_check_training_without_the_trackers_package_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=rf"names {package}, .*regenesis\[trackers\]"):
+    with pytest.raises(InputError, match=f"names {package}, .*make setup EXTRAS=trackers"):
         _check(tiny_model, examples, tracking=tracking)
 
 

@@ -119,7 +119,7 @@ def test_survey_without_the_column_of_the_weights_is_refused(tmp_path: Path) -> 
     [
         ([], "no training examples"),
         ([_row("a", [1] * 9, [2])], "longest has 10 tokens"),
-        ([_row("a", [1], [2]), _row("a", [1], [2])], "'a' stands twice"),
+        ([_row("a", [1], [2]), _row("a", [1], [2])], "'a' appears twice"),
         ([_row("a", [], [2])], "'a' in .* has no prompt_token_ids"),
         ([_row("a", [1], [])], "'a' in .* has no target_token_ids"),
     ],

@@ -32,7 +32,7 @@ SHORT = FULL.model_copy(update={"num_epochs": 1, "checkpoint_every_s": 1e-6})
 DRIVER = """
 import json, pickle, sys, ray
 from training.fine_tune import fine_tune
-ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
 free, losses = [], []
 
 def note(metrics):

@@ -29,7 +29,7 @@ from training.settings import DpoSettings, LoraSettings, PlacedTraining, Trainin
         ({"objective": "kto", "weight_by": "vote_share"}, "leave it out of objective kto"),
         (
             {"objective": "dpo", "dpo": DpoSettings(preference_weight=0, nll_weight=0)},
-            "nothing is learnt",
+            "nothing is learned",
         ),
         ({"method": "lora", "lora": LoraSettings(target_modules=())}, "all-linear"),
     ],

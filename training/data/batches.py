@@ -65,7 +65,7 @@ class MicroBatch:
     input_ids: Tokens
     labels: Tokens
     weights: Weights
-    """Of each label; of no meaning where nothing is learnt."""
+    """Of each label; of no meaning where nothing is learned."""
     references: Weights
     """[examples]; see `Example`."""
     are_desirable: Flags

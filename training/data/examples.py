@@ -242,7 +242,7 @@ def _refuse_useless(
         raise InputError(_NOTHING_THERE[settings.objective].format(where))
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
-        raise InputError(f"example {twice!r} stands twice in {where}; ids must be distinct")
+        raise InputError(f"example {twice!r} appears twice in {where}; ids must be distinct")
     if not kept:
         raise InputError(
             f"none of the {len(ids)} examples in {where} fits into training.max_length "

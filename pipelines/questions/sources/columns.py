@@ -43,14 +43,14 @@ class Columns(Settings):
     Null: there are none."""
 
     aliases: str | None = "aliases"
-    """Other right answers as a list; a row may do without. Null: there are none."""
+    """Other right answers as a list; a row may lack it. Null: there are none."""
 
     solution: str | None = "solution"
-    """How a person came to the answer, a text; a row may do without. Null: there is none."""
+    """A worked solution as a text; a row may lack it. Null: there is none."""
 
     grader_data: str | None = "grader_data"
-    """What a grader of the user's own has to know of a question: a text, or a value that is given
-    to it as JSON; a row may do without. Null: there is none."""
+    """What your own grader needs to know about a question: a text, or a value that is given
+    to it as JSON; a row may lack it. Null: there is none."""
 
     kind: str | None = "kind"
     """The part of the dataset that a question belongs to, such as a subject, for tables by kind; a
@@ -77,7 +77,7 @@ class Columns(Settings):
         try:
             shown = {name for _, name in template_parts(self.question)}
         except ValueError as error:
-            raise ValueError(f"question: {self.question!r} is no template: {error}") from error
+            raise ValueError(f"question: {self.question!r} is not a template: {error}") from error
         for name in ("answer", "solution"):
             if getattr(self, name) in shown and getattr(self, name) is not None:
                 raise ValueError(

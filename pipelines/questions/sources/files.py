@@ -85,7 +85,7 @@ class FileSource(Settings):
     `[entailment, neutral, contradiction]`."""
 
     answer_map: dict[str, Plain] | None = None
-    """What the answers in the files stand for, such as `{0: no, 1: yes}`; an answer that it does
+    """What the answers in the files mean, such as `{0: no, 1: yes}`; an answer that it does
     not have is refused. Null: they are answers already."""
 
     answer_index: AnswerIndex | None = None
@@ -97,7 +97,7 @@ class FileSource(Settings):
     """The answer is what comes after the last such mark in its column: `"####"` for GSM8K."""
 
     option_letters: OptionLetters | None = None
-    """What becomes of letters that the options bring themselves (`A. ice`): `strip` or `keep`.
+    """What happens to letters that the options contain themselves (`A. ice`): `strip` or `keep`.
     Null: where most questions have them the file is refused, because they would be shown twice."""
 
     shuffle_options: bool = False
@@ -122,7 +122,7 @@ class FileSource(Settings):
         if self.columns.answer is None and (self.dev or self.test):
             raise ValueError("columns.answer is null, but dev and test need answers; remove them")
         if self.choices is not None and self.columns.choices not in (None, "choices"):
-            raise ValueError("choices and columns.choices both say the options; remove one")
+            raise ValueError("choices and columns.choices both give the options; remove one")
         if self.columns.answer in self.columns.options and not self.shuffle_options:
             raise ValueError(
                 "the right answer would always be at the same letter; set shuffle_options: true"
@@ -140,7 +140,7 @@ class FileSource(Settings):
         ]
         if self.hub is not None or others:
             where = others[0] if others else "the hub"
-            raise ValueError(f"delimiter and header are for CSV files, and {where} is none")
+            raise ValueError(f"delimiter and header are for CSV files, and {where} is not one")
         if self.header is not None and len(set(self.header)) < len(self.header):
             raise ValueError("header: a column is named twice; rename one")
 
@@ -246,7 +246,7 @@ def _check_columns_seen(dataset: str, unseen: dict[str, str], row: Row) -> None:
 
 def _refuse_letters(dataset: str, number: int) -> None:
     raise InputError(
-        f"questions.datasets.{dataset}.source: the options of {number} questions bring their own "
+        f"questions.datasets.{dataset}.source: the options of {number} questions contain their own "
         "letters, such as 'A. ice', and would be shown with two; set source.option_letters to "
         "strip, or to keep"
     )
@@ -309,7 +309,7 @@ def _refuse_repeated_id(source: FileSource, folder: str, dataset: str, digests: 
     for _, row, question_id in _identified_rows(source, folder, dataset):
         if question_id in places:
             raise InputError(
-                f"{row.place}: the id {question_id!r} stands already at "
+                f"{row.place}: the id {question_id!r} is already used at "
                 f"{places[question_id]}; every row of a dataset needs its own id"
             )
         if _digest(question_id) in digests:

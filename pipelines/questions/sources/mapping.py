@@ -271,7 +271,7 @@ def _hint(written: str, source: Conversions, answer_type: AnswerType) -> str:
     if answer_type == "choice" and written.isdecimal() and source.answer_index is None:
         return "; where it is the option's position, set source.answer_index to 0 or 1"
     if source.answer_map is None:
-        return "; or say what the answers stand for with source.answer_map"
+        return "; or say what the answers mean with source.answer_map"
     return ""
 
 
