@@ -310,13 +310,19 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
         compact(root.child("paths"), PATHS_SCHEMA)
     of_all = {"num_paths": 18, "num_kept_paths": 12, "num_examples": 12, "dropped": {"wrong": 6}}
     of_dataset = {"expected_lucky_share": 0.0, "overlaps_with": {}}
+    rows = outputs[0].read_table().to_pylist()
+    learned = {
+        "num_answers_added": 6,
+        "num_prompt_tokens": sum(len(row["prompt_token_ids"]) for row in rows),
+        "num_learned_tokens": sum(len(row["target_token_ids"]) for row in rows),
+    }
     expected = {
         **of_all,
-        "num_answers_added": 6,
+        **learned,
         "num_hinted": 0,
         "num_preference_pairs": 6,
         "num_unpaired_preferences": 18,
-        "datasets": {"d": {**of_all, **of_dataset}},
+        "datasets": {"d": {**of_all, **learned, **of_dataset}},
     }
     assert facts == [expected] * 2
     for name in ("", "dropped", "preference_pairs", "rl_prompts", "unpaired_preferences"):
