@@ -64,7 +64,7 @@ def _select(config: Config, questions: Folder, paths: Folder) -> dict[str, Any]:
 
 def format_selection(facts: Mapping[str, Any]) -> str:
     """The facts of `select_step_examples` as a table, a row a dataset and one of all."""
-    rows = [["dataset", "paths", "kept", "of paths", "expected guessed", "dropped"]]
+    rows = [["dataset", "paths", "kept", "of paths", "examples", "expected guessed", "dropped"]]
     rows += [_row(name, of_dataset) for name, of_dataset in facts["datasets"].items()]
     if len(facts["datasets"]) > 1:
         rows.append(_row("all", facts))
@@ -77,4 +77,5 @@ def _row(name: str, facts: Mapping[str, Any]) -> list[str]:
     share = facts.get("expected_lucky_share")
     guessed = f"{100 * share:.1f} %" if share is not None else ""
     dropped = ", ".join(f"{number} {reason}" for reason, number in facts["dropped"].items())
-    return [name, str(num_paths), str(num_kept), of_paths, guessed, dropped]
+    numbers = [str(num_paths), str(num_kept), of_paths, str(facts["num_examples"])]
+    return [name, *numbers, guessed, dropped]

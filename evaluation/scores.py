@@ -3,13 +3,19 @@
 Two readings of each answer are scored. Strict: only a boxed answer or a clear "the answer is ..."
 counts. Tolerant: the last number or letter counts as well. A model that merely learns to box its
 answers gains in the first and not in the second.
+
+Where a domain has several tasks, `all` puts their questions together and `mean` counts each task
+once, as the paper does. The mean is conditional on these tasks: it says nothing of others.
 """
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,7 +26,7 @@ from cluster.terminal import format_table
 from evaluation.grader import ReadAs, Verdict
 from evaluation.predictions import Prediction
 from evaluation.question import Question
-from evaluation.statistics import paired_difference, wilson_interval
+from evaluation.statistics import macro_mean, paired_difference, wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,9 @@ class Score:
     num_questions: int
     commonest_answer: float
     """What always giving the commonest answer would score."""
+    commonest_by_kind: float
+    """The same with the commonest answer of each kind of question; where there are no kinds, the
+    same number."""
     base_read: float
     """Share of answers that could be read strictly."""
     tuned_read: float
@@ -50,6 +59,16 @@ class Score:
     tolerant_difference: float
     tolerant_difference_low: float
     tolerant_difference_high: float
+    base_truncated: float
+    """Share of answers that the token limit cut off."""
+    tuned_truncated: float
+    base_tokens: float | None
+    """Mean tokens of an answer; None where no engine told them."""
+    tuned_tokens: float | None
+    left_out: tuple[str, ...] = ()
+    """Of a mean over three tasks or more: each task, and the mean differences without it."""
+    strict_difference_without: tuple[float, ...] = ()
+    tolerant_difference_without: tuple[float, ...] = ()
 
 
 def is_read(prediction: Prediction) -> bool:
@@ -89,6 +108,7 @@ def score_task(
         task=task,
         num_questions=num,
         commonest_answer=commonest_share(questions),
+        commonest_by_kind=commonest_share(questions, by_kind=True),
         base_read=sum(map(is_read, before)) / num,
         tuned_read=sum(map(is_read, after)) / num,
         base_strict=sum(base_strict) / num,
@@ -105,32 +125,89 @@ def score_task(
         tolerant_difference=tolerant,
         tolerant_difference_low=tolerant_low,
         tolerant_difference_high=tolerant_high,
+        base_truncated=sum(map(is_truncated, before)) / num,
+        tuned_truncated=sum(map(is_truncated, after)) / num,
+        base_tokens=mean_tokens(before),
+        tuned_tokens=mean_tokens(after),
     )
 
 
-def commonest_share(questions: Iterable[Question]) -> float:
-    """The share of questions that the commonest answer of their task answers."""
-    by_task: dict[str, Counter[str]] = {}
+def is_truncated(prediction: Prediction) -> bool:
+    """Whether the token limit cut the answer off."""
+    return prediction.finish_reason not in (None, "stop")
+
+
+def mean_tokens(predictions: Iterable[Prediction]) -> float | None:
+    """Mean tokens of the answers whose number of tokens is known; None without any."""
+    known = [each.num_tokens for each in predictions if each.num_tokens is not None]
+    return sum(known) / len(known) if known else None
+
+
+def commonest_share(questions: Iterable[Question], *, by_kind: bool = False) -> float:
+    """The share of questions that the commonest answer of their task, or of their kind within it,
+    answers."""
+    answers_of: dict[tuple[str, str], Counter[str]] = {}
     for question in questions:
-        by_task.setdefault(question.dataset, Counter())[question.answer] += 1
-    num = sum(sum(answers.values()) for answers in by_task.values())
-    return sum(max(answers.values()) for answers in by_task.values()) / num if num else 0.0
+        group = (question.dataset, question.kind if by_kind else "")
+        answers_of.setdefault(group, Counter())[question.answer] += 1
+    num = sum(sum(answers.values()) for answers in answers_of.values())
+    return sum(max(answers.values()) for answers in answers_of.values()) / num if num else 0.0
+
+
+_INTERVALS = ("base_strict", "tuned_strict", "strict_difference", "tolerant_difference")
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean over tasks, each counted once, with leave-one-task-out for three tasks or more.
+
+    Its intervals combine those of the tasks, which have different questions, as Zou and Donner
+    (2008) do: distances from the estimates add up in squares.
+    """
+    first, num = scores[0], len(scores)
+    changes: dict[str, Any] = {
+        field.name: _mean([getattr(score, field.name) for score in scores])
+        for field in fields(Score)
+        if isinstance(getattr(first, field.name), float | None)
+    }
+    for name in _INTERVALS:
+        for side in ("low", "high"):
+            distances = (getattr(s, name) - getattr(s, f"{name}_{side}") for s in scores)
+            distance = math.sqrt(sum(each**2 for each in distances)) / num
+            changes[f"{name}_{side}"] = changes[name] + (-distance if side == "low" else distance)
+    if num > 2:
+        changes["left_out"] = tuple(score.task for score in scores)
+        for name in ("strict_difference", "tolerant_difference"):
+            means = macro_mean({score.task: getattr(score, name) for score in scores})
+            changes[f"{name}_without"] = tuple(means.without[score.task] for score in scores)
+    num_questions = sum(score.num_questions for score in scores)
+    return replace(first, task="mean", num_questions=num_questions, **changes)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def compare_scores(
     questions: Sequence[Question], base: Mapping[str, Prediction], tuned: Mapping[str, Prediction]
 ) -> list[Score]:
-    """One score for each task and one for all tasks of a domain together, by split."""
-    scores = []
+    """One score for each task, one for all questions of a domain and one for the mean over its
+    tasks, by split."""
+    scores: list[Score] = []
     for split in ("dev", "test"):
         for domain in ("in_domain", "out_of_domain"):
             group = [q for q in questions if q.split == split and q.domain == domain]
             tasks = list(dict.fromkeys(question.dataset for question in group))
-            for task in tasks:
-                of_task = [question for question in group if question.dataset == task]
-                scores.append(score_task(split, domain, task, of_task, base, tuned))
+            by_task = [
+                score_task(
+                    split, domain, task, [q for q in group if q.dataset == task], base, tuned
+                )
+                for task in tasks
+            ]
+            scores += by_task
             if len(tasks) > 1:
                 scores.append(score_task(split, domain, "all", group, base, tuned))
+                scores.append(mean_score(by_task))
     return scores
 
 
@@ -162,13 +239,14 @@ def scores_table(scores: Sequence[Score]) -> pa.Table:
     return pa.Table.from_pylist([asdict(score) for score in scores])
 
 
-_COLUMNS: tuple[tuple[str, Callable[[Score], str]], ...] = (
+Columns = tuple[tuple[str, Callable[[Score], str]], ...]
+
+_ACCURACY: Columns = (
     ("task", lambda s: f"{s.domain}/{s.task}"),
     ("n", lambda s: str(s.num_questions)),
-    ("commonest", lambda s: _percent(s.commonest_answer)),
-    ("read", lambda s: f"{_percent(s.base_read)} > {_percent(s.tuned_read)}"),
+    ("commonest", lambda s: _commonest(s)),
     (
-        "strict accuracy, base",
+        "strict, base",
         lambda s: _with_interval(s.base_strict, s.base_strict_low, s.base_strict_high),
     ),
     (
@@ -181,27 +259,81 @@ _COLUMNS: tuple[tuple[str, Callable[[Score], str]], ...] = (
             s.strict_difference, s.strict_difference_low, s.strict_difference_high
         ),
     ),
-    (
-        "tolerant accuracy",
-        lambda s: f"{_percent(s.base_tolerant)} > {_percent(s.tuned_tolerant)}",
-    ),
+)
+_ANSWERS: Columns = (
+    ("task", lambda s: f"{s.domain}/{s.task}"),
+    ("tolerant", lambda s: _change(s.base_tolerant, s.tuned_tolerant)),
     (
         "difference",
         lambda s: _difference(
             s.tolerant_difference, s.tolerant_difference_low, s.tolerant_difference_high
         ),
     ),
+    ("read", lambda s: _change(s.base_read, s.tuned_read)),
+    ("cut off", lambda s: _change(s.base_truncated, s.tuned_truncated)),
+    ("tokens", lambda s: f"{_tokens(s.base_tokens)} > {_tokens(s.tuned_tokens)}"),
 )
+WIDTH = 120
+"""Characters of a line, so that a table is read in a terminal."""
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def format_scores(scores: Sequence[Score], split: str = "test") -> str:
-    """One split's table as Markdown, in percent with 95 % intervals.
+    """One split's tables as Markdown, in percent with 95 % intervals, and what belongs to them.
 
     Test by default: dev is there to choose by, and stays in the Parquet file.
     """
-    rows = [[title for title, _ in _COLUMNS]]
-    rows += [[cell(score) for _, cell in _COLUMNS] for score in scores if score.split == split]
-    return format_table(rows)
+    shown = [score for score in scores if score.split == split]
+    tables = [
+        format_table(
+            [[title for title, _ in columns], *([cell(s) for _, cell in columns] for s in shown)]
+        )
+        for columns in (_ACCURACY, _ANSWERS)
+    ]
+    lines = [textwrap.fill(note, WIDTH).replace(_NO_BREAK, " ") for note in _notes(shown)]
+    return "\n\n".join([*tables, *lines])
+
+
+def _notes(scores: Sequence[Score]) -> Iterator[str]:
+    if any(_has_kinds(score) for score in scores):
+        yield "\\* what the commonest answer of each kind of question would score"
+    for score in scores:
+        if score.task == "mean":
+            yield _note_of_mean(score)
+
+
+def _note_of_mean(score: Score) -> str:
+    says = f"{score.domain}/mean counts each task once"
+    without = zip(
+        score.left_out,
+        score.strict_difference_without,
+        score.tolerant_difference_without,
+        strict=True,
+    )
+    each = [
+        f"{task} {100 * strict:+.1f} ({100 * tolerant:+.1f})".replace(" ", _NO_BREAK)
+        for task, strict, tolerant in without
+    ]
+    if not each:
+        return f"{says}."
+    return f"{says}; its strict (tolerant) difference without one task: {', '.join(each)}."
+
+
+def _has_kinds(score: Score) -> bool:
+    return score.commonest_by_kind != score.commonest_answer
+
+
+def _commonest(score: Score) -> str:
+    by_kind = f" {_percent(score.commonest_by_kind)}*" if _has_kinds(score) else ""
+    return f"{_percent(score.commonest_answer)}{by_kind}"
+
+
+def _change(base: float, tuned: float) -> str:
+    return f"{_percent(base)} > {_percent(tuned)}"
+
+
+def _tokens(mean: float | None) -> str:
+    return "?" if mean is None else f"{mean:.0f}"
 
 
 def _percent(share: float) -> str:

@@ -21,7 +21,7 @@ from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
 from evaluation.predictions import EvaluationSettings
 from pipelines.planning.estimate import Budget, CostSettings
 from pipelines.questions.loading import QuestionSettings
-from pipelines.selection.filters import ExampleSettings
+from pipelines.selection.filters import JUDGING, ExampleSettings
 from pipelines.strategy import with_strategy
 from pipelines.synthesis.chain import SynthesisSettings
 from pipelines.synthesis.stages import STAGES
@@ -107,12 +107,13 @@ def thinking_stays_whole(config: Config) -> str | None:
 
 
 def preferences_know_wrong_paths(config: Config) -> str | None:
-    """A preference needs wrong paths."""
-    if config.training.objective == "sft" or config.examples.verdict != "unfiltered":
+    """A preference needs right and wrong paths."""
+    verdict = config.examples.verdict
+    if config.training.objective == "sft" or verdict in JUDGING:
         return None
     return (
         f"training.objective: {config.training.objective} learns from right and wrong paths, "
-        "and examples.verdict: unfiltered calls none wrong; set objective: sft or another "
+        f"and examples.verdict: {verdict} does not tell them apart; set objective: sft or another "
         "verdict"
     )
 

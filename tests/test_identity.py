@@ -10,6 +10,7 @@ now; then the step's VERSION is raised and the file is recorded anew::
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from evaluation.predictions import EvaluationSettings
 from pipelines.config import Config, load_config
 from pipelines.plan import all_steps, plan_run, step_names
 from pipelines.questions.loading import QuestionFacts
+from pipelines.run import Run
 from pipelines.selection.contamination import ContaminationSettings
 from pipelines.selection.filters import ExampleSettings
 from pipelines.steps import (
@@ -90,10 +92,14 @@ def loaded(config_name: str, *overrides: str) -> Config:
     return load_config(GOLDEN / "configs" / f"{config_name}.yaml", overrides)
 
 
+def planned(config: Config) -> Run:
+    base = Model("the base model", "base", "cache")
+    return plan_run(config, Folder.open("/nowhere"), base, facts_of(config))
+
+
 def folders_of(config: Config) -> list[list[str]]:
     """The path and the extent of each step."""
-    base = Model("the base model", "base", "cache")
-    run = plan_run(config, Folder.open("/nowhere"), base, facts_of(config))
+    run = planned(config)
     return [[name, step.extent] for name, step in zip(step_names(run), all_steps(run), strict=True)]
 
 
@@ -115,6 +121,27 @@ def test_recorded_configs_are_all_that_were_shipped() -> None:
     assert len(CONFIGS) == 5
     for name in CONFIGS:
         assert yaml.safe_load((GOLDEN / "configs" / f"{name}.yaml").read_text())["run"] == name
+
+
+def test_controls_that_came_later_move_the_runs_that_they_change_and_no_other() -> None:
+    def examples_of(*overrides: str) -> dict[str, Any]:
+        config = loaded("quickstart", *overrides)
+        [step, *_] = [s for s in all_steps(planned(config)) if s.name == "examples"]
+        return dict(step.content)
+
+    plain = ("synthesis.strategy=direct", "synthesis.guidelines_per_question=null")
+    direct = examples_of(*plain)
+    assert "version" not in direct, "no guideline is cited there"
+    assert not {"questions", "min_votes", "max_examples"} & set(direct["examples"])
+    assert direct["examples"]["min_vote_share"] == 0.0
+    assert examples_of(*plain, "examples.verdict=unfiltered")["version"] == 2
+    assert examples_of()["version"] == 2
+    assert "version" not in examples_of("examples.drop_leaks=[hint]")
+    by_vote = examples_of("examples.verdict=majority")["examples"]
+    assert (by_vote["min_vote_share"], by_vote["min_votes"]) == (0.2, 2)
+    as_before = examples_of("examples.verdict=majority", "examples.min_vote_share=0.0")["examples"]
+    assert as_before["min_vote_share"] == 0.0
+    assert "min_votes" not in as_before
 
 
 def test_settings_of_the_machine_move_no_folder() -> None:
@@ -218,13 +245,18 @@ def test_version_one_is_what_ran_before_there_were_versions() -> None:
     assert versioned({"a": 1}, 2) == {"a": 1, "version": 2}
 
 
+def raise_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"pipelines.steps.{name}")
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+
+
 @pytest.mark.parametrize("name", ["guidelines", "paths", "examples", "model", "predictions"])
 def test_raised_version_moves_its_step_and_all_that_is_made_from_it(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = loaded("quickstart", "synthesis.expand_guidelines=2")
     before = folders_of(config)
-    monkeypatch.setattr(f"pipelines.steps.{name}.VERSION", 2)
+    raise_version(name, monkeypatch)
     after = folders_of(config)
     moved = {old[0].split("/")[-1].split("-")[0] for old in before if old not in after}
     order = ["guidelines", "paths", "examples", "model"]
@@ -234,6 +266,6 @@ def test_raised_version_moves_its_step_and_all_that_is_made_from_it(
 
 def test_statistic_that_is_corrected_reaches_finished_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     before = folders_of(loaded("quickstart"))
-    monkeypatch.setattr("pipelines.steps.scores.VERSION", 2)
+    raise_version("scores", monkeypatch)
     after = folders_of(loaded("quickstart"))
     assert [old[0].split("-")[0] for old in before if old not in after] == ["round_0/scores"]

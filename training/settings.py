@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from cluster.settings import OPERATIONAL, Settings
+from cluster.settings import OPERATIONAL, Neutral, Settings
 
 Auto = Literal["auto"]
 """Of a setting that `training.placement` decides when the training starts."""
@@ -136,6 +136,11 @@ class TrainingSettings(Settings):
 
     num_epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the examples, each in a different order."""
+
+    max_steps: Annotated[Annotated[int, Field(ge=1)] | None, Neutral(None)] = None
+    """Stop after so many steps, wherever in an epoch; the schedule of the learning rate ends
+    there, too. With enough num_epochs to reach it, arms of a comparison are trained equally long.
+    null trains for num_epochs."""
 
     epochs_growth: Annotated[float, Field(ge=1)] = 1.0
     """Each round has so many times the passes of the one before, rounded to whole ones (STaR, arXiv

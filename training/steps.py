@@ -75,7 +75,8 @@ class StepData:
 
     @property
     def num_steps(self) -> int:
-        return self.steps_per_epoch * self._settings.num_epochs
+        of_epochs = self.steps_per_epoch * self._settings.num_epochs
+        return min(of_epochs, self._settings.max_steps or of_epochs)
 
     def share(self, step: int) -> Share:
         order = self._order_of(step // self.steps_per_epoch)

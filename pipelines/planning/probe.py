@@ -31,7 +31,12 @@ from pipelines.planning.estimate import (
     estimate_run,
 )
 from pipelines.run import Round, Run
-from pipelines.selection.filters import ExampleSettings, GradedQuestion, filter_paths
+from pipelines.selection.filters import (
+    ExampleSettings,
+    GradedQuestion,
+    filter_paths,
+    num_learned,
+)
 from pipelines.steps import guidelines, paths, predictions
 from pipelines.synthesis.handler import stored_paths
 
@@ -64,7 +69,7 @@ def _probed(
         num_tokens=row["num_tokens"],
         num_prompt_tokens=row["num_prompt_tokens"],
         num_accepted=len(judged.right),
-        num_kept=len(kept),
+        num_kept=num_learned(judged, len(kept)),
         num_bytes=num_bytes,
         num_truncated=row["num_truncated"],
     )

@@ -28,10 +28,63 @@ _CITES_HINT = re.compile(
     r"|\b(?:the|this|your) hint\b"
     r"|\btold beforehand\b"
 )
+# What is unseen is cited by a noun for it. "Guideline" and "advice" hardly mean anything else. "The
+# plan" is a definite one, so unless the question has a plan it is that of the prompt; "the plan is
+# to add" makes one. A structure or steps can be anybody's, so these have to be obeyed, to speak,
+# or to have been given: "as the structure suggests", "following the given steps".
+_THIS = r"(?:the|this|that|these|those|your)"
+_GIVEN = (
+    r"(?:given|provided|suggested|proposed|recommended|supplied|prescribed|offered|described"
+    r"|outlined|stated|listed|mentioned|specified|detailed|indicated|presented|advised|set out"
+    r"|laid out|called for|asked for|required)"
+)
+_HOW = (
+    rf"(?:(?:{_GIVEN}|above|general|overall|original|initial|same|adapted|reasoning|solution"
+    r"|short|step-by-step) )?"
+)
+_ADVICE = r"(?:guidelines?|guidance|advice)"
+_PLAN = r"(?:plan|outline|roadmap)"
+_STRUCTURE = rf"(?:{_PLAN}|structure|framework|blueprint|template)"
+_STEPS = r"(?:steps|approach|strategy|method|procedure|process)"
+_OBEYS = (
+    r"(?:follow(?:ing|s|ed)?|per|according to|based on|as in|us(?:e|ing)|appl(?:y|ying|ied)"
+    r"|in (?:line|accordance|keeping) with|consistent with|adher(?:e|ing) to"
+    r"|(?:stick|keep)(?:ing)? to|guided by|(?:work|go)(?:ing)? through|implement(?:ing)?"
+    r"|execut(?:e|ing)|carry(?:ing)? out|(?:re)?turn(?:ing)? to|refer(?:ring)? to|thanks to)"
+)
+_SAYS = (
+    r"(?:says?|said|states?|tells?|told|asks?|asked|call(?:s|ed) for|recommend(?:s|ed)?"
+    r"|instruct(?:s|ed)?|directs?|advises?|advised|proposes?|mentions?|mentioned|specifies|dictates?"
+    r"|prescribes?|wants|reminds|guides?|points? out|(?:sets|lays) out"
+    r"|(?:starts?|begins?) (?:with|by))"
+)
+_PART = (
+    r"(?:(?:step|point|part|item|stage|section)(?: \w+)?"
+    r"|(?:first|next|last|final) (?:step|point)s?)"
+)
+_NOT_OF = r"\b(?! of\b)"  # "the structure of the molecule" is nobody's advice
 _CITES_GUIDELINE = re.compile(
-    r"\b(?:the|this|that|your|given) (?:\w+ )?(?:guidelines?|advice|reasoning structure)\b"
-    r"|\b(?:follow(?:ing|s)?|per|according to|based on|as in|using|applying) "
-    r"(?:the|this|that|your) (?:\w+ )?(?:plan|structure)\b"
+    rf"\b(?:(?:{_THIS}|given|provided) (?:\w+ )?(?:{_ADVICE}|reasoning structure)\b"
+    rf"|{_OBEYS} (?:a |our |my )?{_HOW}{_ADVICE}\b"
+    rf"|(?:the|your) {_HOW}{_PLAN}\b(?! (?:of|to|for|(?:is|was|will be) to)\b|:)"
+    rf"|{_OBEYS} {_THIS} {_HOW}{_STRUCTURE}{_NOT_OF}"
+    rf"|{_OBEYS} {_THIS} {_GIVEN} {_STEPS}{_NOT_OF}"
+    rf"|{_THIS} {_HOW}{_STRUCTURE} (?:above |here |also |then |first |next )?{_SAYS}\b"
+    rf"|(?:as|like|what) {_THIS} {_HOW}(?:{_STRUCTURE}|steps) "
+    r"(?:suggest|indicate|require|impl|show|demand|describe|outline)\w*"
+    rf"|(?:{_GIVEN}|told|instructed|guided|directed) (?:in|by) {_THIS} {_HOW}{_STRUCTURE}{_NOT_OF}"
+    rf"|{_PART} (?:of|in|from) {_THIS} {_HOW}{_STRUCTURE}{_NOT_OF}"
+    rf"|{_THIS} {_HOW}{_STRUCTURE}['’]s {_HOW}{_PART}\b"
+    rf"|{_THIS} (?:{_GIVEN}|above) {_STRUCTURE}{_NOT_OF}"
+    rf"|{_THIS} (?:given|provided|suggested|recommended|prescribed) {_STEPS}{_NOT_OF}"
+    rf"|{_THIS} (?:{_STRUCTURE}|{_STEPS}) (?:that )?"
+    r"(?:(?:is|was|are|were|(?:i|we) (?:was|were)|you) )?"
+    r"(?:given|gave|provided|suggested|laid out|set out|prescribed)\b(?! (?:in|by)\b)"
+    rf"|your (?:{_STRUCTURE}|suggestions?|tips?|instructions?)\b"
+    r"|as (?:you |i was |we were )?(?:advised|instructed|suggested|outlined),)"
+)
+_NOUNS = re.compile(
+    rf"\b(?:{_STRUCTURE}|{_STEPS}|suggestion|tip|instruction|advis|instruct|suggest|outline)"
 )
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])")
 
@@ -50,10 +103,20 @@ def _cites_guideline(question: Question, path: ReasoningPath) -> bool:
 
 
 def _cites(pattern: re.Pattern[str], question: Question, path: ReasoningPath) -> bool:
-    """Whether the solution says it and the question does not."""
+    """Whether the solution says it and the question does not.
+
+    Where the question has a plan itself, "the plan says" may well be about that one; "they plan to"
+    is none.
+    """
     said = (match.group() for match in pattern.finditer(path.reasoning.casefold()))
     asked = question.text.casefold()
-    return any(words not in asked for words in said)
+    return any(words not in asked and not _is_of_question(words, asked) for words in said)
+
+
+def _is_of_question(words: str, asked: str) -> bool:
+    """Whether the question speaks of what the words name."""
+    nouns = _NOUNS.findall(words)
+    return any(re.search(rf"\b{noun}(?:s|ed|e|es)?\b(?! (?:to|on)\b)", asked) for noun in nouns)
 
 
 def _structure_holds_answer(question: Question, path: ReasoningPath) -> bool:

@@ -8,14 +8,14 @@ returns the ids that go out, each with its reason; `filter_paths` applies them i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.settings import Settings
+from cluster.settings import Neutral, Settings
 from evaluation.grader import Verdict
 from evaluation.prompt import Form
 from evaluation.question import AnswerType, Question
@@ -28,17 +28,49 @@ from pipelines.synthesis.reasoning_path import ReasoningPath
 
 Reasons = dict[str, str]
 UnitShare = Annotated[float, Field(ge=0, le=1)]
+VerdictName = Literal[
+    "ground_truth",
+    "majority",
+    "unfiltered",
+    "random",
+    "wrong_only",
+    "gold_answers",
+    "gold_solutions",
+]
+JUDGING: tuple[VerdictName, ...] = ("ground_truth", "majority")
+"""The verdicts that tell right paths from wrong ones; the others are controls."""
+
+GOLD: tuple[VerdictName, ...] = ("gold_answers", "gold_solutions")
+"""The controls that learn what the questions come with, and no path."""
+
+DEFAULT_VOTE_SHARE = 0.2
+"""Of 25 paths five: a share that one lucky answer, or two, cannot reach."""
 
 
 class ExampleSettings(Settings):
     """Which paths become training examples."""
 
-    verdict: Literal["ground_truth", "majority", "unfiltered"] = "ground_truth"
+    verdict: VerdictName = "ground_truth"
     """What makes a path right: its answer is the ground truth, or the answer of most paths of its
-    question. `unfiltered` is the control: it keeps as many paths of each question as ground truth
-    would, drawn whatever they answer."""
-    min_vote_share: UnitShare = 0.0
-    """With `majority`: the share of all paths that the majority needs. A tie has no majority."""
+    question (majority). The others are controls. `unfiltered` draws from the finished paths of all
+    questions, whatever they answer; `random` does so, too, and keeps as many of each dataset as the
+    ground truth would; `wrong_only` keeps those with a wrong answer; `gold_answers` and
+    `gold_solutions` learn what the questions come with, and no path."""
+    questions: Annotated[Literal["all", "solved", "mixed"], Neutral("all")] = "all"
+    """Which questions are used: all, those that some finished path answers rightly without having
+    been shown the answer (solved), or those with both such a path and a wrong one (mixed)."""
+    min_vote_share: UnitShare = Field(
+        default_factory=lambda given: (
+            DEFAULT_VOTE_SHARE if given.get("verdict") == "majority" else 0.0
+        )
+    )
+    """With `majority`: the share of all paths that the majority needs, 0.2 by default; else 0. A
+    tie has no majority."""
+    min_votes: Annotated[int, Field(ge=1), Neutral(1)] = Field(
+        default_factory=lambda given: 2 if given.get("min_vote_share") == DEFAULT_VOTE_SHARE else 1
+    )
+    """With `majority`: the votes that the majority needs, since one answer alone agrees with no
+    other; 2 by default, or 1 where `min_vote_share` is not 0.2."""
     pass_rate: tuple[UnitShare, UnitShare] = (0.0, 1.0)
     """Between which shares of right paths a question is used. Below are the questions that are
     answered by chance, above those that the model can answer already."""
@@ -76,6 +108,12 @@ class ExampleSettings(Settings):
     read_last: tuple[AnswerType, ...] = ("number",)
     """Answer types whose last number or letter counts when no clearer answer was written. Off
     where guessing is easy: with 25 tries some last letter is nearly always the right one."""
+    add_boxed_answer: Annotated[bool, Neutral(value=True)] = True
+    """Append "The final answer is ..." in the format that is asked for to a solution that does not
+    state its answer so. How many targets were edited is reported."""
+    max_examples: Annotated[Annotated[int, Field(gt=0)] | None, Neutral(None)] = None
+    """The most examples in all, drawn evenly over datasets and questions, so that arms of a
+    comparison learn from equally many; null keeps all."""
     seed: int = 0
     """Decides which paths are kept where there are more than the limits allow."""
 
@@ -83,8 +121,14 @@ class ExampleSettings(Settings):
     def _fits_together(self) -> ExampleSettings:
         if self.pass_rate[0] > self.pass_rate[1]:
             raise ValueError("pass_rate: the lower bound is above the upper one; swap them")
-        if self.min_vote_share and self.verdict != "majority":
-            raise ValueError("min_vote_share: is for verdict majority; remove it")
+        if self.verdict != "majority" and (self.min_vote_share or self.min_votes > 1):
+            name = "min_vote_share" if self.min_vote_share else "min_votes"
+            raise ValueError(f"{name}: is for verdict majority; remove it")
+        if self.verdict in GOLD and self.original_solutions:
+            raise ValueError(
+                f"original_solutions: verdict {self.verdict} learns what the questions come with "
+                "already; remove it"
+            )
         return self
 
 
@@ -102,11 +146,15 @@ class GradedQuestion:
         return count_votes(self.question, self.paths)
 
     @cached_property
+    def winner(self) -> str | None:
+        """The majority answer; None where there is none."""
+        return self.votes.majority(self.settings.min_vote_share, self.settings.min_votes)
+
+    @cached_property
     def right(self) -> frozenset[str]:
         """The ids of the paths whose answer counts as right."""
         if self.settings.verdict == "majority":
-            winner = self.votes.majority(self.settings.min_vote_share)
-            of_winner = (p for p in self.paths if self.votes.is_of(p.predicted, winner))
+            of_winner = (p for p in self.paths if self.votes.is_of(p.predicted, self.winner))
             return frozenset(path.path_id for path in of_winner if not path.is_hinted)
         return frozenset(p.path_id for p in self.paths if p.verdict == Verdict.CORRECT)
 
@@ -174,23 +222,38 @@ def num_guessed_kept(graded: GradedQuestion, kept: Sequence[ReasoningPath]) -> f
 
 def filter_paths(graded: GradedQuestion) -> tuple[list[ReasoningPath], Reasons]:
     """The paths that are kept, in the order they were drawn, and the reason of each other one."""
-    control = graded.settings.verdict == "unfiltered"
-    kept, reasons = _apply(UNJUDGED_FILTERS if control else FILTERS, graded, graded.paths)
+    kept, reasons = _apply(FILTERS[graded.settings.verdict], graded, graded.paths)
     drawn = draw(graded, kept)
     number = graded.settings.max_per_question
-    over = "over_max_per_question"
-    if control:
-        true_one = graded.settings.model_copy(update={"verdict": "ground_truth"})
-        as_many, _ = filter_paths(
-            GradedQuestion(graded.question, graded.paths, true_one, graded.is_contaminated)
-        )
-        number, over = len(as_many), "over_number_of_right"
-    return drawn[:number], reasons | {path.path_id: over for path in drawn[number:]}
+    over = {path.path_id: "over_max_per_question" for path in drawn[number:]}
+    return drawn[:number], reasons | over
+
+
+def num_kept_by_truth(graded: GradedQuestion) -> int:
+    """How many of a question's paths would be kept by the ground truth."""
+    truth = graded.settings.model_copy(update={"verdict": "ground_truth"})
+    kept, _ = filter_paths(
+        GradedQuestion(graded.question, graded.paths, truth, graded.is_contaminated)
+    )
+    return len(kept)
+
+
+def num_learned(graded: GradedQuestion, num_kept: int) -> int:
+    """How many examples of a question to expect, of which so many paths were kept."""
+    verdict = graded.settings.verdict
+    if verdict == "random":
+        return num_kept_by_truth(graded)
+    if verdict not in GOLD or why_question_unused(graded):
+        return num_kept
+    return int(verdict == "gold_answers" or bool(graded.question.solution))
 
 
 def wrong_paths(graded: GradedQuestion, reasons: Reasons) -> list[ReasoningPath]:
     """Wrong solutions to be preferred less, in the order they were drawn; `reasons` says why each
-    path was dropped. None of a question whose right ones are left out, and none twice."""
+    path was dropped. None of a question whose right ones are left out, none twice, and none where
+    the verdict does not tell right from wrong."""
+    if graded.settings.verdict not in JUDGING:
+        return []
     wrong = [p for p in graded.paths if reasons.get(p.path_id) in ("wrong", "minority")]
     left, _ = _apply(WRONG_FILTERS, graded, wrong)
     return left
@@ -246,8 +309,50 @@ def _why_not_right(graded: GradedQuestion, path: ReasoningPath) -> str:
         return str(path.verdict)
     if path.is_hinted:
         return "hinted"
-    winner = graded.votes.majority(graded.settings.min_vote_share)
-    return "no_majority" if winner is None else "minority"
+    return "no_majority" if graded.winner is None else "minority"
+
+
+def not_wrong(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """Right, or without an answer that could be read."""
+    return {
+        path.path_id: "right" if path.verdict == Verdict.CORRECT else str(path.verdict)
+        for path in paths
+        if path.verdict != Verdict.WRONG
+    }
+
+
+def not_gold(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """A path, where none is learned."""
+    return {path.path_id: "not_gold" for path in paths}
+
+
+def shown_the_answer(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """Made with the ground truth, which a control is meant to do without."""
+    return {path.path_id: "hinted" for path in paths if path.is_hinted}
+
+
+def of_unused_question(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """The question has no right path, or none that is wrong, as `examples.questions` asks."""
+    reason = why_question_unused(graded)
+    return {path.path_id: reason for path in paths} if reason else {}
+
+
+def why_question_unused(graded: GradedQuestion) -> str | None:
+    """Why `examples.questions` leaves a question out; None where it does not.
+
+    It is decided by the paths that finish and are short enough, so by the same ones in every arm.
+    """
+    wanted = graded.settings.questions
+    if wanted == "all":
+        return None
+    usable = [p for p in graded.paths if not p.is_hinted and p.is_finished and not p.error]
+    usable = [p for p in usable if p.num_target_tokens <= graded.settings.max_target_tokens]
+    if not any(path.path_id in graded.right for path in usable):
+        return "question_unsolved"
+    has_wrong = any(
+        path.predicted is not None and path.path_id not in graded.right for path in usable
+    )
+    return None if wanted == "solved" or has_wrong else "question_without_wrong"
 
 
 def too_long(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
@@ -262,8 +367,14 @@ def unsound(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
 
 
 def leaking(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Leans on a hint, a structure or a guideline that the model will not be shown."""
-    wanted = graded.settings.drop_leaks
+    """Leans on a hint, a structure or a guideline that the model will not be shown.
+
+    Whether a structure holds the answer is not asked by a control, which does not know the truth.
+    """
+    controlled = graded.settings.verdict not in JUDGING
+    wanted = tuple(
+        leak for leak in graded.settings.drop_leaks if leak != "structure" or not controlled
+    )
     leaks = ((path.path_id, find_leak(graded.question, path, wanted)) for path in paths)
     return {path_id: f"leak_{leak}" for path_id, leak in leaks if leak}
 
@@ -316,18 +427,42 @@ def _repeated(
             kept.append(words)
 
 
-FILTERS: tuple[Filter, ...] = (
+_JUDGED: tuple[Filter, ...] = (
     not_right,
     unfinished,
     too_long,
     unsound,
     leaking,
     contaminated,
+    of_unused_question,
     outside_pass_rate,
     guessed,
     repeated,
 )
-UNJUDGED_FILTERS: tuple[Filter, ...] = tuple(each for each in FILTERS if each is not not_right)
+_UNJUDGED: tuple[Filter, ...] = (
+    shown_the_answer,
+    unfinished,
+    too_long,
+    leaking,
+    contaminated,
+    of_unused_question,
+    repeated,
+)
+"""What is left where no verdict counts: neither the truth's nor the judge's, who may have been
+asked about right paths alone, nor how many of a question's paths are right."""
+
+FILTERS: Mapping[VerdictName, tuple[Filter, ...]] = {
+    "ground_truth": _JUDGED,
+    "majority": _JUDGED,
+    "unfiltered": _UNJUDGED,
+    "random": _UNJUDGED,
+    "wrong_only": (not_wrong, *_UNJUDGED),
+    "gold_answers": (not_gold,),
+    "gold_solutions": (not_gold,),
+}
+"""The filters of each verdict, in their order. Those of finish, length, citations and repetition
+are the same for all that keep paths."""
+
 WRONG_FILTERS: tuple[Filter, ...] = (
     unfinished,
     too_long,

@@ -34,13 +34,15 @@ class Votes:
             return 0.0
         return self.groups.get(self.spelling.get(predicted, ""), 0) / self.num_voters
 
-    def majority(self, min_share: float) -> str | None:
-        """The answer with most votes; None for a tie, and below the share of all voters."""
+    def majority(self, min_share: float, min_votes: int = 1) -> str | None:
+        """The answer with most votes; None for a tie, and below the share of all voters or the
+        number of votes."""
         if not self.groups:
             return None
         (top, most), *others = self.groups.items()
         is_tie = bool(others) and others[0][1] == most
-        return None if is_tie or most < min_share * self.num_voters else top
+        is_few = most < min_votes or most < min_share * self.num_voters
+        return None if is_tie or is_few else top
 
     def is_of(self, predicted: str | None, answer: str | None) -> bool:
         """Whether that is a vote for the answer."""

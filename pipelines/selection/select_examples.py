@@ -8,9 +8,7 @@ their pass rates."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -46,13 +44,16 @@ from pipelines.selection.example import (
     Target,
 )
 from pipelines.selection.filters import (
+    JUDGING,
     ExampleSettings,
     GradedQuestion,
     filter_paths,
     num_guessed_kept,
+    num_kept_by_truth,
+    why_question_unused,
     wrong_paths,
 )
-from pipelines.synthesis.chain import stable_seed
+from pipelines.selection.limits import has_limits, kept_of, over_limits, wanted_of, without
 from pipelines.synthesis.handler import stored_paths
 from pipelines.synthesis.reasoning_path import ReasoningPath
 
@@ -78,6 +79,7 @@ COUNTS_SCHEMA = pa.schema(
         ("dataset", pa.string()),
         ("num_paths", pa.int32()),
         ("num_guessed", pa.float64()),  # kept paths that are expected to have guessed
+        ("num_kept_by_truth", pa.int32()),  # what the ground truth would keep; only for random
         ("overlaps_with", pa.list_(pa.string())),  # datasets of the evaluation that have it, too
     ]
 )
@@ -87,6 +89,8 @@ THINK = "<think>\n"
 """How thinking begins, where the prompt has not begun it."""
 
 ORIGINAL = "original"
+GOLD_ANSWER = "gold_answer"
+"""The forms of what no path wrote: the question's own solution, and its answer alone."""
 
 ROWS_PER_FILE = 10_000
 _SCHEMAS = {
@@ -173,6 +177,9 @@ class ExampleSelector:
                 "dataset": question.dataset,
                 "num_paths": len(paths),
                 "num_guessed": num_guessed_kept(graded, kept),
+                "num_kept_by_truth": (
+                    num_kept_by_truth(graded) if self.settings.verdict == "random" else 0
+                ),
                 "overlaps_with": overlaps,
             }
         )
@@ -193,6 +200,7 @@ class ExampleSelector:
             example(path.path_id).labelled(is_right=is_right)
             for of_label, is_right in ((kept, True), (wrong, False))
             for path in of_label[: self.settings.max_per_question]
+            if self.settings.verdict in JUDGING  # else what is kept is not known to be right
         ]
         if graded.num_tries:
             selection.prompts.append(_rl_prompt(graded))
@@ -213,8 +221,7 @@ class ExampleSelector:
                     yield example(path.path_id)
                 elif form != "answer_only" or number == 0:  # they are all the same answer
                     yield self._example(graded, path, form)
-        if self.settings.original_solutions and graded.question.solution:
-            yield from self._original(graded)
+        yield from self._gold(graded)
 
     def _example(self, graded: GradedQuestion, path: ReasoningPath, form: Form) -> Example:
         question = path.shown_question(graded.question)
@@ -237,24 +244,37 @@ class ExampleSelector:
             guessed_share=graded.guessed_share,
         )
 
-    def _original(self, graded: GradedQuestion) -> Iterator[Example]:
-        """The solution that the question came with, unless a filter of questions or length is
-        against it."""
-        question = graded.question
-        target = self._edited(with_boxed_answer(question.solution, question, question.answer))
+    def _gold(self, graded: GradedQuestion) -> Iterator[Example]:
+        """What the question came with, where that is learned, unless a filter of questions or
+        length is against it."""
+        question, verdict = graded.question, self.settings.verdict
+        if verdict == "gold_answers":
+            form, target = GOLD_ANSWER, self._edited(box(question.answer, question.answer_type))
+        elif question.solution and (
+            self.settings.original_solutions or verdict == "gold_solutions"
+        ):
+            form, target = ORIGINAL, self._original_target(question)
+        else:
+            return
         is_out = graded.is_contaminated and self.settings.contamination.drop
-        if is_out or len(target.token_ids) > self.settings.max_target_tokens:
+        is_long = len(target.token_ids) > self.settings.max_target_tokens
+        if is_out or is_long or why_question_unused(graded):
             return
         prompt = answer_messages(question)
         yield Example(
-            example_id=f"{ORIGINAL}/{question.question_id}",
+            example_id=f"{form}/{question.question_id}",
             question_id=question.question_id,
             dataset=question.dataset,
-            form=ORIGINAL,
+            form=form,
             prompt=prompt,
             prompt_token_ids=prompt_ids(self.tokenizer, prompt, self.template_args),
             target=target,
         )
+
+    def _original_target(self, question: Question) -> Target:
+        if not self.settings.add_boxed_answer:
+            return replace(self._edited(question.solution), answer_added=False)
+        return self._edited(with_boxed_answer(question.solution, question, question.answer))
 
     def _edited(self, text: str) -> Target:
         """A text that no model sampled, as `_target` gives it."""
@@ -268,7 +288,8 @@ class ExampleSelector:
         """The solution as it is learned."""
         sampled = self.tokenizer.decode(path.token_ids)
         solution = path.reasoning
-        added = path.read_as not in (ReadAs.BOXED, ReadAs.NOTHING)
+        stated = path.read_as in (ReadAs.BOXED, ReadAs.NOTHING)
+        added = self.settings.add_boxed_answer and not stated
         if added:
             solution = with_boxed_answer(solution, question, path.shown_answer)
         thought = "</think>" in sampled if path.token_ids else bool(path.thinking)
@@ -352,12 +373,8 @@ def select_step_examples(
     _selector(start, settings, template_args, words)  # refuses here, not on some worker
     ledger = Ledger.read(paths).of(questions.keys())
     tables = _map_ledger(ledger, (start, settings, template_args, words))
-    tables["examples"], out = _within_hinted_share(tables["examples"], settings)
-    tables["dropped"].append(out)
-    # Nor are they preferred to others.
-    gone = out.column("path_id")
-    for kind, column in (("pairs", "chosen_id"), ("unpaired", "example_id")):
-        tables[kind] = [_without(table, column, gone) for table in tables[kind]]
+    if has_limits(settings):
+        _keep_limits(tables, settings)
     if output is not None:
         for kind, name in _FOLDERS.items():
             folder = output.child(name) if name else output
@@ -399,58 +416,35 @@ def _selector(
     return ExampleSelector(settings, load_tokenizer(start.fetch()), template_args, evaluation)
 
 
-def _within_hinted_share(
-    kept: list[pa.Table], settings: ExampleSettings
-) -> tuple[list[pa.Table], pa.Table]:
-    """The examples with as many hinted ones as their share allows, and the paths that had to go.
-
-    A path goes with the examples of all its forms.
-    """
-    hinted = [row for table in kept for row in _hinted_rows(table)]
-    examples_of: defaultdict[str, list[str]] = defaultdict(list)
-    for row in hinted:
-        path_id = row["example_id"].removesuffix(f"/{row['form']}")
-        examples_of[path_id].append(row["example_id"])
-    share, num_plain = settings.max_hinted_share, sum(t.num_rows for t in kept) - len(hinted)
-    most = math.floor(num_plain * share / (1 - share)) if share < 1 else len(hinted)
-    drawn = sorted(examples_of, key=lambda path_id: stable_seed(settings.seed, path_id))
-    ends = itertools.accumulate(len(examples_of[path_id]) for path_id in drawn)
-    out = [path_id for path_id, end in zip(drawn, ends, strict=True) if end > most]
-    gone = pa.array([name for path_id in out for name in examples_of[path_id]], pa.string())
-    dataset_of = {row["example_id"]: row["dataset"] for row in hinted}
+def _keep_limits(tables: Tables, settings: ExampleSettings) -> None:
+    """Take out what goes beyond the limits over all questions, and say so of each path."""
+    wanted = wanted_of(pa.concat_tables(tables["counts"]))
+    over = over_limits(kept_of(tables["examples"]), wanted, settings)
+    gone = pa.array([name for each, _ in over for name in each.example_ids], pa.string())
+    tables["examples"] = [without(table, "example_id", gone) for table in tables["examples"]]
     rows = [
-        {
-            "path_id": path_id,
-            "dataset": dataset_of[examples_of[path_id][0]],
-            "reason": "over_max_hinted_share",
-        }
-        for path_id in out
+        {"path_id": each.source_id, "dataset": each.dataset, "reason": reason}
+        for each, reason in over
+        if each.is_path
     ]
-    left = [_without(table, "example_id", gone) for table in kept]
-    return left, pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
-
-
-def _hinted_rows(table: pa.Table) -> list[dict[str, str]]:
-    hinted = table.filter(pc.greater(table.column("pass"), 0))
-    rows: list[dict[str, str]] = hinted.select(["example_id", "dataset", "form"]).to_pylist()
-    return rows
-
-
-def _without(table: pa.Table, column: str, gone: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The rows whose id is not gone."""
-    return table.filter(pc.invert(pc.is_in(table.column(column), gone)))
+    out = pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
+    tables["dropped"].append(out)
+    # Nor are they preferred to others.
+    for kind, column in (("pairs", "chosen_id"), ("unpaired", "example_id")):
+        tables[kind] = [without(table, column, out.column("path_id")) for table in tables[kind]]
 
 
 def _facts(tables: Tables, settings: ExampleSettings) -> dict[str, Any]:
     """The counts of the whole and of each dataset."""
-    kept, dropped = (_small(tables[kind]) for kind in ("examples", "dropped"))
+    kept = pa.concat_tables([_small(_with_lengths(table)) for table in tables["examples"]])
+    dropped = pa.concat_tables([_small(table) for table in tables["dropped"]])
     counts = pa.concat_tables(tables["counts"])
     names = {name for t in (counts, kept) for name in pc.unique(t.column("dataset")).to_pylist()}
     return {
         "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
         "num_kept_paths": _of_paths(kept, settings).num_rows,
         "num_examples": kept.num_rows,
-        "num_answers_added": pc.sum(kept.column("answer_added")).as_py() or 0,
+        **_what_is_learned(kept),
         "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
         "num_preference_pairs": sum(table.num_rows for table in tables["pairs"]),
         "num_unpaired_preferences": sum(table.num_rows for table in tables["unpaired"]),
@@ -470,12 +464,33 @@ def _by_reason(dropped: pa.Table) -> dict[str, int]:
     return dict(Counter(dropped.column("reason").to_pylist()).most_common())
 
 
-def _small(tables: list[pa.Table]) -> pa.Table:
-    """All rows of some tables without their long columns."""
-    wanted = {"dataset", "reason", "answer_added", "pass", "lucky_share", "form"}
-    return pa.concat_tables(
-        [table.select([n for n in table.column_names if n in wanted]) for table in tables]
-    )
+def _with_lengths(examples: pa.Table) -> pa.Table:
+    """The examples with the numbers of their tokens."""
+    for kind in ("prompt", "target"):
+        lengths = pc.list_value_length(examples.column(f"{kind}_token_ids"))
+        examples = examples.append_column(f"num_{kind}_tokens", lengths)
+    return examples
+
+
+def _what_is_learned(kept: pa.Table) -> dict[str, int]:
+    """How many targets we edited, and how long prompts and targets are, in tokens."""
+    columns = {
+        "num_answers_added": "answer_added",
+        "num_prompt_tokens": "num_prompt_tokens",
+        "num_learned_tokens": "num_target_tokens",
+    }
+    return {fact: pc.sum(kept.column(name)).as_py() or 0 for fact, name in columns.items()}
+
+
+_SMALL = {
+    *("dataset", "reason", "answer_added", "pass", "lucky_share", "form"),
+    *("num_prompt_tokens", "num_target_tokens"),
+}
+
+
+def _small(table: pa.Table) -> pa.Table:
+    """A table without its long columns."""
+    return table.select([name for name in table.column_names if name in _SMALL])
 
 
 def _of_paths(kept: pa.Table, settings: ExampleSettings) -> pa.Table:
@@ -501,6 +516,7 @@ def _dataset_facts(
         "num_paths": pc.sum(counts.column("num_paths")).as_py() or 0,
         "num_kept_paths": of_paths.num_rows,
         "num_examples": kept.num_rows,
+        **_what_is_learned(kept),
         "expected_lucky_share": _guessed_share(of_paths, num_guessed),
         "dropped": _by_reason(dropped),
         "overlaps_with": dict(sorted(Counter(overlaps).items())),

@@ -17,7 +17,9 @@ from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Round, Run
 from pipelines.selection.select_examples import select_step_examples
 
-VERSION = 1
+VERSION = 2
+"""2: more citations of a guideline are found, and the unfiltered control ignores the verdict. Runs
+without either keep what they have, so they stay at the version before."""
 
 
 def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, Any]:
@@ -30,7 +32,13 @@ def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, 
     }
     if config.examples.contamination.drop:  # only then do the held-out questions decide anything
         made_from["held_out"] = questions.extent("dev", "test")
-    return versioned(made_from, VERSION)
+    return versioned(made_from, VERSION if _is_changed(config) else VERSION - 1)
+
+
+def _is_changed(config: Config) -> bool:
+    """Whether the filters of today may keep other paths than those of version 1."""
+    cites = "guideline" in config.examples.drop_leaks and config.synthesis.follows_guidelines
+    return cites or config.examples.verdict == "unfiltered"
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
@@ -66,8 +74,12 @@ def summary(facts: Mapping[str, Any]) -> str:
     if facts["num_examples"] != facts["num_kept_paths"]:
         lines.append(
             f"examples: {facts['num_examples']} are used for training, because the kept paths are "
-            "put in more than one form or original solutions are added"
+            "put in more than one form or what the questions came with is learned"
         )
+    lines.append(
+        f"examples: {facts['num_learned_tokens']} tokens are learned, after "
+        f"{facts['num_prompt_tokens']} of prompts"
+    )
     return "\n".join([*lines, *overlap_lines(facts)])
 
 

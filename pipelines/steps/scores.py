@@ -13,7 +13,7 @@ from evaluation.grader import GRADER_VERSION
 from evaluation.scores import Score, format_scores, score_predictions, scores_table
 from pipelines.run import Branch, Round, Run
 
-VERSION = 1
+VERSION = 2
 """To be raised, too, when a statistic of `evaluation.scores` comes to another number, so that a
 corrected one reaches finished runs."""
 
@@ -36,7 +36,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
         )
         if not branch.scores.is_done:
             branch.scores.folder.write_table("scores.parquet", scores_table(scores))
-            branch.scores.folder.write_bytes("scores.md", f"{format_scores(scores)}\n".encode())
+            text = f"{format_scores(scores)}\n\n{what_was_learned(round_, branch)}\n"
+            branch.scores.folder.write_bytes("scores.md", text.encode())
             branch.scores.commit(made=["scores.parquet", "scores.md"])
         say(summary(round_, branch, scores))
     for name, reason in run.questions.broken.items():
@@ -47,4 +48,17 @@ def summary(round_: Round, branch: Branch, scores: list[Score]) -> str:
     """The table of the test questions."""
     tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
     title = f"round {round_.number}, base > {tuned}, in percent with 95 % intervals"
-    return f"\n{title}\n\n{format_scores(scores)}\n"
+    return f"\n{title}\n\n{format_scores(scores)}\n\n{what_was_learned(round_, branch)}\n"
+
+
+def what_was_learned(round_: Round, branch: Branch) -> str:
+    """How much the tuned model was trained on, and how much of that we wrote; one sentence."""
+    facts = round_.examples.manifest() or {}
+    if branch.dataset:
+        facts = facts.get("datasets", {}).get(branch.dataset, {})
+    num = facts.get("num_examples", 0)
+    tokens = facts.get("num_learned_tokens")
+    size = f"{num} examples" + (f" of {tokens} learned tokens" if tokens else "")
+    edited = facts.get("num_answers_added")
+    of_edited = "" if edited is None else f"; to {edited} of them the boxed answer was added"
+    return f"tuned on {size}{of_edited}"

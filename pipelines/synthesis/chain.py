@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from cluster.errors import InputError
 from cluster.inference.engine import Engine, EngineSettings
 from cluster.inference.job import Slots
 from cluster.settings import OPERATIONAL, Neutral, Settings
@@ -36,6 +37,15 @@ from pipelines.synthesis.stages import PATH, STAGES, Stage, StageSettings
 SAMPLES_PER_REQUEST = 16
 """Answers that one request asks for, where samples share their prompt: the engine reads it once.
 Few enough that the last samples of a question do not wait for a hundred free slots."""
+
+
+class GuidelineSubset(Settings):
+    """Some of the guidelines, drawn once for all questions."""
+
+    size: Annotated[int, Field(gt=0)]
+    """How many guidelines are followed."""
+    seed: int = 0
+    """Decides which ones; another seed draws another subset."""
 
 
 class SynthesisSettings(Settings):
@@ -61,6 +71,9 @@ class SynthesisSettings(Settings):
     """A YAML file with your prompts (adapt, structure, path, ...). What counts is its content."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null is all of them."""
+    guideline_subset: Annotated[GuidelineSubset | None, Neutral(None)] = None
+    """Follow some of the guidelines only, the same ones for every question, as a control of how
+    many are needed; null follows all."""
     judge: Literal["none", "correct", "all"] = "none"
     """Of which paths the model itself is asked whether they are sound: of none, of those with the
     right answer, or of all. `examples.drop_unsound` drops those that it finds unsound."""
@@ -95,6 +108,13 @@ class SynthesisSettings(Settings):
         if not self.follows_guidelines and self.guidelines_per_question:
             raise ValueError(
                 "guidelines_per_question: a chain of path alone follows none; use samples"
+            )
+        if self.guideline_subset and not self.follows_guidelines:
+            raise ValueError("guideline_subset: a chain of path alone follows none; remove it")
+        if self.guideline_subset and self.expand_guidelines:
+            raise ValueError(
+                "guideline_subset: further guidelines are asked for by expand_guidelines, so that "
+                "the subset would not stay as it is; remove one of them"
             )
         if not self.follows_guidelines and self.expand_guidelines:
             raise ValueError("expand_guidelines: a chain of path alone follows none; remove it")
@@ -145,6 +165,8 @@ class Recipe:
     def load(cls, round_number: int, settings: SynthesisSettings) -> Recipe:
         """Read the guideline and prompt files. Raises `InputError` naming file and entry."""
         guidelines = load_guidelines(Path(settings.guidelines or GUIDELINES_FILE))
+        if settings.guideline_subset:
+            guidelines = draw_subset(guidelines, settings.guideline_subset)
         prompts = load_prompts(Path(settings.prompts or PROMPTS_FILE))
         return cls(round_number, guidelines, prompts, settings)
 
@@ -188,6 +210,23 @@ class Recipe:
         if number is None or number >= len(ids):
             return set(ids)
         return set(sorted(ids, key=key)[:number])
+
+
+def draw_subset(
+    guidelines: tuple[Guideline, ...], subset: GuidelineSubset
+) -> tuple[Guideline, ...]:
+    """Some of the guidelines, in their order. Raises `InputError` where there are too few.
+
+    Smaller subsets of one seed are parts of its larger ones, whatever the order of the guidelines.
+    """
+    if subset.size > len(guidelines):
+        raise InputError(
+            f"synthesis.guideline_subset.size: {subset.size} is more than the {len(guidelines)} "
+            "guidelines there are; lower it"
+        )
+    ids = sorted((g.guideline_id for g in guidelines), key=lambda i: stable_seed(subset.seed, i))
+    drawn = set(ids[: subset.size])
+    return tuple(guideline for guideline in guidelines if guideline.guideline_id in drawn)
 
 
 def stable_seed(*parts: object) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,23 @@ def test_chains_other_errors_are_no_matter_of_one_path(error: Exception) -> None
         chains(engine, plan)
 
 
+def test_subset_of_the_guidelines_is_the_same_for_every_question() -> None:
+    def ids(size: int, seed: int = 0, name: str = "d/train/1", **more: object) -> list[str]:
+        plan = recipe(guideline_subset={"size": size, "seed": seed}, **more)
+        specs = plan.specs(replace(QUESTION, question_id=name))
+        return [spec.guideline.guideline_id for spec in specs if spec.guideline]
+
+    everything = [guideline.guideline_id for guideline in recipe().guidelines]
+    assert ids(25) == everything
+    assert ids(5) == ids(5, name="d/train/2") == [name for name in everything if name in ids(5)]
+    assert set(ids(2)) < set(ids(5)) < set(ids(10)), "of one seed the smaller is part of the larger"
+    assert len({tuple(ids(5, seed)) for seed in range(9)}) > 7
+    assert len(ids(5, samples=3)) == 15
+    assert len(ids(5, guidelines_per_question=2)) == 2
+    with pytest.raises(InputError, match=r"guideline_subset\.size: 26 is more than the 25"):
+        ids(26)
+
+
 def test_chains_next_attempt_runs_only_the_failed_paths_again() -> None:
     plan = recipe(guidelines_per_question=5)
     failed = list(seeds(plan))[1:3]
@@ -513,6 +531,9 @@ def test_plain_chain_failed_request_is_tried_again_alone() -> None:
         ({"chain": []}, "not in the order"),
         ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is not a stage of the chain"),
         ({"chain": ["path"], "guidelines_per_question": 3}, "follows none"),
+        ({"chain": ["path"], "guideline_subset": {"size": 3}}, "follows none"),
+        ({"expand_guidelines": 3, "guideline_subset": {"size": 3}}, "remove one of them"),
+        ({"guideline_subset": {"size": 0}}, "greater than 0"),
         ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "same at"),
     ],
 )

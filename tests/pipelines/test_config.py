@@ -25,7 +25,7 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "preferences_know_wrong_paths": (
         ("training.objective=dpo", "examples.verdict=unfiltered"),
-        "calls none wrong",
+        "does not tell them apart",
     ),
     "something_is_trained_on": (
         ("questions.datasets.sums.domain=out_of_domain", "questions.datasets.sums.num_train=null"),

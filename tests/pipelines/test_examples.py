@@ -25,11 +25,12 @@ from evaluation.question import Question, question_table
 from pipelines.selection.example import EXAMPLES_SCHEMA
 from pipelines.selection.filters import ExampleSettings
 from pipelines.selection.select_examples import (
+    COUNTS_SCHEMA,
     DROPPED_SCHEMA,
     ROWS_PER_FILE,
     ExampleSelector,
     Selection,
-    _within_hinted_share,
+    _keep_limits,
     _write_sorted,
     select_examples,
     select_step_examples,
@@ -217,7 +218,8 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     selector = ExampleSelector(ExampleSettings(), load_tokenizer(str(model_folder)), {})
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
-    nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "overlaps_with": []}
+    nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "num_kept_by_truth": 0}
+    nothing["overlaps_with"] = []
     assert select_examples(rows, selector) == Selection(counts=[nothing, nothing])
 
 
@@ -308,13 +310,19 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
         compact(root.child("paths"), PATHS_SCHEMA)
     of_all = {"num_paths": 18, "num_kept_paths": 12, "num_examples": 12, "dropped": {"wrong": 6}}
     of_dataset = {"expected_lucky_share": 0.0, "overlaps_with": {}}
+    rows = outputs[0].read_table().to_pylist()
+    learned = {
+        "num_answers_added": 6,
+        "num_prompt_tokens": sum(len(row["prompt_token_ids"]) for row in rows),
+        "num_learned_tokens": sum(len(row["target_token_ids"]) for row in rows),
+    }
     expected = {
         **of_all,
-        "num_answers_added": 6,
+        **learned,
         "num_hinted": 0,
         "num_preference_pairs": 6,
         "num_unpaired_preferences": 18,
-        "datasets": {"d": {**of_all, **of_dataset}},
+        "datasets": {"d": {**of_all, **learned, **of_dataset}},
     }
     assert facts == [expected] * 2
     for name in ("", "dropped", "preference_pairs", "rl_prompts", "unpaired_preferences"):
@@ -512,6 +520,23 @@ def test_majority_examples_say_their_share_and_keep_their_own_answer(model_folde
         assert example["messages"][-1]["content"].endswith("The final answer is \\boxed{5}.")
 
 
+def within_limits(
+    tables: list[pa.Table], settings: ExampleSettings, **counts: int
+) -> tuple[list[pa.Table], pa.Table]:
+    """The examples that may stay, and the paths that may not."""
+    rows = [{"dataset": name, "num_kept_by_truth": number} for name, number in counts.items()]
+    of_all = {
+        "examples": tables,
+        "dropped": [],
+        "pairs": [],
+        "unpaired": [],
+        "counts": [pa.Table.from_pylist(rows, schema=COUNTS_SCHEMA)],
+    }
+    _keep_limits(of_all, settings)
+    [out] = of_all["dropped"]
+    return of_all["examples"], out
+
+
 def kept_table(num_hinted: int, num_plain: int) -> pa.Table:
     rows = [
         {
@@ -531,15 +556,15 @@ def kept_table(num_hinted: int, num_plain: int) -> pa.Table:
 def test_hinted_examples_are_at_most_their_share(share: float, num_left: int) -> None:
     settings = ExampleSettings(max_hinted_share=share)
     whole = kept_table(9, 6)
-    tables, out = _within_hinted_share([whole.slice(0, 5), whole.slice(5)], settings)
+    tables, out = within_limits([whole.slice(0, 5), whole.slice(5)], settings)
     left = pa.concat_tables(tables)
     hinted = sum(left.column("pass").to_pylist())
     assert hinted == num_left
     assert left.num_rows == 6 + num_left
     assert out.num_rows == 9 - num_left
     assert hinted <= share * left.num_rows + 1e-9
-    one_share, _ = _within_hinted_share([whole], settings)
-    assert one_share[0].equals(left), "which ones go does not hang on the shares"
+    one_share, _ = within_limits([whole], settings)
+    assert one_share[0].equals(left), "which ones go does not depend on the shares"
 
 
 def test_hinted_path_goes_with_the_examples_of_all_its_forms() -> None:
@@ -551,7 +576,7 @@ def test_hinted_path_goes_with_the_examples_of_all_its_forms() -> None:
         if form != "answer_only" or n == 0
     ]
     whole = pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA)
-    [left], out = _within_hinted_share([whole], ExampleSettings(max_hinted_share=0.5))
+    [left], out = within_limits([whole], ExampleSettings(max_hinted_share=0.5))
     gone = set(out.column("path_id").to_pylist())
     assert gone < set("012345")
     ids = left.column("example_id").to_pylist()
@@ -621,3 +646,90 @@ def test_facts_count_paths_and_not_their_forms(
     assert facts["num_examples"] == 6 + 3 + 3
     assert facts["datasets"]["d"]["num_kept_paths"] == 6
     assert facts["dropped"] == {"wrong": 3}
+
+
+# --- controls ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text", "edited"),
+    [
+        ("gold_answers", "\\boxed{4}", True),
+        ("gold_solutions", "Two and two.\n\nThe final answer is \\boxed{4}.", True),
+    ],
+)
+def test_gold_is_learned_instead_of_paths(
+    model_folder: Path, verdict: str, text: str, edited: bool
+) -> None:
+    question = replace(QUESTION, solution="Two and two.")
+    selection = select(
+        model_folder, path("a", "It is \\boxed{4}"), question=question, verdict=verdict
+    )
+    [example] = selection.examples
+    assert example["messages"][-1]["content"] == text
+    assert example["messages"][:-1] == answer_messages(question)
+    assert example["answer_added"] == edited
+    assert reasons(selection) == {"not_gold": 1}
+    assert selection.pairs == selection.unpaired == []
+    too_long = select(model_folder, question=question, verdict=verdict, max_target_tokens=3)
+    assert too_long.examples == []
+    unsolved = select(
+        model_folder,
+        path("a", "\\boxed{5}"),
+        question=question,
+        verdict=verdict,
+        questions="solved",
+    )
+    assert unsolved.examples == []
+
+
+def test_without_the_boxed_sentence_a_target_is_what_the_model_wrote(model_folder: Path) -> None:
+    written = path("a", "So the answer is 4.")
+    [example] = select(model_folder, written, add_boxed_answer=False).examples
+    eos = load_tokenizer(str(model_folder)).eos_token_id
+    assert example["target_token_ids"] == [5, 6, 7, eos]
+    assert example["messages"][-1]["content"] == "So the answer is 4."
+    assert not example["answer_added"]
+    question = replace(QUESTION, solution="Two and two.")
+    [_, own] = select(
+        model_folder, written, question=question, add_boxed_answer=False, original_solutions=True
+    ).examples
+    assert own["messages"][-1]["content"] == "Two and two."
+    assert not own["answer_added"]
+
+
+def test_control_calls_nothing_it_keeps_right(model_folder: Path) -> None:
+    paths = [path("a", "It is \\boxed{4}"), path("b", "It is \\boxed{5}")]
+    for verdict in ("unfiltered", "random", "wrong_only"):
+        selection = select(model_folder, *paths, verdict=verdict)
+        assert selection.pairs == selection.unpaired == []
+        assert len(selection.examples) == (1 if verdict == "wrong_only" else 2)
+
+
+def test_limits_over_all_questions_and_the_tokens_that_are_left(
+    model_folder: Path, tmp_path: Path, ray_cluster: str
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = training_questions(8)
+    write_paths(root.child("paths"), questions)
+    asked = stored(root.child("questions"), questions)
+    model = Model("tiny", str(model_folder), str(tmp_path / "cache"))
+
+    def facts_with(**changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        settings, output = ExampleSettings(**changes), root.child(f"examples-{changes}")
+        facts = select_step_examples(
+            root.child("paths"), asked, held_out(asked), settings, model, {}, output
+        )
+        return facts, output.read_table().to_pylist()
+
+    whole, _ = facts_with()
+    facts, rows = facts_with(max_examples=3)
+    assert len(rows) == facts["num_examples"] == 3 < whole["num_examples"]
+    left_over = whole["num_examples"] - 3
+    assert facts["dropped"] == whole["dropped"] | {"over_max_examples": left_over}
+    assert facts["num_learned_tokens"] == sum(len(row["target_token_ids"]) for row in rows)
+    assert facts["num_prompt_tokens"] == sum(len(row["prompt_token_ids"]) for row in rows)
+    of_datasets = facts["datasets"].values()
+    for name in ("num_learned_tokens", "num_answers_added"):
+        assert sum(each[name] for each in of_datasets) == facts[name]
+    assert facts_with(verdict="random")[0]["num_examples"] == whole["num_examples"]

@@ -91,22 +91,34 @@ def test_majority_needs_its_share_and_no_tie() -> None:
 
 
 def test_majority_neither_counts_nor_keeps_hinted_paths() -> None:
-    of_question = [path(0, "5"), path(1, "4", hint_pass=1), path(2, "4", hint_pass=1)]
+    of_question = [path(0, "5"), path(3, "5"), path(1, "4", hint_pass=1), path(2, "4", hint_pass=1)]
     kept, reasons = kept_and_reasons(of_question, verdict="majority")
-    assert (kept, reasons) == (["000"], {"hinted": 2})
+    assert (kept, reasons) == (["000", "003"], {"hinted": 2})
 
 
-def test_unfiltered_keeps_as_many_as_the_truth_whatever_they_answer() -> None:
+def test_one_answer_is_no_majority_unless_that_is_asked_for() -> None:
+    assert kept_and_reasons(paths("5", *[None] * 24), verdict="majority")[0] == []
+    assert kept_and_reasons(paths("5", None), verdict="majority")[0] == []
+    assert kept_and_reasons(paths("5", None), verdict="majority", min_votes=1)[0] == ["000"]
+    of_question = paths(*["5"] * 4, *[None] * 21)
+    assert kept_and_reasons(of_question, verdict="majority")[1] == {
+        "no_majority": 4,
+        "no_answer": 21,
+    }
+    assert len(kept_and_reasons(paths(*["5"] * 5, *[None] * 20), verdict="majority")[0]) == 5
+    assert len(kept_and_reasons(of_question, verdict="majority", min_vote_share=0.0)[0]) == 4
+
+
+def test_unfiltered_draws_from_the_paths_of_every_question_whatever_they_answer() -> None:
     of_question = paths(*["4"] * 3, *["5"] * 7)
     kept, reasons = kept_and_reasons(of_question, verdict="unfiltered")
-    assert len(kept) == 3
-    assert reasons == {"over_number_of_right": 7}
-    draws = [
-        tuple(kept_and_reasons(of_question, verdict="unfiltered", seed=seed)[0])
-        for seed in range(20)
-    ]
-    assert any(one not in (tuple(kept_and_reasons(of_question)[0]),) for one in draws)
-    assert kept_and_reasons(paths("5", "6"), verdict="unfiltered")[0] == []
+    assert len(kept) == 5
+    assert reasons == {"over_max_per_question": 5}
+    unjudged: dict[str, Any] = {"pass_rate": (0.9, 1.0), "min_correct_above_chance": 9.0}
+    assert kept_and_reasons(of_question, verdict="unfiltered", **unjudged)[0] == kept
+    assert len(kept_and_reasons(paths("5", "6"), verdict="unfiltered")[0]) == 2
+    unread = paths(None, None, None)
+    assert len(kept_and_reasons(unread, verdict="unfiltered")[0]) == 3
 
 
 def test_unfinished_long_and_unsound_paths_go() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,129 @@ QUESTION = Question(
     "number",
 )
 ALL: tuple[Leak, ...] = ("hint", "structure", "guideline")
+
+CITES = (
+    "The plan says to add the two numbers: 3 + 12 = 15.",
+    "As described in the plan, we add 3 and 12.",
+    "As the structure suggests, we begin with the 3 apples.",
+    "Following the guideline, break it into parts.",
+    "Following the plan, add 3 and 12.",
+    "According to the plan, we first find the number of apples.",
+    "The plan is given above, so we add.",
+    "Step 1 of the plan: she has 3 apples.",
+    "The first step of the plan is to count the apples.",
+    "The plan's first step is to count.",
+    "We use the plan: 3 + 12.",
+    "The plan suggests adding the numbers.",
+    "The plan tells us to add.",
+    "The plan calls for an addition.",
+    "The plan first asks for the apples she has.",
+    "The given plan is to add.",
+    "Using the provided structure, we get 15.",
+    "The steps given are to add 3 and 12.",
+    "Following the given steps, 3 + 12 = 15.",
+    "Following the suggested approach we add 3 and 12.",
+    "By the given advice we add.",
+    "The advice was to look for the data.",
+    "Your plan works well: 3 + 12 = 15.",
+    "Based on your advice, I add 3 and 12.",
+    "Based on this structure: 15",
+    "In line with the outline, we list what is known.",
+    "The outline says to list what is known.",
+    "As outlined in the plan, the sum is 15.",
+    "We are told by the plan to add.",
+    "Let us carry out the plan: 3 + 12 = 15.",
+    "I will execute the plan step by step.",
+    "The guidance here is to simplify.",
+    "As per the guidelines, we check the result.",
+    "We apply the guideline of breaking down the problem.",
+    "Sticking to the plan, we add.",
+    "As the plan indicates, the total is 15.",
+    "The next step in the plan is to add 12.",
+    "The reasoning structure starts with the apples.",
+    "As instructed, we first list the numbers.",
+    "As advised, I look for a pattern: 15.",
+    "The structure above tells us to add.",
+    "The framework provided asks for the unknown.",
+    "Under the plan, we then add 12.",
+    "We go through the plan: first 3, then 12.",
+    "This is what the plan requires: 3 + 12 = 15.",
+    "I followed the plan and found 15.",
+    "The steps provided lead to 15.",
+    "The strategy suggested is to work backwards.",
+    "Point 3 of the outline asks for a check.",
+    "Returning to the plan, we now add 12.",
+    "With the plan in mind, we add 3 and 12.",
+    "The numbers in the plan are 3 and 12.",
+    "The structure's first step is to count the apples.",
+    "Using the framework given, we list the unknowns.",
+    "As laid out in the reasoning structure, we add.",
+    "We were told in the outline to add.",
+    "The template asks us to name what is known.",
+    "As the steps describe, we add.",
+    "The steps that were given lead to 15.",
+)
+CITES_NOTHING = (
+    "They plan a trip of 3 hours.",
+    "The structure of the molecule has 15 atoms.",
+    "Her plan is to buy apples: 3 + 12 = 15.",
+    "Add 3 and 12.",
+    "Ann plans to buy 12 more, so she has 15.",
+    "The structure of the equation suggests a substitution.",
+    "Using the structure of the sum, we pair the terms.",
+    "The plan is to first find x and then y.",
+    "We plan our steps: first add, then check.",
+    "My plan is to add the numbers.",
+    "The floor plan shows 3 rooms.",
+    "Based on the floor plan, there are 15 rooms.",
+    "The company follows a business plan for 12 years.",
+    "According to the table, she has 3 apples.",
+    "According to the problem, she buys 12 more.",
+    "As given in the question, she has 3 apples.",
+    "Following the order of operations, 3 + 12 = 15.",
+    "We use the following steps: add, then check.",
+    "These steps give 15.",
+    "The steps are: 1. Add 3 and 12.",
+    "In the first step we add 3 and 12.",
+    "The next step is to add 12.",
+    "Step 2: add 12 to get 15.",
+    "The steps given in the problem are an addition and a check.",
+    "The method of elimination gives 15.",
+    "Using the method of substitution, x = 15.",
+    "By the distributive property the result is 15.",
+    "The building has a steel structure.",
+    "The sentence structure is that of a question.",
+    "This structure is a ring of 15 elements.",
+    "Her doctor advised her to eat 3 apples.",
+    "The graph suggests that the value is 15.",
+    "A plane leaves at 3 and lands at 15.",
+    "The plane says nothing about the line it holds.",
+    "The planet follows its orbit for 15 days.",
+    "Planning ahead saves 12 minutes.",
+    "The strategy is to work backwards from 15.",
+    "Our approach is to count up from 3.",
+    "The process takes 15 minutes.",
+    "Let us follow the money: 3 + 12 = 15.",
+    "The approach given by Gauss pairs the terms.",
+    "Everything goes as planned: 15.",
+    "She follows the recipe and needs 15 eggs.",
+    "The population structure changes after 12 years.",
+    "The family plans on 3 days of rest.",
+    "The steps above give 15.",
+    "The structure is 12 metres high.",
+    "This framework of steel weighs 15 tons.",
+    "The outline of the square is 12 cm long.",
+    "The plan of the house has 3 rooms.",
+    "The method gives 15.",
+    "As suggested by the symmetry, both sides are equal.",
+    "Let us suggest a value and check it.",
+    "The tree structure has 15 nodes.",
+    "The data is stored in a structure with 3 fields.",
+    "The procedure takes 3 steps.",
+    "A template for 12 cookies fits on the tray.",
+    "The crystal structure shows 12 neighbours.",
+    "Using this structure of the polynomial, factor it.",
+)
 
 
 def path(**columns: Any) -> ReasoningPath:
@@ -67,6 +191,26 @@ def test_what_the_question_itself_speaks_of_is_no_leak() -> None:
         "d/train/2", "d", "train", "in_domain", "Is the advice sound?", "yes", "boolean"
     )
     assert find_leak(about, path(reasoning="The advice is sound: yes"), ALL) is None
+
+
+def test_a_plan_of_the_question_is_not_the_one_that_the_model_was_shown() -> None:
+    about = replace(QUESTION, question="The plan costs 3 dollars and 12 more in May. How much?")
+    assert find_leak(about, path(reasoning="The plan asks for 3 + 12 = 15 dollars."), ALL) is None
+    verb = replace(QUESTION, question="They plan to buy 12 more than 3 apples. How many?")
+    assert find_leak(verb, path(reasoning="The plan says to add: 15."), ALL) == "guideline"
+    other = path(reasoning="The guideline says to add 3 and 12.")
+    assert find_leak(about, other, ALL) == "guideline"
+
+
+@pytest.mark.parametrize("reasoning", CITES)
+def test_citation_of_an_unseen_text_is_found(reasoning: str) -> None:
+    assert find_leak(QUESTION, path(reasoning=reasoning), ("guideline",)) == "guideline"
+    assert find_leak(QUESTION, path(reasoning=reasoning.upper()), ("guideline",)) == "guideline"
+
+
+@pytest.mark.parametrize("reasoning", CITES_NOTHING)
+def test_ordinary_sentence_cites_nothing(reasoning: str) -> None:
+    assert find_leak(QUESTION, path(reasoning=reasoning), ("guideline",)) is None
 
 
 @pytest.mark.parametrize(
