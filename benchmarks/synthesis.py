@@ -78,6 +78,7 @@ from cluster.session import ClusterSettings, StorageSettings, ray_session
 from cluster.settings import AnySettings, Settings
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
+from cluster.thinking import read_turn
 from evaluation.question import Question, question_table
 from pipelines.questions.loading import QuestionSettings, load_questions
 from pipelines.synthesis.chain import (
@@ -85,7 +86,6 @@ from pipelines.synthesis.chain import (
     Recipe,
     SynthesisSettings,
     run_chains,
-    split_thinking,
     stable_seed,
     stage_messages,
 )
@@ -610,7 +610,7 @@ class ProcessorStage:
 
     def after(self, row: dict[str, Any]) -> dict[str, Any]:
         kept = {name: row[name] for name in self._columns() if name in row}
-        kept[_TEXT_COLUMNS[self.stage]] = split_thinking(row["generated_text"])[1]
+        kept[_TEXT_COLUMNS[self.stage]] = (read_turn(row["generated_text"]).answer or "").strip()
         kept[f"{self.stage}_num_prompt_tokens"] = row["num_input_tokens"]
         kept[f"{self.stage}_num_tokens"] = row["num_generated_tokens"]
         kept["done_at"] = time.time()

@@ -35,6 +35,7 @@ PREDICTIONS_SCHEMA = ledger_schema(
     [
         *QUESTION_SCHEMA,
         pa.field("response", pa.string()),
+        pa.field("thinking", pa.string()),
         pa.field("finish_reason", pa.string()),
         pa.field("predicted", pa.string()),
         pa.field("verdict", pa.string()),
@@ -65,7 +66,8 @@ class Prediction:
 
     question: Question
     response: str | None = None
-    """None where there is no answer; `error` says why."""
+    """Without the thinking, where there was any; None where there is none and `error` says why."""
+    thinking: str | None = None
     finish_reason: str | None = None
     num_tokens: int | None = None
     num_prompt_tokens: int | None = None
@@ -140,12 +142,14 @@ class PredictAnswer:
         completion = response.completion
         if completion is None:
             return self.set_aside(question, response.error or "")
+        turn = completion.own_turn
         prediction = Prediction(
             asked,
-            completion.text,
-            completion.finish_reason,
-            completion.num_tokens,
-            completion.num_prompt_tokens,
+            response=completion.text if turn.thinking is None else turn.answer or "",
+            thinking=turn.thinking,
+            finish_reason=completion.end_reason,
+            num_tokens=completion.num_tokens,
+            num_prompt_tokens=completion.num_prompt_tokens,
         )
         graded = await asyncio.to_thread(prediction.graded)
         return graded.to_row()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import InputError
@@ -28,6 +29,7 @@ from pipelines.steps import examples, guidelines, model, paths, predictions, que
 from pipelines.stored_run import record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.propose_guidelines import Expansion
+from pipelines.template_facts import keep_template_facts, template_facts
 
 
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
@@ -80,6 +82,7 @@ def begin_run(
         facts = questions.make(config, folder)
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
+        keep_template_facts(folder, base.path)
         run = plan_run(config, folder, base, facts)
         check_steps(all_steps(run), contents=False)
         yield run
@@ -100,6 +103,8 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
+    template = template_facts(folder, base.path)
+    config, base = template.dated(config), replace(base, needs_turns=template.needs_turns)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
     below = folder.child("base")
     proposed = guidelines.content(expansion, config.engine, base) if expansion else None

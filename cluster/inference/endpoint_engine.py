@@ -38,6 +38,7 @@ from cluster.inference.engine import (
     PromptTooLongError,
     SamplingSettings,
 )
+from cluster.models.chat_template import CLOCK, ChatModel, Prompt
 
 THROTTLED = (429,)
 AWAY = (502, 503, 504)
@@ -72,11 +73,9 @@ class EndpointEngine:
         self._headers = _headers(self._endpoint)
         self._in_flight = asyncio.Semaphore(settings.max_num_seqs)
         self._session: Any = None
-        self._tokenizer: Any = None
+        self._chat: ChatModel | None = None
         if self._endpoint.prompts == "token_ids":
-            from cluster.models.chat_template import load_tokenizer
-
-            self._tokenizer = load_tokenizer(model)
+            self._chat = ChatModel.load(model)
         _check_server(self._endpoint, self._endpoint.max_retries + 1)
         self.facts = {"served_by": f"endpoint {self._endpoint.model}", "weights": "not compared"}
 
@@ -128,22 +127,19 @@ class EndpointEngine:
         `EngineDiedError` when the server stays away or goes on throttling.
         """
         asked = n if sampling.temperature > 0 else 1
-        ids = self._prompt_ids(messages, sampling)
-        path, body = self._request(messages, ids, sampling)
+        prompt = self._chat.prompt(messages, sampling.template_args) if self._chat else None
+        path, body = self._request(messages, prompt and prompt.token_ids, sampling)
         body |= {"seed": seed, "n": asked} if sampling.temperature > 0 else {}
         async with self._in_flight:
             reply = await self._ask(path, body, asked)
-        completions = reply if len(reply) == n else reply * n
-        return completions
+        completions = [self._read(each, prompt) for each in reply]
+        return completions if len(completions) == n else completions * n
 
-    def _prompt_ids(
-        self, messages: Sequence[Mapping[str, str]], sampling: SamplingSettings
-    ) -> list[int] | None:
-        if self._tokenizer is None:
-            return None
-        from cluster.models.chat_template import prompt_ids
-
-        return prompt_ids(self._tokenizer, messages, sampling.template_args)
+    def _read(self, completion: Completion, prompt: Prompt | None) -> Completion:
+        """The completion with its turn, where the prompt was ours."""
+        if self._chat is None or prompt is None:
+            return completion
+        return self._chat.read(completion, prompt)
 
     def _request(
         self,
@@ -158,13 +154,14 @@ class EndpointEngine:
             # Other servers refuse what they do not know, so these are sent where they are used.
             if ids is not None or getattr(sampling, name):
                 body[name] = getattr(sampling, name)
-        body |= sampling.options
+        body |= (self._chat.with_stops(sampling) if self._chat else sampling).options
         limit = self._limit(sampling, ids)
         body |= {} if limit is None else {"max_tokens": limit}
         if ids is not None:
             return "completions", body | {"prompt": ids, "return_token_ids": True}
-        if sampling.template_args:
-            body["chat_template_kwargs"] = sampling.template_args
+        # The date of our template is none of the server's, whose template is its own.
+        if args := {name: arg for name, arg in sampling.template_args.items() if name != CLOCK}:
+            body["chat_template_kwargs"] = args
         return "chat/completions", body | {"messages": [dict(message) for message in messages]}
 
     def _limit(self, sampling: SamplingSettings, ids: list[int] | None) -> int | None:

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.errors import InputError
 from cluster.settings import OPERATIONAL, Neutral, Settings
+from cluster.thinking import Turn, read_turn
 
 # Arguments of vLLM's SamplingParams that are settings here, and those that the run decides.
 _OWN_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
@@ -208,7 +209,7 @@ class Completion:
 
     text: str
     token_ids: list[int]
-    """Of the model that the run starts from; empty where the engine cannot tell them."""
+    """Of the text, by the tokenizer of the run's model; empty where the engine cannot tell them."""
     finish_reason: str
     """`stop` when the model ended by itself, `length` when its limit cut it."""
     num_prompt_tokens: int
@@ -216,7 +217,20 @@ class Completion:
     """How many of the prompt's tokens the prefix cache already held, in whole blocks. Of answers
     asked for together all have the number of the one that finished last."""
     num_counted_tokens: int | None = None
-    """The answer's tokens as a server counted them that does not tell their ids."""
+    """The generated tokens, where they are not those of the text: a server does not tell ids, or a
+    stop string was cut off."""
+    turn: Turn | None = None
+    """The thinking and the answer, as the engine read them by ids and prompt; None: by the text."""
+
+    @property
+    def own_turn(self) -> Turn:
+        """The thinking and the answer."""
+        return self.turn or read_turn(self.text)
+
+    @property
+    def end_reason(self) -> str:
+        """`stop` when the model ended its answer; a thought that never ended was cut off."""
+        return self.finish_reason if self.own_turn.answer is not None else "length"
 
     @property
     def num_tokens(self) -> int:

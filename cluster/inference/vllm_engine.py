@@ -90,7 +90,7 @@ class VLLMEngine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from cluster.models.chat_template import load_tokenizer
+        from cluster.models.chat_template import ChatModel
 
         _check_options(settings.options)
         arguments = all_arguments(model, settings)
@@ -102,7 +102,7 @@ class VLLMEngine:
         # vLLM's processes do not notice the death of this one.
         self._reaper = start_reaper()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        self._tokenizer = load_tokenizer(model)
+        self._chat = ChatModel.load(model)
         self._context = int(self._llm.model_config.max_model_len)
         self.facts = {"dtype": str(self._llm.model_config.dtype).removeprefix("torch.")}
         self._request_ids = itertools.count()
@@ -155,10 +155,9 @@ class VLLMEngine:
         of the batch. Raises `GenerationError`, `EngineDiedError`, and `ValueError` for sampling
         options that vLLM refuses whatever the prompt.
         """
-        from cluster.models.chat_template import prompt_ids
-
-        params = _sampling_params(sampling)
-        ids = prompt_ids(self._tokenizer, messages, sampling.template_args)
+        params = _sampling_params(self._chat.with_stops(sampling))
+        prompt = self._chat.prompt(messages, sampling.template_args)
+        ids = prompt.token_ids
         room = self._context - len(ids)
         if room < 1:
             raise PromptTooLongError(
@@ -168,7 +167,8 @@ class VLLMEngine:
         params.min_tokens = min(params.min_tokens, params.max_tokens)
         if sampling.temperature > 0:
             params.seed, params.n = seed, n
-        completions = _completions(await self._generate(ids, params), len(ids))
+        sampled = _completions(await self._generate(ids, params), len(ids))
+        completions = [self._chat.read(each, prompt) for each in sampled]
         return completions if len(completions) == n else completions * n
 
     async def _generate(self, ids: list[int], params: Any) -> Any:

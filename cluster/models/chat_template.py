@@ -6,9 +6,17 @@ drift apart, and no text that already holds a BOS is tokenised a second time.
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
+
+from cluster.errors import InputError
+from cluster.inference.engine import Completion, SamplingSettings
+from cluster.thinking import TurnReader, is_mark, read_turn
 
 # For base models, whose tokenizer has no chat template: plain text, one role a paragraph.
 PLAIN_TEMPLATE = (
@@ -18,13 +26,84 @@ PLAIN_TEMPLATE = (
 )
 
 
+PLAIN_STOPS = ("\nUser:",)
+"""Where a model that continues the plain text begins the next turn."""
+
+CLOCK = "strftime_now"
+"""The function with which a template writes today's date. As a template argument it is the date, as
+in 2026-11-29, that the template writes whatever the day."""
+
+_PROBE = "What is 17 plus 25?"
+_ANSWER = "It is forty-two."
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model sees before it answers."""
+
+    token_ids: list[int]
+    opened: str
+    """How the template begins the model's thinking, for example `<think>`; mostly empty."""
+
+
+class ChatModel:
+    """The tokenizer of a model, and what follows from it for prompts and answers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._reader = TurnReader(tokenizer)
+        self._end = end_of_turn(tokenizer)
+
+    @classmethod
+    def load(cls, model: str) -> ChatModel:
+        """Of a local folder or hub name. Raises `InputError` as `load_tokenizer` does."""
+        return cls(load_tokenizer(model))
+
+    def prompt(
+        self, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]
+    ) -> Prompt:
+        """The prompt of a chat."""
+        ids = prompt_ids(self.tokenizer, messages, template_args)
+        return Prompt(ids, self._reader.opened(ids, messages[-1]["content"]))
+
+    def read(self, sampled: Completion, prompt: Prompt) -> Completion:
+        """The completion with its thinking and its answer, and no ids of what its text lacks."""
+        if not sampled.token_ids:
+            return replace(sampled, turn=read_turn(sampled.text, prompt.opened))
+        ids = self._reader.ids_of_text(sampled.token_ids, sampled.text)
+        turn = self._reader.read(ids, prompt.opened)
+        if turn.thinking is None:
+            turn = replace(turn, answer=sampled.text)
+        return replace(sampled, token_ids=ids, num_counted_tokens=sampled.num_tokens, turn=turn)
+
+    def with_stops(self, sampling: SamplingSettings) -> SamplingSettings:
+        """The sampling that also ends an answer where the template would end the turn."""
+        options = dict(sampling.options)
+        if self.tokenizer.chat_template == PLAIN_TEMPLATE:
+            given = options.get("stop") or []
+            given = [given] if isinstance(given, str) else given
+            options["stop"] = list(dict.fromkeys([*given, *PLAIN_STOPS]))
+        if self._end not in (None, self.tokenizer.eos_token_id):
+            given = options.get("stop_token_ids") or []
+            options["stop_token_ids"] = list(dict.fromkeys([*given, self._end]))
+        return sampling.model_copy(update={"options": options})
+
+
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a local folder or hub name, with `PLAIN_TEMPLATE` where it has no own."""
+    """The tokenizer of a local folder or hub name, with `PLAIN_TEMPLATE` where it has no own.
+
+    Raises `InputError` for a template that does not show the user's message.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    if _PROBE not in _rendered(tokenizer, [{"role": "user", "content": _PROBE}]):
+        raise InputError(
+            "model.path: the prompts of its chat template do not hold the user's message; correct "
+            "the template beside the tokenizer"
+        )
     return tokenizer
 
 
@@ -34,14 +113,13 @@ def prompt_ids(
     """The ids the model sees before it answers; `template_args` such as `enable_thinking`.
 
     They begin with one BOS where the tokenizer begins a text with one, whatever the template does.
+    A control token that someone typed into a message is text.
     """
-    ids: list[int] = tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-        **template_args,
-    )
+    if any(num_control_tokens(tokenizer, message["content"]) for message in messages):
+        ids = _ids_of_typed(tokenizer, messages, template_args)
+    else:
+        rendered = _rendered(tokenizer, messages, add_generation_prompt=True, **template_args)
+        ids = target_ids(tokenizer, rendered)
     bos = tokenizer.bos_token_id
     if bos is None:
         return ids
@@ -50,17 +128,104 @@ def prompt_ids(
     return [bos, *rest] if begins else rest
 
 
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **template_args: Any) -> str:
+    """A chat as the template writes it."""
+    chat: list[dict[str, Any]] = [dict(message) for message in messages]
+    if _wants_parts(tokenizer, str(tokenizer.chat_template)):
+        chat = [each | {"content": [{"type": "text", "text": each["content"]}]} for each in chat]
+    if isinstance(date := template_args.get(CLOCK), str):
+        template_args[CLOCK] = datetime.date.fromisoformat(date).strftime
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, **template_args))
+
+
+@lru_cache(maxsize=16)
+def _wants_parts(tokenizer: Any, template: str) -> bool:
+    """Whether a template reads a message as a list of parts, and finds nothing in a text."""
+    import jinja2
+
+    shown = []
+    for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
+        try:
+            chat = [{"role": "user", "content": content}]
+            shown.append(_PROBE in tokenizer.apply_chat_template(chat, tokenize=False))
+        except (TypeError, ValueError, jinja2.TemplateError):
+            shown.append(False)
+    return shown == [False, True]
+
+
+@lru_cache(maxsize=16)
+def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds the special tokens of a tokenizer in a text, and those that mark thinking."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = {token.content for token in added if token.special or is_mark(token.content)}
+    names = {*names, *tokenizer.all_special_tokens} - {""}
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if names else None
+
+
+def control_token_ids(tokenizer: Any) -> frozenset[int]:
+    """The special tokens of a tokenizer."""
+    added = tokenizer.added_tokens_decoder.items()
+    special = (number for number, token in added if token.special)
+    return frozenset([*special, *tokenizer.all_special_ids])
+
+
+def num_control_tokens(tokenizer: Any, text: str) -> int:
+    """How many control tokens of the model a text holds as somebody typed them."""
+    tokens = _control_tokens(tokenizer)
+    return len(tokens.findall(text)) if tokens else 0
+
+
+def _ids_of_typed(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]
+) -> list[int]:
+    """The ids of a chat whose messages are tokenised as text, apart from what the template writes.
+
+    A mark that the tokenizer does not call special stays a token; nothing can be done about it.
+    """
+    places = [f"\u2063{number}\u2063" for number in range(len(messages))]
+    chat = [{**m, "content": place} for m, place in zip(messages, places, strict=True)]
+    rendered = _rendered(tokenizer, chat, add_generation_prompt=True, **template_args)
+    ids: list[int] = []
+    for piece in re.split(r"(\u2063\d+\u2063)", rendered):
+        if piece in places:
+            content = messages[places.index(piece)]["content"].strip()
+            ids += typed_ids(tokenizer, content)
+        else:
+            ids += target_ids(tokenizer, piece)
+    return ids
+
+
 def target_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of an answer written by us, without the end-of-turn token."""
+    """The ids of a text with its control tokens, without what the tokenizer would add to it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
-def opens_thinking(tokenizer: Any, prompt: Sequence[int]) -> bool:
-    """Whether a prompt ends with `<think>`, so that the answer begins inside the thinking."""
-    return str(tokenizer.decode(prompt[-16:])).rstrip().endswith("<think>")
+def typed_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text in which a special token is only its characters."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return ids
 
 
-def end_turn(ids: Sequence[int], eos_token_id: int) -> list[int]:
-    """The ids with the end-of-turn token once at their end."""
-    return [*ids] if ids and ids[-1] == eos_token_id else [*ids, eos_token_id]
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token with which the template ends an assistant's message; the EOS where it has none.
+
+    It need not be the EOS: Gemma's is `<end_of_turn>`, Llama 3's `<|eot_id|>`. None where the
+    tokenizer has neither.
+    """
+    chat = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _ANSWER}]
+    _, answered, tail = _rendered(tokenizer, chat).rpartition(_ANSWER)
+    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    written = (token for token in target_ids(tokenizer, tail) if token in control)
+    eos: int | None = tokenizer.eos_token_id
+    return next(written, eos) if answered else eos
+
+
+def end_turn(ids: Sequence[int], end: int, others: Sequence[int] = ()) -> list[int]:
+    """The ids with the end of the turn once at their end, in the place of any `others` there."""
+    ends = {end, *others}
+    kept = len(ids)
+    while kept and ids[kept - 1] in ends:
+        kept -= 1
+    return [*ids[:kept], end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cluster.errors import InputError
 
@@ -99,3 +100,20 @@ def check_hub_model(name: str) -> None:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return
         get_hf_file_metadata(hf_hub_url(name, "config.json"), token=get_token(), timeout=_TIMEOUT_S)
+
+
+def hub_file(name: str, file: str) -> Path | None:
+    """A small file of a model of the hub; None where the model has none of that name.
+
+    Raises `InputError` when the hub does not give it.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    instead = "download it elsewhere and name its folder with model.path"
+    with hub_errors("model.path", name, instead):
+        try:
+            return Path(hf_hub_download(name, file, etag_timeout=_TIMEOUT_S))
+        except errors.LocalEntryNotFoundError:
+            return None  # offline, and not among the files that were downloaded
+        except errors.EntryNotFoundError:
+            return None

@@ -20,6 +20,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.errors import InputError
+from cluster.models.hub import hub_file
 from cluster.settings import Settings
 from cluster.store.folder import MANIFEST, Folder, hash_file, put_in_place
 
@@ -114,6 +115,9 @@ class Model:
     cache: str
     folder: Folder | None = None
     """Of the step that made it; None for the model that a run starts from."""
+    needs_turns: bool = False
+    """Whether its answers are other ones since turns are read by `cluster.thinking`: its template
+    marks thinking, or it has none. Of the model that a run starts from."""
 
     def fetch(self) -> str:
         """The model as the libraries take it on this node: a local folder or a hub name."""
@@ -126,6 +130,32 @@ def base_model(settings: ModelSettings, cache: str) -> Model:
     """The model a run starts from. Raises `InputError` when it cannot be loaded."""
     check_model(settings.path)
     return Model(model_identity(settings.path), settings.path, cache)
+
+
+def read_template(path: str) -> str | None:
+    """The chat template in a model's files; empty where there is none.
+
+    None where the files are not known: of a packaged model before it is converted. Asks the hub for
+    a model of its own; raises `InputError` when it does not answer.
+    """
+    config, text = _file_of(path, "tokenizer_config.json"), _file_of(path, "chat_template.jinja")
+    if text is not None:
+        return text.read_text()
+    if config is None:
+        return None
+    try:
+        template = json.loads(config.read_text()).get("chat_template") or ""
+    except (ValueError, AttributeError):
+        return None
+    return template if isinstance(template, str) else json.dumps(template)
+
+
+def _file_of(path: str, name: str) -> Path | None:
+    """A small file of a model, where the model has it."""
+    if is_hub_name(path):
+        return hub_file(path, name)
+    file = Path(path).expanduser() / name
+    return file if file.is_file() else None
 
 
 def tuned_model(folder: Folder, cache: str) -> Model:

@@ -11,16 +11,8 @@ from __future__ import annotations
 
 import re
 
-_NAMES = r"think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|seed:think"
-_THINK_TAG = re.compile(
-    rf"<(?P<a>/?)(?i:{_NAMES})>|\[(?P<b>/?)THINK\]|◁(?P<c>/?)think▷"
-    r"|<\|(?:begin|(?P<d>end))_of_thought\|>|<\|(?:START|(?P<e>END))_THINKING\|>"
-)
-_CHANNEL = re.compile(
-    r"<\|channel\|>\s*(?P<name>[A-Za-z]+)[^<]*<\|message\|>(?P<said>(?:[^<]|<(?!\|))*)"
-)
-# The same format after its special tokens were dropped from the text.
-_BARE_CHANNELS = re.compile(r"analysis(?s:.*)assistantfinal")
+from cluster.thinking import read_turn
+
 _OPENING = re.compile(
     r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|im_start\|>(?:assistant)?|<\|assistant\|>"
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<｜Assistant｜>)\s*)+"
@@ -41,33 +33,8 @@ def own_answer(text: str, *, opened: bool = False) -> str | None:
     marked = any(mark in text for mark in ">]▷") or text.startswith("analysis")
     if not (opened or marked):
         return text
-    if "<|channel|>" in text:
-        return _final_channel(text)
-    bare = _BARE_CHANNELS.match(text)
-    if bare:
-        return text[bare.end() :]
-    visible = _outside_thinking(text, opened=opened)
+    visible = read_turn(text, "<think>" if opened else "").answer
     return None if visible is None else _own_turn(visible)
-
-
-def _final_channel(text: str) -> str | None:
-    said = [message["said"] for message in _CHANNEL.finditer(text) if message["name"] == "final"]
-    return said[-1] if said else None
-
-
-def _outside_thinking(text: str, *, opened: bool) -> str | None:
-    kept: list[str] = []
-    start, inside = 0, opened
-    for tag in _THINK_TAG.finditer(text):
-        closing = any(tag.groups())
-        if not inside and not closing:
-            kept.append(text[start : tag.start()])
-        elif not inside:
-            kept.clear()
-        if closing:
-            start = tag.end()
-        inside = not closing
-    return None if inside else "".join([*kept, text[start:]])
 
 
 def _own_turn(text: str) -> str:

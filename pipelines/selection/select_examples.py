@@ -21,16 +21,20 @@ import pyarrow.compute as pc
 from cluster.errors import InputError
 from cluster.inference.schedule import Questions
 from cluster.models.chat_template import (
+    control_token_ids,
+    end_of_turn,
     end_turn,
     load_tokenizer,
-    opens_thinking,
+    num_control_tokens,
     prompt_ids,
     target_ids,
+    typed_ids,
 )
 from cluster.models.model import Model
 from cluster.remote import map_blocks
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
+from cluster.thinking import ThinkingFormat, TurnReader
 from evaluation.grader import ReadAs, box
 from evaluation.prompt import Form, answer_messages, learned_messages
 from evaluation.question import Question
@@ -80,13 +84,11 @@ COUNTS_SCHEMA = pa.schema(
         ("num_paths", pa.int32()),
         ("num_guessed", pa.float64()),  # kept paths that are expected to have guessed
         ("num_kept_by_truth", pa.int32()),  # what the ground truth would keep; only for random
+        ("num_control_tokens", pa.int32()),  # of the model, typed in the question
         ("overlaps_with", pa.list_(pa.string())),  # datasets of the evaluation that have it, too
     ]
 )
 """What is counted of a question, and not of the rows that are made of it."""
-
-THINK = "<think>\n"
-"""How thinking begins, where the prompt has not begun it."""
 
 ORIGINAL = "original"
 GOLD_ANSWER = "gold_answer"
@@ -148,28 +150,52 @@ class ExampleSelector:
     evaluation: EvaluationWords | None = None
 
     def __post_init__(self) -> None:
-        if self.tokenizer.eos_token_id is None:
+        if self._end is not None and self.settings.thinking == "strip" and self._opened:
             raise InputError(
-                "model.path: the tokenizer names no eos_token, so that nothing could be learned of "
-                "where an answer ends; name one in its tokenizer_config.json"
-            )
-        if self.settings.thinking == "strip" and self._prompt_opens_thinking:
-            raise InputError(
-                "examples.thinking: strip, but the chat template ends the prompt with <think>, "
+                "examples.thinking: strip, but the chat template ends the prompt with "
+                f"{self._opened.strip()}, "
                 "which an answer without thinking would leave open; set it to keep, or switch "
                 "thinking off in evaluation.template_args"
             )
 
     @cached_property
-    def _prompt_opens_thinking(self) -> bool:
-        prompt = prompt_ids(self.tokenizer, [{"role": "user", "content": "?"}], self.template_args)
-        return opens_thinking(self.tokenizer, prompt)
+    def _reader(self) -> TurnReader:
+        return TurnReader(self.tokenizer)
+
+    @cached_property
+    def _format(self) -> ThinkingFormat:
+        return ThinkingFormat.of(self.tokenizer)
+
+    @cached_property
+    def _opened(self) -> str:
+        """How every prompt begins the thinking; empty where none does."""
+        asked = "What is 17 plus 25?"
+        messages = [{"role": "user", "content": asked}]
+        return self._reader.opened(prompt_ids(self.tokenizer, messages, self.template_args), asked)
+
+    @cached_property
+    def _end(self) -> int:
+        end = end_of_turn(self.tokenizer)
+        if end is None:
+            raise InputError(
+                "model.path: the tokenizer names no eos_token, so that nothing could be learned of "
+                "where an answer ends; name one in its tokenizer_config.json"
+            )
+        return end
+
+    @cached_property
+    def _other_ends(self) -> list[int]:
+        """Special tokens that may end what a model sampled, and that end no target."""
+        return sorted(control_token_ids(self.tokenizer) - self._reader.mark_ids)
 
     def add_question(self, row: dict[str, Any], selection: Selection) -> None:
         """Grade a ledger row's paths anew and sort them into kept and dropped."""
         question = Question.from_row(row)
         overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
-        paths = stored_paths(row, question, self.settings.read_last)
+        paths = [
+            self._measured(question, path)
+            for path in stored_paths(row, question, self.settings.read_last)
+        ]
         graded = GradedQuestion(question, paths, self.settings, bool(overlaps))
         kept, reasons = filter_paths(graded)
         selection.counts.append(
@@ -180,6 +206,7 @@ class ExampleSelector:
                 "num_kept_by_truth": (
                     num_kept_by_truth(graded) if self.settings.verdict == "random" else 0
                 ),
+                "num_control_tokens": num_control_tokens(self.tokenizer, question.text),
                 "overlaps_with": overlaps,
             }
         )
@@ -204,6 +231,13 @@ class ExampleSelector:
         ]
         if graded.num_tries:
             selection.prompts.append(_rl_prompt(graded))
+
+    def _measured(self, question: Question, path: ReasoningPath) -> ReasoningPath:
+        """The path with the length of what would be learned of it."""
+        if path.error or not path.is_finished:
+            return path
+        shown = path.shown_question(question)
+        return replace(path, num_learned_tokens=len(self._target(shown, path).token_ids))
 
     def _examples(
         self,
@@ -278,37 +312,60 @@ class ExampleSelector:
 
     def _edited(self, text: str) -> Target:
         """A text that no model sampled, as `_target` gives it."""
-        if self._prompt_opens_thinking:
-            text = f"{THINK}\n</think>\n\n{text}"
-        shown = THINK if self._prompt_opens_thinking else ""
-        ids = target_ids(self.tokenizer, text.removeprefix(shown))
-        return Target(text, end_turn(ids, self.tokenizer.eos_token_id), answer_added=True)
+        return self._written("" if self._opened else None, text)
 
     def _target(self, question: Question, path: ReasoningPath) -> Target:
         """The solution as it is learned."""
-        sampled = self.tokenizer.decode(path.token_ids)
-        solution = path.reasoning
+        thinking = self._learned_thinking(path)
         stated = path.read_as in (ReadAs.BOXED, ReadAs.NOTHING)
-        added = self.settings.add_boxed_answer and not stated
-        if added:
-            solution = with_boxed_answer(solution, question, path.shown_answer)
-        thought = "</think>" in sampled if path.token_ids else bool(path.thinking)
-        if self._prompt_opens_thinking or (self.settings.thinking == "keep" and thought):
-            solution = f"{THINK}{path.thinking}\n</think>\n\n{solution}"
-        # Sampled ids are what the model really wrote; text is tokenised again only when edited, or
-        # when the engine could not tell its ids.
-        if path.token_ids and not added and self._is_as_sampled(solution, sampled):
-            ids = path.token_ids
-        else:
-            shown = THINK if self._prompt_opens_thinking else ""
-            ids = target_ids(self.tokenizer, solution.removeprefix(shown))
-        return Target(solution, end_turn(ids, self.tokenizer.eos_token_id), added)
+        if self.settings.add_boxed_answer and not stated:
+            boxed = with_boxed_answer(path.reasoning, question, path.shown_answer)
+            return self._written(thinking, boxed)
+        sampled = self._sampled(path, thinking)
+        return sampled or replace(self._written(thinking, path.reasoning), answer_added=False)
 
-    def _is_as_sampled(self, solution: str, sampled: str) -> bool:
-        """Whether the model wrote just what the target has to hold of `<think>` and `</think>`."""
-        opens = solution.startswith(THINK) and not self._prompt_opens_thinking
-        closes = solution.startswith(THINK)
-        return (opens, closes) == (sampled.lstrip().startswith("<think>"), "</think>" in sampled)
+    def _sampled(self, path: ReasoningPath, thinking: str | None) -> Target | None:
+        """The target of the sampled ids, which are what the model really wrote.
+
+        None where they come to another text, hold other tags of thinking than a target has to hold,
+        or are not known; then the text is tokenised again.
+        """
+        ids = end_turn(path.token_ids, self._end, self._other_ends)
+        turn = self._reader.read(ids[:-1], self._opened)
+        is_left_out = turn.thinking is not None and thinking is None
+        has_its_tags = self._reader.num_marks(ids) in ((1,) if self._opened else (0, 2))
+        is_same = (turn.answer or "").strip() == path.reasoning
+        if not path.token_ids or is_left_out or not has_its_tags or not is_same:
+            return None
+        text = f"{self._opened}{self.tokenizer.decode(ids[:-1])}".strip()
+        return Target(path.reasoning if turn.thinking is None else text, ids, answer_added=False)
+
+    def _learned_thinking(self, path: ReasoningPath) -> str | None:
+        """The thinking that is learned with a solution; None where there was none, or it is left
+        out."""
+        if self._opened:
+            return path.thinking
+        if self.settings.thinking == "strip":
+            return None
+        if not path.token_ids:
+            return path.thinking or None
+        return path.thinking if self._reader.read(path.token_ids).thinking is not None else None
+
+    def _written(self, thinking: str | None, answer: str) -> Target:
+        """A target whose text is tokenised, without what the prompt has begun of it."""
+        text = self._format.write(thinking, answer)
+        if self._opened:
+            text = f"{self._opened}{text.removeprefix(self._format.begin)}"
+        ids = self._ids(text.removeprefix(self._opened), answer)
+        shown = answer if thinking is None else text
+        return Target(shown, end_turn(ids, self._end), answer_added=True)
+
+    def _ids(self, text: str, answer: str) -> list[int]:
+        """The ids of a text that ends with an answer, whose characters are no control tokens."""
+        if not num_control_tokens(self.tokenizer, answer):
+            return target_ids(self.tokenizer, text)
+        head = target_ids(self.tokenizer, text.removesuffix(answer))
+        return [*head, *typed_ids(self.tokenizer, answer)]
 
 
 def _same_prompt_pairs(
@@ -445,6 +502,7 @@ def _facts(tables: Tables, settings: ExampleSettings) -> dict[str, Any]:
         "num_kept_paths": _of_paths(kept, settings).num_rows,
         "num_examples": kept.num_rows,
         **_what_is_learned(kept),
+        "num_control_tokens": pc.sum(counts.column("num_control_tokens")).as_py() or 0,
         "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
         "num_preference_pairs": sum(table.num_rows for table in tables["pairs"]),
         "num_unpaired_preferences": sum(table.num_rows for table in tables["unpaired"]),

@@ -80,6 +80,11 @@ def summary(facts: Mapping[str, Any]) -> str:
         f"examples: {facts['num_learned_tokens']} tokens are learned, after "
         f"{facts['num_prompt_tokens']} of prompts"
     )
+    if number := facts["num_control_tokens"]:
+        lines.append(
+            f"warning: the questions hold {number} control tokens of the model, such as an end of "
+            "turn, as somebody typed them; the special ones are read as text"
+        )
     return "\n".join([*lines, *overlap_lines(facts)])
 
 

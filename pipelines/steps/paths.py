@@ -24,6 +24,8 @@ from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 from pipelines.synthesis.stages import STAGES
 
 VERSION = 1
+TURNS = 1
+"""The version for the models alone whose turns are read differently, see `Model.needs_turns`."""
 
 
 def content(
@@ -40,6 +42,8 @@ def content(
         "guidelines": [asdict(guideline) for guideline in recipe.guidelines],
         "prompts": recipe.prompts.of_paths(recipe.settings.chain),
     }
+    if generator.needs_turns and engine.needs_model:
+        made_from["turns"] = TURNS
     if proposed is not None:
         made_from["expansion"] = proposed.identity
     return versioned(made_from, VERSION)

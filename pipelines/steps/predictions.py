@@ -17,15 +17,19 @@ from pipelines.generate import generate
 from pipelines.run import Round, Run
 
 VERSION = 1
+TURNS = 1
+"""As in `pipelines.steps.paths`; a tuned model is another one wherever its examples are."""
 
 
 def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) -> dict[str, Any]:
     """All that decides a model's answer to a question."""
-    made_from = {
+    made_from: dict[str, Any] = {
         "model": asked.identity,
         "engine": content_of(engine),
         "evaluation": content_of(settings),
     }
+    if asked.needs_turns:
+        made_from["turns"] = TURNS
     return versioned(made_from, VERSION)
 
 

@@ -235,19 +235,6 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def split_thinking(text: str) -> tuple[str, str, bool]:
-    """(thinking, answer, whether the thinking was closed) of a model's text.
-
-    Some chat templates open `<think>` in the prompt, so that the text has only the closing tag.
-    """
-    before, closed, after = text.partition("</think>")
-    if closed:
-        return before.replace("<think>", "", 1).strip(), after.strip(), True
-    if text.lstrip().startswith("<think>"):
-        return text.replace("<think>", "", 1).strip(), "", False
-    return "", text.strip(), True
-
-
 def stage_messages(
     name: str, recipe: Recipe, question: Question, spec: PathSpec, texts: Mapping[str, str]
 ) -> list[Message]:
@@ -286,8 +273,9 @@ async def run_chain(
 ) -> list[ReasoningPath]:
     """Run one path through its generations, or several samples that share every prompt; ungraded.
 
-    A generation that failed ends its path with `error` filled; an engine that died raises, since no
-    other path would fare better.
+    A generation that failed ends its path with `error` filled, and a thought that never ended ends
+    it cut off: the next stage would go on without what this one should have said. An engine that
+    died raises, since no other path would fare better.
     """
     paths = [_begun_path(spec) for spec in specs]
     for name in recipe.settings.chain:
@@ -301,7 +289,8 @@ async def run_chain(
             _with_response(path, STAGES[name], response)
             for path, response in zip(paths, responses, strict=True)
         ]
-        if paths[0].error:  # one request failed, and with it all that share it
+        # One request failed, and with it all that share it; or it left nothing to go on with.
+        if paths[0].error or STAGES[name].column not in paths[0].texts:
             break
     return paths
 
@@ -317,23 +306,23 @@ def _begun_path(spec: PathSpec) -> ReasoningPath:
 
 
 def _with_response(path: ReasoningPath, stage: Stage, response: Response) -> ReasoningPath:
-    """The path with what a stage wrote. Thinking that was never closed leaves no answer: it was cut
-    off."""
+    """The path with what a stage wrote; a thought that never ended leaves no text."""
     completion = response.completion
     if completion is None:
         return replace(path, error=f"{stage.name}: {response.error}")
-    thinking, text, closed = split_thinking(completion.text)
-    generation = Generation.of(stage.name, response.seed, completion)
-    if not closed:
-        generation = replace(generation, finish_reason="length")
+    turn = completion.own_turn
+    written = {} if turn.answer is None else {stage.column: turn.answer.strip()}
     path = replace(
         path,
-        texts={**path.texts, stage.column: text},
-        generations=(*path.generations, generation),
+        texts={**path.texts, **written},
+        generations=(
+            *path.generations,
+            Generation.of(stage.name, response.seed, completion),
+        ),
     )
     if stage != PATH:
         return path
-    return replace(path, thinking=thinking, token_ids=completion.token_ids)
+    return replace(path, thinking=turn.thinking or "", token_ids=completion.token_ids)
 
 
 def requests(specs: Sequence[PathSpec]) -> list[list[PathSpec]]:

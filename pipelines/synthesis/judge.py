@@ -13,12 +13,12 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.inference.engine import Engine
+from cluster.inference.engine import Completion, Engine
 from cluster.inference.job import Slots
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 from evaluation.responses import respond
-from pipelines.synthesis.chain import Recipe, split_thinking, stable_seed
+from pipelines.synthesis.chain import Recipe, stable_seed
 from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
 
 
@@ -63,13 +63,17 @@ async def _judge_path(
     generation = Generation.of("judge", response.seed, response.completion)
     return replace(
         path,
-        judged=read_judgement(response.completion.text, question),
+        judged=read_judgement(response.completion, question),
         generations=(*path.generations, generation),
     )
 
 
-def read_judgement(text: str, question: Question) -> str | None:
-    """`yes` or `no` as the judge ended, read as any answer of that type is."""
+def read_judgement(completion: Completion, question: Question) -> str | None:
+    """`yes` or `no` as the judge ended, read as any answer of that type is; None where it was cut
+    off before it said either."""
+    visible = completion.own_turn.answer
+    if visible is None:
+        return None
     asked = replace(question, answer_type="boolean", answer="yes", choices=(), grader="")
-    _, visible, _ = split_thinking(text)
-    return grade(visible, asked, read_last=True).predicted
+    finished = completion.finish_reason == "stop"
+    return grade(visible, asked, read_last=True, finished=finished).predicted

@@ -29,10 +29,11 @@ from cluster.inference.job import Slots
 from cluster.inference.schedule import Questions
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, ledger_schema
+from cluster.thinking import read_turn
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
 from evaluation.responses import respond
 from pipelines.selection.similarity import shingles, similarity
-from pipelines.synthesis.chain import Recipe, split_thinking, stable_seed
+from pipelines.synthesis.chain import Recipe, stable_seed
 from pipelines.synthesis.guidelines import Guideline, check_guidelines
 
 PROPOSALS_SCHEMA = ledger_schema(
@@ -170,10 +171,9 @@ class ProposeGuideline:
 
 
 def _response_columns(completion: Completion) -> dict[str, Any]:
-    _, _, closed = split_thinking(completion.text)
-    reason = completion.finish_reason if closed else "length"
+    reason = completion.end_reason
     return {
-        "response": completion.text,
+        "response": completion.own_turn.answer or "",
         "finish_reason": reason,
         "num_truncated": int(reason != "stop"),
         "num_tokens": completion.num_tokens,
@@ -186,7 +186,7 @@ def _response_columns(completion: Completion) -> dict[str, Any]:
 
 def guideline_text(response: str) -> str:
     """The proposal in a model's text: one line, without a label, list marks or quotes."""
-    _, text, _ = split_thinking(response)
+    text = read_turn(response).answer or ""
     text = _LIST_NUMBER.sub("", " ".join(text.split()).strip(_MARKS))
     return _LIST_NUMBER.sub("", _LABEL.sub("", text).strip(_MARKS)).strip(_MARKS)
 

@@ -72,7 +72,7 @@ class Generation:
         return cls(
             stage,
             seed,
-            completion.finish_reason,
+            completion.end_reason,
             completion.num_prompt_tokens,
             completion.num_cached_tokens,
             completion.num_tokens,
@@ -104,6 +104,8 @@ class ReasoningPath:
     """None until it is graded."""
     read_as: str | None = None
     error: str | None = None
+    num_learned_tokens: int | None = None
+    """Of the target that would be made of it; not stored. None: nobody has made one."""
 
     @property
     def structure(self) -> str:
@@ -117,7 +119,10 @@ class ReasoningPath:
 
     @property
     def num_target_tokens(self) -> int:
-        """Tokens of the answer; as a server counted them where it did not tell their ids."""
+        """Tokens of what is learned, where that is known; else those of the answer, as a server
+        counted them that did not tell their ids."""
+        if self.num_learned_tokens is not None:
+            return self.num_learned_tokens
         if self.token_ids:
             return len(self.token_ids)
         return sum(made.num_tokens for made in self.generations if made.stage == PATH.name)

@@ -9,9 +9,9 @@ import pytest
 
 from cluster.models.chat_template import (
     PLAIN_TEMPLATE,
+    ChatModel,
     end_turn,
     load_tokenizer,
-    opens_thinking,
     prompt_ids,
 )
 
@@ -73,7 +73,7 @@ def test_prompt_of_a_model_without_a_template_is_plain(tmp_path: Path) -> None:
 def test_prompt_that_opens_the_thinking_is_known(tmp_path: Path) -> None:
     for ending, is_open in (("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("", False)):
         tokenizer = make_tokenizer(tmp_path, TURNS + ending, adds_bos=False)
-        assert opens_thinking(tokenizer, prompt_ids(tokenizer, MESSAGES, {})) == is_open
+        assert bool(ChatModel(tokenizer).prompt(MESSAGES, {}).opened) == is_open
 
 
 def test_end_of_turn_stands_once_at_the_end() -> None:

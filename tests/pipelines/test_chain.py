@@ -31,7 +31,6 @@ from pipelines.synthesis.chain import (
     SynthesisSettings,
     run_chain,
     run_chains,
-    split_thinking,
     stable_seed,
     stage_messages,
 )
@@ -223,14 +222,18 @@ def test_chain_prompt_too_long_keeps_the_path_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("<think>hm</think>\n\\boxed{4}", ("hm", "\\boxed{4}", True)),
-        ("hm, so\n</think>\n4", ("hm, so", "4", True)),
-        ("<think>hm \\boxed{5}", ("hm \\boxed{5}", "", False)),
-        ("no thoughts", ("", "no thoughts", True)),
+        ("<think>hm</think>\n\\boxed{4}", ("hm", "\\boxed{4}", "stop")),
+        ("hm, so\n</think>\n4", ("hm, so", "4", "stop")),
+        ("<think>hm \\boxed{5}", ("hm \\boxed{5}", "", "length")),
+        ("no thoughts", ("", "no thoughts", "stop")),
     ],
 )
-def test_thinking_is_kept_apart_from_the_answer(text: str, expected: tuple[str, str, bool]) -> None:
-    assert split_thinking(text) == expected
+def test_thinking_is_kept_apart_from_the_answer(text: str, expected: tuple[str, str, str]) -> None:
+    plan = recipe(guidelines_per_question=1)
+    engine = Recorder(last=text)
+    [path] = asyncio.run(run_chain(engine, plan, QUESTION, plan.specs(QUESTION)[:1]))
+    made = (path.thinking, path.reasoning, path.generations[-1].finish_reason)
+    assert made == expected
 
 
 def test_chain_unclosed_thinking_counts_as_cut_off() -> None:

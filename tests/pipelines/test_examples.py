@@ -20,6 +20,7 @@ from cluster.models.model import Model
 from cluster.remote import run_task
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
+from cluster.thinking import read_turn
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
 from pipelines.selection.example import EXAMPLES_SCHEMA
@@ -36,10 +37,18 @@ from pipelines.selection.select_examples import (
     select_step_examples,
     with_boxed_answer,
 )
-from pipelines.synthesis.chain import split_thinking
 from pipelines.synthesis.handler import PATHS_SCHEMA
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
+
+
+def byte_ids(text: str) -> list[int]:
+    """The ids of a text for the small model, whose tokens are bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    ids = {letter: number for number, letter in enumerate(sorted(letters.values()))}
+    return [ids[letters[byte]] for byte in text.encode()]
 
 
 def path(name: str, reasoning: str, **changes: Any) -> dict[str, Any]:
@@ -51,7 +60,7 @@ def path(name: str, reasoning: str, **changes: Any) -> dict[str, Any]:
         "structure": "",
         "reasoning": reasoning,
         "thinking": "",
-        "token_ids": [5, 6, 7],
+        "token_ids": byte_ids(reasoning),
         "judged": None,
         "generations": [{"stage": "path", "finish_reason": "stop"}],
         "error": None,
@@ -79,7 +88,7 @@ def test_selection_counts_every_path_once_with_its_reason(model_folder: Path) ->
         path("d", "It is \\boxed{4}"),
         path("e", "Surely \\boxed{4}", generations=cut),
         path("f", "", generations=[], error="adapt: too long"),
-        path("g", "Yes, \\boxed{4}", token_ids=list(range(801))),
+        path("g", "Yes, " * 160 + "\\boxed{4}"),
     )
     assert [example["guideline_id"] for example in selection.examples] == ["a"]
     assert reasons(selection) == {
@@ -111,9 +120,11 @@ def test_selection_draws_at_most_k_whatever_the_order(model_folder: Path) -> Non
 def test_example_unedited_path_is_learned_by_its_sampled_ids(model_folder: Path) -> None:
     example = select(model_folder, path("a", "It is \\boxed{4}")).examples[0]
     eos = load_tokenizer(str(model_folder)).eos_token_id
-    assert example["target_token_ids"] == [5, 6, 7, eos]
-    ended = select(model_folder, path("a", "It is \\boxed{4}", token_ids=[5, eos])).examples[0]
-    assert ended["target_token_ids"] == [5, eos]
+    ids = byte_ids("It is \\boxed{4}")
+    assert example["target_token_ids"] == [*ids, eos]
+    sampled = [*byte_ids("\n"), *ids, eos]
+    ended = select(model_folder, path("a", "It is \\boxed{4}", token_ids=sampled)).examples[0]
+    assert ended["target_token_ids"] == sampled
     assert not example["answer_added"]
 
 
@@ -164,9 +175,10 @@ def test_example_thinking_is_learned_whole_or_not_at_all(
     model = request.getfixturevalue("thinking_model") if opened else model_folder
     tokenizer = load_tokenizer(str(model))
     text = sampled if boxed else sampled.replace("\\boxed{4}", "4.")
-    thought, answer, _ = split_thinking(text)
+    turn = read_turn(text)
+    thought, answer = turn.thinking, turn.answer or ""
     ids = target_ids(tokenizer, text)
-    one = path("a", answer, thinking=thought, token_ids=ids)
+    one = path("a", answer.strip(), thinking=thought or "", token_ids=ids)
     if opened and thinking == "strip":
         with pytest.raises(InputError, match=r"examples\.thinking: strip, but the chat template"):
             select(model, one, thinking=thinking)
@@ -187,8 +199,8 @@ def test_example_thinking_is_learned_whole_or_not_at_all(
 
 def test_example_sampled_thinking_is_learned_by_its_own_ids(model_folder: Path) -> None:
     tokenizer = load_tokenizer(str(model_folder))
-    ids = [*target_ids(tokenizer, "<think>\nhm  </think> ok"), 7, 7]
-    sampled = path("a", f"ok {ANSWER}", thinking="hm", token_ids=ids)
+    ids = target_ids(tokenizer, f"<think>\nhm  </think> {ANSWER}")
+    sampled = path("a", ANSWER, thinking="hm", token_ids=ids)
     [example] = select(model_folder, sampled, thinking="keep").examples
     assert example["target_token_ids"] == [*ids, tokenizer.eos_token_id]
 
@@ -202,6 +214,8 @@ def test_examples_of_a_tokenizer_without_an_end_are_refused(
             facts = json.loads((folder / name).read_text())
             facts.pop("eos_token", None)
             (folder / name).write_text(json.dumps(facts))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|end|>", "\n"))
     with pytest.raises(InputError, match="names no eos_token"):
         select(folder, path("a", ANSWER))
 
@@ -219,7 +233,7 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     aside = QUESTION.to_row() | {"error": "a fault"}
     rows = [aside | {"paths": []}, aside | {"paths": None}]
     nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "num_kept_by_truth": 0}
-    nothing["overlaps_with"] = []
+    nothing |= {"overlaps_with": [], "num_control_tokens": 0}
     assert select_examples(rows, selector) == Selection(counts=[nothing, nothing])
 
 
@@ -447,7 +461,7 @@ def test_preference_pairs_are_of_one_prompt_and_prompts_have_pass_rates(
     assert pair["chosen"][0]["content"] in ("It is \\boxed{4}", "So \\boxed{4}")
     assert pair["rejected"] == [{"role": "assistant", "content": "It is \\boxed{5}"}]
     eos = load_tokenizer(str(model_folder)).eos_token_id
-    assert pair["rejected_token_ids"] == [5, 6, 7, eos]
+    assert pair["rejected_token_ids"] == [*byte_ids("It is \\boxed{5}"), eos]
     [prompt] = selection.prompts
     assert (prompt["pass_rate"], prompt["num_tries"], prompt["answer"]) == (0.5, 4, "4")
     assert prompt["prompt"] == answer_messages(QUESTION)
@@ -462,7 +476,7 @@ def test_unpaired_preferences_are_the_kept_paths_and_wrong_ones(model_folder: Pa
         path("c", "It is \\boxed{5}"),
         path("d", "It is \\boxed{5}"),
         path("e", "I think it is \\boxed{6}", generations=cut),
-        path("f", "Surely \\boxed{7}", token_ids=list(range(801))),
+        path("f", "Surely " * 120 + "\\boxed{7}"),
         path("g", "No idea"),
     )
     *right, wrong = selection.unpaired
@@ -609,7 +623,7 @@ def test_each_path_is_learned_in_each_form_and_an_answer_alone_once(model_folder
         if row["form"] == "answer_only":
             assert tokenizer.decode(row["target_token_ids"][:-1]) == "\\boxed{4}"
         else:  # what the model sampled
-            assert row["target_token_ids"][:3] == [5, 6, 7]
+            assert row["target_token_ids"][:-1] == byte_ids(row["messages"][1]["content"])
     assert [row["num_paths"] for row in selection.counts] == [2]
     assert not selection.dropped
 

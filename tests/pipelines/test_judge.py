@@ -102,8 +102,9 @@ def test_judged_paths_are_not_judged_again_on_a_retry() -> None:
         ("<think>\\boxed{no}</think> The answer is yes.", "yes"),
         ("Step 2 is wrong.\n**No**", "no"),
         ("I cannot say.", None),
+        ("<think>\\boxed{no} or \\boxed{yes}", None),
         ("", None),
     ],
 )
 def test_judgement_is_read_as_any_yes_or_no(text: str, judged: str | None) -> None:
-    assert read_judgement(text, QUESTION) == judged
+    assert read_judgement(Completion(text, [], "stop", 9), QUESTION) == judged
