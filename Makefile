@@ -15,7 +15,8 @@ quickstart: setup ## one self-improvement round on this machine, from nothing to
 test: setup check ## lint, types and all tests that two cores finish in half an hour
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
-test-slow: setup ## the longer tests
+test-slow: setup ## the longer tests, with a second family of models
+	$(MAKE) setup EXTRAS=bench
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: setup

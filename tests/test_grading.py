@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from regenesis import is_unread, main
+from cluster.terminal import is_unread
+from regenesis import main
 from tests.conftest import LOCAL_CLUSTER, REPOSITORY, driver_command, ledger_rows, run_driver
 
 WriteConfig = Callable[[dict[str, Any]], Path]

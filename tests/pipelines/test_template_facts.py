@@ -76,6 +76,6 @@ def test_date_is_in_every_prompt_and_a_users_own_wins() -> None:
     assert TemplateFacts().dated(config) is config
     dated = TemplateFacts("2026-02-03").dated(config)
     stages = dated.synthesis.stages
-    assert stages.path.template_args == own["template_args"]
-    for settings in (stages.adapt, stages.structure, stages.judge, dated.evaluation):
+    assert stages.of("path").template_args == own["template_args"]
+    for settings in (*map(stages.of, ("adapt", "structure", "judge")), dated.evaluation):
         assert settings.template_args == {CLOCK: "2026-02-03"}
