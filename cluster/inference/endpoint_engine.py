@@ -128,7 +128,7 @@ class EndpointEngine:
         """
         asked = n if sampling.temperature > 0 else 1
         prompt = self._chat.prompt(messages, sampling.template_args) if self._chat else None
-        path, body = self._request(messages, prompt and prompt.token_ids, sampling)
+        path, body = self._request(messages, prompt.token_ids if prompt else None, sampling)
         body |= {"seed": seed, "n": asked} if sampling.temperature > 0 else {}
         async with self._in_flight:
             reply = await self._ask(path, body, asked)
