@@ -16,8 +16,9 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.inference.engine import EngineSettings, SamplingSettings
-from cluster.models.chat_template import load_tokenizer, opens_thinking, prompt_ids
+from cluster.models.chat_template import load_tokenizer, prompt_ids
 from cluster.models.model import local_model
+from cluster.thinking import TurnReader
 from evaluation.prompt import Message
 from training.checks import refuse_foreign_targets, without_weights
 from training.saving import rehearse_companions
@@ -175,7 +176,8 @@ def check_prompts(look: Look) -> None:
             )
         _refuse_foreign_ids(look, ids, f"the prompt of {asking.field}")
         look.found.prompt_tokens[asking.name] = len(ids)
-        look.found.opens_thinking[asking.name] = opens_thinking(look.tokenizer, ids)
+        opened = TurnReader(look.tokenizer).opened(ids, asking.messages[-1]["content"])
+        look.found.opens_thinking[asking.name] = bool(opened)
 
 
 def _make_prompt(look: Look, asking: Asking) -> list[int]:

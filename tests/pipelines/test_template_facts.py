@@ -77,5 +77,6 @@ def test_date_is_in_every_prompt_and_a_users_own_wins() -> None:
     dated = TemplateFacts("2026-02-03").dated(config)
     stages = dated.synthesis.stages
     assert stages.of("path").template_args == own["template_args"]
-    for settings in (*map(stages.of, ("adapt", "structure", "judge")), dated.evaluation):
-        assert settings.template_args == {CLOCK: "2026-02-03"}
+    args = [stages.of(name).template_args for name in ("adapt", "structure", "judge")]
+    for template_args in (*args, dated.evaluation.template_args):
+        assert template_args == {CLOCK: "2026-02-03"}
