@@ -47,7 +47,7 @@ _FOR_ALL_DRIVERS = ("ray::IDLE", "ray::_", "ray::ActorLocationTracker")
 """Ray Data has actors that serve one driver after the other."""
 _FAST_DEATHS = (
     '{"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, '
-    '"health_check_failure_threshold": 10, "enable_worker_prestart": false, '
+    '"health_check_failure_threshold": %d, "enable_worker_prestart": false, '
     '"prestart_worker_first_driver": false}'
 )
 
@@ -59,14 +59,18 @@ class RayNodes:
     """A head with one CPU and two worker nodes, with two CPUs each where nothing else is said;
     closed by a token."""
 
-    def __init__(self, log_folder: Path, worker: Sequence[str] = ("--num-cpus=2",)) -> None:
-        """`worker` are the arguments of `ray start` on a worker node."""
+    def __init__(
+        self, log_folder: Path, worker: Sequence[str] = ("--num-cpus=2",), silent_s: int = 5
+    ) -> None:
+        """`worker` are the arguments of `ray start` on a worker node; a node that says nothing for
+        `silent_s` seconds is thought dead."""
         # Ray's sockets lie below this folder, and their paths may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="rg", dir="/tmp"))
         self.token = secrets.token_hex(32)
         self.address = ""
         self._log_folder = log_folder
         self._worker = worker
+        self._config = _FAST_DEATHS % (2 * silent_s)
         self._sessions: dict[int, bool] = {}
         """By the id of each session: whether it is that of a worker node thought alive."""
         self._numbers = itertools.count()
@@ -83,7 +87,7 @@ class RayNodes:
         head += [
             f"--ray-client-server-port={free_port()}",
             f"--temp-dir={self.folder}",
-            f"--system-config={_FAST_DEATHS}",
+            f"--system-config={self._config}",
         ]
         log = self._start_node(head, is_worker=False)
         found = re.search(r"--address='([^']+)'", log)

@@ -37,7 +37,9 @@ ray.shutdown()
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     """Two nodes of four GPUs, and a head without."""
-    cluster = RayNodes(tmp_path_factory.mktemp("nodes"), ["--num-cpus=4", "--num-gpus=4"])
+    worker = ["--num-cpus=4", "--num-gpus=4"]
+    # On a busy machine a node may be silent for a while.
+    cluster = RayNodes(tmp_path_factory.mktemp("nodes"), worker, silent_s=20)
     try:
         cluster.start()
         yield cluster

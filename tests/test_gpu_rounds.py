@@ -24,7 +24,9 @@ from training.device import PRETENDED
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
     """Two nodes with one GPU each, and a head without."""
-    cluster = RayNodes(tmp_path_factory.mktemp("nodes"), ["--num-cpus=2", "--num-gpus=1"])
+    worker = ["--num-cpus=2", "--num-gpus=1"]
+    # On a busy machine a node may be silent for a while.
+    cluster = RayNodes(tmp_path_factory.mktemp("nodes"), worker, silent_s=60)
     try:
         cluster.start()
         yield cluster
