@@ -430,10 +430,12 @@ class _WorkerPlacement:
         self._own_groups: list[Any] = []
 
     def make(self) -> dict[str, Any]:
-        """The arguments of the next worker. By default Ray restarts and retries for ever."""
+        """The arguments of the next worker. By default Ray restarts it for ever."""
         arguments: dict[str, Any] = {
             "max_restarts": self._settings.max_restarts,
-            "max_task_retries": self._settings.max_restarts,
+            # The restarts are the bound. Until Ray knows that a node is gone, which may take it a
+            # minute, a chunk is sent to a worker there again and again.
+            "max_task_retries": -1,
         }
         if self._engines:
             worker, ranks = self._engines.pop(0)
