@@ -17,7 +17,7 @@
 * e, the limit: the bare engine, offered all chains at once, each going on by itself; and once more
   as `e_no_prefix_cache`.
 
-Every generation has a number of tokens that is fixed before it begins (`ignore_eos`) and hangs on
+Every generation has a number of tokens that is fixed before it begins (`ignore_eos`) and depends on
 its seed: log-normal with the median at a quarter of the stage's limit, cut off there, its standard
 deviation of logarithms `--length-spread` (0: the limit itself, each time). The 135M model's own
 answers to GSM8K have 0.8 to 1.1 (docs/EXPERIMENTS.md); a barrier waits for the longest. It is

@@ -248,7 +248,7 @@ def train_trl(work: Work, folder: str, watch: Stopwatch) -> Timed:
 
 
 def trl_row(row: Mapping[str, Any]) -> dict[str, list[int]]:
-    """An example as TRL takes it when it shall not tokenize: ids, and which of them are learnt."""
+    """An example as TRL takes it when it must not tokenize: ids, and which of them are learnt."""
     prompt, target = row["prompt_token_ids"], row["target_token_ids"]
     return {
         "input_ids": [*prompt, *target],

@@ -130,7 +130,7 @@ def same_answer(first: str, second: str, question: Question) -> bool:
 def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str] = ()) -> str:
     """The one way to write this truth: `1000.5`, `B`, `yes`, or the stripped text or LaTeX.
 
-    Raises ValueError, with the mend, for a truth its type cannot hold. A percent sign is dropped.
+    Raises ValueError, with what to do, for a truth its type cannot hold. A percent sign is dropped.
     """
     if not plain_text(answer):
         raise ValueError(f"the answer {answer!r} is empty: give every question a truth")

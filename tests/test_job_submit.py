@@ -213,7 +213,7 @@ def test_submitted_job_rows_equal_a_local_run(
         "correct",
         "wrong",
     }
-    # Seeds, texts, token ids, verdicts: the scripted engine's answers hang on the seed alone.
+    # Seeds, texts, token ids, verdicts: the scripted engine's answers depend on the seed alone.
     assert paths == read_rows(local, "round_0/paths")
     assert read_rows(submitted, "base/predictions") == read_rows(local, "base/predictions")
 

@@ -177,7 +177,7 @@ def _optimizer(trained: list[Any], settings: PlacedTraining) -> Any:
     """AdamW; torch's, or DeepSpeed's for a state that lies in host memory beside a GPU."""
     import torch
 
-    # The schedule sets the rate before each step; DeepSpeed's own trial steps shall change nothing.
+    # The schedule sets the rate before each step; DeepSpeed's own trial steps must change nothing.
     options = {"lr": 0.0, "weight_decay": settings.weight_decay}
     if settings.offload_optimizer and device_of(settings).is_gpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

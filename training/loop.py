@@ -91,7 +91,7 @@ class StepBoard:
         self._is_stopped = False
 
     def put(self, metrics: dict[str, float]) -> bool:
-        """Add a step; returns whether it shall be the last."""
+        """Add a step; returns whether it is to be the last."""
         self._steps.append(metrics)
         return self._is_stopped
 
@@ -239,7 +239,7 @@ def _is_late(last_checkpoint: float, settings: PlacedTraining) -> bool:
 
 
 Observe = Callable[[Progress, Share, dict[str, float], float], bool]
-"""Told of a step, returns whether it shall be the last."""
+"""Told of a step, returns whether it is to be the last."""
 
 
 @contextmanager
@@ -293,7 +293,7 @@ def add_gradients(engine: Any, share: Share, settings: PlacedTraining) -> dict[s
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout hangs on the step, so that a resumed run draws what an undisturbed one does."""
+    """Dropout depends on the step, so that a resumed run draws what an undisturbed one does."""
     import torch
 
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
@@ -351,7 +351,7 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) 
                 raise
             # As torch (2.13) tells of a full disk.
             raise OSError(f"the checkpoint does not fit into {folder}: {error}") from error
-        # The name hangs on the step: one that a crash left half written is written over.
+        # The name depends on the step: one that a crash left half written is written over.
         ray.train.report(
             {"step": progress.next_step},
             checkpoint=ray.train.Checkpoint.from_directory(folder),

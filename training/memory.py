@@ -4,7 +4,7 @@ Example: 8 billion parameters, all trained in bfloat16 on eight GPUs with ZeRO-3
 weights, 30 GiB of float32 gradients and 90 GiB of optimizer state, an eighth of it on each GPU,
 and on top of it the layers that are whole at the moment, activations and logits.
 
-Bytes; GiB are 2**30 bytes. The parts that hang on the number of parameters are DeepSpeed's own
+Bytes; GiB are 2**30 bytes. The parts that depend on the number of parameters are DeepSpeed's own
 bookkeeping (arXiv 1910.02054); activations are an allowance, counted from the tensors that a gated
 feed-forward layer and its attention keep for the backward pass.
 """

@@ -5,7 +5,7 @@ After each step a tracker is given, for example::
 
     log(37, {"loss": 0.412, "learning_rate": 9.1e-7, "grad_norm": 1.73, "tokens_per_s": 5210.0})
 
-A training that goes on after a crash goes on under the same id, which hangs on the folder of the
+A training that goes on after a crash goes on under the same id, which depends on the folder of the
 model alone; steps that are made again replace what was seen of them.
 """
 

@@ -66,7 +66,8 @@ class Slots:
             raise
 
     def _release(self, count: int) -> None:
-        """Give slots back, and the free ones to whoever is first; none passes another."""
+        """Give slots back, and the free ones to the caller that came first; no caller passes
+        another."""
         self._free += count
         while self._waiting:
             turn, wanted = self._waiting[0]

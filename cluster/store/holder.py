@@ -2,7 +2,7 @@
 
 What is in the folder `holders` of a run::
 
-    000001.json      made by whoever took the run first: host, process, command
+    000001.json      made by the command that took the run first: host, process, command
     000001.beat      a counter, written anew every few seconds while that command works
     000001.released  it ended by itself
     000002.json      the next holder

@@ -141,7 +141,7 @@ class ExampleSelector:
     """Selects the examples of one question at a time; needs no memory of the others.
 
     Raises `InputError` for a tokenizer without an end-of-sequence token, and where the prompt opens
-    a thinking that shall be stripped.
+    a thinking that is to be stripped.
     """
 
     settings: ExampleSettings

@@ -494,7 +494,7 @@ def test_slow_top_p_warns_where_it_slows(
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "remedy"),
     [
         ("temperature", "temperature is a separate setting; write it next to options"),
         ("max_tokens", "max_tokens is a separate setting; write it next to options"),
@@ -503,8 +503,8 @@ def test_slow_top_p_warns_where_it_slows(
         ("output_kind", "output_kind is decided by the run; leave it out"),
     ],
 )
-def test_sampling_option_that_is_a_setting_is_refused(name: str, mend: str) -> None:
-    with pytest.raises(ValueError, match=mend):
+def test_sampling_option_that_is_a_setting_is_refused(name: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
         SamplingSettings(options={name: 1})
 
 

@@ -54,7 +54,7 @@ def texts(folder: Folder, *questions: str | tuple[str, str]) -> dict[str, str]:
 
 
 def content(ledger: Ledger) -> list[Row]:
-    """All valid rows, in an order that does not hang on the files."""
+    """All valid rows, in an order that does not depend on the files."""
     return sorted(ledger.rows(), key=lambda row: (row["question_id"], row["question_fingerprint"]))
 
 

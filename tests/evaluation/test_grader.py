@@ -158,7 +158,7 @@ def test_canonical_answer_of_its_type_has_one_form(
 
 
 @pytest.mark.parametrize(
-    ("answer", "answer_type", "choices", "mend"),
+    ("answer", "answer_type", "choices", "remedy"),
     [
         ("twelve apples", "number", (), "write digits only"),
         ("3 to 4", "number", (), "write digits only"),
@@ -173,9 +173,9 @@ def test_canonical_answer_of_its_type_has_one_form(
     ],
 )
 def test_canonical_answer_of_another_type_is_refused_with_a_mend(
-    answer: str, answer_type: AnswerType, choices: tuple[str, ...], mend: str
+    answer: str, answer_type: AnswerType, choices: tuple[str, ...], remedy: str
 ) -> None:
-    with pytest.raises(ValueError, match=mend):
+    with pytest.raises(ValueError, match=remedy):
         canonical_answer(answer, answer_type, choices)
 
 

@@ -10,7 +10,7 @@ from training.settings import DpoSettings, LoraSettings, PlacedTraining, Trainin
 
 
 @pytest.mark.parametrize(
-    ("fields", "mend"),
+    ("fields", "remedy"),
     [
         ({"global_batch_size": 10, "micro_batch_size": 4}, "set it to 12"),
         ({"global_batch_size": 10, "num_workers": 2}, "= 2 x 4 = 8; set it to 16"),
@@ -35,9 +35,9 @@ from training.settings import DpoSettings, LoraSettings, PlacedTraining, Trainin
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_mend(
-    fields: dict[str, Any], mend: str
+    fields: dict[str, Any], remedy: str
 ) -> None:
-    with pytest.raises(ValueError, match=mend):
+    with pytest.raises(ValueError, match=remedy):
         TrainingSettings(**fields)
 
 

@@ -48,7 +48,7 @@ class Example:
     """The target's log-probability under the model that the training starts from; of meaning
     where preferences are learnt."""
     is_desirable: bool = True
-    """Whether it shall become likelier; of meaning where preferences are learnt."""
+    """Whether it is to become likelier; this matters only where preferences are learned."""
 
     @property
     def length(self) -> int:

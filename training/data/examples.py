@@ -6,7 +6,7 @@ A row (Parquet; token ids only)::
     question_id       "gsm8k/train/00042"
     dataset           "gsm8k"                   read when the config asks for datasets
     prompt_token_ids  [1, 9690, 198, ...]       what the model is asked
-    target_token_ids  [504, 1690, ..., 2]       what it shall answer, its end-of-turn token last
+    target_token_ids  [504, 1690, ..., 2]       what it is to answer, its end-of-turn token last
     vote_share        0.84                      read when `training.weight_by` names it
 
 With `objective: dpo` the rows are those of `preference_pairs/` beside them, whose `chosen_id` and
