@@ -7,7 +7,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 MAKEFLAGS += --no-print-directory
 
-.PHONY: quickstart test test-slow check check-gpu format setup lock clean
+.PHONY: quickstart test test-slow coverage check check-gpu format setup lock clean
 
 quickstart: setup ## one self-improvement round on this machine, from nothing to the table of scores
 	$(BIN)/python regenesis.py run configs/quickstart.yaml
@@ -18,6 +18,9 @@ test: setup check ## lint, types and all tests that two cores finish in half an 
 test-slow: setup ## the longer tests, with a second family of models
 	$(MAKE) setup EXTRAS=bench
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+coverage: setup ## the lines and branches that no test has run, Ray's workers and subprocesses included
+	$(BIN)/python -m tests.branch_coverage -m "not gpu"
 
 check: setup
 	$(BIN)/ruff format --check .
