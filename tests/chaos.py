@@ -31,7 +31,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.conftest import REPOSITORY, driver_command, ledger_rows
+from tests.conftest import REPOSITORY, driver_command, ledger_rows, write_model
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_S = 180
@@ -227,9 +227,7 @@ def kill(process: psutil.Process) -> bool:
 
 def sums_config(folder: Path, num_train: int, num_test: int) -> dict[str, Any]:
     """A model that only the scripted engine takes, and two datasets of so many sums each."""
-    (folder / "model").mkdir()
-    (folder / "model" / "config.json").write_text("{}")
-    (folder / "model" / "model.safetensors").write_bytes(b"")
+    write_model(folder / "model")
     datasets = {}
     for number, name in enumerate(("near_sums", "other_sums"), start=1):
         _write_sums(folder / f"{name}.train.jsonl", range(1000 * number, 1000 * number + num_train))

@@ -154,7 +154,8 @@ def check_select_counts_and_changes_nothing(run: Path) -> None:
         "select", run, "--set", "examples.verdict=majority", "--set", "examples.max_per_question=1"
     )
     assert selected.returncode == 0, selected.stderr
-    row = re.search(r"\| sums +\| 72 +\| (\d+) +\| [\d.]+ % +\| +\| (.*) \|", selected.stdout)
+    columns = r"\| sums +\| 72 +\| (\d+) +\| [\d.]+ % +\| \d+ +\| +\| (.*) \|"
+    row = re.search(columns, selected.stdout)
     assert row, selected.stdout
     dropped = {reason: int(n) for n, reason in re.findall(r"(\d+) (\w+)", row[2])}
     assert int(row[1]) + sum(dropped.values()) == 72

@@ -141,7 +141,7 @@ def test_run_learns_the_paths_of_a_server_as_text_of_its_own_model(
     assert not list(folder.glob("base/predictions-*/manifest.json"))
     (manifest,) = folder.glob("round_0/paths-*/manifest.json")
     assert json.loads(manifest.read_text())["last_execution"]["weights"] == "not compared"
-    (examples,) = folder.glob("round_0/examples-*/examples")
+    (examples,) = folder.glob("round_0/examples-*/train-*.parquet")
     rows = pq.read_table(examples).to_pylist()
     assert rows
     tokenizer = load_tokenizer(str(model_folder))

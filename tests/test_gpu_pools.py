@@ -17,6 +17,8 @@ from cluster.inference.engine_sizing import PRETENDED_MEMORY
 from tests.chaos import RayNodes
 from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, arithmetic, driver_command, ledger_rows
 from tests.scripted import Started
+from tests.training.logical_gpu import DEVICE_NAME
+from training.device import PRETENDED
 
 WITHIN_S = 240
 WAITS = "waiting for 8 GPUs: 0 of 8 free"
@@ -81,7 +83,8 @@ class Runs:
             driver = subprocess.Popen(
                 driver_command("run", config, *until),
                 cwd=REPOSITORY,
-                env=self._nodes.environment() | {PRETENDED_MEMORY: "tests.scripted:gpu_memory_gib"},
+                env=self._nodes.environment()
+                | {PRETENDED_MEMORY: "tests.scripted:gpu_memory_gib", PRETENDED: DEVICE_NAME},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.conftest import ledger_rows
+from tests.conftest import ledger_rows, write_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -154,9 +154,7 @@ def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = folder / "repository"
     shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(*NOT_SUBMITTED))
     model = folder / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"")
+    write_model(model)
     write_sums(folder / "train.jsonl", range(6))
     write_sums(folder / "test.jsonl", range(6, 8))
     sums = {"source": {"kind": "files", "train": "train.jsonl", "test": "test.jsonl"}}

@@ -99,12 +99,22 @@ def load_tokenizer(model: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if not tokenizer.chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    if _PROBE not in _rendered(tokenizer, [{"role": "user", "content": _PROBE}]):
+    if not _shows_its_message(tokenizer):
         raise InputError(
-            "model.path: the prompts of its chat template do not hold the user's message; correct "
-            "the template beside the tokenizer"
+            f"model.path {model!r}: a prompt of its chat template does not hold the question; "
+            "correct the template"
         )
     return tokenizer
+
+
+def _shows_its_message(tokenizer: Any) -> bool:
+    """Whether a prompt holds the message. A template that makes none fails where one is made."""
+    import jinja2
+
+    try:
+        return _PROBE in _rendered(tokenizer, [{"role": "user", "content": _PROBE}])
+    except jinja2.TemplateError:
+        return True
 
 
 def prompt_ids(

@@ -124,6 +124,8 @@ def open_base(
         ) from error
     try:
         tokenizer = load_tokenizer(model)
+    except InputError:
+        raise
     except BROKEN as error:
         raise UnsureError(
             f"model.path {path!r}: no tokenizer can be loaded ({_line(error)}); put its files, as "

@@ -52,6 +52,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 def summary(step: Step, rows: Mapping[str, Any]) -> str:
     """How many questions were answered, and by which round's model; the scores say how well."""
     *_, parent, _ = step.folder.path.split("/")
+    if not rows.get("num_done"):
+        return f"{step.name}: {parent} had no question to answer"
     return (
         f"{step.name}: {parent} answered {rows['num_done']} questions; {rows['num_truncated']} "
         f"answers were cut off, {rows['num_failed']} failed"

@@ -45,5 +45,7 @@ def test_other_error_leaves_its_trace_where_it_happened(capfd: pytest.CaptureFix
 
 
 def test_process_that_is_killed_is_said_to_be() -> None:
-    with pytest.raises(RuntimeError, match="be_killed was ended by SIGKILL, as it is for want"):
+    with pytest.raises(
+        RuntimeError, match="be_killed was ended by SIGKILL, as happens when memory runs out"
+    ):
         run_apart(be_killed)

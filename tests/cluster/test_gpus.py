@@ -147,7 +147,7 @@ def test_two_that_want_more_than_half_take_turns_and_the_second_says_what_it_wai
     assert held[0] > given_back
     said = capsys.readouterr().err
     assert re.search(r"waiting for 6 GPUs: 2 of 8 free \(\d s\), to start 6 engines", said), said
-    assert "6 GPUs to start 6 engines: there after" in said
+    assert "6 GPUs to start 6 engines: available after" in said
     wait_for_free_gpus(8)
 
 

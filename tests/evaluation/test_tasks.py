@@ -344,11 +344,11 @@ def test_asdiv_wrong_problem_is_named_by_line(tmp_path: Path) -> None:
 def test_asdiv_a_takes_the_listed_ids_and_needs_the_lists(tmp_path: Path) -> None:
     problems = [asdiv_problem(n, f"{n} (km)") for n in range(4)]
     path = write(tmp_path, "dataset/ASDiv.xml", ASDIV.format("\n".join(problems)))
-    assert "which rows are of task asdiv_a" in complaint("asdiv_a", tmp_path)
+    assert "lists the rows of task asdiv_a" in complaint("asdiv_a", tmp_path)
     write(tmp_path, "dataset/nfolds/asdiv-a/fold0.txt", "nluds-0003\n")
     write(tmp_path, "dataset/nfolds/asdiv-a/fold1.txt", "nluds-0001\n")
     assert [q.answer for q in read("asdiv_a", tmp_path)] == ["1", "3"]
-    assert "which rows are of task asdiv_a" in complaint("asdiv_a", path)
+    assert "lists the rows of task asdiv_a" in complaint("asdiv_a", path)
 
 
 def test_svamp_joins_body_and_question(tmp_path: Path) -> None:

@@ -333,6 +333,7 @@ def test_step_examples_are_written_sorted_whichever_files_the_rows_are_in(
     expected = {
         **of_all,
         **learned,
+        "num_control_tokens": 0,
         "num_hinted": 0,
         "num_preference_pairs": 6,
         "num_unpaired_preferences": 18,
@@ -700,9 +701,10 @@ def test_gold_is_learned_instead_of_paths(
 def test_without_the_boxed_sentence_a_target_is_what_the_model_wrote(model_folder: Path) -> None:
     written = path("a", "So the answer is 4.")
     [example] = select(model_folder, written, add_boxed_answer=False).examples
-    eos = load_tokenizer(str(model_folder)).eos_token_id
-    assert example["target_token_ids"] == [5, 6, 7, eos]
-    assert example["messages"][-1]["content"] == "So the answer is 4."
+    tokenizer = load_tokenizer(str(model_folder))
+    *ids, last = example["target_token_ids"]
+    assert tokenizer.decode(ids) == example["messages"][-1]["content"] == "So the answer is 4."
+    assert last == tokenizer.eos_token_id
     assert not example["answer_added"]
     question = replace(QUESTION, solution="Two and two.")
     [_, own] = select(
