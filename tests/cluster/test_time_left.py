@@ -171,7 +171,7 @@ def test_time_left_of_a_simulated_run_is_within_30_percent_from_a_tenth_on(
 def test_time_left_of_a_recorded_run_is_within_30_percent_from_an_eighth_on(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between a tenth and an eighth it was up to 35 % off, on a machine that did other work, too."""
+    """Between a tenth and an eighth it was up to 35 % off on a machine that did other work."""
     recorded = json.loads((RECORDED / f"{name}.json").read_text())
     views = [(row["at"], _restored(row["view"])) for row in recorded["views"]]
     per_question = {
