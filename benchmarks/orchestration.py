@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from benchmarks.machine import machine_facts
 from cluster.inference.engine import Completion, EngineSettings, SamplingSettings
-from cluster.inference.job import Job
+from cluster.inference.job import GenerationJob
 from cluster.inference.pool import finish_job, run_jobs
 from cluster.inference.schedule import Questions
 from cluster.models.model import Model
@@ -109,7 +109,7 @@ def measure(num_paths: int, options: argparse.Namespace, root: Folder) -> dict[s
     recipe = Recipe.load(0, SynthesisSettings(guidelines_per_question=GUIDELINES))
     handler = SynthesizePaths(recipe, ("number",))
     questions = write_questions(root.child("questions"), -(-num_paths // GUIDELINES))
-    job = Job("paths", root.child("paths"), PATHS_SCHEMA, handler, questions)
+    job = GenerationJob("paths", root.child("paths"), PATHS_SCHEMA, handler, questions)
     settings = engine_settings(options)
     model = Model(identity="table", path="table/model", cache="unused")
 

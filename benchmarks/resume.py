@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from benchmarks.machine import machine_facts
 from benchmarks.orchestration import numbered_question
-from cluster.inference.schedule import Plan, Questions, plan_job
+from cluster.inference.schedule import OpenWork, Questions, plan_job
 from cluster.store.contents import damaged_files, wrong_files
 from cluster.store.folder import Folder
 from cluster.store.ledger import PARTS, Ledger, PartWriter, compact
@@ -62,7 +62,7 @@ def _write_parts(folder: Folder, questions: pa.Table, first: int) -> None:
         PartWriter(chunk, PATHS_SCHEMA).write(rows)
 
 
-def timed_plan(root: Folder, questions: Questions) -> tuple[float, Plan]:
+def timed_plan(root: Folder, questions: Questions) -> tuple[float, OpenWork]:
     """Seconds to plan the next execution; parts are left as they are."""
     started = time.monotonic()
     plan = plan_job(

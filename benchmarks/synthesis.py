@@ -69,7 +69,7 @@ from cluster.inference.engine import (
     EngineSettings,
     SamplingSettings,
 )
-from cluster.inference.job import Job, Slots
+from cluster.inference.job import GenerationJob, Slots
 from cluster.inference.pool import PoolSummary, run_jobs
 from cluster.inference.schedule import Questions
 from cluster.inference.vllm_engine import VLLMEngine, engine_arguments, engine_environment
@@ -532,7 +532,7 @@ def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
 
 def run_pool(work: Work, settings: EngineSettings, recipe: Recipe, ledger: Folder) -> PoolSummary:
     """One job on a pool of one engine; the summary of its execution."""
-    job = Job(
+    job = GenerationJob(
         name="paths",
         folder=ledger,
         schema=PATHS_SCHEMA,

@@ -63,7 +63,7 @@ from training.data.batches import batch_of_step, epoch_order
 from training.data.examples import read_examples
 from training.deepspeed_engine import deepspeed_config, prepare_process
 from training.fine_tune import quiet_trainer_class
-from training.loop import Job, Progress, StepBoard, load, train
+from training.loop import Progress, StepBoard, TrainingJob, load, train
 from training.settings import PlacedTraining, TrackingSettings
 from training.steps import StepData
 
@@ -207,7 +207,7 @@ class TimedData:
         return share
 
 
-def train_ours(job: Job, watch: Stopwatch) -> Timed:
+def train_ours(job: TrainingJob, watch: Stopwatch) -> Timed:
     """The product's own loop on one worker; nothing is saved."""
     prepare_process(job.settings)
     engine, data = load(job)
@@ -422,7 +422,7 @@ def run_side(side: str, work: Work, watch: Stopwatch, place: Path) -> Timed:
     model = Model(identity=work.model, path=work.model, cache=StorageSettings().cache)
     output, examples = (Folder.open(path) for path in (str(place / "model"), work.examples))
     board = ray.remote(num_cpus=0)(StepBoard).remote()
-    job = Job(model, examples, output, settings, board=board)
+    job = TrainingJob(model, examples, output, settings, board=board)
     return on_workers(partial(train_ours, job, watch), settings, place)
 
 

@@ -30,7 +30,7 @@ from pydantic_core import ErrorDetails
 from cluster.errors import InputError
 
 
-class Kind(enum.Enum):
+class ChangeEffect(enum.Enum):
     """What a change of a setting means for work already done."""
 
     CONTENT = "content"
@@ -38,8 +38,8 @@ class Kind(enum.Enum):
     OPERATIONAL = "operational"
 
 
-EXTENT = Kind.EXTENT
-OPERATIONAL = Kind.OPERATIONAL
+EXTENT = ChangeEffect.EXTENT
+OPERATIONAL = ChangeEffect.OPERATIONAL
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from cluster.errors import InputError
-from cluster.settings import Kind, Settings
+from cluster.settings import ChangeEffect, Settings
 from cluster.terminal import say
 from pipelines.config import Config
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the sections of a branch, or all of them."""
-    sections = dict(sections_of(Config, "", Kind.CONTENT))
+    sections = dict(sections_of(Config, "", ChangeEffect.CONTENT))
     if arguments.branch is None:
         say(f"{HEAD}\n" + "\n".join(sections.values()).rstrip())
         return 0
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sections_of(
-    cls: type[Settings], path: str, kind: Kind, given: Settings | None = None
+    cls: type[Settings], path: str, kind: ChangeEffect, given: Settings | None = None
 ) -> Iterator[tuple[str, str]]:
     """(path, Markdown) of a branch and of all branches below it.
 
@@ -84,7 +84,7 @@ def sections_of(
             yield from sections_of(child, below + suffix, kind_of(field, kind), default)
 
 
-def section(cls: type[Settings], path: str, kind: Kind, given: Settings | None) -> str:
+def section(cls: type[Settings], path: str, kind: ChangeEffect, given: Settings | None) -> str:
     """One branch: its title, what it is, and a table of its own settings."""
     about = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
     lines = [f"## {path or 'At the top'}", "", about, ""]
@@ -103,7 +103,7 @@ def section(cls: type[Settings], path: str, kind: Kind, given: Settings | None) 
     return "\n".join(lines)
 
 
-def row(name: str, field: FieldInfo, kind: Kind, given: Settings | None) -> str:
+def row(name: str, field: FieldInfo, kind: ChangeEffect, given: Settings | None) -> str:
     """One setting as a row of the table."""
     values = values_of(field.annotation, field.metadata)
     meaning = " ".join((field.description or _about(name, field)).split())
@@ -119,10 +119,12 @@ def _about(name: str, field: FieldInfo) -> str:
     return " ".join((child.__doc__ or "").split("\n")[0] for child, _ in children(field.annotation))
 
 
-def kind_of(field: FieldInfo, above: Kind) -> Kind:
+def kind_of(field: FieldInfo, above: ChangeEffect) -> ChangeEffect:
     """A field's own kind; what is below a branch of extent is extent, too, and so on."""
-    own = next((mark for mark in field.metadata if isinstance(mark, Kind)), Kind.CONTENT)
-    return above if own is Kind.CONTENT else own
+    own = next(
+        (mark for mark in field.metadata if isinstance(mark, ChangeEffect)), ChangeEffect.CONTENT
+    )
+    return above if own is ChangeEffect.CONTENT else own
 
 
 def children(annotation: Any) -> Iterator[tuple[type[Settings], str]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evaluation.extraction.answer_extraction import ReadAs, escape_loose_braces, read_answer
-from evaluation.extraction.answer_types import KINDS
+from evaluation.extraction.answer_types import ANSWER_READERS
 from evaluation.extraction.custom_grader import load_grader
 from evaluation.extraction.normalize import Choices, Keys, plain_text
 from evaluation.extraction.number import MAX_NUMBER_LENGTH
@@ -84,7 +84,7 @@ def grade(
         return Grade(None, Verdict.TRUNCATED, ReadAs.NOTHING)
     if question.grader:
         return _grade_by_own(visible, question, read_last=read_last, finished=finished)
-    kind = KINDS[question.answer_type]
+    kind = ANSWER_READERS[question.answer_type]
     choices = tuple(question.choices)
     last = read_last and finished
     read_as, reading = read_answer(visible, kind, choices, last=last, finished=finished)
@@ -117,7 +117,7 @@ def no_answer(*, finished: bool) -> Grade:
 
 def same_answer(first: str, second: str, question: Question) -> bool:
     """Whether two predicted answers to a question are one vote: `1/2` and `0.5` are."""
-    kind = KINDS[question.answer_type]
+    kind = ANSWER_READERS[question.answer_type]
     choices = tuple(question.choices)
     one, other = (kind.read(kind.clean(answer), choices) for answer in (first, second))
     if first == second or one is None or other is None or question.grader:
@@ -134,7 +134,7 @@ def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str
     """
     if not plain_text(answer):
         raise ValueError(f"the answer {answer!r} is empty: give every question a truth")
-    return KINDS[answer_type].canonical(answer, tuple(choices))
+    return ANSWER_READERS[answer_type].canonical(answer, tuple(choices))
 
 
 def box(answer: str, answer_type: AnswerType) -> str:
@@ -158,4 +158,6 @@ def _truths(
         f"{truth}%" if kind == "number" and "%" in plain_text(given) else truth
         for truth, given in zip(truths, (answer, *aliases), strict=True)
     ]
-    return truths, frozenset().union(*(KINDS[kind].keys(truth, choices) for truth in signed))
+    return truths, frozenset().union(
+        *(ANSWER_READERS[kind].keys(truth, choices) for truth in signed)
+    )

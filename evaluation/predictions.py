@@ -141,7 +141,7 @@ class PredictAnswer:
             [response] = await respond(engine, messages, self.settings.sampling, seed=0)
         completion = response.completion
         if completion is None:
-            return self.set_aside(question, response.error or "")
+            return self.mark_failed(question, response.error or "")
         turn = completion.own_turn
         prediction = Prediction(
             asked,
@@ -154,6 +154,6 @@ class PredictAnswer:
         graded = await asyncio.to_thread(prediction.graded)
         return graded.to_row()
 
-    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a question without an answer, and why."""
         return Prediction(Question.from_row(question), error=reason).graded().to_row()

@@ -4,8 +4,8 @@ A file there names its benchmark as `TASK`, and that is all it takes to be found
 
     TASK = Task(name="gsm8k", reasoning="mathematics", ..., read_row=read_row)
 
-    def read_row(row: Row) -> Draft:
-        return Draft(row.text("question"), answer, "number")
+    def read_row(row: SourceRow) -> ParsedRow:
+        return ParsedRow(row.text("question"), answer, "number")
 
 `read_task` reads one of three sources into `Question`s: the hub, upstream's own files, or JSONL
 files of ours (`id, dataset, split, question, answer, answer_type, choices`, a line a question).
@@ -36,7 +36,7 @@ from evaluation.question import ANSWER_TYPES, SPLITS, AnswerType, Domain, Questi
 from evaluation.reading.files import check_shards
 from evaluation.reading.hub_rows import Hub
 from evaluation.reading.names import nearest
-from evaluation.reading.rows import Row, read_rows
+from evaluation.reading.rows import SourceRow, read_rows
 
 Reasoning = Literal["mathematics", "logic", "commonsense", "inference"]
 
@@ -44,7 +44,7 @@ _PLAIN_NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]+
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class ParsedRow:
     """An upstream row as a question, before it has an id, a split and a canonical answer."""
 
     question: str
@@ -87,8 +87,8 @@ class Task:
     files: Mapping[Split, tuple[str, ...]]
     """The splits, and the files of each in upstream's own repository."""
 
-    read_row: Callable[[Row], Draft]
-    aliases_of: Callable[[Draft], tuple[str, ...]] = lambda draft: ()
+    read_row: Callable[[SourceRow], ParsedRow]
+    aliases_of: Callable[[ParsedRow], tuple[str, ...]] = lambda draft: ()
     """Other ways to write the answer that are as right, whichever source the row is from."""
 
     hub: Hub | None = None
@@ -207,7 +207,7 @@ def read_task(
 # ---------------------------------------------------------------------------- rows to drafts
 
 
-def _draft(task: Task, split: Split, row: Row, listed: frozenset[str]) -> Draft | None:
+def _draft(task: Task, split: Split, row: SourceRow, listed: frozenset[str]) -> ParsedRow | None:
     """The row as a draft; None for one that is not in the list of what the task takes."""
     if _is_ours(row):
         return _own_draft(task, split, row)
@@ -222,7 +222,7 @@ def _draft(task: Task, split: Split, row: Row, listed: frozenset[str]) -> Draft 
     )
 
 
-def _question_id(draft: Draft, dataset: str, split: Split, numbers: Counter[str]) -> str:
+def _question_id(draft: ParsedRow, dataset: str, split: Split, numbers: Counter[str]) -> str:
     """`dataset/split/group/key`, where a row without a key is numbered in its group."""
     key = draft.key or f"{numbers[draft.group]:05d}"
     numbers[draft.group] += 1
@@ -230,7 +230,7 @@ def _question_id(draft: Draft, dataset: str, split: Split, numbers: Counter[str]
     return own if own.startswith(f"{dataset}/") else f"{dataset}/{split}/{own}"
 
 
-def _canonical(task: Task, row: Row, draft: Draft) -> list[str]:
+def _canonical(task: Task, row: SourceRow, draft: ParsedRow) -> list[str]:
     """The answer, and behind it its aliases; each once."""
     answers = [draft.answer, *draft.aliases, *task.aliases_of(draft)]
     try:
@@ -240,12 +240,12 @@ def _canonical(task: Task, row: Row, draft: Draft) -> list[str]:
         raise InputError(f"{row.place}: {error}") from error
 
 
-def _is_ours(row: Row) -> bool:
+def _is_ours(row: SourceRow) -> bool:
     """Whether the row says all that a question is, as no upstream's does."""
     return {"id", "split", "question", "answer", "answer_type"} <= row.values.keys()
 
 
-def _own_draft(task: Task, split: Split, row: Row) -> Draft:
+def _own_draft(task: Task, split: Split, row: SourceRow) -> ParsedRow:
     """A row of our own JSONL; one of another task or split is refused, it would train on a test."""
     for column, wanted in (("dataset", task.name), ("split", split)):
         if row.values.get(column, wanted) != wanted:
@@ -261,7 +261,7 @@ def _own_draft(task: Task, split: Split, row: Row) -> Draft:
     choices = row.options("choices") if row.values.get("choices") else ()
     aliases = row.texts("aliases") if row.values.get("aliases") else ()
     answer = row.written("answer", row.value("answer"))
-    return Draft(
+    return ParsedRow(
         row.text("question"),
         answer,
         answer_type,
@@ -273,7 +273,7 @@ def _own_draft(task: Task, split: Split, row: Row) -> Draft:
     )
 
 
-def _kind_in_id(row: Row, name: str) -> str:
+def _kind_in_id(row: SourceRow, name: str) -> str:
     """What stands between the split and the last part of an id, as in `bbh/test/navigate/0007`."""
     prefix = f"{name}/{row.values['split']}/"
     own = row.text("id")
@@ -283,7 +283,7 @@ def _kind_in_id(row: Row, name: str) -> str:
 # ---------------------------------------------------------------------------- where rows stand
 
 
-def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterator[Row]:
+def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterator[SourceRow]:
     """The rows of one split, file by file."""
     if path is None and task.hub is not None:
         yield from task.hub.rows(split)

@@ -9,7 +9,7 @@ from cluster.events import record
 from cluster.inference.engine import EngineSettings, check_engine_server
 from cluster.inference.engine_dtype import pin_dtype
 from cluster.inference.engine_sizing import fit_engines
-from cluster.inference.job import Job
+from cluster.inference.job import GenerationJob
 from cluster.inference.pool import PoolSummary, finish_job, run_jobs
 from cluster.models.model import Model
 from cluster.session import StopRequest
@@ -22,7 +22,7 @@ from pipelines.config import Config
 def generate(
     config: Config,
     model: Model,
-    jobs: Sequence[tuple[Step, Job]],
+    jobs: Sequence[tuple[Step, GenerationJob]],
     stop: StopRequest,
     engine: EngineSettings | None = None,
 ) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def generate(
 def run_engines(
     config: Config,
     model: Model,
-    jobs: Sequence[Job],
+    jobs: Sequence[GenerationJob],
     stop: StopRequest,
     *,
     limit: int | None = None,

@@ -1,9 +1,9 @@
 """Fine-tune a model on a folder of examples, with Ray Train and DeepSpeed.
 
 On the driver: `fine_tune`, which counts the examples, starts the workers, waits, and hands each
-step's numbers to a callback. On the workers: `training.loop.train_worker`. In between: a `Job`
-(names, folders and settings) goes out; step numbers and one final dict come back. Weights, tokens
-and checkpoints go from the workers to storage directly.
+step's numbers to a callback. On the workers: `training.loop.train_worker`. In between: a
+`TrainingJob` (names, folders and settings) goes out; step numbers and one final dict come back.
+Weights, tokens and checkpoints go from the workers to storage directly.
 
 Interrupted or killed at any moment and called again with the same arguments, it goes on from the
 last checkpoint in `output/checkpoints`: Ray Train keeps a snapshot of its checkpoints under the
@@ -26,7 +26,7 @@ from cluster.settings import content_of, fingerprint
 from cluster.store.folder import Folder
 from training.data.examples import Survey, survey
 from training.device import device_of
-from training.loop import Job, StepBoard, train_worker
+from training.loop import StepBoard, TrainingJob, train_worker
 from training.nodes import read_nodes
 from training.placement import place, refuse_without_room
 from training.preemption import catch_sigterm
@@ -89,7 +89,7 @@ def fine_tune(
     if _is_our_own_ray():
         refuse_without_room(placed, nodes)
     print(f"training: {placement.sentence}", file=sys.stderr, flush=True)
-    job = Job(model, examples, output, placed, dataset)
+    job = TrainingJob(model, examples, output, placed, dataset)
     progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
     _warn_of_few_changes(progress["weights_changed"], placed)
@@ -164,7 +164,7 @@ def _is_our_own_ray() -> bool:
     return bool(ray._private.worker._global_node.head)
 
 
-def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
+def _run(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
     """Train on the workers and give each step to `on_step`. Returns the final progress.
 
     Workers that end before the last step were told to, and have made a checkpoint: as often as that
@@ -180,7 +180,7 @@ def _run(job: Job, on_step: OnStep) -> dict[str, Any]:
     return progress
 
 
-def _train_once(job: Job, on_step: OnStep) -> dict[str, Any]:
+def _train_once(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
     """Train until the end, or until a worker is told to end. Returns the progress."""
     import ray
 
@@ -239,7 +239,7 @@ def _in_thread(call: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def _trainer(job: Job) -> Any:
+def _trainer(job: TrainingJob) -> Any:
     import ray.train
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig

@@ -1,11 +1,11 @@
 """The training loop that every Ray Train worker runs.
 
-On the driver: nothing of this file but the two small classes that travel, `Job` and `StepBoard`.
+On the driver: only the two small classes that travel, `TrainingJob` and `StepBoard`.
 On a worker: `train_worker` and all it calls; torch and deepspeed are imported there.
-In between: the `Job` goes to the workers; token ids are read by them from storage; after each step
-the first worker sends a handful of numbers to the `StepBoard`, an actor that the driver empties,
-and learns whether the driver wants to stop; checkpoints go to storage through `ray.train.report`,
-which also hands them back after a crash.
+In between: the `TrainingJob` goes to the workers, which read token ids from storage; after each
+step the first worker sends a handful of numbers to the `StepBoard`, an actor that the driver
+empties, and learns whether the driver wants to stop; checkpoints go to storage through
+`ray.train.report`, which also hands them back after a crash.
 
 Step metrics do not go through `ray.train.report`: its queue holds one report, which the controller
 takes every two seconds, so a step could not be shorter than that.
@@ -37,7 +37,7 @@ from training.preemption import is_told_to_end
 from training.reference import REFERENCE, with_references
 from training.saving import rehearse_save, save_trained
 from training.settings import PlacedTraining
-from training.steps import Share, StepData
+from training.steps import StepData, WorkerBatch
 from training.tracking import tracking
 
 TAG = "state"
@@ -45,7 +45,7 @@ TAG = "state"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """All that a worker is told."""
 
     model: Model
@@ -104,14 +104,14 @@ class StepBoard:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train, save and return the final `Progress` as a dict. `config["job"]` is a `Job`.
+    """Train, save and return the final `Progress` as a dict. `config["job"]` is a `TrainingJob`.
 
     A training that the driver stopped, or one of whose workers was told to end, ends with a
     checkpoint, unsaved. Where the workers refuse what they are given, or it diverges, the dict is
     `{"refused": "why"}`: a refusal is a result, while an exception would make Ray Train start all
     workers again.
     """
-    job: Job = config["job"]
+    job: TrainingJob = config["job"]
     prepare_process(job.settings)
     try:
         engine, data = load(job)
@@ -124,7 +124,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     return facts if "refused" in facts else {**asdict(progress), **facts}
 
 
-def _save(engine: Any, progress: Progress, job: Job) -> dict[str, Any]:
+def _save(engine: Any, progress: Progress, job: TrainingJob) -> dict[str, Any]:
     """Save the model. Every worker must call it. Returns what the first one has to tell of it.
 
     Where it cannot be saved, a checkpoint of the last step is kept: nothing is trained again. What
@@ -156,7 +156,7 @@ _MAY_PASS = ("OSError", "ConnectionError", "TimeoutError", "BlockingIOError", "I
 """Errors of a disk or a network, which another attempt may not meet."""
 
 
-def load(job: Job) -> tuple[Any, StepData]:
+def load(job: TrainingJob) -> tuple[Any, StepData]:
     """The engine and this worker's part of the data. Every worker must call it.
 
     Raises `RefusedError`, most of the time before a weight is loaded.
@@ -186,7 +186,7 @@ def _base_of(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
-def train(engine: Any, data: StepData, start: Progress, job: Job) -> Progress:
+def train(engine: Any, data: StepData, start: Progress, job: TrainingJob) -> Progress:
     """Run the steps that are left, report each, and checkpoint as the config says.
 
     When the driver asks for it, a worker gets a SIGTERM or its node is drained, the step is
@@ -238,12 +238,12 @@ def _is_late(last_checkpoint: float, settings: PlacedTraining) -> bool:
     return every is not None and time.monotonic() - last_checkpoint >= every
 
 
-Observe = Callable[[Progress, Share, dict[str, float], float], bool]
+Observe = Callable[[Progress, WorkerBatch, dict[str, float], float], bool]
 """Told of a step, returns whether it is to be the last."""
 
 
 @contextmanager
-def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Observe]:
+def _observers(engine: Any, job: TrainingJob, start: Progress, rank: int) -> Iterator[Observe]:
     """The function that is told of each step: on the first worker the driver's board and the
     trackers, on the others nobody."""
     import ray
@@ -255,7 +255,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
     with tracking(job.output, job.settings.tracking, start.next_step) as log:
 
         def observe(
-            progress: Progress, share: Share, facts: dict[str, float], seconds: float
+            progress: Progress, share: WorkerBatch, facts: dict[str, float], seconds: float
         ) -> bool:
             seen = dict(facts)
             seen["tokens_per_s"] = share.num_tokens / seconds
@@ -270,7 +270,7 @@ def _observers(engine: Any, job: Job, start: Progress, rank: int) -> Iterator[Ob
         yield observe
 
 
-def add_gradients(engine: Any, share: Share, settings: PlacedTraining) -> dict[str, float]:
+def add_gradients(engine: Any, share: WorkerBatch, settings: PlacedTraining) -> dict[str, float]:
     """The gradients of one step. Returns loss and what else is told of its global batch.
 
     DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
@@ -310,7 +310,7 @@ def _refuse_divergence(step: int, loss: float, grad_norm: float) -> None:
 
 
 def _advance(
-    progress: Progress, share: Share, loss: float, seconds: float, waited: float
+    progress: Progress, share: WorkerBatch, loss: float, seconds: float, waited: float
 ) -> Progress:
     return replace(
         progress,

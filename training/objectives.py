@@ -25,7 +25,7 @@ import numpy as np
 from training.data.batches import IGNORED, MicroBatch, answer_positions, example_numbers
 from training.packing import model_inputs
 from training.settings import DpoSettings, KtoSettings, TrainingSettings
-from training.steps import Share
+from training.steps import WorkerBatch
 
 Parts = dict[str, Any]
 """A micro-batch's parts of means over the global batch, tensors without a dimension: `loss`, which
@@ -91,7 +91,7 @@ def log_ratios(tokens: AnswerTokens, micro: MicroBatch) -> Any:
     return tokens.log_probs - torch.from_numpy(micro.references).to(tokens.losses.device)
 
 
-def divergence(engine: Any, share: Share) -> Any:
+def divergence(engine: Any, share: WorkerBatch) -> Any:
     """KTO's `kl` of a global batch. Every worker must call it, and gets the same."""
     import torch
 
@@ -106,7 +106,12 @@ def divergence(engine: Any, share: Share) -> Any:
 
 
 def micro_parts(
-    model: Any, micro: MicroBatch, share: Share, settings: TrainingSettings, device: Any, kl: Any
+    model: Any,
+    micro: MicroBatch,
+    share: WorkerBatch,
+    settings: TrainingSettings,
+    device: Any,
+    kl: Any,
 ) -> Parts:
     """The parts of a micro-batch, by the objective of a training. `kl` is of meaning for kto."""
     tokens = answer_tokens(model, micro, device)

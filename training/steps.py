@@ -36,7 +36,7 @@ PAD = 0
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerBatch:
     """What one worker does in one step, and how large the step is over all workers."""
 
     micro_batches: list[MicroBatch]
@@ -78,14 +78,14 @@ class StepData:
         of_epochs = self.steps_per_epoch * self._settings.num_epochs
         return min(of_epochs, self._settings.max_steps or of_epochs)
 
-    def share(self, step: int) -> Share:
+    def share(self, step: int) -> WorkerBatch:
         order = self._order_of(step // self.steps_per_epoch)
         batch = batch_of_step(order, step, self._settings.global_batch_size)
         learnt = [self._sequences.learnt(index) for index in batch]
         sequences = list(itertools.chain.from_iterable(learnt))
         with_kto = self._settings.objective == "kto"
         others = [[self._sequences.other(index)] for index in batch] if with_kto else []
-        return Share(
+        return WorkerBatch(
             self._cut(learnt),
             num_tokens=sum(one.length for one in sequences),
             num_answer_tokens=sum(len(one.target) for one in sequences),

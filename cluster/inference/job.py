@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from cluster.inference.engine import Engine
-from cluster.inference.schedule import Questions, Share
+from cluster.inference.schedule import DatasetQuota, Questions
 from cluster.store.folder import Folder
 
 _TURNS_TO_ASK = 3
@@ -114,12 +114,12 @@ class Handler(Protocol):
         `previous` is the row of the attempt before: only what failed in it is done again.
         """
 
-    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The ledger row of a question that is given up, without its attempt."""
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """One kind of work: the questions, what is done with each, and the ledger for the rows."""
 
     name: str
@@ -127,7 +127,7 @@ class Job:
     schema: pa.Schema
     handler: Handler
     questions: Questions
-    shares: Mapping[str, Share] = field(default_factory=dict)
+    shares: Mapping[str, DatasetQuota] = field(default_factory=dict)
     """By dataset, where it is not the default."""
     max_tokens: int | None = None
     """Generated for all datasets together; checked, like a share, when a question is begun."""

@@ -34,9 +34,9 @@ from cluster.errors import DamagedFileError, GenerationStoppedError, Interrupted
 from cluster.gpus import Need, Patience, free_nodes, has_lost_bundles, reserved, total
 from cluster.inference.engine import EngineSettings
 from cluster.inference.engine_processes import wait_until_gone
-from cluster.inference.job import Job
+from cluster.inference.job import GenerationJob
 from cluster.inference.progress import PoolEvents, ProgressBoard, ProgressPrinter, RateMeter
-from cluster.inference.schedule import Plan, open_questions, plan_job, summarize, used_up
+from cluster.inference.schedule import OpenWork, open_questions, plan_job, summarize, used_up
 from cluster.inference.vllm_engine import engine_environment
 from cluster.inference.worker import EngineWorker
 from cluster.models.model import Model
@@ -96,7 +96,7 @@ def _share(part: float, whole: float) -> float:
 
 def run_jobs(
     model: Model,
-    jobs: Sequence[Job],
+    jobs: Sequence[GenerationJob],
     settings: EngineSettings,
     *,
     stop: StopRequest,
@@ -128,12 +128,12 @@ def run_jobs(
     return PoolSummary(time.monotonic() - started, max(0.0, span), counts, weights)
 
 
-def finish_job(job: Job) -> dict[str, Any]:
+def finish_job(job: GenerationJob) -> dict[str, Any]:
     """Compact the rows of a finished job; returns its totals for the manifest."""
     return dict(run_task(_compact_and_summarize, job))
 
 
-def _compact_and_summarize(job: Job) -> dict[str, Any]:
+def _compact_and_summarize(job: GenerationJob) -> dict[str, Any]:
     return summarize(compact(job.folder, job.schema), job.questions.keys())
 
 
@@ -144,11 +144,11 @@ def num_workers(settings: EngineSettings) -> tuple[int, int]:
     return smallest, max(smallest, largest)
 
 
-def _plan(job: Job, settings: EngineSettings, limit: int | None) -> Plan:
+def _plan(job: GenerationJob, settings: EngineSettings, limit: int | None) -> OpenWork:
     num_slots = num_workers(settings)[1] * settings.chunks_in_flight
     in_flight = -(-settings.generations_in_flight // job.handler.width)
     smallest = max(settings.chunk_size, -(-in_flight // max(1, settings.chunks_in_flight - 1)))
-    plan: Plan = run_task(
+    plan: OpenWork = run_task(
         plan_job,
         job.folder,
         job.schema,
@@ -164,7 +164,7 @@ def _plan(job: Job, settings: EngineSettings, limit: int | None) -> Plan:
     return plan
 
 
-def _check_complete(job: Job, max_attempts: int) -> None:
+def _check_complete(job: GenerationJob, max_attempts: int) -> None:
     """Every question has its row, none is left to try again, unless its dataset has enough."""
     questions = job.questions.keys()
     ledger = Ledger.read(job.folder)
@@ -181,8 +181,8 @@ def _check_complete(job: Job, max_attempts: int) -> None:
 
 def _execute(
     model: Model,
-    jobs: Sequence[Job],
-    plans: Mapping[str, Plan],
+    jobs: Sequence[GenerationJob],
+    plans: Mapping[str, OpenWork],
     settings: EngineSettings,
     placement: _WorkerPlacement,
     stop: StopRequest,
@@ -253,8 +253,8 @@ class _Described:
 
 def _pool_dataset(
     model: Model,
-    jobs: Sequence[Job],
-    plans: Mapping[str, Plan],
+    jobs: Sequence[GenerationJob],
+    plans: Mapping[str, OpenWork],
     settings: EngineSettings,
     board: Any,
     placement: _WorkerPlacement,
@@ -281,7 +281,7 @@ def _pool_dataset(
     )
 
 
-def _chunks(jobs: Sequence[Job], plans: Mapping[str, Plan]) -> Iterator[pa.Table]:
+def _chunks(jobs: Sequence[GenerationJob], plans: Mapping[str, OpenWork]) -> Iterator[pa.Table]:
     """The chunk numbers of all jobs; the jobs take turns so that all advance."""
     queues = [
         [(job.name, plans[job.name].execution, n) for n in range(plans[job.name].num_chunks)]

@@ -18,10 +18,10 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from cluster.events import record
-from cluster.inference.schedule import Share, num_tokens, used_up
+from cluster.inference.schedule import DatasetQuota, num_tokens, used_up
 from cluster.inference.time_left import (
     WINDOW_S,
-    Kind,
+    TokenLimit,
     still_expected,
     tokens_in_flight,
     tokens_left,
@@ -57,7 +57,7 @@ class ProgressBoard:
     def __init__(
         self,
         totals: Mapping[str, Mapping[str, Mapping[str, int]]],
-        shares: Mapping[str, Mapping[str, Share]],
+        shares: Mapping[str, Mapping[str, DatasetQuota]],
         max_tokens: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
         """All by job: what stood before, by dataset; what a dataset may have; what all may."""
@@ -191,7 +191,7 @@ class ProgressBoard:
     def _alive(self) -> list[str]:
         return [w for w, at in self._reported_at.items() if time.monotonic() - at < ALIVE_S]
 
-    def _kinds(self) -> dict[Kind, tuple[int, int, int]]:
+    def _kinds(self) -> dict[TokenLimit, tuple[int, int, int]]:
         """Generations, their tokens, and generations in flight, by the token limit that the engines
         were given."""
         total: Counter[str] = Counter()
@@ -331,7 +331,7 @@ class RateMeter:
         self,
         step: str,
         complete: Collection[Key] = (),
-        per_question: Mapping[str, Mapping[Kind, int]] = MappingProxyType({}),
+        per_question: Mapping[str, Mapping[TokenLimit, int]] = MappingProxyType({}),
     ) -> None:
         """`complete` are the datasets of which nothing is said, since nothing is left to do;
         `per_question` has the generations of one question by job and token limit."""
@@ -427,7 +427,7 @@ class RateMeter:
         return [f"  {_describe(key, view)}" for key in unfinished]
 
 
-def _by_kind(view: Mapping[str, Any]) -> tuple[dict[Kind, int], ...]:
+def _by_kind(view: Mapping[str, Any]) -> tuple[dict[TokenLimit, int], ...]:
     """Generations, their tokens and those in flight, each by the token limit."""
     return tuple({kind: n[i] for kind, n in view["kinds"].items()} for i in range(3))
 

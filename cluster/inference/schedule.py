@@ -48,7 +48,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Share:
+class DatasetQuota:
     """What a dataset may have of a job; a limit is checked when a question is begun."""
 
     weight: float = 1.0
@@ -68,7 +68,7 @@ class Share:
 
 def used_up(
     totals: Mapping[str, Mapping[str, int]],
-    shares: Mapping[str, Share],
+    shares: Mapping[str, DatasetQuota],
     max_tokens: int | None = None,
 ) -> list[str]:
     """The datasets of a job of which no further question is begun: those that have their share,
@@ -78,7 +78,7 @@ def used_up(
     return [
         name
         for name, total in totals.items()
-        if shares.get(name, Share()).is_used_up(total["num_tokens"], total["num_accepted"])
+        if shares.get(name, DatasetQuota()).is_used_up(total["num_tokens"], total["num_accepted"])
     ]
 
 
@@ -88,7 +88,7 @@ def num_tokens(totals: Mapping[str, Mapping[str, int]]) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class OpenWork:
     """The open work of a job for one execution."""
 
     execution: str
@@ -116,7 +116,7 @@ def open_questions(questions: pa.Table, ledger: Ledger, max_attempts: int) -> pa
     return retried.append_column("previous_row", found.column("row")).filter(is_open)
 
 
-def interleave(questions: pa.Table, shares: Mapping[str, Share]) -> pa.Table:
+def interleave(questions: pa.Table, shares: Mapping[str, DatasetQuota]) -> pa.Table:
     """The questions in the order they are begun: stride scheduling over the datasets.
 
     The i-th question of a dataset of weight w comes at virtual time (i + 1/2) / w.
@@ -126,7 +126,7 @@ def interleave(questions: pa.Table, shares: Mapping[str, Share]) -> pa.Table:
     times = np.empty(len(codes), dtype=np.float64)
     for code, dataset in enumerate(datasets.dictionary.to_pylist()):
         own = np.flatnonzero(codes == code)
-        times[own] = (np.arange(len(own)) + 0.5) / shares.get(dataset, Share()).weight
+        times[own] = (np.arange(len(own)) + 0.5) / shares.get(dataset, DatasetQuota()).weight
     return questions.take(pa.array(np.argsort(times, kind="stable")))
 
 
@@ -150,7 +150,7 @@ def plan_job(
     folder: Folder,
     schema: pa.Schema,
     questions: Questions,
-    shares: Mapping[str, Share],
+    shares: Mapping[str, DatasetQuota],
     *,
     execution: str,
     num_slots: int,
@@ -158,7 +158,7 @@ def plan_job(
     max_attempts: int,
     max_tokens: int | None = None,
     limit: int | None = None,
-) -> Plan:
+) -> OpenWork:
     """Find the open questions of a job and write its plan file; at most `limit` questions.
 
     Runs as a task, not on the driver: all that grows with the number of questions is here.
@@ -172,7 +172,7 @@ def plan_job(
     ordered = ordered.slice(0, limit)
     sizes = chunk_sizes(ordered.num_rows, num_slots, smallest)
     _write_plan(folder.child(posixpath.join(PARTS, execution)), ordered, sizes)
-    return Plan(execution, len(sizes), ordered.num_rows, totals)
+    return OpenWork(execution, len(sizes), ordered.num_rows, totals)
 
 
 def _ledger_to_go_on(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-Kind = int | None
+TokenLimit = int | None
 """The most tokens of a generation; None is what the context leaves."""
 
 WINDOW_S = 1800.0
@@ -25,7 +25,9 @@ ENOUGH = 8
 """Generations of a kind from which on their mean length is believed."""
 
 
-def expected_tokens(done: Mapping[Kind, int], tokens: Mapping[Kind, int], kind: Kind) -> float:
+def expected_tokens(
+    done: Mapping[TokenLimit, int], tokens: Mapping[TokenLimit, int], kind: TokenLimit
+) -> float:
     """Tokens of one generation of a kind: the mean of those that are there.
 
     Before there are enough, it is the kind's limit times the share of their limits that the others
@@ -41,7 +43,9 @@ def expected_tokens(done: Mapping[Kind, int], tokens: Mapping[Kind, int], kind: 
 
 
 def tokens_left(
-    expected: Mapping[Kind, float], done: Mapping[Kind, int], tokens: Mapping[Kind, int]
+    expected: Mapping[TokenLimit, float],
+    done: Mapping[TokenLimit, int],
+    tokens: Mapping[TokenLimit, int],
 ) -> float:
     """Tokens whose time at the full rate is the time that is left.
 
@@ -55,7 +59,9 @@ def tokens_left(
 
 
 def tokens_in_flight(
-    done: Mapping[Kind, int], tokens: Mapping[Kind, int], in_flight: Mapping[Kind, int]
+    done: Mapping[TokenLimit, int],
+    tokens: Mapping[TokenLimit, int],
+    in_flight: Mapping[TokenLimit, int],
 ) -> float:
     """Tokens of the generations that are not finished: each is taken to be half made."""
     return sum(n * expected_tokens(done, tokens, kind) for kind, n in in_flight.items()) / 2
@@ -64,17 +70,17 @@ def tokens_in_flight(
 def still_expected(
     open_questions: Mapping[str, int],
     finished: Mapping[str, int],
-    per_question: Mapping[str, Mapping[Kind, int]],
-    done: Mapping[Kind, int],
-) -> dict[Kind, float]:
+    per_question: Mapping[str, Mapping[TokenLimit, int]],
+    done: Mapping[TokenLimit, int],
+) -> dict[TokenLimit, float]:
     """How many generations of each kind there will be in all, those done included.
 
     All by job: the questions that still need a row, those that got one in this execution, and how
     many generations of each kind one question takes. What was done for more than the finished
     questions was done for open ones.
     """
-    in_all: dict[Kind, float] = dict.fromkeys(done, 0.0)
-    of_finished: dict[Kind, float] = dict.fromkeys(done, 0.0)
+    in_all: dict[TokenLimit, float] = dict.fromkeys(done, 0.0)
+    of_finished: dict[TokenLimit, float] = dict.fromkeys(done, 0.0)
     for job, kinds in per_question.items():
         for kind, count in kinds.items():
             in_all[kind] = in_all.get(kind, 0.0) + count * open_questions.get(job, 0)

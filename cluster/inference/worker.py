@@ -41,7 +41,7 @@ from cluster.inference.engine import (
     make_engine,
 )
 from cluster.inference.engine_processes import child_processes
-from cluster.inference.job import Job, Slots
+from cluster.inference.job import GenerationJob, Slots
 from cluster.inference.schedule import chunk_folder, read_chunk, read_chunk_again
 from cluster.models.model import Model
 from cluster.models.weight_digests import check_loaded
@@ -62,7 +62,12 @@ class EngineWorker:
     """One engine and the chunks it works on. A plain class: a test may call it directly."""
 
     def __init__(
-        self, model: Model, jobs: Mapping[str, Job], *, settings: EngineSettings, board: Any
+        self,
+        model: Model,
+        jobs: Mapping[str, GenerationJob],
+        *,
+        settings: EngineSettings,
+        board: Any,
     ) -> None:
         self._worker_id = secrets.token_hex(8)
         self._jobs = jobs
@@ -143,7 +148,7 @@ class EngineWorker:
                 f"node, {first} on another; make the model and engine.dtype the same on all nodes"
             )
 
-    async def _do_chunk(self, job: Job, execution: str, chunk: int) -> None:
+    async def _do_chunk(self, job: GenerationJob, execution: str, chunk: int) -> None:
         self._state.note("first_chunk_at", first=True)
         folder = chunk_folder(execution, chunk)
         key = f"{job.name}/{folder}"
@@ -166,7 +171,7 @@ class EngineWorker:
 
     async def _do_questions(
         self,
-        job: Job,
+        job: GenerationJob,
         asked: list[dict[str, Any]],
         keeper: _RowKeeper,
         deaths: dict[str, int] | None,
@@ -183,7 +188,7 @@ class EngineWorker:
 
     async def _do_question(
         self,
-        job: Job,
+        job: GenerationJob,
         question: dict[str, Any],
         keeper: _RowKeeper,
         deaths: dict[str, int] | None,
@@ -193,7 +198,7 @@ class EngineWorker:
         num_deaths = deaths.get(question_id, 0) if deaths else 0
         if num_deaths >= max(DEATHS_OF_ITS_OWN, self._settings.max_attempts):
             reason = f"its engine died {num_deaths} times while answering it"
-            row = job.handler.set_aside(question, reason) | {"attempt": num_deaths - 1}
+            row = job.handler.mark_failed(question, reason) | {"attempt": num_deaths - 1}
             keeper.keep(row, question["previous"])
             return
         async with self._alone if num_deaths else contextlib.nullcontext():
@@ -204,7 +209,9 @@ class EngineWorker:
                     await self._board.begin_question.remote(self._worker_id, question_id)
                 await self._attempts(job, question, keeper)
 
-    async def _attempts(self, job: Job, question: dict[str, Any], keeper: _RowKeeper) -> None:
+    async def _attempts(
+        self, job: GenerationJob, question: dict[str, Any], keeper: _RowKeeper
+    ) -> None:
         """Try until nothing failed or the attempts are used up; every attempt's row is kept."""
         previous = question["previous"]
         for attempt in range(question["attempt"], self._settings.max_attempts):
@@ -215,7 +222,7 @@ class EngineWorker:
             previous = row
 
     async def _try(
-        self, job: Job, question: dict[str, Any], previous: dict[str, Any] | None
+        self, job: GenerationJob, question: dict[str, Any], previous: dict[str, Any] | None
     ) -> dict[str, Any]:
         try:
             row = await job.handler(self._engine, question, self._slots, previous)
@@ -225,7 +232,7 @@ class EngineWorker:
             self._state.failures_in_a_row += 1
             if self._state.failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
                 raise
-            return job.handler.set_aside(question, _one_line(error))
+            return job.handler.mark_failed(question, _one_line(error))
         self._state.failures_in_a_row = 0
         return row
 
@@ -324,7 +331,7 @@ class _RowKeeper:
     """Keeps the finished rows of a chunk: durable after so many rows or seconds."""
 
     def __init__(
-        self, job: Job, writer: PartWriter, settings: EngineSettings, state: _State
+        self, job: GenerationJob, writer: PartWriter, settings: EngineSettings, state: _State
     ) -> None:
         self._job, self._writer, self._settings, self._state = job, writer, settings, state
         self._rows: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ class ReadAs(enum.StrEnum):
     NOTHING = "nothing"
 
 
-class Kind(NamedTuple):
+class AnswerReader(NamedTuple):
     """How answers of one type are read and compared."""
 
     name: str
@@ -139,7 +139,7 @@ class _Box(NamedTuple):
 
 
 def read_answer(
-    text: str, kind: Kind, choices: Choices, *, last: bool, finished: bool
+    text: str, kind: AnswerReader, choices: Choices, *, last: bool, finished: bool
 ) -> tuple[ReadAs, Reading | None]:
     """The first way of reading that finds something, and what it finds."""
     if kind.name == "math":
@@ -168,7 +168,9 @@ def find_answer(text: str, *, last: bool, finished: bool) -> tuple[ReadAs, str |
     return ReadAs.LAST, lines[-1].strip() if last and lines else None
 
 
-def _read_boxes(text: str, kind: Kind, choices: Choices, denied: list[Span]) -> Reading | None:
+def _read_boxes(
+    text: str, kind: AnswerReader, choices: Choices, denied: list[Span]
+) -> Reading | None:
     """The last filled box, or those that it is listed with: `\\boxed{1} and \\boxed{-2}`."""
     found = [box for box in _boxes(text, loose=kind.name == "text") if kind.clean(box.content)]
     while found:
@@ -181,7 +183,7 @@ def _read_boxes(text: str, kind: Kind, choices: Choices, denied: list[Span]) -> 
     return None
 
 
-def _read_group(group: list[_Box], kind: Kind, choices: Choices) -> Reading:
+def _read_group(group: list[_Box], kind: AnswerReader, choices: Choices) -> Reading:
     contents = list(dict.fromkeys(box.content for box in group))
     whole = ", ".join(contents)
     if kind.name == "math":
@@ -306,7 +308,7 @@ def tagged(text: str) -> str | None:
     return text[start + len("<answer>") : end].strip() or None if start >= 0 else None
 
 
-def _read_tag(text: str, kind: Kind, choices: Choices) -> Reading | None:
+def _read_tag(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
     content = tagged(text)
     cleaned = kind.clean(content) if content and len(content) <= MAX_LINE_LENGTH else ""
     return (kind.read(cleaned, choices) or Reading(shorten(cleaned))) if cleaned else None
@@ -367,7 +369,7 @@ def _is_cut(line: str, *, at_end: bool) -> bool:
 
 
 def _read_phrase(
-    text: str, kind: Kind, choices: Choices, denied: list[Span], *, finished: bool
+    text: str, kind: AnswerReader, choices: Choices, denied: list[Span], *, finished: bool
 ) -> Reading | None:
     """The last clear phrase that is followed by a value of the wanted type."""
     for rest in _remainders(text, finished=finished):
@@ -420,7 +422,9 @@ def _text_behind_phrase(text: str, *, finished: bool) -> str | None:
     return None
 
 
-def _read_remainder(line: str, cleaned: str, kind: Kind, choices: Choices) -> Reading | None:
+def _read_remainder(
+    line: str, cleaned: str, kind: AnswerReader, choices: Choices
+) -> Reading | None:
     """Read what follows a phrase; an option's text may hold a full stop or a "because"."""
     if kind.name == "math":
         formula = stated_formula(line)
@@ -492,7 +496,7 @@ def _first_sentence(text: str) -> str:
     return text
 
 
-def _read_last(text: str, kind: Kind, choices: Choices) -> Reading | None:
+def _read_last(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
     """The last value of the wanted type in the last line that holds one."""
     lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
     for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):

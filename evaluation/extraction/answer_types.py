@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.extraction.answer_extraction import Kind
+from evaluation.extraction.answer_extraction import AnswerReader
 from evaluation.extraction.boolean import (
     boolean_keys,
     canonical_boolean,
@@ -48,8 +48,8 @@ def _stands_anywhere(cleaned: str, choices: Choices, after: str) -> bool:
     return True
 
 
-KINDS: dict[AnswerType, Kind] = {
-    "number": Kind(
+ANSWER_READERS: dict[AnswerType, AnswerReader] = {
+    "number": AnswerReader(
         "number",
         plain_text,
         read_number,
@@ -58,7 +58,7 @@ KINDS: dict[AnswerType, Kind] = {
         number_keys,
         is_lone_number,
     ),
-    "choice": Kind(
+    "choice": AnswerReader(
         "choice",
         plain_text,
         read_choice,
@@ -68,7 +68,7 @@ KINDS: dict[AnswerType, Kind] = {
         is_lone_option,
         last_lines=without_option_lists,
     ),
-    "boolean": Kind(
+    "boolean": AnswerReader(
         "boolean",
         plain_text,
         read_boolean,
@@ -77,7 +77,7 @@ KINDS: dict[AnswerType, Kind] = {
         boolean_keys,
         _stands_anywhere,
     ),
-    "text": Kind(
+    "text": AnswerReader(
         "text",
         plain_text,
         read_text,
@@ -87,7 +87,7 @@ KINDS: dict[AnswerType, Kind] = {
         is_last_line,
         last_lines=only_line,
     ),
-    "math": Kind(
+    "math": AnswerReader(
         "math",
         clean_mathematics,
         read_mathematics,

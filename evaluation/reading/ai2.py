@@ -14,11 +14,11 @@ import string
 from dataclasses import replace
 from typing import Any
 
-from evaluation.reading.rows import Row
-from evaluation.task import Draft
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow
 
 
-def read_labelled_options(row: Row, stem: str = "question") -> Draft:
+def read_labelled_options(row: SourceRow, stem: str = "question") -> ParsedRow:
     """The question of a row; `stem` is the hub's column of it.
 
     Options are named by position: some rows of ARC call theirs 1 to 4, which would be mistaken for
@@ -34,17 +34,17 @@ def read_labelled_options(row: Row, stem: str = "question") -> Draft:
     if labels.count(key) != 1:
         raise row.wrong("answerKey", f"is {key!r}, which is not one of the labels {labels}")
     letter = string.ascii_uppercase[labels.index(key)]
-    return Draft(text, letter, "choice", options, key=row.text("id"))
+    return ParsedRow(text, letter, "choice", options, key=row.text("id"))
 
 
-def _listed(row: Row) -> tuple[list[str], tuple[str, ...]]:
+def _listed(row: SourceRow) -> tuple[list[str], tuple[str, ...]]:
     """Labels and texts of options that are objects."""
     choices = [_as_row(row, choice) for choice in row.items("choices")]
     labels = [choice.text("label") for choice in choices]
     return labels, row.checked_options("choices", [choice.text("text") for choice in choices])
 
 
-def _columns(row: Row) -> tuple[list[str], tuple[str, ...]]:
+def _columns(row: SourceRow) -> tuple[list[str], tuple[str, ...]]:
     """Labels and texts of options that are two lists."""
     choices = _as_row(row, row.value("choices"))
     labels, options = list(choices.texts("label")), choices.options("text")
@@ -53,7 +53,7 @@ def _columns(row: Row) -> tuple[list[str], tuple[str, ...]]:
     return labels, options
 
 
-def _as_row(row: Row, value: Any) -> Row:
+def _as_row(row: SourceRow, value: Any) -> SourceRow:
     if not isinstance(value, dict):
         raise row.wrong("choices", f": expected a mapping, found {value!r}")
     return replace(row, values=value)

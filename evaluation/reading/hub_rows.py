@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cluster.models.hub import hub_errors
 from evaluation.question import Split
-from evaluation.reading.rows import Row
+from evaluation.reading.rows import SourceRow
 from evaluation.reading.table_rows import PARQUET_ROWS, arrow_rows
 
 
@@ -35,7 +35,7 @@ class Hub:
     """Whether the repository holds a script, which `datasets` no longer runs; then the hub's own
     conversion to Parquet is read."""
 
-    def rows(self, split: Split) -> Iterator[Row]:
+    def rows(self, split: Split) -> Iterator[SourceRow]:
         """The rows of one of our splits. Raises `InputError`."""
         for config in self.configs:
             for name in self.splits[split]:
@@ -51,7 +51,7 @@ def load_hub_split(
     *,
     revision: str | None = None,
     is_converted: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[SourceRow]:
     """The rows of one split of a hub dataset; `repository` may be a local folder, too.
 
     The library keeps what it downloads below `HF_HOME`. Raises `InputError` when it cannot
@@ -73,4 +73,4 @@ def load_hub_split(
     tables = rows.with_format("arrow").iter(PARQUET_ROWS)
     values = itertools.chain.from_iterable(map(arrow_rows, tables))
     for number, row in enumerate(values):
-        yield Row(f"{name} row {number + 1}", name, number, row)
+        yield SourceRow(f"{name} row {number + 1}", name, number, row)

@@ -2,7 +2,7 @@
 
 The first row of `train.jsonl`, for example::
 
-    Row(place="/data/train.jsonl:1", part="/data/train.jsonl", number=0,
+    SourceRow(place="/data/train.jsonl:1", part="/data/train.jsonl", number=0,
         values={"question": "Tom has ...", "answer": "... #### 72"})
 
 Whatever is wrong with a file raises `InputError` with the file, the line (Parquet and the hub: the
@@ -30,7 +30,7 @@ from evaluation.reading.xml_rows import read_xml
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SourceRow:
     """A row as it stands in its file, and where."""
 
     place: str
@@ -162,7 +162,7 @@ class Row:
 
 def read_rows(
     location: str, columns: Sequence[str] | None = None, form: CsvForm | None = None
-) -> Iterator[Row]:
+) -> Iterator[SourceRow]:
     """The rows of one file, at least one, read as they are asked for.
 
     `location` is an absolute path or a URI. Of a Parquet file only `columns` are read, where given;
@@ -171,7 +171,7 @@ def read_rows(
     with open_file(location) as stream:
         number = -1
         for number, (place, values) in enumerate(_read(location, stream, columns, form)):
-            yield Row(place, location, number, values)
+            yield SourceRow(place, location, number, values)
     if number < 0:
         raise InputError(f"{location} contains no questions; give another file or leave it out")
 

@@ -12,8 +12,8 @@ import re
 
 from evaluation.question import Split
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
 RELATIONS = ("entailment", "neutral", "contradiction")
 
@@ -23,7 +23,7 @@ _ROUNDS = ("1", "2", "3")
 _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """Premise, hypothesis and what is asked about them."""
     label = row.value("label")
     if not isinstance(label, str | int) or label not in _LETTERS:
@@ -34,10 +34,10 @@ def read_row(row: Row) -> Draft:
         "Is the hypothesis entailed by the premise, contradicted by it, or neither (neutral)?"
     )
     letter = _LETTERS[label]
-    return Draft(text, letter, "choice", RELATIONS, key=row.text("uid"), group=_round(row))
+    return ParsedRow(text, letter, "choice", RELATIONS, key=row.text("uid"), group=_round(row))
 
 
-def _round(row: Row) -> str:
+def _round(row: SourceRow) -> str:
     rounds = _ROUND.findall(row.part)
     if not rounds:
         raise row.wrong("uid", f": {row.part} does not say its round; name the folder R1, R2 or R3")

@@ -12,13 +12,13 @@ import re
 import string
 
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
 _LETTERED = re.compile(r"\(?([A-Z])\s*\)\s*(.*)", re.DOTALL)
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The options without their letters."""
     options = row.options("options")
     texts = tuple(_text(row, letter, option) for letter, option in _named(options))
@@ -27,14 +27,14 @@ def read_row(row: Row) -> Draft:
         raise row.wrong("correct", f"is {correct!r}, which is not the letter of an option")
     solution = row.values.get("rationale")
     given = solution.strip() if isinstance(solution, str) else ""
-    return Draft(row.text("question"), correct, "choice", texts, solution=given)
+    return ParsedRow(row.text("question"), correct, "choice", texts, solution=given)
 
 
 def _named(options: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(zip(string.ascii_uppercase, options, strict=False))
 
 
-def _text(row: Row, letter: str, option: str) -> str:
+def _text(row: SourceRow, letter: str, option: str) -> str:
     found = _LETTERED.fullmatch(option)
     if found is None or found[1] != letter:
         raise row.wrong("options", f": {option!r} should begin with {letter}); fix the row")

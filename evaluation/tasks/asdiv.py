@@ -13,13 +13,13 @@ from __future__ import annotations
 import re
 
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task, plain_number, spoken_list
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task, plain_number, spoken_list
 
 _UNIT = re.compile(r"\s*\([^()]*\)")
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """Body and question; upstream's columns are capitalised, the hub's are not."""
     is_upstream = "Body" in row.values
     columns = ("Body", "Question", "Answer")
@@ -29,22 +29,22 @@ def read_row(row: Row) -> Draft:
     return _draft(text, _without_units(row, answer), key)
 
 
-def _without_units(row: Row, column: str) -> str:
+def _without_units(row: SourceRow, column: str) -> str:
     parts = _UNIT.sub("", row.text(column)).split(";")
     text = "; ".join(part.strip() for part in parts if part.strip())
     return row.checked_text(column, text)
 
 
-def _draft(text: str, answer: str, key: str | None) -> Draft:
+def _draft(text: str, answer: str, key: str | None) -> ParsedRow:
     number = plain_number(answer)
     if number is not None:
-        return Draft(text, number, "number", key=key)
+        return ParsedRow(text, number, "number", key=key)
     if answer.casefold() in ("yes", "no"):
-        return Draft(text, answer, "boolean", key=key)
-    return Draft(text, answer, "text", key=key)
+        return ParsedRow(text, answer, "boolean", key=key)
+    return ParsedRow(text, answer, "text", key=key)
 
 
-def aliases_of(draft: Draft) -> tuple[str, ...]:
+def aliases_of(draft: ParsedRow) -> tuple[str, ...]:
     """A list as a sentence gives it."""
     return spoken_list(draft.answer.split("; ")) if draft.answer_type == "text" else ()
 

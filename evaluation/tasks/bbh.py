@@ -15,10 +15,10 @@ import string
 
 from evaluation.question import AnswerType
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
-KINDS: dict[str, AnswerType] = {
+ANSWER_READERS: dict[str, AnswerType] = {
     "boolean_expressions": "boolean",
     "causal_judgement": "boolean",
     "date_understanding": "choice",
@@ -54,33 +54,33 @@ _OPTION = re.compile(r"^(?:\(([A-Z])\)|-)[ \t]*", re.MULTILINE)
 _LETTER = re.compile(r"\(([A-Z])\)")
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The question without its options; the task, which the file's name says, begins the id."""
     name = _name(row)
-    kind = KINDS[name]
+    kind = ANSWER_READERS[name]
     start, *listed = _OPTIONS.split(row.text("input"), maxsplit=1)
     text = row.checked_text("input", start)
     target, key = row.text("target"), f"{row.number:04d}"
     if kind != "choice":
-        return Draft(text, target, kind, key=key, group=name)
+        return ParsedRow(text, target, kind, key=key, group=name)
     options = _listed(row, listed)
-    return Draft(text, _letter(row, target, options), kind, options, key=key, group=name)
+    return ParsedRow(text, _letter(row, target, options), kind, options, key=key, group=name)
 
 
-def aliases_of(draft: Draft) -> tuple[str, ...]:
+def aliases_of(draft: ParsedRow) -> tuple[str, ...]:
     """Sorted words are as right with commas between them."""
     is_sorted = "word_sorting" in (draft.group, *(draft.key or "").split("/"))
     return (", ".join(draft.answer.split()),) if is_sorted else ()
 
 
-def _name(row: Row) -> str:
-    found = [part for part in re.split(r"[/.]", row.part) if part in KINDS]
+def _name(row: SourceRow) -> str:
+    found = [part for part in re.split(r"[/.]", row.part) if part in ANSWER_READERS]
     if not found:
         raise row.wrong("input", f": which of the 27 tasks it is of is not in the name {row.part}")
     return found[-1]
 
 
-def _listed(row: Row, listed: list[str]) -> tuple[str, ...]:
+def _listed(row: SourceRow, listed: list[str]) -> tuple[str, ...]:
     """The options' texts, whether they are named `(A)` or only begun with a dash."""
     text = listed[0] if listed else ""
     marks = list(_OPTION.finditer(text))
@@ -92,7 +92,7 @@ def _listed(row: Row, listed: list[str]) -> tuple[str, ...]:
     return row.checked_options("input", texts)
 
 
-def _letter(row: Row, target: str, options: tuple[str, ...]) -> str:
+def _letter(row: SourceRow, target: str, options: tuple[str, ...]) -> str:
     """The letter of the target, which is `(B)` or the text of an option."""
     lettered = _LETTER.fullmatch(target)
     letter = lettered[1] if lettered else ""
@@ -110,8 +110,8 @@ TASK = Task(
     domain="out_of_domain",
     licence="MIT, with a canary",
     upstream="github.com/suzgunmirac/BIG-Bench-Hard",
-    files={"test": tuple(f"bbh/{name}.json" for name in KINDS)},
-    hub=Hub("SaylorTwift/bbh", {"test": ("test",)}, tuple(KINDS)),
+    files={"test": tuple(f"bbh/{name}.json" for name in ANSWER_READERS)},
+    hub=Hub("SaylorTwift/bbh", {"test": ("test",)}, tuple(ANSWER_READERS)),
     counts={"test": 6511},
     no_training="it carries the canary of BIG-bench, which asks never to be trained on",
     read_row=read_row,

@@ -11,18 +11,18 @@ from __future__ import annotations
 import re
 
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task, plain_number
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task, plain_number
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The number behind the last `####` is the truth."""
     solution, marks, end = row.text("answer").rpartition("####")
     number = plain_number(end) if marks else None
     if number is None:
         raise row.wrong("answer", "does not end with #### and a number; fix the row")
     without_calculator = re.sub(r"<<[^<>]*>>", "", solution).strip()
-    return Draft(row.text("question"), number, "number", solution=without_calculator)
+    return ParsedRow(row.text("question"), number, "number", solution=without_calculator)
 
 
 TASK = Task(

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from evaluation.question import AnswerType
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task, plain_number
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task, plain_number
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The problem; its solution is not read."""
     answer = row.text("answer")
     number = None if "$" in answer else plain_number(answer)
     key = row.text("unique_id").removeprefix("test/").removesuffix(".json")
     answer_type: AnswerType = "math" if number is None else "number"
     subject = row.text("subject") if row.values.get("subject") else key.partition("/")[0]
-    return Draft(row.text("problem"), number or answer, answer_type, key=key, kind=subject)
+    return ParsedRow(row.text("problem"), number or answer, answer_type, key=key, kind=subject)
 
 
 TASK = Task(

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task, plain_number
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task, plain_number
 
 RELATIONS = ("entailment", "neutral", "contradiction")
 MAX_REORDERED = 4  # spans, which is 24 orders
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The question of any of the eight kinds; the kind's number begins its id (`t5/00042`)."""
     kind = row.text("type").removeprefix("Type_")
     if kind not in _READERS:
@@ -32,17 +32,17 @@ def read_row(row: Row) -> Draft:
     return _READERS[kind](row, f"t{kind}")
 
 
-def _read_question(row: Row, group: str) -> Draft:
+def _read_question(row: SourceRow, group: str) -> ParsedRow:
     return _draft(row.text("question"), row.written("answer", row.value("answer")), group)
 
 
-def _read_passage(row: Row, group: str) -> Draft:
+def _read_passage(row: SourceRow, group: str) -> ParsedRow:
     text = f"{row.text('passage')}\n{row.text('question')}"
     answer, *others = _passage_answers(row, row.value("answer"))
     return replace(_draft(text, answer, group), aliases=tuple(others))
 
 
-def _passage_answers(row: Row, answer: Any) -> list[str]:
+def _passage_answers(row: SourceRow, answer: Any) -> list[str]:
     """The number, else the spans in each order, else the date; as DROP writes its answers."""
     if not isinstance(answer, Mapping):
         return [row.written("answer", answer)]
@@ -62,14 +62,14 @@ def _passage_answers(row: Row, answer: Any) -> list[str]:
     return [" ".join(days)]
 
 
-def _draft(text: str, answer: str, group: str) -> Draft:
+def _draft(text: str, answer: str, group: str) -> ParsedRow:
     number = plain_number(answer)
     if number is None:
-        return Draft(text, answer, "text", group=group)
-    return Draft(text, number, "number", group=group)
+        return ParsedRow(text, answer, "text", group=group)
+    return ParsedRow(text, number, "number", group=group)
 
 
-def _read_comparison(row: Row, group: str) -> Draft:
+def _read_comparison(row: SourceRow, group: str) -> ParsedRow:
     """Two options, and `Option 1` or `Option 2` as the truth."""
     letters = {"option1": "A", "option2": "B"}
     answer = row.written("answer", row.value("answer"))
@@ -77,10 +77,10 @@ def _read_comparison(row: Row, group: str) -> Draft:
     if letter is None:
         raise row.wrong("answer", f"is {answer!r}, neither Option 1 nor Option 2")
     options = tuple(row.written(name, row.value(name)) for name in ("Option1", "Option2"))
-    return Draft(row.text("question"), letter, "choice", options, group=group)
+    return ParsedRow(row.text("question"), letter, "choice", options, group=group)
 
 
-def _read_inference(row: Row, group: str) -> Draft:
+def _read_inference(row: SourceRow, group: str) -> ParsedRow:
     """Two statements, and how the second follows from the first."""
     answer = row.text("answer").casefold()
     if answer not in RELATIONS:
@@ -89,10 +89,10 @@ def _read_inference(row: Row, group: str) -> Draft:
         f"Premise: {row.text('statement1')}\nHypothesis: {row.text('statement2')}\n"
         "Is the hypothesis entailed by the premise, contradicted by it, or neither (neutral)?"
     )
-    return Draft(text, "ABC"[RELATIONS.index(answer)], "choice", RELATIONS, group=group)
+    return ParsedRow(text, "ABC"[RELATIONS.index(answer)], "choice", RELATIONS, group=group)
 
 
-_READERS: Mapping[str, Callable[[Row, str], Draft]] = {
+_READERS: Mapping[str, Callable[[SourceRow, str], ParsedRow]] = {
     "1": _read_question,
     "2": _read_question,
     "3": _read_comparison,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from evaluation.reading.ai2 import read_labelled_options
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """A question with four options; the fact of the open book is not shown."""
     return read_labelled_options(row, stem="question_stem")
 

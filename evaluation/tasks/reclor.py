@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import string
 
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The passage and the question; `label` is the position of the right option, from 0."""
     label, options = row.value("label"), row.options("answers")
     if not isinstance(label, int) or isinstance(label, bool) or label not in range(len(options)):
         raise row.wrong("label", f"is {label!r}, not a position from 0 to {len(options) - 1}")
     text = f"{row.text('context')}\n{row.text('question')}"
     letter = string.ascii_uppercase[label]
-    return Draft(text, letter, "choice", options, key=row.text("id_string"))
+    return ParsedRow(text, letter, "choice", options, key=row.text("id_string"))
 
 
 TASK = Task(

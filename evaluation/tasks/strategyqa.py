@@ -9,14 +9,14 @@ The labels of upstream's test are hidden, so the 2,290 labelled questions are cu
 from __future__ import annotations
 
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The question alone."""
     answer = row.written("answer", row.value("answer"))
-    return Draft(row.text("question"), answer, "boolean", key=row.text("qid"))
+    return ParsedRow(row.text("question"), answer, "boolean", key=row.text("qid"))
 
 
 TASK = Task(

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from evaluation.reading.rows import Row
-from evaluation.task import Draft
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow
 from evaluation.tasks import strategyqa
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """The facts, upstream's list or the hub's one text, then the question."""
     draft = strategyqa.read_row(row)
     is_list = isinstance(row.value("facts"), list | tuple)

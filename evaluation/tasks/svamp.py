@@ -8,15 +8,15 @@ All 1,000 are test; the hub's copy has them in two splits. They were made from A
 from __future__ import annotations
 
 from evaluation.reading.hub_rows import Hub
-from evaluation.reading.rows import Row
-from evaluation.task import Draft, Task
+from evaluation.reading.rows import SourceRow
+from evaluation.task import ParsedRow, Task
 
 
-def read_row(row: Row) -> Draft:
+def read_row(row: SourceRow) -> ParsedRow:
     """Body and question, a line each."""
     answer = row.written("Answer", row.value("Answer"))
     text = f"{row.text('Body')}\n{row.text('Question')}"
-    return Draft(text, answer, "number", key=row.text("ID"))
+    return ParsedRow(text, answer, "number", key=row.text("ID"))
 
 
 TASK = Task(

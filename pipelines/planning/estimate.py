@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cluster.errors import InputError, OverBudgetError
-from cluster.inference.schedule import Share
+from cluster.inference.schedule import DatasetQuota
 from cluster.settings import EXTENT, OPERATIONAL, Settings
 from cluster.terminal import format_table
 
@@ -125,7 +125,7 @@ class Workload:
     rounds: int = 1
     num_models_predicted: int = 2
     """The base model and one more a round."""
-    shares: Mapping[str, Share] = field(default_factory=dict)
+    shares: Mapping[str, DatasetQuota] = field(default_factory=dict)
     """By dataset, where it is not the default."""
     max_tokens: int | None = None
     """Of the paths of one round, over all datasets (`budget.generated_tokens`)."""
@@ -441,7 +441,7 @@ def _question_parts(
 
 def _num_begun(means: Mapping[str, Array], workload: Workload) -> dict[str, int]:
     """How many questions of each dataset are begun until the limits, were each like its mean."""
-    shares = {name: workload.shares.get(name, Share()) for name in means}
+    shares = {name: workload.shares.get(name, DatasetQuota()) for name in means}
     enough = {
         name: _num_within(shares[name], num, means[name])
         for name, num in workload.num_questions.items()
@@ -460,7 +460,7 @@ def _num_begun(means: Mapping[str, Array], workload: Workload) -> dict[str, int]
     return dict(zip(enough, counts.tolist(), strict=True))
 
 
-def _num_within(share: Share, num: int, mean: Array) -> int:
+def _num_within(share: DatasetQuota, num: int, mean: Array) -> int:
     """How many of the questions are begun until a limit is reached, were each like the mean."""
     for limit, column in ((share.max_tokens, "tokens"), (share.max_accepted, "accepted")):
         each = float(mean[_COLUMNS.index(column)])

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.inference.engine import EngineSettings
-from cluster.inference.job import Job
+from cluster.inference.job import GenerationJob
 from cluster.inference.pool import finish_job
 from cluster.models.model import Model
 from cluster.remote import run_task
@@ -56,7 +56,7 @@ def make(run: Run, stop: StopRequest) -> None:
         return
     prompts = write_prompts(expansion, step.folder)
     handler = ProposeGuideline(expansion.sampling, expansion.seed)
-    job = Job("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)
+    job = GenerationJob("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)
     execution = run_engines(run.config, run.base, [job], stop, max_workers=1)
     rows = finish_job(job)
     facts = run_task(select_step_guidelines, step.folder, prompts, expansion.guidelines)

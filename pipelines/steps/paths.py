@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.inference.engine import EngineSettings
-from cluster.inference.job import Job
-from cluster.inference.schedule import Share
+from cluster.inference.job import GenerationJob
+from cluster.inference.schedule import DatasetQuota
 from cluster.models.model import Model
 from cluster.session import StopRequest
 from cluster.settings import content_of, fingerprint, versioned
@@ -72,14 +72,14 @@ def extent(config: Config, questions: QuestionFacts) -> str:
     return fingerprint(questions.extent("train"), limits, *([bound] if bound else []))
 
 
-def job(run: Run, round_: Round) -> Job:
+def job(run: Run, round_: Round) -> GenerationJob:
     """What the engines are given to do."""
     recipe = guidelines.with_proposed(round_.recipe, run.guidelines_step)
     quotas = {
-        name: Share(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
+        name: DatasetQuota(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
         for name, dataset in run.config.questions.datasets.items()
     }
-    return Job(
+    return GenerationJob(
         name="paths",
         folder=round_.paths.folder,
         schema=PATHS_SCHEMA,

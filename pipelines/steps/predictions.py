@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.inference.engine import EngineSettings
-from cluster.inference.job import Job
+from cluster.inference.job import GenerationJob
 from cluster.models.model import Model
 from cluster.session import StopRequest
 from cluster.settings import content_of, versioned
@@ -33,11 +33,11 @@ def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) 
     return versioned(made_from, VERSION)
 
 
-def job(run: Run, step: Step) -> Job:
+def job(run: Run, step: Step) -> GenerationJob:
     """What the engines are given to do."""
     handler = PredictAnswer(run.config.evaluation)
     questions = run.stored_questions("dev", "test")
-    return Job("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
+    return GenerationJob("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:

@@ -98,7 +98,7 @@ class SynthesizePaths:
         were_hinted = previous is not None and any(path.is_hinted for path in previous.paths)
         return were_hinted or not any(path.verdict == Verdict.CORRECT for path in graded)
 
-    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a question that has no paths, and why."""
         asked = Question.from_row(question)
         num_failed = len(self.recipe.specs(asked))

@@ -158,10 +158,10 @@ class ProposeGuideline:
         async with slots:
             [response] = await respond(engine, messages, self.sampling, seed)
         if response.completion is None:
-            return self.set_aside(question, response.error or "")
+            return self.mark_failed(question, response.error or "")
         return self._row(asked) | _response_columns(response.completion) | {"seed": seed}
 
-    def set_aside(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
         """The row of a proposal that was not made, and why."""
         return self._row(Question.from_row(question)) | {"error": reason, "num_failed": 1}
 

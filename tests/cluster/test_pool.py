@@ -14,7 +14,7 @@ import pytest
 from cluster.errors import InterruptedRunError
 from cluster.gpus import free_nodes, total
 from cluster.inference.engine import EngineSettings
-from cluster.inference.job import Job
+from cluster.inference.job import GenerationJob
 from cluster.inference.pool import engines_need, finish_job, place_engines, run_jobs
 from cluster.inference.schedule import Questions, num_tokens
 from cluster.models.model import Model
@@ -48,10 +48,10 @@ def stored(folder: Folder, questions: list[Question]) -> Questions:
     return Questions(questions_folder, ("train",))
 
 
-def paths_job(folder: Folder) -> Job:
+def paths_job(folder: Folder) -> GenerationJob:
     recipe = Recipe.load(0, SynthesisSettings(guidelines_per_question=2))
     handler = SynthesizePaths(recipe, ("number",))
-    return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, QUESTIONS))
+    return GenerationJob("paths", folder, PATHS_SCHEMA, handler, stored(folder, QUESTIONS))
 
 
 BOUND = 15_000
@@ -63,7 +63,7 @@ SLOW: dict[str, Any] = {
 """Answers of 100 tokens, about 2,500 tokens a second: a bound is seen a second late."""
 
 
-def bounded_job(folder: Folder, max_tokens: int, **synthesis: Any) -> Job:
+def bounded_job(folder: Folder, max_tokens: int, **synthesis: Any) -> GenerationJob:
     """Sixty questions of either of two datasets, in all at least three times the bound."""
     asked = [
         Question(f"{d}/train/{n}", d, "train", "in_domain", f"What is {n} + {d}?", "1", "number")
@@ -72,14 +72,16 @@ def bounded_job(folder: Folder, max_tokens: int, **synthesis: Any) -> Job:
     ]
     recipe = Recipe.load(0, SynthesisSettings.model_validate_json(json.dumps(synthesis)))
     handler = SynthesizePaths(recipe, ("number",))
-    return Job("paths", folder, PATHS_SCHEMA, handler, stored(folder, asked), {}, max_tokens)
+    return GenerationJob(
+        "paths", folder, PATHS_SCHEMA, handler, stored(folder, asked), {}, max_tokens
+    )
 
 
-def totals(job: Job) -> dict[str, dict[str, int]]:
+def totals(job: GenerationJob) -> dict[str, dict[str, int]]:
     return Ledger.read(job.folder).totals(job.questions.keys())
 
 
-def assert_ends_at(job: Job, bound: int) -> None:
+def assert_ends_at(job: GenerationJob, bound: int) -> None:
     """The job has about so many tokens, and both datasets their turns."""
     made = totals(job)
     assert bound <= num_tokens(made) < bound + BOUND
@@ -87,12 +89,14 @@ def assert_ends_at(job: Job, bound: int) -> None:
     assert 0.7 * max(done) < min(done) < 60
 
 
-def predictions_job(folder: Folder) -> Job:
+def predictions_job(folder: Folder) -> GenerationJob:
     handler = PredictAnswer(EvaluationSettings())
-    return Job("predictions", folder, PREDICTIONS_SCHEMA, handler, stored(folder, QUESTIONS))
+    return GenerationJob(
+        "predictions", folder, PREDICTIONS_SCHEMA, handler, stored(folder, QUESTIONS)
+    )
 
 
-def rows(job: Job) -> list[dict[str, Any]]:
+def rows(job: GenerationJob) -> list[dict[str, Any]]:
     ledger = Ledger.read(job.folder).of(job.questions.keys())
     return sorted(ledger.rows(), key=lambda row: str(row["question_id"]))
 

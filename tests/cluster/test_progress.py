@@ -23,7 +23,7 @@ from cluster.inference.progress import (
     RateMeter,
     format_seconds,
 )
-from cluster.inference.schedule import Share
+from cluster.inference.schedule import DatasetQuota
 from cluster.store.ledger import SUMMED
 
 
@@ -49,7 +49,7 @@ def counts(num_questions: int, **changes: int) -> dict[str, int]:
     return base | changes
 
 
-def board(max_tokens: int | None = None, **shares: Share) -> ProgressBoard:
+def board(max_tokens: int | None = None, **shares: DatasetQuota) -> ProgressBoard:
     """Ten questions of `a`, of which two are done, and twenty of `b`."""
     a = counts(10, num_done=2, num_tokens=100, num_paths=8, num_accepted=4)
     totals = {"paths": {"a": a, "b": counts(20)}, "predictions": {"a": counts(5)}}
@@ -149,17 +149,17 @@ def test_board_metrics_are_those_of_the_view(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("share", "tokens", "accepted", "is_closed"),
     [
-        (Share(max_tokens=150), 49, 50, False),
-        (Share(max_tokens=150), 50, 0, True),
-        (Share(max_accepted=7), 900, 2, False),
-        (Share(max_accepted=7), 0, 3, True),
-        (Share(weight=5), 10**9, 10**9, False),
+        (DatasetQuota(max_tokens=150), 49, 50, False),
+        (DatasetQuota(max_tokens=150), 50, 0, True),
+        (DatasetQuota(max_accepted=7), 900, 2, False),
+        (DatasetQuota(max_accepted=7), 0, 3, True),
+        (DatasetQuota(weight=5), 10**9, 10**9, False),
     ],
 )
 def test_board_closes_a_dataset_that_has_enough_of_all_workers_together(
-    share: Share, tokens: int, accepted: int, is_closed: bool
+    share: DatasetQuota, tokens: int, accepted: int, is_closed: bool
 ) -> None:
-    kept = board(a=share, b=Share(max_tokens=10**12))
+    kept = board(a=share, b=DatasetQuota(max_tokens=10**12))
     report(kept, "w1", a={"num_tokens": tokens})
     reply = report(kept, "w2", a={"num_accepted": accepted})
     assert reply == {"stop": False, "closed": {("paths", "a")} if is_closed else set()}
@@ -172,7 +172,7 @@ def test_board_closes_a_dataset_that_has_enough_of_all_workers_together(
 def test_board_closes_all_datasets_of_a_job_that_has_its_tokens(
     tokens: tuple[int, int], is_closed: bool
 ) -> None:
-    kept = board(150, b=Share(max_accepted=7))
+    kept = board(150, b=DatasetQuota(max_accepted=7))
     report(kept, "w1", a={"num_tokens": tokens[0]})
     reply = report(kept, "w2", b={"num_tokens": tokens[1]})
     # The predictions beside them have no bound.
@@ -182,7 +182,7 @@ def test_board_closes_all_datasets_of_a_job_that_has_its_tokens(
 
 
 def test_board_share_of_a_dataset_that_the_job_has_no_question_of_is_no_error() -> None:
-    kept = board(a=Share(max_tokens=100), far=Share(max_tokens=0))
+    kept = board(a=DatasetQuota(max_tokens=100), far=DatasetQuota(max_tokens=0))
     assert report(kept, "w1")["closed"] == {("paths", "a")}
 
 
@@ -263,7 +263,7 @@ def test_board_workers_of_a_node_are_numbered_and_keep_their_number() -> None:
 
 
 def test_board_can_be_sent_to_its_actor() -> None:
-    kept = pickle.loads(pickle.dumps(board(a=Share(max_tokens=1))))
+    kept = pickle.loads(pickle.dumps(board(a=DatasetQuota(max_tokens=1))))
     assert report(kept, "w1")["closed"] == {("paths", "a")}
 
 

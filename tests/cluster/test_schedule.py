@@ -13,9 +13,9 @@ import pytest
 import cluster.inference.schedule
 from cluster.inference.schedule import (
     LARGEST_CHUNK,
-    Plan,
+    DatasetQuota,
+    OpenWork,
     Questions,
-    Share,
     chunk_folder,
     chunk_sizes,
     interleave,
@@ -67,13 +67,13 @@ def store(folder: Folder, *all_questions: Question) -> Questions:
 def plan(
     folder: Folder,
     stored: Questions,
-    shares: dict[str, Share] | None = None,
+    shares: dict[str, DatasetQuota] | None = None,
     *,
     execution: str = "2",
     num_slots: int = 2,
     max_tokens: int | None = None,
     limit: int | None = None,
-) -> Plan:
+) -> OpenWork:
     return plan_job(
         folder,
         SCHEMA,
@@ -88,11 +88,11 @@ def plan(
     )
 
 
-def all_chunks(folder: Folder, made: Plan) -> list[list[Row]]:
+def all_chunks(folder: Folder, made: OpenWork) -> list[list[Row]]:
     return [read_chunk(folder, made.execution, number) for number in range(made.num_chunks)]
 
 
-def all_rows(folder: Folder, made: Plan) -> list[Row]:
+def all_rows(folder: Folder, made: OpenWork) -> list[Row]:
     return [row for chunk in all_chunks(folder, made) for row in chunk]
 
 
@@ -152,14 +152,14 @@ def test_open_questions_of_nothing_are_none(tmp_path: Path) -> None:
 # --- order -------------------------------------------------------------------------------------
 
 
-def order(asked: Sequence[Question], **shares: Share) -> list[str]:
+def order(asked: Sequence[Question], **shares: DatasetQuota) -> list[str]:
     """The datasets in the order in which their questions are begun."""
     datasets: list[str] = interleave(question_table(asked), shares).column("dataset").to_pylist()
     return datasets
 
 
 def test_interleave_advances_by_weight_in_every_prefix() -> None:
-    begun = order(questions(a=100, b=300), b=Share(weight=3))
+    begun = order(questions(a=100, b=300), b=DatasetQuota(weight=3))
     for size in range(1, 401):
         counts = Counter(begun[:size])
         assert abs(counts["a"] - size / 4) <= 1
@@ -182,7 +182,7 @@ def test_interleave_many_datasets_of_random_weights_stay_in_proportion() -> None
     draw = random.Random(0)
     weights = {f"d{n}": draw.choice([0.1, 0.5, 1.0, 2.0, 7.3]) for n in range(9)}
     asked = questions(**{name: round(200 * weight) for name, weight in weights.items()})
-    begun = order(asked, **{name: Share(weight=weight) for name, weight in weights.items()})
+    begun = order(asked, **{name: DatasetQuota(weight=weight) for name, weight in weights.items()})
     for size in range(1, len(begun) + 1, 17):
         counts = Counter(begun[:size])
         for name, weight in weights.items():
@@ -191,7 +191,7 @@ def test_interleave_many_datasets_of_random_weights_stay_in_proportion() -> None
 
 def test_interleave_keeps_the_order_within_a_dataset() -> None:
     asked = questions(a=40, b=90, c=7)
-    ordered = interleave(question_table(asked), {"b": Share(weight=2.5)}).to_pylist()
+    ordered = interleave(question_table(asked), {"b": DatasetQuota(weight=2.5)}).to_pylist()
     for dataset in "abc":
         own = [row for row in ordered if row["dataset"] == dataset]
         assert ids(own) == [q.question_id for q in asked if q.dataset == dataset]
@@ -199,7 +199,11 @@ def test_interleave_keeps_the_order_within_a_dataset() -> None:
 
 def test_interleave_does_not_hang_on_where_a_dataset_stands() -> None:
     # But for questions due at the same time, which come as they stand.
-    shares = {"a": Share(weight=1.0), "b": Share(weight=2.1), "c": Share(weight=0.37)}
+    shares = {
+        "a": DatasetQuota(weight=1.0),
+        "b": DatasetQuota(weight=2.1),
+        "c": DatasetQuota(weight=0.37),
+    }
     one_after_the_other = [questions(**{name: 30}) for name in shares]
     orders = [
         ids(interleave(question_table([*itertools.chain(*blocks)]), shares).to_pylist())
@@ -313,17 +317,17 @@ def test_plan_without_open_questions_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("share", "is_left_out"),
     [
-        (Share(max_tokens=60), True),
-        (Share(max_tokens=61), False),
-        (Share(max_accepted=6), True),
-        (Share(max_accepted=7), False),
-        (Share(max_tokens=1000, max_accepted=6), True),
-        (Share(max_tokens=0), True),
-        (Share(), False),
+        (DatasetQuota(max_tokens=60), True),
+        (DatasetQuota(max_tokens=61), False),
+        (DatasetQuota(max_accepted=6), True),
+        (DatasetQuota(max_accepted=7), False),
+        (DatasetQuota(max_tokens=1000, max_accepted=6), True),
+        (DatasetQuota(max_tokens=0), True),
+        (DatasetQuota(), False),
     ],
 )
 def test_plan_leaves_out_a_dataset_that_has_enough(
-    tmp_path: Path, share: Share, is_left_out: bool
+    tmp_path: Path, share: DatasetQuota, is_left_out: bool
 ) -> None:
     folder = Folder.open(str(tmp_path))
     asked = questions(a=4, b=4)
@@ -352,7 +356,7 @@ def test_plan_of_a_job_that_has_its_tokens_opens_no_question(
 
 def test_plan_share_of_a_dataset_without_questions_is_no_error(tmp_path: Path) -> None:
     folder = Folder.open(str(tmp_path))
-    shares = {"elsewhere": Share(max_tokens=1), "d": Share(max_tokens=1)}
+    shares = {"elsewhere": DatasetQuota(max_tokens=1), "d": DatasetQuota(max_tokens=1)}
     assert plan(folder, store(folder, *questions(d=3)), shares).num_open == 3
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import regenesis
-from cluster.settings import EXTENT, OPERATIONAL, Kind, Settings
+from cluster.settings import EXTENT, OPERATIONAL, ChangeEffect, Settings
 from commands.settings import section, sections_of
 from pipelines.config import Config
 
@@ -25,7 +25,7 @@ def test_reference_is_current(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    for _, text in sections_of(Config, "", Kind.CONTENT):
+    for _, text in sections_of(Config, "", ChangeEffect.CONTENT):
         rows = [line for line in text.splitlines() if line.startswith("| `")]
         assert not [row for row in rows if row.endswith("|  |")]
 

@@ -19,7 +19,7 @@ from evaluation.grader import Verdict, grade
 from evaluation.question import SPLITS, Question, Split
 from evaluation.reading.hub_rows import Hub, load_hub_split
 from evaluation.task import find_task, plain_number, read_task, tasks
-from evaluation.tasks.bbh import KINDS
+from evaluation.tasks.bbh import ANSWER_READERS
 from tests.conftest import SHARED_DATA, boxed_truth
 
 NAMES = ["anli", "aqua", "arc_challenge", "arc_easy", "asdiv", "asdiv_a", "bbh", "gsm8k"]
@@ -394,11 +394,11 @@ BBH_ROWS = {
 
 
 def write_bbh(folder: Path, changed: Mapping[str, tuple[str, str]]) -> None:
-    for name in KINDS:
+    for name in ANSWER_READERS:
         text, target = changed.get(name, ("Which?\nOptions:\n(A) x\n(B) y", "(A)"))
-        if name not in changed and KINDS[name] != "choice":
+        if name not in changed and ANSWER_READERS[name] != "choice":
             targets = {"number": "3", "boolean": "yes", "text": "a b"}
-            text, target = "How many?", targets[KINDS[name]]
+            text, target = "How many?", targets[ANSWER_READERS[name]]
         rows = [{"input": text, "target": target}]
         tree = {"canary": "ours, {not} [a list]", "examples": rows}
         write(folder, f"bbh/{name}.json", json.dumps(tree, indent=2))
@@ -584,7 +584,7 @@ def test_kind_is_the_part_of_the_task(tmp_path: Path) -> None:
     assert [q.kind for q in read("gsm8k", tmp_path)] == ["easy"]
     assert [q.kind for q in read("anli", tmp_path / "anli")] == ["r1", "r2", "r3"]
     write_bbh(tmp_path, {})
-    assert {q.kind for q in read("bbh", tmp_path)} == set(KINDS)
+    assert {q.kind for q in read("bbh", tmp_path)} == set(ANSWER_READERS)
 
 
 def test_gzip_files_of_a_task_are_found_and_read(tmp_path: Path) -> None:

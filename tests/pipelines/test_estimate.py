@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import InputError
-from cluster.inference.schedule import Share
+from cluster.inference.schedule import DatasetQuota
 from cluster.settings import content_of
 from pipelines.planning.estimate import (
     Budget,
@@ -234,14 +234,14 @@ def test_nothing_probed_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("share", "num_begun"),
     [
-        (Share(), 1000),
-        (Share(max_tokens=1050), 11),
-        (Share(max_accepted=40), 20),
-        (Share(max_tokens=5000, max_accepted=40), 20),
-        (Share(max_tokens=10), 2),
+        (DatasetQuota(), 1000),
+        (DatasetQuota(max_tokens=1050), 11),
+        (DatasetQuota(max_accepted=40), 20),
+        (DatasetQuota(max_tokens=5000, max_accepted=40), 20),
+        (DatasetQuota(max_tokens=10), 2),
     ],
 )
-def test_dataset_with_limits_is_taken_to_end_there(share: Share, num_begun: int) -> None:
+def test_dataset_with_limits_is_taken_to_end_there(share: DatasetQuota, num_begun: int) -> None:
     probed = [question(num_tokens=100, num_accepted=n) for n in (1, 3)]
     made = estimate(*probed, num_questions={"a": 1000}, shares={"a": share})
     assert made.paths == 5 * num_begun
@@ -265,17 +265,17 @@ def two_datasets() -> list[ProbedQuestion]:
         (10**9, {}, (500, 500)),
         (40_000, {}, (100, 100)),
         # Three of `a`, with 300 tokens, for each one of `b`, which has as many.
-        (60_000, {"a": Share(weight=3)}, (300, 100)),
+        (60_000, {"a": DatasetQuota(weight=3)}, (300, 100)),
         # One that ends at a limit of its own leaves the rest to the other.
-        (40_000, {"b": Share(max_tokens=3_000)}, (370, 10)),
+        (40_000, {"b": DatasetQuota(max_tokens=3_000)}, (370, 10)),
         # One that has no more questions does, too.
-        (160_000, {"a": Share(weight=3)}, (500, 367)),
+        (160_000, {"a": DatasetQuota(weight=3)}, (500, 367)),
         # What was probed is there.
         (100, {}, (3, 3)),
     ],
 )
 def test_bound_over_all_datasets_ends_them_in_their_turns(
-    max_tokens: int | None, shares: dict[str, Share], begun: tuple[int, int]
+    max_tokens: int | None, shares: dict[str, DatasetQuota], begun: tuple[int, int]
 ) -> None:
     sizes = {"a": 500, "b": 500}
     got = estimate(*two_datasets(), num_questions=sizes, shares=shares, max_tokens=max_tokens)

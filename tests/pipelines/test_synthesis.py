@@ -141,7 +141,7 @@ def test_row_has_the_question_and_all_its_paths_with_their_verdicts() -> None:
 
 @pytest.mark.parametrize("question", [QUESTION, CHOICE])
 def test_row_set_aside_fits_the_ledger_and_has_every_path_failed(question: Question) -> None:
-    row = handler(guidelines_per_question=4).set_aside(asked(question), "its engine died")
+    row = handler(guidelines_per_question=4).mark_failed(asked(question), "its engine died")
     read = stored(row, attempt=2)
     assert Question.from_row(read) == question
     assert (read["error"], read["num_failed"], read["paths"]) == ("its engine died", 4, [])
@@ -151,7 +151,7 @@ def test_row_set_aside_fits_the_ledger_and_has_every_path_failed(question: Quest
 
 def test_rows_hold_no_column_that_the_ledger_would_drop() -> None:
     synthesizer = handler(guidelines_per_question=2)
-    rows = [synthesize(synthesizer), synthesizer.set_aside(asked(), "why")]
+    rows = [synthesize(synthesizer), synthesizer.mark_failed(asked(), "why")]
     assert all({*row} <= {*PATHS_SCHEMA.names} for row in rows)
     own = {field.name for field in PATHS_SCHEMA.field("paths").type.value_type}
     assert {*rows[0]["paths"][0]} == own
@@ -173,7 +173,7 @@ def test_next_attempt_mends_the_failed_paths_and_leaves_the_others() -> None:
 
 def test_question_set_aside_is_done_whole_at_its_next_attempt() -> None:
     synthesizer = handler(guidelines_per_question=3)
-    aside = stored(synthesizer.set_aside(asked(), "a fault"))
+    aside = stored(synthesizer.mark_failed(asked(), "a fault"))
     row = stored(synthesize(synthesizer, aside), attempt=1)
     assert (row["num_paths"], row["num_failed"], row["error"]) == (3, 0, None)
 

@@ -1,8 +1,8 @@
 """Many trainings in one Ray Train session, and the same training as one plain process.
 
-A cell of the matrix is a `Job` under a name. The session starts its workers once; each cell then
-runs the trainer's own steps: load, train, save. Beside what they leave, the trainer's logits on a
-fixed row are compared with those of the folder it saved, loaded again.
+A cell of the matrix is a `TrainingJob` under a name. The session starts its workers once; each cell
+then runs the trainer's own steps: load, train, save. The trainer's logits on a fixed row are also
+compared with those of the folder that it saved, loaded again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.training.preferences import (
 from training.checks import linear_layers
 from training.data.batches import batch_of_step, epoch_order, learning_rate, mix_quotas
 from training.deepspeed_engine import prepare_process
-from training.loop import Job, Progress, StepBoard, add_gradients, load, train
+from training.loop import Progress, StepBoard, TrainingJob, add_gradients, load, train
 from training.saving import save_trained
 from training.settings import LoraSettings, PlacedTraining, TrackingSettings, TrainingSettings
 
@@ -129,7 +129,7 @@ def train_cells(
     board = ray.remote(num_cpus=0)(StepBoard).remote()
     identity = Model(identity=str(model), path=str(model), cache="unused")
     jobs = {
-        name: Job(identity, examples, Folder.open(str(output / name)), one, board=board)
+        name: TrainingJob(identity, examples, Folder.open(str(output / name)), one, board=board)
         for name, one in settings.items()
     }
     found = on_two_workers(partial(_train_all, jobs), output)
@@ -152,7 +152,7 @@ def gradients_of_cells(
     """The gradient of each trained tensor in the first step of every cell."""
     identity = Model(identity=str(model), path=str(model), cache="unused")
     folder = Folder.open(str(output))
-    jobs = {name: Job(identity, examples, folder, one) for name, one in settings.items()}
+    jobs = {name: TrainingJob(identity, examples, folder, one) for name, one in settings.items()}
     found: dict[str, dict[str, Any]] = on_two_workers(partial(_gradients_of_all, jobs), output)
     return found
 
@@ -175,12 +175,12 @@ def on_two_workers(loop: Callable[[], Any], output: Path) -> Any:
     return trainer.fit().return_value
 
 
-def _gradients_of_all(jobs: dict[str, Job]) -> dict[str, dict[str, Any]]:
+def _gradients_of_all(jobs: dict[str, TrainingJob]) -> dict[str, dict[str, Any]]:
     """On each worker: one cell after the other."""
     return {name: _gradients(job) for name, job in jobs.items()}
 
 
-def _gradients(job: Job) -> dict[str, Any]:
+def _gradients(job: TrainingJob) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
     prepare_process(job.settings)
@@ -201,12 +201,12 @@ def remove_engine(engine: Any) -> None:
     gc.collect()
 
 
-def _train_all(jobs: dict[str, Job]) -> dict[str, tuple[dict[str, Any], float]]:
+def _train_all(jobs: dict[str, TrainingJob]) -> dict[str, tuple[dict[str, Any], float]]:
     """On each worker: one cell after the other."""
     return {name: _train_one(job) for name, job in jobs.items()}
 
 
-def _train_one(job: Job) -> tuple[dict[str, Any], float]:
+def _train_one(job: TrainingJob) -> tuple[dict[str, Any], float]:
     import torch
 
     prepare_process(job.settings)

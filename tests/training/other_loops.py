@@ -58,7 +58,7 @@ from tests.training.matrix import (
 )
 from training.data.batches import Example, labels_of, learning_rate, steps_per_epoch
 from training.deepspeed_engine import deepspeed_config, prepare_process
-from training.loop import Job
+from training.loop import TrainingJob
 from training.saving import save_trained
 from training.settings import PlacedTraining
 
@@ -91,12 +91,12 @@ class Row:
 # --- on each worker ----------------------------------------------------------------------------
 
 
-def train_all(loop: str, jobs: dict[str, Job]) -> dict[str, Told]:
+def train_all(loop: str, jobs: dict[str, TrainingJob]) -> dict[str, Told]:
     """One cell after the other; the first worker's errors are told and the next cell begins."""
     return {name: _train_cell(loop, job) for name, job in jobs.items()}
 
 
-def _train_cell(loop: str, job: Job) -> Told:
+def _train_cell(loop: str, job: TrainingJob) -> Told:
     prepare_process(job.settings)
     errors: dict[str, str] = {}
     losses = _try(errors, "train", partial(_train, loop, job, None, errors))
@@ -115,7 +115,9 @@ def _try(errors: dict[str, str], what: str, call: Callable[[], Any]) -> Any:
         return None
 
 
-def _train(loop: str, job: Job, checkpoint: str | None, errors: dict[str, str]) -> list[float]:
+def _train(
+    loop: str, job: TrainingJob, checkpoint: str | None, errors: dict[str, str]
+) -> list[float]:
     """Train and save; returns the logged losses.
 
     Saved twice: with our own `save_trained`, which checks what it writes, and with `save_model`.
@@ -138,7 +140,7 @@ def _train(loop: str, job: Job, checkpoint: str | None, errors: dict[str, str]) 
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def build_trainer(loop: str, job: Job) -> Any:
+def build_trainer(loop: str, job: TrainingJob) -> Any:
     """The other loop with a cell's model and examples, ready to train."""
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -276,7 +278,7 @@ def run(loop: str, wanted: dict[str, PlacedTraining], num_examples: int, folder:
     write_rows(examples, "part-000.parquet", sum_rows(model)[:num_examples])
     identity = Model(identity=str(model), path=str(model), cache="unused")
     jobs = {
-        name: Job(identity, examples, Folder.open(str(folder / name)), settings)
+        name: TrainingJob(identity, examples, Folder.open(str(folder / name)), settings)
         for name, settings in wanted.items()
     }
     told: dict[str, Told] = on_two_workers(partial(train_all, loop, jobs), folder)

@@ -13,7 +13,7 @@ from cluster.errors import InputError
 from cluster.models.model import Model
 from cluster.store.folder import Folder
 from training import fine_tune, loop
-from training.loop import Job, Progress, _any_worker, _is_late, _save
+from training.loop import Progress, TrainingJob, _any_worker, _is_late, _save
 from training.saving import IncompleteSaveError
 from training.settings import PlacedTraining
 
@@ -43,10 +43,10 @@ def checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
-def _job(tmp_path: Path, **settings: Any) -> Job:
+def _job(tmp_path: Path, **settings: Any) -> TrainingJob:
     model = Model(identity="tiny", path=str(tmp_path), cache="unused")
     folder = Folder.open(str(tmp_path))
-    return Job(model, folder, folder, PlacedTraining(**settings))
+    return TrainingJob(model, folder, folder, PlacedTraining(**settings))
 
 
 def _failing_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:

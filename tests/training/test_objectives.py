@@ -31,7 +31,7 @@ from training.memory import BatchSize
 from training.objectives import answer_tokens, dpo_parts, kto_parts, log_ratios, micro_parts
 from training.packing import use_packed_attention
 from training.settings import DpoSettings, KtoSettings, PlacedTraining
-from training.steps import Share, StepData
+from training.steps import StepData, WorkerBatch
 
 DPO = PlacedTraining(
     objective="dpo", global_batch_size=8, micro_batch_size=2, max_length=64, dtype="float32"
@@ -106,7 +106,7 @@ def test_dpo_with_nll_equals_the_loss_of_trl() -> None:
         sequences.append(_of_trl(row["prompt_ids"], row["rejected_ids"], weight=0.0))
     num_tokens = sum(len(row["chosen_ids"]) for row in pairs())
     micro = collate(sequences, 0)
-    share = Share([micro], 0, 0, num_tokens, num_examples=4, mismatched=[])
+    share = WorkerBatch([micro], 0, 0, num_tokens, num_examples=4, mismatched=[])
     settings = DPO.model_copy(update={"dpo": trl_losses.DPO})
     parts = micro_parts(made_model(MODEL), micro, share, settings, "cpu", kl=None)
     assert parts["loss"].item() == pytest.approx(TRL_DPO, abs=1e-5)
@@ -122,7 +122,7 @@ def test_kto_equals_the_loss_of_trl() -> None:
     model = made_model(MODEL)
     kl = log_ratios(answer_tokens(model, mismatched, "cpu"), mismatched).mean().clamp(min=0)
     assert kl > 0.01, "it must show"
-    share = Share([micro], 0, 0, 1, num_examples=8, mismatched=[mismatched])
+    share = WorkerBatch([micro], 0, 0, 1, num_examples=8, mismatched=[mismatched])
     settings = KTO.model_copy(update={"kto": trl_losses.KTO})
     parts = micro_parts(model, micro, share, settings, "cpu", kl)
     assert parts["loss"].item() == pytest.approx(TRL_KTO, abs=1e-5)

@@ -25,7 +25,7 @@ from cluster.settings import Settings, fingerprint
 from evaluation.question import SPLITS, AnswerType, Domain, Question, Split
 from evaluation.reading.files import check_shards, matching_files, open_file, suffix_of
 from evaluation.reading.hub_rows import load_hub_split
-from evaluation.reading.rows import Row, read_rows, resolve
+from evaluation.reading.rows import SourceRow, read_rows, resolve
 from evaluation.reading.table_rows import CsvForm
 from evaluation.task import tasks
 from pipelines.questions.sources.columns import Columns
@@ -216,7 +216,7 @@ def read_questions(
     digests = array("Q")
     unseen = source.columns.set_by_hand()
     num_choice = num_lettered = 0
-    row: Row | None = None
+    row: SourceRow | None = None
     for split, row, question_id in _identified_rows(source, folder, dataset):
         digests.append(_digest(question_id))
         if unseen:
@@ -234,7 +234,7 @@ def read_questions(
         _refuse_repeated_id(source, folder, dataset, set(values[counts > 1].tolist()))
 
 
-def _check_columns_seen(dataset: str, unseen: dict[str, str], row: Row) -> None:
+def _check_columns_seen(dataset: str, unseen: dict[str, str], row: SourceRow) -> None:
     """Raise `InputError` for a column that the config names and that no row has."""
     if unseen:
         setting, column = next(iter(unseen.items()))
@@ -254,7 +254,7 @@ def _refuse_letters(dataset: str, number: int) -> None:
 
 def _identified_rows(
     source: FileSource, folder: str, dataset: str
-) -> Iterator[tuple[Split, Row, str]]:
+) -> Iterator[tuple[Split, SourceRow, str]]:
     """Every row of every file with its split and its id."""
     columns = source.columns
     for split in SPLITS:
@@ -271,7 +271,7 @@ def _files(source: FileSource, split: Split, folder: str) -> list[str]:
     return files
 
 
-def _rows(source: FileSource, split: Split, folder: str) -> Iterator[Row]:
+def _rows(source: FileSource, split: Split, folder: str) -> Iterator[SourceRow]:
     """The rows of a split, from its files or from splits of the hub dataset."""
     hub = source.hub
     if hub is None:
@@ -282,7 +282,7 @@ def _rows(source: FileSource, split: Split, folder: str) -> Iterator[Row]:
         yield from load_hub_split(hub.repository, hub.config, name, revision=hub.revision)
 
 
-def _check_may_train(row: Row) -> None:
+def _check_may_train(row: SourceRow) -> None:
     """Raise `InputError` for a row that says itself that it is of a task not to be trained on."""
     name = row.values.get("dataset")
     task = tasks().get(name) if isinstance(name, str) else None
@@ -293,7 +293,9 @@ def _check_may_train(row: Row) -> None:
         )
 
 
-def _question_id(row: Row, column: str | None, dataset: str, split: Split, number: int) -> str:
+def _question_id(
+    row: SourceRow, column: str | None, dataset: str, split: Split, number: int
+) -> str:
     if column is None:
         return f"{dataset}/{split}/{number:05d}"
     value = column_value(row, column, "question_id")

@@ -18,7 +18,7 @@ from evaluation.grader import canonical_answer
 from evaluation.question import ANSWER_TYPES, AnswerType, Domain, Question, Split
 from evaluation.reading.files import suffix_of
 from evaluation.reading.json_rows import json_value
-from evaluation.reading.rows import Row
+from evaluation.reading.rows import SourceRow
 from evaluation.reading.values import kind_of
 from pipelines.questions.sources.columns import Columns, template_parts
 from pipelines.questions.sources.source import stable_hash
@@ -65,7 +65,12 @@ class _Options:
 
 
 def to_question(
-    row: Row, source: Conversions, question_id: str, dataset: str, split: Split, domain: Domain
+    row: SourceRow,
+    source: Conversions,
+    question_id: str,
+    dataset: str,
+    split: Split,
+    domain: Domain,
 ) -> Question:
     """The question of a row. Raises `InputError` with the row, the column and what to do."""
     columns = source.columns
@@ -99,7 +104,7 @@ def shuffled(question_id: str, number: int) -> list[int]:
 # --- the question's text -----------------------------------------------------------------------
 
 
-def _question_text(row: Row, template: str) -> str:
+def _question_text(row: SourceRow, template: str) -> str:
     parts = template_parts(template)
     if parts == (("", template),):
         return row.checked_text(template, column_value(row, template, "question"))
@@ -109,7 +114,7 @@ def _question_text(row: Row, template: str) -> str:
     return row.checked_text(template, text)
 
 
-def _joined(row: Row, column: str) -> str:
+def _joined(row: SourceRow, column: str) -> str:
     """The text of a column of a template; a row may leave it empty, but not out."""
     if not row.has(column):
         column_value(row, column, "question")
@@ -125,7 +130,7 @@ def _joined(row: Row, column: str) -> str:
 # --- the options -------------------------------------------------------------------------------
 
 
-def _options(row: Row, source: Conversions, answer_type: AnswerType) -> _Options:
+def _options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> _Options:
     if answer_type != "choice":
         _check_no_options(row, source, answer_type)
         return _Options()
@@ -141,7 +146,7 @@ def _options(row: Row, source: Conversions, answer_type: AnswerType) -> _Options
     return found
 
 
-def _check_no_options(row: Row, source: Conversions, answer_type: AnswerType) -> None:
+def _check_no_options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> None:
     """Raise `InputError` where a row of another type lists options of its own."""
     columns = source.columns
     named = columns.options
@@ -155,7 +160,7 @@ def _check_no_options(row: Row, source: Conversions, answer_type: AnswerType) ->
             )
 
 
-def _listed_options(row: Row, source: Conversions) -> _Options:
+def _listed_options(row: SourceRow, source: Conversions) -> _Options:
     if source.choices is not None:
         return _Options(row.checked_options("source.choices", source.choices))
     columns = source.columns
@@ -169,7 +174,7 @@ def _listed_options(row: Row, source: Conversions) -> _Options:
     return _Options(row.checked_options(column, texts), labels, column)
 
 
-def _options_of_columns(row: Row, columns: Sequence[str], answer: str | None) -> _Options:
+def _options_of_columns(row: SourceRow, columns: Sequence[str], answer: str | None) -> _Options:
     """One option a column, or several where it holds a list; empty columns at the end are none."""
     texts: list[Any] = []
     starts: dict[str, int] = {}
@@ -187,7 +192,9 @@ def _options_of_columns(row: Row, columns: Sequence[str], answer: str | None) ->
     return _Options(row.checked_options(", ".join(columns), texts), (), columns[0], right)
 
 
-def _labels_and_texts(row: Row, column: str, value: Any) -> tuple[tuple[str, ...], Sequence[Any]]:
+def _labels_and_texts(
+    row: SourceRow, column: str, value: Any
+) -> tuple[tuple[str, ...], Sequence[Any]]:
     """The labels, where the options have some, and the texts of the options in one column."""
     if isinstance(value, list) and value and all(_is_labelled(item) for item in value):
         labels, texts = [item["label"] for item in value], [item["text"] for item in value]
@@ -230,7 +237,7 @@ def _without_letters(options: tuple[str, ...]) -> tuple[str, ...]:
 # --- the truth ---------------------------------------------------------------------------------
 
 
-def _answer(row: Row, source: Conversions, answer_type: AnswerType, options: _Options) -> str:
+def _answer(row: SourceRow, source: Conversions, answer_type: AnswerType, options: _Options) -> str:
     """The canonical truth, or nothing where the files have none."""
     column = source.columns.answer
     if column is None:
@@ -245,7 +252,7 @@ def _answer(row: Row, source: Conversions, answer_type: AnswerType, options: _Op
 
 
 def _converted(
-    row: Row,
+    row: SourceRow,
     column: str,
     value: Any,
     source: Conversions,
@@ -275,7 +282,7 @@ def _hint(written: str, source: Conversions, answer_type: AnswerType) -> str:
     return ""
 
 
-def _behind(row: Row, column: str, value: Any, mark: str) -> tuple[str, str]:
+def _behind(row: SourceRow, column: str, value: Any, mark: str) -> tuple[str, str]:
     """What comes before the last mark of a text, and what comes after it."""
     text = row.written(column, value)
     before, found, after = text.rpartition(mark)
@@ -284,7 +291,7 @@ def _behind(row: Row, column: str, value: Any, mark: str) -> tuple[str, str]:
     return before.strip(), after.strip()
 
 
-def _mapped(row: Row, column: str, value: Any, answers: dict[str, Plain]) -> Plain:
+def _mapped(row: SourceRow, column: str, value: Any, answers: dict[str, Plain]) -> Plain:
     written = row.written(column, value)
     folded = {label.casefold(): answer for label, answer in answers.items()}
     found = answers.get(written, folded.get(written.casefold()))
@@ -296,7 +303,9 @@ def _mapped(row: Row, column: str, value: Any, answers: dict[str, Plain]) -> Pla
     return found
 
 
-def _letter(row: Row, column: str, value: Any, index: AnswerIndex | None, options: _Options) -> Any:
+def _letter(
+    row: SourceRow, column: str, value: Any, index: AnswerIndex | None, options: _Options
+) -> Any:
     """The letter of the option at a position or with a label; else the value as it is."""
     if index in (0, 1):
         return _letter_at(row, column, value, cast(int, index), len(options.texts))
@@ -316,7 +325,7 @@ def _letter(row: Row, column: str, value: Any, index: AnswerIndex | None, option
     return value
 
 
-def _letter_at(row: Row, column: str, value: Any, first: int, number: int) -> str:
+def _letter_at(row: SourceRow, column: str, value: Any, first: int, number: int) -> str:
     last = first + number - 1
     is_whole = (
         isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
@@ -330,7 +339,7 @@ def _letter_at(row: Row, column: str, value: Any, first: int, number: int) -> st
 
 
 def _aliases(
-    row: Row, source: Conversions, answer_type: AnswerType, options: _Options
+    row: SourceRow, source: Conversions, answer_type: AnswerType, options: _Options
 ) -> tuple[str, ...]:
     """The other right answers, written as the answer is."""
     column = source.columns.aliases
@@ -349,7 +358,7 @@ def _aliases(
 # --- the rest ----------------------------------------------------------------------------------
 
 
-def _answer_type(row: Row, source: Conversions) -> AnswerType:
+def _answer_type(row: SourceRow, source: Conversions) -> AnswerType:
     column = source.columns.answer_type
     value = row.get(column)
     if value is None and source.answer_type is not None:
@@ -368,7 +377,7 @@ def _answer_type(row: Row, source: Conversions) -> AnswerType:
     return cast(AnswerType, value)
 
 
-def _grader_data(row: Row, column: str | None) -> str:
+def _grader_data(row: SourceRow, column: str | None) -> str:
     value = row.get(column)
     if column is None or value is None:
         return ""
@@ -380,7 +389,7 @@ def _grader_data(row: Row, column: str | None) -> str:
     return text
 
 
-def _solution(row: Row, source: Conversions) -> str:
+def _solution(row: SourceRow, source: Conversions) -> str:
     """The worked solution, without the line that only names the answer where one column is both."""
     columns = source.columns
     value = row.get(columns.solution)
@@ -391,7 +400,7 @@ def _solution(row: Row, source: Conversions) -> str:
     return row.checked_text(columns.solution, value)
 
 
-def _kind(row: Row, column: str | None) -> str:
+def _kind(row: SourceRow, column: str | None) -> str:
     value = row.get(column)
     if column is None or value is None or value == "":
         return ""
@@ -409,17 +418,17 @@ def _from_json(value: Any) -> Any:
     return found if isinstance(found, list | dict) else value
 
 
-def _is_csv(row: Row) -> bool:
+def _is_csv(row: SourceRow) -> bool:
     return suffix_of(row.part) in (".csv", ".tsv")
 
 
-def column_value(row: Row, column: str, role: str) -> Any:
+def column_value(row: SourceRow, column: str, role: str) -> Any:
     """What is in a column that must be there and filled; `role` is its setting."""
     value = row.get(column)
     return value if value is not None else row.value(column, _hint_of_column(row, role))
 
 
-def _hint_of_column(row: Row, role: str) -> str:
+def _hint_of_column(row: SourceRow, role: str) -> str:
     """What to do where a column is missing."""
     hint = f"say with source.columns.{role} what it is called"
     if role == "question_id":
