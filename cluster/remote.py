@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
+from cluster.errors import InputError
 from cluster.session import quieten_ray_data
 
 P = ParamSpec("P")
@@ -52,16 +53,22 @@ def map_blocks(
 ) -> list[pa.Table]:
     """`function(block, *args)` of every block, in any order: Ray Data, on all CPUs of the cluster.
 
-    A result has to have at least one row. Raises `ray.exceptions.RayTaskError`, which holds what
-    the function raised.
+    A result has to have at least one row. Raises an `InputError` that the function raised, and
+    `ray.exceptions.RayTaskError` with anything else that it raised.
     """
     import ray
 
     if not blocks:  # of which Ray Data makes a dataset without columns
         return []
     quieten_ray_data()
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     mapped = ray.data.from_arrow(list(blocks)).map_batches(
         function, fn_args=args, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
-    tables: list[pa.Table] = ray.get(mapped.to_arrow_refs())
+    try:
+        tables: list[pa.Table] = ray.get(mapped.to_arrow_refs())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
     return tables

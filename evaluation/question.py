@@ -54,11 +54,12 @@ class Question:
 
     `answer` is canonical for its type: a plain decimal string or `1/3`, a capital letter by
     position in `choices`, `yes` or `no`, free text, or LaTeX. `choices` is empty unless the type is
-    `choice`. `aliases` are other right answers. `grader` is the import path of a grader of the
-    question's own (`evaluation.extraction.custom_grader`), `grader_data` what that one needs to
-    know. `solution` is how a person came to the answer, where the dataset has it; no model is shown
-    it. `kind` is the part of the dataset that the question belongs to, such as a subject or a
-    subtask; empty where there is none. It changes neither the question nor its fingerprint."""
+    `choice`. `aliases` are other right answers. `grader` is a grader of the question's own
+    (`evaluation.extraction.custom_grader`), with its source where it is a file, `grader_data` what
+    that one needs to know. `solution` is how a person came to the answer, where the dataset has it;
+    no model is shown it. `kind` is the part of the dataset that the question belongs to, such as a
+    subject or a subtask; empty where there is none. It changes neither the question nor its
+    fingerprint."""
 
     question_id: str
     dataset: str

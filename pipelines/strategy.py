@@ -1,8 +1,9 @@
 """Strategies: what a published way of self-training sets in the config.
 
-A strategy is no code of its own. Which stages a path has, how it is drawn, what is kept and what is
-trained from are settings; a file in `pipelines/strategies/` names those of one paper, and what the
-config says itself goes before them. So all share one engine, ledger, filter and trainer.
+A strategy contains settings only. Which stages a path has, how it is drawn, what is kept and what
+is trained from are settings; a file in `pipelines/strategies/` names those of one paper, and what
+the config says itself goes before them. So all share one engine, ledger, filter and trainer. A
+user's strategy is a file elsewhere that defines `STRATEGY` in the same way.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.own_code import OwnCode
 from cluster.settings import laid_over
 
 DEFAULT = "regenesis"
@@ -48,7 +51,35 @@ def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
     """
     synthesis = tree.get("synthesis")
     name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT
+    if isinstance(name, str) and name.endswith(".py"):
+        return laid_over(own_strategy(name).settings, tree)
     if name not in strategies():
         known = ", ".join(strategies())
-        raise InputError(f"synthesis.strategy: there is no {name!r}; there are {known}")
+        raise InputError(
+            f"synthesis.strategy: there is no {name!r}; there are {known}, and a file of yours is "
+            "named by its path, which ends with .py"
+        )
     return laid_over(strategies()[name].settings, tree)
+
+
+def own_strategy(path: str) -> Strategy:
+    """The strategy that a user's file defines. Raises `InputError`."""
+    if name_of(path) in strategies():
+        raise InputError(
+            f"synthesis.strategy: {path} has the name of a strategy that there is; rename the file"
+        )
+    try:
+        strategy = OwnCode.read(path, "STRATEGY").load()
+    except InputError as error:
+        raise InputError(f"synthesis.strategy: {error}") from error
+    if not isinstance(strategy, Strategy) or not isinstance(strategy.settings, Mapping):
+        raise InputError(
+            f"synthesis.strategy: STRATEGY in {path} is not a strategy; write it as "
+            "Strategy(source=..., summary=..., settings={...})"
+        )
+    return strategy
+
+
+def name_of(strategy: str) -> str:
+    """What a strategy is called in path ids and tables: its file's name, without the folder."""
+    return Path(strategy).stem if strategy.endswith(".py") else strategy

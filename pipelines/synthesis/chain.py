@@ -23,6 +23,7 @@ from cluster.settings import OPERATIONAL, Neutral, Settings
 from evaluation.prompt import Message, answer_format, answer_messages
 from evaluation.question import Question
 from evaluation.responses import Response, respond
+from pipelines.strategy import name_of
 from pipelines.synthesis.guidelines import (
     GUIDELINES_FILE,
     PROMPTS_FILE,
@@ -52,7 +53,8 @@ class SynthesisSettings(Settings):
     """How reasoning paths are made."""
 
     strategy: str = "regenesis"
-    """One of `pipelines/strategies`; it sets what the config does not."""
+    """One of `pipelines/strategies`, or the path of a file of yours that defines one (.py, see
+    docs/EXTENDING.md); it sets what the config does not."""
     chain: tuple[str, ...] = ("adapt", "structure", "path")
     """The stages of a path, in their order. Without `adapt` the guideline is structured as it is;
     without `structure` the advice is followed as it is; `[path]` is a plain chain of thought, with
@@ -68,7 +70,8 @@ class SynthesisSettings(Settings):
     new and general are followed in all rounds, together with the others. What counts is what the
     model is asked, see `pipelines.synthesis.propose_guidelines`."""
     prompts: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file with your prompts (adapt, structure, path, ...). What counts is its content."""
+    """A YAML file with prompts of yours (adapt, structure, path, ...), one or more; the others stay
+    ours. What counts is its content."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null is all of them."""
     guideline_subset: Annotated[GuidelineSubset | None, Neutral(None)] = None
@@ -89,6 +92,11 @@ class SynthesisSettings(Settings):
     stages: StageSettings = StageSettings()
     seed: int = 0
     """Every draw follows from it and the ids of what is drawn."""
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy as path ids and tables call it."""
+        return name_of(self.strategy)
 
     @property
     def follows_guidelines(self) -> bool:
@@ -181,7 +189,7 @@ class Recipe:
     def _spec(
         self, question: Question, guideline: Guideline | None, is_hinted: bool, sample: int
     ) -> PathSpec:
-        first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
+        first = f"{self.round}/{self.settings.strategy_name}/{question.question_id}"
         last = f"{guideline.guideline_id if guideline else 'none'}/{int(is_hinted)}/{sample}"
         path_id = f"{first}/{last}"
         return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))

@@ -23,7 +23,6 @@ _OTHER_FIELDS: dict[str, frozenset[str]] = {
     "expand": frozenset({"guidelines"}),
 }
 _NEEDED_FIELDS = {name: stage.fields for name, stage in STAGES.items()} | _OTHER_FIELDS
-_OPTIONAL_PROMPTS = {*_OTHER_FIELDS, *(s.name for s in STAGES.values() if s.came_later)}
 _FIELDS_OF_STAGES = frozenset(
     {"question", "guideline", "answer_format"}
     | {stage.column for stage in STAGES.values() if stage != PATH}
@@ -90,16 +89,13 @@ def _read_guideline(path: str, number: int, row: Any) -> Guideline:
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours for those of no stage that it leaves out.
-
-    Raises `InputError`.
-    """
+    """The prompts of a YAML file; ours for those that it leaves out. Raises `InputError`."""
     tree = _read_yaml(path)
-    given = set(tree) if isinstance(tree, dict) else set()
-    if not set(_NEEDED_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_NEEDED_FIELDS):
-        needed = ", ".join(name for name in _NEEDED_FIELDS if name not in _OPTIONAL_PROMPTS)
-        optional = ", ".join(sorted(_OPTIONAL_PROMPTS))
-        raise InputError(f"{path}: expected the prompts {needed}, and perhaps {optional}")
+    known = ", ".join(_NEEDED_FIELDS)
+    if not isinstance(tree, dict) or not tree:
+        raise InputError(f"{path}: expected prompts as `name: text`; write some of {known}")
+    if unknown := [name for name in tree if name not in _NEEDED_FIELDS]:
+        raise InputError(f"{path}: there is no prompt {unknown[0]!r}; there are {known}")
     for name, text in tree.items():
         _check_prompt(path, name, text)
     ours = {} if path == PROMPTS_FILE else load_prompts().texts

@@ -35,7 +35,7 @@ class Stage:
     """What it asks for."""
     came_later: bool = False
     """Whether runs were made before this stage existed. Then it is part of what decides the paths
-    only where a chain has it, and a user's prompts may leave its prompt out."""
+    only where a chain has it."""
 
 
 ADAPT = Stage(
