@@ -86,13 +86,13 @@ def test_check_training_of_positions_that_a_long_example_shifts_is_refused(
 ) -> None:
     table = read_examples(examples, BASE)
     longest = longest_example(table)
-    stretched = {
+    kinds: dict[str, dict[str, Any]] = {
         "longrope": {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8, "rope_type": "longrope"},
         "dynamic": {"factor": 2.0, "rope_type": "dynamic"},
-    }[kind]
+    }
     config = json.loads((tiny_model / "config.json").read_text())
     for bound in (longest, longest - 1):
-        rope = stretched | {"original_max_position_embeddings": bound, "rope_theta": 10000.0}
+        rope = kinds[kind] | {"original_max_position_embeddings": bound, "rope_theta": 10000.0}
         folder = tmp_path / str(bound)
         folder.mkdir()
         changed = config | {"rope_parameters": rope, "max_position_embeddings": 2 * bound}
