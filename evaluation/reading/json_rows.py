@@ -87,7 +87,7 @@ def _checked_object(place: str, value: Any, rule: str) -> Mapping[str, Any]:
 
 
 def read_json(location: str, stream: BinaryIO) -> Iterator[Placed]:
-    """The objects of the file's one list, which may be `examples` of an object that is the file.
+    """The objects of the file's one list, or of the list `examples` or `data` of its one object.
 
     Several benchmarks call JSON lines `.json`, too.
     """
@@ -115,7 +115,8 @@ def _is_lines(text: str) -> bool:
 
 
 def _start_of_examples(text: str, position: int) -> int | None:
-    """Where the items of the list `examples` of an object begin; None where it has no such list."""
+    """Where the items of the list `examples` or `data` of an object begin; None where it has no
+    such list."""
     if not text.startswith("{", position):
         return None
     try:
@@ -125,7 +126,7 @@ def _start_of_examples(text: str, position: int) -> int | None:
             if not isinstance(key, str) or not text.startswith(":", position):
                 return None
             position = _after_space(text, position + 1)
-            if key == "examples" and text.startswith("[", position):
+            if key in ("examples", "data") and text.startswith("[", position):
                 return position + 1
             value, position = _DECODER.raw_decode(text, position)
             position = _after_space(text, position)
