@@ -1,16 +1,16 @@
-"""What a training minimises: SFT, DPO with an NLL term, KTO.
+"""The losses of a training: SFT, DPO with an NLL term, and KTO.
 
-Each loss is a mean over the whole global batch, of which a micro-batch gives its part: parts are
-summed over micro-batches and workers. With `r` a sequence's log-probability under the model minus
-that under the model the training starts from (of its answer tokens, in nats):
+Each loss is a mean over the global batch, and a micro-batch contributes its part: parts are summed
+over micro-batches and workers. Let `r` be a sequence's log-probability under the model minus that
+under the model from which the training starts (for its answer tokens, in nats):
 
 * sft: the weighted mean of the cross entropies of the answer tokens.
 * dpo: preference_weight * mean over pairs of -log sigmoid(beta * (r_chosen - r_rejected))
-  + nll_weight * the sft loss of what was chosen (arXiv 2305.18290, 2404.19733).
+  + nll_weight * the sft loss of the chosen answers (arXiv 2305.18290, 2404.19733).
 * kto: mean over examples of desirable_weight * (1 - sigmoid(beta * (r - kl))) for a right path, and
-  undesirable_weight * (1 - sigmoid(beta * (kl - r))) for a wrong one. `kl`, how far the model has
-  gone, is the mean of r over the batch's prompts before answers to other prompts, at least 0; no
-  gradient goes through it (arXiv 2402.01306).
+  undesirable_weight * (1 - sigmoid(beta * (kl - r))) for a wrong one. `kl`, the distance that the
+  model has moved, is the mean of r over the batch's prompts with answers to other prompts, at least
+  0; it has no gradient (arXiv 2402.01306).
 
 Runs on the training workers only; importing this module does not import torch.
 """
@@ -28,19 +28,19 @@ from training.settings import DpoSettings, KtoSettings, TrainingSettings
 from training.steps import WorkerBatch
 
 Parts = dict[str, Any]
-"""A micro-batch's parts of means over the global batch, tensors without a dimension: `loss`, which
-has a gradient, and what else is told of a step."""
+"""A micro-batch's parts of means over the global batch, as scalar tensors: `loss`, which has a
+gradient, and the other numbers that are reported for a step."""
 
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """What a model makes of a micro-batch's answer tokens; tensors of one dimension."""
+    """The model's results for the answer tokens of a micro-batch, as one-dimensional tensors."""
 
     losses: Any
-    """Cross entropies in float32, nats; 0 where nothing is learned."""
+    """Cross entropies in float32, in nats; 0 where nothing is learned."""
     weights: Any
     examples: Any
-    """The number of the example that each belongs to."""
+    """The number of the example that each token belongs to."""
     num_examples: int
 
     @property
@@ -50,7 +50,7 @@ class AnswerTokens:
 
     @property
     def log_probs(self) -> Any:
-        """Of each example's answer: [examples]."""
+        """The log-probability of each example's answer: [examples]."""
         sums = self.losses.new_zeros(max(self.num_examples, 1))
         return sums.index_add(0, self.examples, -self.losses)[: self.num_examples]
 
@@ -58,8 +58,8 @@ class AnswerTokens:
 def answer_tokens(model: Any, micro: MicroBatch, device: Any) -> AnswerTokens:
     """A forward pass over a micro-batch.
 
-    Logits are made only where some row's next token is learnt: with 100,000 words in the
-    vocabulary those of the prompts would be the largest tensor of all.
+    Logits are computed only at positions where some row's next token is learned: with a vocabulary
+    of 100,000 tokens, those of the prompts would be the largest tensor of all.
     """
     import torch
 
@@ -92,7 +92,7 @@ def log_ratios(tokens: AnswerTokens, micro: MicroBatch) -> Any:
 
 
 def divergence(engine: Any, share: WorkerBatch) -> Any:
-    """KTO's `kl` of a global batch. Every worker must call it, and gets the same."""
+    """KTO's `kl` of a global batch. Every worker must call it, and gets the same value."""
     import torch
 
     total = torch.zeros((), device=engine.device)
@@ -113,7 +113,7 @@ def micro_parts(
     device: Any,
     kl: Any,
 ) -> Parts:
-    """The parts of a micro-batch, by the objective of a training. `kl` is of meaning for kto."""
+    """The parts of a micro-batch for the objective of a training. Only kto uses `kl`."""
     tokens = answer_tokens(model, micro, device)
     nll = tokens.total_loss / share.total_weight
     if settings.objective == "dpo":
@@ -125,10 +125,10 @@ def micro_parts(
 
 
 def dpo_parts(ratios: Any, nll: Any, num_pairs: int, settings: DpoSettings) -> Parts:
-    """Of a micro-batch of pairs, of which `ratios` holds chosen and rejected in turn.
+    """The parts of a micro-batch of pairs; `ratios` alternates between chosen and rejected.
 
-    Beside the loss: its two terms, the mean margin between the rewards, beta * r, and the share of
-    the pairs where it is above 0.
+    Besides the loss, these are its two terms, the mean margin between the rewards (beta * r), and
+    the share of the pairs whose margin is above 0.
     """
     import torch
 
@@ -146,9 +146,10 @@ def dpo_parts(ratios: Any, nll: Any, num_pairs: int, settings: DpoSettings) -> P
 def kto_parts(
     ratios: Any, are_desirable: Any, kl: Any, num_examples: int, settings: KtoSettings
 ) -> Parts:
-    """Of a micro-batch of right and wrong paths.
+    """The parts of a micro-batch of right and wrong paths.
 
-    Beside the loss: `kl`, and the mean reward, beta * r, with that of wrong paths counted negative.
+    Besides the loss, these are `kl` and the mean reward (beta * r), in which the rewards of wrong
+    paths count as negative.
     """
     import torch
 
