@@ -1,11 +1,11 @@
-"""What a run has to know of its model's chat template before anything is generated.
+"""What a run has to know about its model's chat template before anything is generated.
 
-It is kept in the run's folder, once for each model that the run was given, for example::
+The facts are kept in the run's folder, once for each model that the run used, for example::
 
     {"meta-llama/Llama-3.2-1B-Instruct": {"date": "2026-02-03", "needs_turns": false}}
 
 A template may write today's date. All prompts of a run have the date on which the run began, so
-that a prompt of training stays one of evaluation over midnight.
+that prompts in training and evaluation do not differ after midnight.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ TEMPLATE_FILE = "template.json"
 
 @dataclass(frozen=True, slots=True)
 class TemplateFacts:
-    """See the module; the defaults are those of most templates, of which nothing is kept."""
+    """See the module; most templates have the default facts, which are not stored."""
 
     date: str | None = None
     needs_turns: bool = False
 
     @classmethod
     def of(cls, template: str | None) -> TemplateFacts:
-        """The facts of a template; None is one that is not known."""
+        """The facts about a template; None is an unknown template."""
         if template is None:
             return cls()
         date = datetime.now(UTC).date().isoformat() if CLOCK in template else None
         return cls(date, needs_turns=not template or has_mark(template))
 
     def dated(self, config: Config) -> Config:
-        """The config with the date among the arguments of the template, where it writes one."""
+        """The config with the date among the arguments of a template that writes it."""
         if self.date is None:
             return config
         date = {CLOCK: self.date}
@@ -55,9 +55,9 @@ class TemplateFacts:
 
 
 def keep_template_facts(folder: Folder, model: str) -> None:
-    """Write the facts of a model's template into the run's folder, unless they are there.
+    """Write the facts about a model's template to the run's folder, unless they are there.
 
-    Raises `InputError` when the model is of the hub, and the hub does not answer.
+    Raises `InputError` when the model is on the hub and the hub does not answer.
     """
     stored = _stored(folder)
     if model in stored:
@@ -68,7 +68,7 @@ def keep_template_facts(folder: Folder, model: str) -> None:
 
 
 def template_facts(folder: Folder, model: str) -> TemplateFacts:
-    """The facts that a run's folder holds of a model's template."""
+    """The facts about a model's template in a run's folder."""
     return TemplateFacts(**_stored(folder).get(model, {}))
 
 

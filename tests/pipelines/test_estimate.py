@@ -200,7 +200,7 @@ def test_dataset_without_probed_questions_is_taken_to_be_like_all() -> None:
         ends(known.tokens)[2] - ends(known.tokens)[1]
     )
     assert by_name["c"].num_probed == 0
-    assert any("probed of c:" in sentence for sentence in got.assumptions)
+    assert any("probed in c:" in sentence for sentence in got.assumptions)
 
 
 def test_datasets_with_one_probed_question_each_are_pooled() -> None:
@@ -228,7 +228,7 @@ def test_nothing_probed_is_unknown() -> None:
     assert got.accepted.value is None
     assert "| generated tokens           | unknown" in format_estimate(got)
     (warning,) = check_budget(got, Budget(max_hours=1.0))
-    assert "cannot say" in warning
+    assert "cannot tell" in warning
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_bound_with_nothing_probed_is_unknown() -> None:
 
 
 def test_more_probed_than_there_is_gets_refused() -> None:
-    with pytest.raises(ValueError, match="5 questions were probed of 4"):
+    with pytest.raises(ValueError, match="5 questions were probed out of 4"):
         estimate(*[question()] * 5)
 
 
@@ -404,7 +404,7 @@ def test_budget_of_money_needs_a_price() -> None:
 
 def test_budget_with_an_unknown_upper_end_warns() -> None:
     (warning,) = check_budget(estimate(question(100)), Budget(max_hours=1.0))
-    assert "cannot say whether" in warning
+    assert "cannot tell whether" in warning
 
 
 def test_budget_of_tokens_refuses_nothing() -> None:

@@ -164,7 +164,7 @@ def test_json_number_keeps_its_digits(tmp_path: Path, written: str, expected: st
         ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, and"),
         ("id;question, long;answer\n1;a?;2\n", "can be split at a comma or a semicolon; say which"),
         ("id;question;answer\n1;a?;3,5\n", "q.csv:2, column 'answer': the number '3,5'"),
-        ("1,a?,2\n2,b?,3\n", "first line is a row, name its columns with source.header"),
+        ("1,a?,2\n2,b?,3\n", "file has no header line, name its columns with source.header"),
         ("one?\ntwo?\n", "there are one?; say"),
     ],
 )
@@ -330,8 +330,8 @@ def test_column_that_one_setting_names_is_no_second_thing_by_default(tmp_path: P
         ({"question": "{question} {answer}"}, "question and answer both name the column 'answer'"),
         ({"question": "{question} {solution}", "solution": "solution"}, "question and solution"),
         ({"question": "{question"}, "'{question' is not a template"),
-        ({"question": "{question!r}"}, "braces hold the name of a column and nothing else"),
-        ({"question": "{} {question}"}, "braces hold the name of a column and nothing else"),
+        ({"question": "{question!r}"}, "braces may only contain the name of a column"),
+        ({"question": "{} {question}"}, "braces may only contain the name of a column"),
     ],
 )
 def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], said: str) -> None:
@@ -369,13 +369,21 @@ XY = {"choices": ["x", "y"]}
         ({"answer": "so #### 5"}, {}, "set source.answer_after to '####'"),
         ({"answer": "so 5"}, {"answer_after": "####"}, "has no answer after '####'"),
         ({"answer": 1}, {"answer_type": "boolean"}, "with source.answer_map"),
-        ({"answer": "maybe"}, {"answer_map": {"yes": 1}}, "is 'maybe', which source.answer_map"),
+        (
+            {"answer": "maybe"},
+            {"answer_map": {"yes": 1}},
+            "is 'maybe', which is not in source.answer_map",
+        ),
         ({}, {"answer_type": "choice"}, "or the options of every question with source.choices"),
         (XY, {"answer_type": "choice"}, "set source.answer_index to 0 or 1"),
         (XY | {"answer": 2}, {"answer_type": "choice", "answer_index": 0}, "from 0 to 1"),
         (XY | {"answer": 0}, {"answer_type": "choice", "answer_index": 1}, "from 1 to 2"),
         (XY | {"answer": True}, {"answer_type": "choice", "answer_index": 0}, "is True, not a"),
-        ({"choices": ["1", "2"]}, {"answer_type": "choice"}, "and maybe the position of another"),
+        (
+            {"choices": ["1", "2"]},
+            {"answer_type": "choice"},
+            "and possibly the position of another",
+        ),
         (
             {"choices": ["A. x", "B) y"], "answer": "A"},
             {"answer_type": "choice"},
@@ -390,7 +398,7 @@ XY = {"choices": ["x", "y"]}
         (
             {"choices": {"text": ["x", "y"], "label": ["1", "1"]}},
             {"answer_type": "choice"},
-            "two options have one label",
+            "two options have the same label",
         ),
         (
             {"choices": {"text": ["x", "y"], "label": ["C", "D"]}, "answer": "A"},
@@ -555,7 +563,7 @@ def test_limit_above_what_there_is_is_said(tmp_path: Path) -> None:
     tree["datasets"] = {"mine": {"source": source, "dev_share": 0.0, "num_train": 1000}}
     facts = load_questions(QuestionSettings.model_validate_json(json.dumps(tree))).facts()
     assert facts.shortfalls() == [
-        "questions.datasets.mine.num_train is 1000, and there are only 3 questions"
+        "questions.datasets.mine.num_train is 1000, but there are only 3 questions"
     ]
     tree["datasets"]["mine"]["num_train"] = 3
     loaded = load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))
