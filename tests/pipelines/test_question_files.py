@@ -71,18 +71,18 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("q.json", f"[{line()}]\n[{line()}]", "q.json:2: text goes on after the list ends"),
-        ("q.json", f"[{line()}] more", "q.json:1: text goes on after the list ends"),
+        ("q.json", f"[{line()}]\n[{line()}]", "q.json:2: text follows the end of the list"),
+        ("q.json", f"[{line()}] more", "q.json:1: text follows the end of the list"),
         ("q.json", f"[\n{line()},\n]", "q.json:3 is not JSON: there is a comma too many"),
         ("q.json", f"[{line()},,{line()}]", "q.json:1 is not JSON: there is a comma too many"),
         ("q.json", f"[{line()}\n{line()}]", "q.json:2 is not JSON: a comma or the end of the list"),
         ("q.json", f'{{"examples": [{line()}]', "the object around the list is not closed"),
-        ("q.json", f'{{"examples": [{line()}]}} []', "text goes on after the list ends"),
-        ("q.json", f'{{"examples": [{line()}], "examples": []}} []', "text goes on after"),
+        ("q.json", f'{{"examples": [{line()}]}} []', "text follows the end of the list"),
+        ("q.json", f'{{"examples": [{line()}], "examples": []}} []', "text follows the end"),
         ("q.json", f'{{"examples": [{ONE}], "more": [{TWO}]}}', "the list 'more' follows the list"),
         ("q.json", f'{{"more": [{TWO}], "examples": [{ONE}]}}', "no column 'id'; there are more,"),
         ("q.json", '{"data": [1]}', "no column 'id'; there are data"),
-        ("q.jsonl", f"[{line()}]", "this is a list; a file that is one list is called .json"),
+        ("q.jsonl", f"[{line()}]", "this is a list; a file with a single list must end in .json"),
         ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
         ("q.jsonl", '{"id": "a', "unterminated string starting at column 8"),
         ("q.jsonl", '{"id": "a\tb"}', "invalid control character at column 10"),
@@ -162,7 +162,7 @@ def test_json_number_keeps_its_digits(tmp_path: Path, written: str, expected: st
         ("id,question,answer,answer\n1,a?,2,3\n", "has the column 'answer' twice"),
         ("id,question,answer,,\n1,a?,2,,\n", "has a column without a name twice"),
         ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, and"),
-        ("id;question, long;answer\n1;a?;2\n", "can be split at a comma or a semicolon; say which"),
+        ("id;question, long;answer\n1;a?;2\n", "can be split at a comma or a semicolon; set"),
         ("id;question;answer\n1;a?;3,5\n", "q.csv:2, column 'answer': the number '3,5'"),
         ("1,a?,2\n2,b?,3\n", "file has no header line, name its columns with source.header"),
         ("one?\ntwo?\n", "there are one?; say"),
@@ -307,7 +307,7 @@ def test_missing_shard_is_refused(tmp_path: Path, test: Any) -> None:
 
 
 def test_star_that_fits_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no file in .* is called q-\*\.jsonl"):
+    with pytest.raises(InputError, match=r"no file in .* matches q-\*\.jsonl"):
         load(tmp_path, "q-*.jsonl")
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match=r"data is a folder; name the files in it, or all of them"):
@@ -408,7 +408,7 @@ XY = {"choices": ["x", "y"]}
         (
             {"p": "x", "q": None, "r": "z", "answer": "A"},
             {"answer_type": "choice", "columns": {"choices": ["p", "q", "r"]}},
-            "every option must be a text, one is a null",
+            "every option must be a text, but one is a null",
         ),
         ({"p": "x"}, {"columns": {"choices": ["p"]}}, "a number question has no options"),
     ],

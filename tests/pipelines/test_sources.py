@@ -214,7 +214,7 @@ def test_json_list_is_read_and_items_are_named_by_their_line(tmp_path: Path) -> 
     ("data", "expected"),
     [
         (b'[\n\n{"id": "b"', "q.json:3 is not JSON"),
-        (b"[1]", "q.json:1: every item is one JSON object, this is a number"),
+        (b"[1]", "q.json:1: every item must be one JSON object, but this is a number"),
         (b"[]", "q.json contains no questions"),
         (packed(b"[]"), "q.json contains no questions"),
         (packed(packed(b"[]")), "q.json is not JSON but gzip within gzip"),
@@ -297,8 +297,8 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(b'{"id": "a",\n', "q.jsonl:1 is not JSON", id="torn"),
         pytest.param(f"{json.dumps(GOOD)}\n\n{{}}".encode(), "q.jsonl:3: no column", id="row"),
         pytest.param(b"\n\n{oops}\n", "q.jsonl:3 is not JSON", id="third line"),
-        pytest.param(b"[1, 2]\n", "q.jsonl:1: every line is one JSON object", id="list"),
-        pytest.param(b"null\n", "q.jsonl:1: every line is one JSON object", id="null"),
+        pytest.param(b"[1, 2]\n", "q.jsonl:1: every line must be one JSON object", id="list"),
+        pytest.param(b"null\n", "q.jsonl:1: every line must be one JSON object", id="null"),
         pytest.param(b'{"id": "caf\xe9"}\n', "q.jsonl:1 is not UTF-8", id="latin-1"),
         pytest.param(b"\xff\xfe{\x00", "q.jsonl is not JSONL but UTF-16; save", id="utf-16"),
         pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
@@ -546,7 +546,7 @@ def test_every_family_with_answers_grades_its_own_as_right(family: str) -> None:
             {"family": "spell_backward", "answer_type": "number"},
             r"source\.answer_type: item 0 of spell_backward",
         ),
-        ({"family": "rush_hour"}, r"source\.family: .* comes without a right answer"),
+        ({"family": "rush_hour"}, r"source\.family: .* has no right answer"),
         ({"family": "coin_flip", "settings": {"max_trials": 3}}, r"gave \d+ different test"),
     ],
 )
