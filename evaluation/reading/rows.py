@@ -48,8 +48,8 @@ class SourceRow:
         """The value of a column that must exist and be filled in; otherwise `InputError`."""
         if not self.has(column):
             raise InputError(
-                f"{self.place}: no column {column!r}; it has {', '.join(self.values) or 'none'}"
-                f"{nearest(column, self.values)}; {hint}"
+                f"{self.place}: no column {column!r}; the columns are "
+                f"{', '.join(self.values) or 'missing'}{nearest(column, self.values)}; {hint}"
             )
         value = self.get(column)
         if value is None:

@@ -441,7 +441,7 @@ def test_parquet_columns_nobody_asked_for_are_named_and_not_read(tmp_path: Path)
     columns = {name: [value] for name, value in GOOD.items()} | {"made": dates}
     pq.write_table(pa.table(columns), tmp_path / "q.parquet")
     assert len(read(tmp_path, test="q.parquet")) == 1
-    with pytest.raises(InputError, match=r"row 1: no column 'q'; there are id, .*, made"):
+    with pytest.raises(InputError, match=r"row 1: no column 'q'; the columns are id, .*, made"):
         read(tmp_path, test="q.parquet", columns=Columns(question="q"))
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         read(tmp_path, test="q.parquet", columns=Columns(answer="made"))
