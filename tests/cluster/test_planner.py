@@ -420,7 +420,7 @@ def test_plan_smaller_cache_values_hold_more() -> None:
     [
         (
             *(LLAMA_70B, GpuNodes(1, 1, GB_80)),
-            *(("131.4 GiB of 79.1 GiB", "1 GPU(s)", "71.2 GiB"), "4 or more GPUs"),
+            *(("131.4 GiB of 79.1 GiB", "1 GPU(s)", "71.2 GiB"), "2 or more GPUs"),
         ),
         # Each GPU would hold its weights, but neither overhead nor cache beside them.
         (
