@@ -1,7 +1,7 @@
 """What each worker does in each step: its share of the global batch, as arrays.
 
 With two workers, batches of four and micro-batches of one, the first worker's share of a step is
-two `MicroBatch` of one example each (of `objective: dpo`, one pair), and the sizes of the whole
+two `MicroBatch` of one example each (with dpo, one pair), and the sizes of the whole
 step, which both of them know.
 """
 
@@ -46,7 +46,7 @@ class WorkerBatch:
     """Of all answer tokens; without weights, their number. Those of rejected answers weigh 0."""
     num_examples: int
     mismatched: list[MicroBatch]
-    """With kto, the examples' prompts before answers to others; else none."""
+    """Other answers to the examples' prompts that are only looked at; empty for most objectives."""
 
 
 class StepData:
@@ -83,8 +83,7 @@ class StepData:
         batch = batch_of_step(order, step, self._settings.global_batch_size)
         learnt = [self._sequences.learnt(index) for index in batch]
         sequences = list(itertools.chain.from_iterable(learnt))
-        with_kto = self._settings.objective == "kto"
-        others = [[self._sequences.other(index)] for index in batch] if with_kto else []
+        others = [[other] for other in map(self._sequences.looked_at, batch) if other is not None]
         return WorkerBatch(
             self._cut(learnt),
             num_tokens=sum(one.length for one in sequences),

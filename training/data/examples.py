@@ -30,37 +30,8 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from training.objectives import OBJECTIVES
 from training.settings import TrainingSettings
-
-PAIRS = "preference_pairs"
-UNPAIRED = "unpaired_preferences"
-"""Where the preferences lie within the folder of the examples."""
-
-_STORED_NAMES: dict[str, dict[str, str]] = {
-    "sft": {},
-    "dpo": {"example_id": "chosen_id", "target_token_ids": "chosen_token_ids"},
-    "kto": {"target_token_ids": "completion_token_ids"},
-}
-"""How a column is called on storage, where the trainer calls it otherwise."""
-
-_COLUMNS: dict[str, list[str]] = {
-    "sft": [],
-    "dpo": ["rejected_token_ids"],
-    "kto": ["question_id", "label"],
-}
-"""What an objective reads besides ids, prompts and targets."""
-
-_NOTHING_THERE = {
-    "sft": "no training examples in {}; make some, or leave its questions out",
-    "dpo": (
-        "no preference pairs in {}: training.objective dpo needs questions with a kept path and a "
-        "wrong one; make more paths a question, or set training.objective: sft"
-    ),
-    "kto": (
-        "no right or wrong paths in {}, which training.objective kto needs; make more paths a "
-        "question, or set training.objective: sft"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -88,6 +59,7 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
     Raises `InputError` when there are too few, when an id comes twice, when a prompt or a target is
     empty, when a weight is no positive number, and when kto would see only right or wrong paths.
     """
+    objective = OBJECTIVES[settings.objective]
     ids: list[str] = []
     kept: list[str] = []
     counts: Counter[str] = Counter()
@@ -102,8 +74,8 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
         kept.extend(itertools.compress(names, fits))
         if "dataset" in batch.schema.names:
             counts.update(itertools.compress(batch.column("dataset").to_pylist(), fits))
-        if settings.objective == "kto":
-            labels = itertools.compress(batch.column("label").to_pylist(), fits)
+        if objective.label is not None:
+            labels = itertools.compress(batch.column(objective.label).to_pylist(), fits)
             num_undesirable += sum(not label for label in labels)
         longest = max([longest, *lengths])
         num_truncated += sum(n > settings.max_length for n in itertools.compress(lengths, fits))
@@ -112,8 +84,8 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
     _refuse_useless(ids, kept, longest, settings, where)
     _refuse_too_few(len(kept), settings, where)
     _refuse_unweighted(counts, settings)
-    if settings.objective == "kto":
-        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, where)
+    if objective.label is not None:
+        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, settings, where)
     digest = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
     num_dropped = len(ids) - len(kept)
     return Survey(
@@ -159,7 +131,8 @@ def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
 
 def _columns(settings: TrainingSettings, dataset: str | None) -> list[str]:
     """The columns that a training reads."""
-    columns = ["example_id", "prompt_token_ids", "target_token_ids", *_COLUMNS[settings.objective]]
+    of_objective = OBJECTIVES[settings.objective].columns
+    columns = ["example_id", "prompt_token_ids", "target_token_ids", *of_objective]
     if dataset is not None or settings.is_mixed:
         columns.append("dataset")
     if settings.weight_by is not None:
@@ -171,7 +144,7 @@ def _batches(
     folder: Folder, settings: TrainingSettings, dataset: str | None
 ) -> Iterator[pa.RecordBatch]:
     source, names = _source(folder, settings), _columns(settings, dataset)
-    stored = [_STORED_NAMES[settings.objective].get(name, name) for name in names]
+    stored = [OBJECTIVES[settings.objective].stored_names.get(name, name) for name in names]
     for file_name in source.file_names(".parquet"):
         file = source.open_parquet(file_name)
         missing = set(stored) - set(file.schema_arrow.names)
@@ -188,9 +161,8 @@ def _batches(
 
 def _source(folder: Folder, settings: TrainingSettings) -> Folder:
     """Where the rows of an objective lie, given the folder of the examples."""
-    if settings.objective == "sft":
-        return folder
-    return folder.child(PAIRS if settings.objective == "dpo" else UNPAIRED)
+    within = OBJECTIVES[settings.objective].folder
+    return folder if within is None else folder.child(within)
 
 
 def _answers(rows: pa.Table | pa.RecordBatch) -> list[str]:
@@ -239,7 +211,7 @@ def _refuse_useless(
     ids: list[str], kept: list[str], longest: int, settings: TrainingSettings, where: str
 ) -> None:
     if not ids:
-        raise InputError(_NOTHING_THERE[settings.objective].format(where))
+        raise InputError(OBJECTIVES[settings.objective].nothing_there.format(where))
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"example {twice!r} appears twice in {where}; ids must be distinct")
@@ -274,10 +246,12 @@ def _refuse_unweighted(counts: Mapping[str, int], settings: TrainingSettings) ->
         )
 
 
-def _refuse_one_sided(num_right: int, num_wrong: int, where: str) -> None:
+def _refuse_one_sided(
+    num_right: int, num_wrong: int, settings: TrainingSettings, where: str
+) -> None:
     if not num_right or not num_wrong:
         missing = "wrong" if num_right else "right"
         raise InputError(
-            f"no {missing} paths in {where}: training.objective kto learns from right and wrong "
-            "ones; make more paths a question, or set training.objective: sft"
+            f"no {missing} paths in {where}: training.objective {settings.objective} learns from "
+            "right and wrong ones; make more paths a question, or set training.objective: sft"
         )
