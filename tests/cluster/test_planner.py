@@ -389,7 +389,7 @@ def test_plan_context_asked_for_is_kept_or_refused() -> None:
     assert _plan(LLAMA_8B_LONG, 1, 1, GB_24, context=16384).max_model_len == 16384
     with pytest.raises(InputError, match=r"32768 tokens \(4.0 GiB .* the most is 21248 tokens"):
         _plan(LLAMA_8B_LONG, 1, 1, GB_24, context=32768)
-    with pytest.raises(InputError, match="8193 tokens was asked for, m was made for 1 to 8192"):
+    with pytest.raises(InputError, match="8193 tokens was requested, but m was made for 1 to 8192"):
         _plan(LLAMA_8B, 1, 8, GB_80, context=8193)
 
 

@@ -1,17 +1,18 @@
-"""The training examples as they lie on storage: counted by the driver, read by the workers.
+"""The stored training examples, which the driver counts and the workers read.
 
 A row (Parquet; token ids only)::
 
     example_id        "gsm8k/train/00042/regenesis/decompose/0"
     question_id       "gsm8k/train/00042"
-    dataset           "gsm8k"                   read when the config asks for datasets
-    prompt_token_ids  [1, 9690, 198, ...]       what the model is asked
-    target_token_ids  [504, 1690, ..., 2]       what it is to answer, its end-of-turn token last
+    dataset           "gsm8k"                   read when the config needs datasets
+    prompt_token_ids  [1, 9690, 198, ...]       the model's input
+    target_token_ids  [504, 1690, ..., 2]       its answer, ending with the end-of-turn token
     vote_share        0.84                      read when `training.weight_by` names it
 
-With `objective: dpo` the rows are those of `preference_pairs/` beside them, whose `chosen_id` and
-`chosen_token_ids` become the id and the target, with `rejected_token_ids` besides; with `kto` those
-of `unpaired_preferences/`, whose `completion_token_ids` become the target, with a `label`.
+With `objective: dpo` the rows are those of `preference_pairs/` in the same folder, whose
+`chosen_id` and `chosen_token_ids` become the id and the target, with `rejected_token_ids` in
+addition. With `kto` they are those of `unpaired_preferences/`, whose `completion_token_ids` become
+the target, with a `label`.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Survey:
-    """What a folder of examples holds for a training."""
+    """What a folder of examples contains for a training."""
 
     num_examples: int
     num_dropped_too_long: int
     num_truncated: int
     counts: dict[str, int]
-    """Kept examples of each dataset; empty when the training does not ask for datasets."""
+    """Kept examples of each dataset; empty if the training does not need datasets."""
     digest: str
-    """Of the kept ids, whatever their order: 16 hex digits."""
+    """Hash of the kept ids, in any order: 16 hex digits."""
     num_undesirable: int = 0
-    """Kept wrong paths, which only kto learns from."""
+    """Kept wrong paths, which only kto uses."""
 
     @property
     def num_kept(self) -> int:
@@ -54,10 +55,11 @@ class Survey:
 
 
 def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = None) -> Survey:
-    """Count the examples, of one dataset or of all, and check them; one row group in memory.
+    """Count and check the examples of one dataset or of all, with one row group in memory.
 
-    Raises `InputError` when there are too few, when an id comes twice, when a prompt or a target is
-    empty, when a weight is no positive number, and when kto would see only right or wrong paths.
+    Raises `InputError` when there are too few, when an id appears twice, when a prompt or a target
+    is empty, when a weight is not a positive number, and when kto would see only right or only
+    wrong paths.
     """
     objective = OBJECTIVES[settings.objective]
     ids: list[str] = []
@@ -96,9 +98,9 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
 def read_examples(
     folder: Folder, settings: TrainingSettings, dataset: str | None = None
 ) -> pa.Table:
-    """The examples that are learnt, none longer than allowed; about 4 bytes a token in memory.
+    """The examples to train on, none longer than allowed; about 4 bytes per token in memory.
 
-    With dpo `rejected_token_ids` stand beside the target, with kto a `question_id` and a `label`.
+    With dpo there is also `rejected_token_ids`, with kto a `question_id` and a `label`.
     """
     table = pa.Table.from_batches(_batches(folder, settings, dataset))
     table = table.filter(_fits(table, settings)).combine_chunks()
@@ -112,14 +114,14 @@ def read_examples(
 
 
 def _fits(rows: pa.Table | pa.RecordBatch, settings: TrainingSettings) -> pa.Array:
-    """Which rows are learnt: short enough, or short enough once their answers are cut."""
+    """Which rows are used: those short enough, possibly after their answers are cut."""
     if settings.too_long == "drop":
         return pc.less_equal(_lengths(rows), settings.max_length)
     return pc.less(pc.list_value_length(rows.column("prompt_token_ids")), settings.max_length)
 
 
 def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
-    """Each list without what exceeds its room."""
+    """Each list, cut to the room that it has."""
     lengths = pc.list_value_length(lists).to_numpy()
     kept = np.minimum(lengths, room)
     starts = np.cumsum(lengths) - lengths
@@ -160,27 +162,27 @@ def _batches(
 
 
 def _source(folder: Folder, settings: TrainingSettings) -> Folder:
-    """Where the rows of an objective lie, given the folder of the examples."""
+    """The folder with the rows of an objective, given the folder of the examples."""
     within = OBJECTIVES[settings.objective].folder
     return folder if within is None else folder.child(within)
 
 
 def _answers(rows: pa.Table | pa.RecordBatch) -> list[str]:
-    """The columns with what answers a prompt: the target, and with pairs what was rejected."""
+    """The columns with answers to a prompt: the target and, with pairs, the rejected answer."""
     return [
         name for name in ("target_token_ids", "rejected_token_ids") if name in rows.schema.names
     ]
 
 
 def longest_answers(rows: pa.Table | pa.RecordBatch) -> pa.Array:
-    """Tokens of each row's target, or of what was rejected where that is longer."""
+    """Tokens of each row's target, or of the rejected answer if that is longer."""
     return pc.max_element_wise(
         *(pc.list_value_length(rows.column(name)) for name in _answers(rows))
     )
 
 
 def _lengths(rows: pa.Table | pa.RecordBatch) -> pa.Array:
-    """Tokens of prompt and longest answer together, per row."""
+    """Tokens of prompt and longest answer together, for each row."""
     return pc.add(pc.list_value_length(rows.column("prompt_token_ids")), longest_answers(rows))
 
 
@@ -191,7 +193,7 @@ def _refuse_empty(batch: pa.RecordBatch, names: list[str], folder: Folder) -> No
             if not count:
                 raise InputError(
                     f"example {name!r} in {folder.uri} has no {column}: the first token to learn "
-                    "needs one before it, and one to learn; drop the example"
+                    "needs a token before it; drop the example"
                 )
 
 
@@ -226,23 +228,23 @@ def _refuse_too_few(number: int, settings: TrainingSettings, where: str) -> None
     if settings.min_examples is None and number < settings.global_batch_size:
         raise InputError(
             f"{number} examples in {where} do not fill one batch of training.global_batch_size "
-            f"{settings.global_batch_size}; lower it, make more, or set training.min_examples"
+            f"{settings.global_batch_size}; lower it, generate more, or set training.min_examples"
         )
     if number < (settings.min_examples or 0):
         raise InputError(
             f"{number} examples in {where} are fewer than training.min_examples "
-            f"{settings.min_examples}; lower it or make more"
+            f"{settings.min_examples}; lower it or generate more"
         )
 
 
 def _refuse_unweighted(counts: Mapping[str, int], settings: TrainingSettings) -> None:
-    """A dataset without a weight; one with a weight may have no examples, as one set aside."""
+    """Refuse a dataset without a weight. A dataset with a weight may have no examples."""
     weights = settings.dataset_weights
     unknown = [] if weights is None else sorted(set(counts) - set(weights))
     if unknown:
         raise InputError(
-            f"training.dataset_weights names {', '.join(sorted(weights or ()))}; there are also "
-            f"examples of {', '.join(unknown)}: give each a weight"
+            f"training.dataset_weights names {', '.join(sorted(weights or ()))}; but there are "
+            f"also examples of {', '.join(unknown)}: give each a weight"
         )
 
 
@@ -253,5 +255,5 @@ def _refuse_one_sided(
         missing = "wrong" if num_right else "right"
         raise InputError(
             f"no {missing} paths in {where}: training.objective {settings.objective} learns from "
-            "right and wrong ones; make more paths a question, or set training.objective: sft"
+            "right and wrong ones; generate more paths per question, or set training.objective: sft"
         )

@@ -1,12 +1,12 @@
-"""The token sequences that each example stands for: pure reading of the trainer's table.
+"""The token sequences of each example: pure reading of the trainer's table.
 
-An example of `objective: sft` is one sequence, its prompt and target. Where preferences are learnt
-there is another one beside it, with the same prompt::
+An example of `objective: sft` is one sequence, its prompt and target. With preferences there is a
+second one with the same prompt::
 
-    dpo   1 9690 | 504 72 2      target: what was chosen      learnt, likelier
-          1 9690 | 504 71 2      other: what was rejected     learnt, less likely
-    kto   1 9690 | 504 72 2      target: right or wrong       learnt, as its label says
-          1 9690 | 88 19 2       other: another prompt's      only looked at, for the divergence
+    dpo   1 9690 | 504 72 2      target: the chosen answer    learned, more likely
+          1 9690 | 504 71 2      other: the rejected answer   learned, less likely
+    kto   1 9690 | 504 72 2      target: right or wrong       learned as labelled
+          1 9690 | 88 19 2       other: another prompt's      only for the divergence
 
 Importing this module imports neither torch nor transformers.
 """
@@ -26,12 +26,12 @@ from training.objectives.objective import OtherAnswer
 from training.settings import TrainingSettings
 
 REFERENCES = ("target_reference", "other_reference")
-"""Columns with the log-probabilities of both sequences under the model that training starts from;
+"""Columns with the log-probabilities of both sequences under the model from which training starts;
 `training.reference` adds them."""
 
 
 class Sequences:
-    """The sequences of a table's examples, by the number of their row."""
+    """The sequences of a table's examples, by row number."""
 
     def __init__(self, table: pa.Table, settings: TrainingSettings) -> None:
         self._table = table

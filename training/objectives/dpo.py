@@ -1,8 +1,9 @@
 """Direct preference optimisation with an NLL term (arXiv 2305.18290, 2404.19733).
 
-preference_weight * mean over pairs of -log sigmoid(beta * (r_chosen - r_rejected)) + nll_weight *
-the loss of supervised fine-tuning on what was chosen. `r` is a sequence's log-probability under the
-model minus that under the model the training starts from (of its answer tokens, in nats).
+The loss is preference_weight * mean over pairs of -log sigmoid(beta * (r_chosen - r_rejected))
++ nll_weight * the loss of supervised fine-tuning on the chosen answers. Here `r` is a sequence's
+log-probability under the model minus that under the model from which the training starts (for its
+answer tokens, in nats).
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ if TYPE_CHECKING:
 
 
 class DpoSettings(Settings):
-    """Direct preference optimisation (arXiv 2305.18290) with an NLL term (arXiv 2404.19733); read
-    only when `objective: dpo`."""
+    """Direct preference optimisation (arXiv 2305.18290) with an NLL term (arXiv 2404.19733); used
+    only with `objective: dpo`."""
 
     beta: Annotated[float, Field(ge=0)] = 0.1
-    """How strongly the model is held to the one it starts from; towards 0 the preference teaches
-    nothing."""
+    """How strongly the model is kept close to the one it starts from; near 0 the preference has no
+    effect."""
 
     preference_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the preference term, the mean over the pairs of a step; 0 leaves plain SFT on what was
-    chosen."""
+    """Weight of the preference term, the mean over the pairs of a step; 0 is plain SFT on the
+    chosen answers."""
 
     nll_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the negative log-likelihood of what was chosen, which is SFT's loss; 0 is plain DPO."""
+    """Weight of the chosen answers' negative log-likelihood, which is SFT's loss; 0 is plain
+    DPO."""
 
 
 def dpo_parts(ratios: Any, nll: Any, num_pairs: int, settings: DpoSettings) -> Parts:
-    """Of a micro-batch of pairs, of which `ratios` holds chosen and rejected in turn.
+    """The parts of a micro-batch of pairs; `ratios` alternates between chosen and rejected.
 
-    Beside the loss: its two terms, the mean margin between the rewards, beta * r, and the share of
-    the pairs where it is above 0.
+    Besides the loss, these are its two terms, the mean margin between the rewards (beta * r), and
+    the share of the pairs whose margin is above 0.
     """
     import torch
 
@@ -78,7 +80,7 @@ OBJECTIVE = Objective(
     parts=_parts,
     nothing_there=(
         "no preference pairs in {}: training.objective dpo needs questions with a kept path and a "
-        "wrong one; make more paths a question, or set training.objective: sft"
+        "wrong one; generate more paths per question, or set training.objective: sft"
     ),
     folder="preference_pairs",
     stored_names={"example_id": "chosen_id", "target_token_ids": "chosen_token_ids"},

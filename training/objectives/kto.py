@@ -1,10 +1,10 @@
 """Kahneman-Tversky optimisation (arXiv 2402.01306).
 
-The mean over examples of desirable_weight * (1 - sigmoid(beta * (r - kl))) for a right path, and
-undesirable_weight * (1 - sigmoid(beta * (kl - r))) for a wrong one. `r` is a sequence's
-log-probability under the model minus that under the model the training starts from (of its answer
-tokens, in nats). `kl`, how far the model has moved, is the mean of r over the batch's prompts
-before answers to other prompts, at least 0; no gradient goes through it.
+The loss is the mean over examples of desirable_weight * (1 - sigmoid(beta * (r - kl))) for a right
+path, and undesirable_weight * (1 - sigmoid(beta * (kl - r))) for a wrong one. Here `r` is a
+sequence's log-probability under the model minus that under the model from which the training starts
+(for its answer tokens, in nats). `kl`, the distance that the model has moved, is the mean of r over
+the batch's prompts with answers to other prompts, at least 0; it has no gradient.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 class KtoSettings(Settings):
-    """Kahneman-Tversky optimisation (arXiv 2402.01306); read only when `objective: kto`."""
+    """Kahneman-Tversky optimisation (arXiv 2402.01306); used only with `objective: kto`."""
 
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the model is held to the one it starts from."""
+    """How strongly the model is kept close to the one it starts from."""
 
     desirable_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of a right path's loss. Where the kinds are not equally many, the paper weights them so that
-    the right ones count 1 to 4/3 times as much in all as the wrong ones."""
+    """Weight of a right path's loss. If the kinds are not equally frequent, the paper weights them
+    so that right paths count 1 to 4/3 times as much in total as wrong ones."""
 
     undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of a wrong path's loss."""
+    """Weight of a wrong path's loss."""
 
 
 def divergence(engine: Any, batch: WorkerBatch) -> Any:
-    """KTO's `kl` of a global batch. Every worker must call it, and gets the same."""
+    """KTO's `kl` of a global batch. Every worker must call it, and gets the same value."""
     import torch
 
     from training.answers import answer_tokens
@@ -58,9 +58,10 @@ def divergence(engine: Any, batch: WorkerBatch) -> Any:
 def kto_parts(
     ratios: Any, are_desirable: Any, kl: Any, num_examples: int, settings: KtoSettings
 ) -> Parts:
-    """Of a micro-batch of right and wrong paths.
+    """The parts of a micro-batch of right and wrong paths.
 
-    Beside the loss: `kl`, and the mean reward, beta * r, with that of wrong paths counted negative.
+    Besides the loss, these are `kl` and the mean reward (beta * r), in which the rewards of wrong
+    paths count as negative.
     """
     import torch
 
@@ -98,8 +99,8 @@ OBJECTIVE = Objective(
     name="kto",
     parts=_parts,
     nothing_there=(
-        "no right or wrong paths in {}, which training.objective kto needs; make more paths a "
-        "question, or set training.objective: sft"
+        "no right or wrong paths in {}, which training.objective kto needs; generate more paths "
+        "per question, or set training.objective: sft"
     ),
     folder="unpaired_preferences",
     stored_names={"target_token_ids": "completion_token_ids"},

@@ -1,7 +1,7 @@
 """What the trainer has to know of an objective.
 
-Each loss is a mean over the whole global batch, of which a micro-batch gives its part: parts are
-summed over micro-batches and workers.
+Each loss is a mean over the global batch, and a micro-batch contributes its part: parts are summed
+over micro-batches and workers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from training.steps import WorkerBatch
 
 Parts = dict[str, Any]
-"""A micro-batch's parts of means over the global batch, tensors without a dimension: `loss`, which
-has a gradient, and whatever else is reported of a step."""
+"""A micro-batch's parts of means over the global batch, as scalar tensors: `loss`, which has a
+gradient, and the other numbers that are reported for a step."""
 
 OtherAnswer = Callable[[int], Any]
 """From the number of an example to the token ids of its other answer: an int array [tokens]."""
 
 
 def no_preparation(engine: Any, batch: WorkerBatch) -> None:
-    """Most objectives need nothing of a whole step before its micro-batches."""
+    """Most objectives need nothing before the micro-batches of a step."""
 
 
 def any_weights(settings: TrainingSettings) -> tuple[float, ...]:
@@ -82,5 +82,5 @@ class Objective:
 
     @property
     def sequences_per_example(self) -> int:
-        """Rows of an unpacked micro-batch that one example takes."""
+        """Rows of an unpacked micro-batch that one example needs."""
         return 2 if self.learns_other else 1

@@ -26,5 +26,5 @@ def _parts(
 OBJECTIVE = Objective(
     name="sft",
     parts=_parts,
-    nothing_there="no training examples in {}; make some, or leave its questions out",
+    nothing_there="no training examples in {}; generate some, or leave its questions out",
 )
