@@ -473,6 +473,28 @@ def test_plain_chain_more_samples_keep_the_first_ones() -> None:
     assert many[:32] == few
 
 
+@pytest.mark.parametrize("num_before", [1, 16, 20, 33])
+def test_plain_chain_taken_over_samples_are_asked_for_no_more_and_the_others_are_the_same(
+    num_before: int,
+) -> None:
+    few, many = (chains(Asked(), recipe(chain=["path"], samples=n)) for n in (num_before, 40))
+    engine = Asked()
+    grown = chains(engine, recipe(chain=["path"], samples=40), {"attempt": -1, "paths": few})
+    assert grown == many
+    assert sum(engine.counts) == 40 - num_before
+
+
+def test_chains_taken_over_paths_of_guidelines_stay_and_the_others_are_the_same() -> None:
+    one, more = recipe(guidelines_per_question=3), recipe(guidelines_per_question=5, samples=2)
+    few, many = chains(Stages(), one), chains(Stages(), more)
+    engine = Stages()
+    assert chains(engine, more, {"attempt": -1, "paths": few}) == many
+    assert len(engine.asked) == 3 * (10 - 3)
+    engine = Stages()
+    assert chains(engine, one, {"attempt": -1, "paths": many}) == few
+    assert engine.asked == []
+
+
 COLOURS = Question(
     "d/train/2",
     "d",
