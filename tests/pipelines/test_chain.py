@@ -162,6 +162,29 @@ def test_prompts_malformed_file_is_refused(
         load_prompts(path)
 
 
+def test_prompts_that_a_file_leaves_out_are_ours(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("adapt: Rewrite {guideline} for {question}")
+    ours, merged = load_prompts(), load_prompts(path)
+    assert merged.texts == {**ours.texts, "adapt": "Rewrite {guideline} for {question}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adapd: Rewrite {guideline}", "there is no prompt 'adapd'; the names are adapt"),
+        ("just a text", "expected prompts as `name: text`"),
+        ("", "expected prompts as"),
+        ("hint: '{answer}'\nhint: '{answer}!'", "line 2: .*'hint' is given twice"),
+    ],
+)
+def test_prompts_file_with_other_names_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        load_prompts(path)
+
+
 def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
     engine = Recorder()
     plan = recipe(stages={"adapt": {"max_tokens": 11}, "path": {"max_tokens": 99}})
