@@ -108,7 +108,17 @@ def load_settings(
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
     that names the file or the override, the field, the value and what to do.
     """
-    tree = _read_settings(Path(path))
+    return overridden_settings(root, _read_settings(Path(path)), overrides, str(path), complete)
+
+
+def overridden_settings(
+    root: type[AnySettings],
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+    place: str,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> AnySettings:
+    """The same of a tree that was read from a `place`."""
     with_overrides(tree, overrides)  # their form is looked at before what they say
 
     def load(num_overrides: int) -> AnySettings:
@@ -119,7 +129,7 @@ def load_settings(
     except InputError as error:
         blamed = _first_that_fails(load, len(overrides), str(error))
         key = overrides[blamed - 1].partition("=")[0].strip() if blamed else ""
-        raise InputError(f"{f'--set {key}' if key else path}: {error}") from error
+        raise InputError(f"{f'--set {key}' if key else place}: {error}") from error
 
 
 def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
