@@ -24,7 +24,7 @@ from cluster.errors import EARLY_ENDS, InputError, InterruptedRunError
 from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.session import StopRequest, log_folder, ray_session
-from cluster.terminal import is_unread, say
+from cluster.terminal import is_unread, printable, say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config, warnings_of
@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except EARLY_ENDS as error:
-        print(f"regenesis: {error}", file=sys.stderr)
+        print(printable(f"regenesis: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("regenesis: interrupted", file=sys.stderr)

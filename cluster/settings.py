@@ -80,12 +80,13 @@ class _YamlLoader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", node.start_mark
-                )
+        lines: list[tuple[Any, int]] = []
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if first := next((n for known, n in lines if known == key), None):
+                reason = f"the key {key!r} is given twice, first in line {first}"
+                raise yaml.constructor.ConstructorError(None, None, reason, key_node.start_mark)
+            lines.append((key, line))
         return super().construct_mapping(node, deep=deep)
 
 
@@ -105,21 +106,59 @@ def load_settings(
     """Read the settings of a YAML file, with `a.b=value` overrides.
 
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
-    that names the file, the field, the value and what to do.
+    that names the file or the override, the field, the value and what to do.
     """
-    tree = with_overrides(_read_yaml(Path(path)), overrides)
-    return settings_of(root, complete(tree), str(path))
+    return overridden_settings(root, _read_settings(Path(path)), overrides, str(path), complete)
+
+
+def overridden_settings(
+    root: type[AnySettings],
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+    place: str,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> AnySettings:
+    """The same of a tree that was read from a `place`."""
+    with_overrides(tree, overrides)  # their form is looked at before what they say
+
+    def load(num_overrides: int) -> AnySettings:
+        return _validated(root, complete(with_overrides(tree, overrides[:num_overrides])))
+
+    try:
+        return load(len(overrides))
+    except InputError as error:
+        blamed = _first_that_fails(load, len(overrides), str(error))
+        key = overrides[blamed - 1].partition("=")[0].strip() if blamed else ""
+        raise InputError(f"{f'--set {key}' if key else place}: {error}") from error
+
+
+def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
+    """The number of the override with which a mistake first appears; 0 is the file."""
+    for number in range(num_overrides):
+        try:
+            load(number)
+        except InputError as error:
+            if str(error).partition(_REST)[0] == sentence.partition(_REST)[0]:
+                return number
+    return num_overrides
 
 
 def settings_of(root: type[AnySettings], tree: Mapping[str, Any], place: str) -> AnySettings:
     """Validate a tree of plain values as settings. Raises `InputError` that names the place."""
     try:
+        return _validated(root, tree)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _validated(root: type[AnySettings], tree: Mapping[str, Any]) -> AnySettings:
+    try:
         # JSON mode reads lists as tuples and stays strict about everything else.
         return root.model_validate_json(json.dumps(tree))
     except pydantic.ValidationError as error:
-        raise InputError(f"{place}: {_explain(root, error)}") from error
+        raise InputError(_explain(root, error)) from error
     except TypeError as error:
-        raise InputError(f"{place}: a value has no JSON form ({error}); quote it") from error
+        raise InputError(f"a value has no JSON form ({error}); quote it") from error
 
 
 def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -140,19 +179,31 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return {**below, **above, **both}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file. Raises `InputError` with the line of what is wrong in it."""
     try:
         text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = " ".join(filter(None, [error.context, error.problem]))
+        raise InputError(f"{path}{where}: this is not YAML: {reason}; correct the file") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: this is not YAML: {reason}; correct the file") from error
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
         known = sorted(str(p) for p in path.parent.glob("*.yaml"))
         there = f"; there are {', '.join(known)}" if known else ""
-        raise InputError(f"no config file {path}{there}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the config file {path}: {error}") from error
-    try:
-        tree = yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"no config file {path}{there}")
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected settings as `key: value`, found {_name_of(tree)}")
     return tree
@@ -182,7 +233,11 @@ def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
     problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
     sentence = _explain_one(root, problems[0])
     rest = len(problems) - 1
-    return f"{sentence} (and {rest} more)" if rest else sentence
+    return f"{sentence}{_REST}{rest} more)" if rest else sentence
+
+
+_REST = " (and "
+"""Begins what a sentence says of further mistakes."""
 
 
 def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
@@ -191,10 +246,9 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
     field = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(root, problem["loc"][:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         parent = ".".join(location[:-1])
-        if nearest:
-            hint = f"did you mean {'.'.join(filter(None, [parent, nearest[0]]))}?"
+        if nearest := _nearest(location[-1], known):
+            hint = f"did you mean {'.'.join(filter(None, [parent, nearest]))}?"
         else:
             hint = f"known here: {', '.join(known) or 'nothing'}"
         return f"unknown setting {field}; {hint}"
@@ -207,6 +261,18 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
         return reason  # it concerns several fields and names them
     given = f" (given: {shown})" if len(shown) < 120 and problem["type"] != "value_error" else ""
     return f"{field}: {reason}{given}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is meant: one with these initials, as `lr`, or nearly the same one."""
+    with_initials = [each for each in known if _initials(each) == name.lower()]
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    return next(iter([*with_initials, *close]), None)
+
+
+def _initials(name: str) -> str:
+    words = name.split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def _children(annotation: Any) -> Iterable[type[Settings]]:

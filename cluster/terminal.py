@@ -5,6 +5,7 @@ Runs on the driver. Results go to stdout, progress to the stream that the caller
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 import time
@@ -13,9 +14,18 @@ from typing import Any, TextIO
 
 from cluster.events import logger
 
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys instead of showing them, except line ends and tabs."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, since a question may contain anything."""
+    return _COMMANDS.sub(lambda found: ascii(found.group())[1:-1], text)
+
 
 def say(text: str) -> None:
     """Print and log lines that remain on the terminal."""
+    text = printable(text)
     print(text, flush=True)
     logger.info("%s", text)
 
@@ -40,7 +50,8 @@ class ProgressLine:
         if not lasting and not due and now - self._shown_at < self._every_s:
             return
         self._shown_at = now
-        for each in lasting:
+        line = printable(line)
+        for each in map(printable, lasting):
             self._stream.write(f"\r\x1b[2K{each}\n" if self._in_place else f"{each}\n")
         if line != self._last:
             self._last = line
@@ -75,7 +86,7 @@ class ProgressBars:
         """Set how much of each dataset is done, and its total; shown with the next line."""
         for name, (done, total) in bars.items():
             if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name)
+                self._tasks[name] = self._bars.add_task(printable(name))
             self._bars.update(self._tasks[name], completed=done, total=total)
 
     def show(self, line: str, *, lasting: Sequence[str] = ()) -> None:
@@ -84,8 +95,8 @@ class ProgressBars:
         from rich.text import Text
 
         for each in lasting:
-            self._console.print(Text(each))
-        self._live.update(Group(self._bars, Text(line)), refresh=True)
+            self._console.print(Text(printable(each)))
+        self._live.update(Group(self._bars, Text(printable(line))), refresh=True)
 
     def end(self, line: str, *, lasting: Sequence[str] = ()) -> None:
         """Remove the bars and leave the last line."""
@@ -93,7 +104,7 @@ class ProgressBars:
 
         self._live.stop()
         for each in (*lasting, line):
-            self._console.print(Text(each))
+            self._console.print(Text(printable(each)))
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,7 @@ from cluster.inference.schedule import Questions
 from cluster.models.model import base_model
 from cluster.remote import run_task
 from cluster.session import ray_session
-from cluster.settings import settings_of, with_overrides
+from cluster.settings import overridden_settings
 from cluster.store.folder import Folder
 from cluster.store.step import Step, check_steps
 from cluster.terminal import format_table, say
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print a table for each round."""
     stored = StoredRun.read(arguments.run)
-    config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
+    config = overridden_settings(Config, stored.config, arguments.set, arguments.run)
     with ray_session(config.cluster):
         of_rounds = [Step("paths", paths, {}) for _, paths in stored.rounds_with_paths()]
         check_steps([Step("questions", stored.step("questions"), {}), *of_rounds])

@@ -28,6 +28,7 @@ from training.data.examples import Survey, survey
 from training.device import device_of
 from training.loop import StepBoard, TrainingJob, train_worker
 from training.nodes import read_nodes
+from training.objectives import OBJECTIVES
 from training.placement import place, refuse_without_room
 from training.preemption import catch_sigterm
 from training.settings import PlacedTraining, TrainingSettings
@@ -61,7 +62,7 @@ def fine_tune(
     `dataset`, only its examples are used. Ray must be initialised and have the resources of all
     workers free at once; a local folder must be visible on every worker's node. `on_step` is called
     in the caller's thread with step (1-based), num_steps, loss (of the global batch), the other
-    numbers of `training.objectives`, learning_rate, grad_norm (before clipping), tokens (prompts
+    numbers of `Objective.parts`, learning_rate, grad_norm (before clipping), tokens (prompts
     and targets), tokens_per_s and, on a known GPU, mfu. After a failure, the steps since the last
     checkpoint are reported again. An exception in `on_step` ends the call, and so does Ctrl-C after
     one more checkpoint; the workers end with the process or with `ray.shutdown`.
@@ -93,12 +94,13 @@ def fine_tune(
     progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
     _warn_of_few_changes(progress["weights_changed"], placed)
+    has_labels = OBJECTIVES[settings.objective].label is not None
     return {
         "num_examples": found.num_examples,
         "num_dropped_too_long": found.num_dropped_too_long,
         "num_truncated": found.num_truncated,
         **({"datasets": found.counts} if found.counts else {}),
-        **({"num_undesirable": found.num_undesirable} if settings.objective == "kto" else {}),
+        **({"num_undesirable": found.num_undesirable} if has_labels else {}),
         **{name: getattr(placed, name) for name in ("num_workers", "gpus_per_worker", "dtype")},
         **progress,
     }

@@ -24,13 +24,15 @@ from typing import Any
 from cluster.models.model import Model
 from cluster.settings import content_of, fingerprint
 from cluster.store.folder import Folder
+from training.answers import micro_parts
 from training.checks import RefusedError, agree, check_training, refuse_broken_weights
 from training.data.batches import learning_rate
 from training.data.examples import read_examples
 from training.deepspeed_engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.device import device_of
 from training.mfu import peak_flops, work_of
-from training.objectives import Parts, divergence, micro_parts
+from training.objectives import OBJECTIVES
+from training.objectives.objective import Parts
 from training.packing import refuse_leak
 from training.preemption import is_told_to_end
 from training.reference import REFERENCE, with_references
@@ -173,7 +175,7 @@ def load(job: TrainingJob) -> tuple[Any, StepData]:
     if job.settings.packing:
         vocab_size = engine.module.config.get_text_config().vocab_size
         agree(lambda: refuse_leak(engine, vocab_size, engine.device))
-    if job.settings.objective != "sft":
+    if OBJECTIVES[job.settings.objective].other_answers is not None:
         key = fingerprint(job.model.identity, job.dataset, content_of(job.settings))
         references = job.output.child(REFERENCE)
         table = with_references(engine, table, job.settings, references, key)
@@ -279,11 +281,11 @@ def add_gradients(engine: Any, share: WorkerBatch, settings: PlacedTraining) -> 
     import torch
 
     num_ranks = torch.distributed.get_world_size()
-    kl = divergence(engine, share) if settings.objective == "kto" else None
+    prepared = OBJECTIVES[settings.objective].prepare(engine, share)
     sums: Parts = {}
     for index, micro in enumerate(share.micro_batches):
         engine.set_gradient_accumulation_boundary(index + 1 == len(share.micro_batches))
-        parts = micro_parts(engine, micro, share, settings, engine.device, kl)
+        parts = micro_parts(engine, micro, share, settings, prepared)
         engine.backward(parts["loss"] * num_ranks, scale_wrt_gas=False)
         sums = {name: sums.get(name, 0.0) + part.detach() for name, part in parts.items()}
     totals = torch.stack(list(sums.values()))

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from cluster.errors import DamagedFileError
 from cluster.store.folder import Folder
+from training.answers import answer_tokens
 from training.data.sequences import REFERENCES, Sequences
-from training.objectives import answer_tokens
 from training.settings import TrainingSettings
 from training.steps import form, rows_of_rank
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.models.model import GENERATION_CONFIG
 from cluster.models.weight_digests import WEIGHTS, write_list
 from cluster.store.folder import MANIFEST, Folder
 from training.settings import PlacedTraining
@@ -44,8 +45,6 @@ WEIGHT_FILES = (
 # Not copied either: code, which is never run, and files that a training or step of ours left there.
 OTHER_FILES = ("*.py", "config.json", ".*", WEIGHTS, MANIFEST)
 OTHER_FOLDERS = {"original", "onnx", ADAPTER, "checkpoints", "reference", "tensorboard", "wandb"}
-
-GENERATION_CONFIG = "generation_config.json"
 
 State = dict[str, Any]
 

@@ -21,6 +21,9 @@ import pydantic
 from pydantic import Field
 
 from cluster.settings import OPERATIONAL, Neutral, Settings
+from training.objectives import OBJECTIVES
+from training.objectives.dpo import DpoSettings
+from training.objectives.kto import KtoSettings
 
 Auto = Literal["auto"]
 """A value that `training.placement` decides when the training starts."""
@@ -57,37 +60,6 @@ class LoraSettings(Settings):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the linear layers that get an adapter, or all-linear for every one except the output
     head; for a mixture of experts they have to be named."""
-
-
-class DpoSettings(Settings):
-    """Direct preference optimisation (arXiv 2305.18290) with an NLL term (arXiv 2404.19733); used
-    only with `objective: dpo`."""
-
-    beta: Annotated[float, Field(ge=0)] = 0.1
-    """How strongly the model is kept close to the one it starts from; near 0 the preference has no
-    effect."""
-
-    preference_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the preference term, the mean over the pairs of a step; 0 is plain SFT on the
-    chosen answers."""
-
-    nll_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the chosen answers' negative log-likelihood, which is SFT's loss; 0 is plain
-    DPO."""
-
-
-class KtoSettings(Settings):
-    """Kahneman-Tversky optimisation (arXiv 2402.01306); used only with `objective: kto`."""
-
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the model is kept close to the one it starts from."""
-
-    desirable_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of a right path's loss. If the kinds are not equally frequent, the paper weights them
-    so that right paths count 1 to 4/3 times as much in total as wrong ones."""
-
-    undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of a wrong path's loss."""
 
 
 class TrackingSettings(Settings):
@@ -271,7 +243,7 @@ class TrainingSettings(Settings):
     @property
     def sequences_per_example(self) -> int:
         """Rows of an unpacked micro-batch that an example needs."""
-        return 2 if self.objective == "dpo" else 1
+        return OBJECTIVES[self.objective].sequences_per_example
 
     @property
     def tokens_per_row(self) -> int:
@@ -295,17 +267,13 @@ class TrainingSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _preferences_teach_something(self) -> TrainingSettings:
-        weights = {
-            "dpo": (self.dpo.preference_weight, self.dpo.nll_weight),
-            "kto": (self.kto.desirable_weight, self.kto.undesirable_weight),
-        }
-        if not any(weights.get(self.objective, (1.0,))):
+        if not any(OBJECTIVES[self.objective].weights(self)):
             raise ValueError(f"{self.objective}: both weights are 0, so nothing is learned")
         return self
 
     @pydantic.model_validator(mode="after")
     def _only_examples_are_weighted(self) -> TrainingSettings:
-        if self.weight_by is not None and self.objective != "sft":
+        if self.weight_by is not None and OBJECTIVES[self.objective].needs_wrong_paths:
             raise ValueError(
                 f"weight_by is for objective sft, whose examples have weights; leave it out for "
                 f"objective {self.objective}"

@@ -46,7 +46,7 @@ class WorkerBatch:
     """Weight of all answer tokens; without weights, their number. Rejected answers weigh 0."""
     num_examples: int
     mismatched: list[MicroBatch]
-    """With kto, the examples' prompts with answers to other prompts; otherwise empty."""
+    """Other answers to the examples' prompts, with kto; otherwise empty."""
 
 
 class StepData:
@@ -83,8 +83,7 @@ class StepData:
         batch = batch_of_step(order, step, self._settings.global_batch_size)
         learnt = [self._sequences.learnt(index) for index in batch]
         sequences = list(itertools.chain.from_iterable(learnt))
-        with_kto = self._settings.objective == "kto"
-        others = [[self._sequences.other(index)] for index in batch] if with_kto else []
+        others = [[other] for other in map(self._sequences.looked_at, batch) if other is not None]
         return WorkerBatch(
             self._cut(learnt),
             num_tokens=sum(one.length for one in sequences),

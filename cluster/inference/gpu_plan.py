@@ -58,6 +58,9 @@ PROMPT_SHARE = 1.1
 CLEARLY_FASTER = 1.1
 """How much faster a larger engine must be predicted to be than several smaller ones."""
 
+MOST_NODES = 16
+"""Of eight GPUs: how far a refusal looks for the smallest hardware that would do."""
+
 BLOCK_TOKENS = 16
 """vLLM allocates its cache in blocks of this many tokens."""
 
@@ -568,7 +571,7 @@ def _nothing_fits(
         return InputError(
             f"a context of {context} tokens ({gib:.1f} GiB of key-value cache) does not fit next "
             f"to {model.name} on {where}: the most is {best.cache_tokens} tokens; ask for less, "
-            "quantise the model, or use more or larger GPUs"
+            f"quantise the model, or use {_enough(model, nodes, needed, usable)}"
         )
     weights, overhead = best.weights / GIB, best.overhead / GIB
     return InputError(
@@ -576,8 +579,20 @@ def _nothing_fits(
         f"of {nodes.num_gpus * nodes.gpu_memory_gib:.1f} GiB in all; split over {best.num_gpus} "
         f"GPU(s), each needs {weights:.1f} GiB for weights, {overhead:.1f} for overhead and a "
         f"cache for {needed} tokens, of the {usable / GIB:.1f} GiB that vLLM may take; "
-        "quantise the model, or use more or larger GPUs"
+        f"quantise the model, or use {_enough(model, nodes, needed, usable)}"
     )
+
+
+def _enough(model: ModelShape, nodes: GpuNodes, needed: int, usable: float) -> str:
+    """The fewest GPUs of this size that hold an engine, in one node or in nodes of eight."""
+    counts = [(1, 2), (1, 4), (1, 8), *((num_nodes, 8) for num_nodes in range(2, MOST_NODES + 1))]
+    for num_nodes, gpus_per_node in counts:
+        larger = GpuNodes(num_nodes, gpus_per_node, nodes.gpu_memory_gib)
+        layouts = (_Layout(model, larger, tp, pp, usable) for tp, pp in _sizes(model, larger))
+        if any(layout.cache_tokens >= needed for layout in layouts):
+            nodes_of = f"{num_nodes} nodes of " if num_nodes > 1 else ""
+            return f"{nodes_of}{gpus_per_node} or more GPUs of this size, or larger ones"
+    return "larger GPUs"
 
 
 def _describe_model(model: ModelShape) -> str:

@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from cluster.errors import InputError
 from cluster.models.hub import hub_file
-from cluster.settings import Settings
+from cluster.settings import Settings, fingerprint
 from cluster.store.folder import MANIFEST, Folder, hash_file, put_in_place
 
 
@@ -51,6 +52,15 @@ PACKAGED_MODELS = {
 }
 
 
+GENERATION_CONFIG = "generation_config.json"
+PROMPT_FILES = (
+    *("*.jinja", "additional_chat_templates/*.jinja"),
+    *("*.model", "*.model.v*", "*.tiktoken", "*.tokenizer", "bpe.codes"),
+    *("vocab*.txt", "merges*.txt", "dict*.txt"),
+)
+"""The files besides `*.json` in which a tokenizer keeps its template and its tokens."""
+
+
 def check_model(path: str) -> None:
     """Refuse a model that cannot be loaded, before any expensive work. Raises `InputError`.
 
@@ -75,22 +85,69 @@ def is_hub_name(path: str) -> bool:
     return not path.startswith("pypi:") and not Path(path).expanduser().exists() and not looks_local
 
 
-def model_identity(path: str) -> str:
-    """What distinguishes this model from others: its name, or a hash of a local folder's files.
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a local model's folder that decide what it answers, each with a hash."""
 
-    Of the weights it reads samples from all over each file, not every byte. That distinguishes a
-    model from a fine-tuned copy, quickly and at any size, but does not detect every altered tensor.
-    """
+    folder: str
+    """Its name."""
+    hashes: Mapping[str, str]
+    """By the path within the folder: weights, `*.json`, and `PROMPT_FILES`."""
+    ends: str
+    """The tokens that end an answer by the generation config. Its other values, which a person may
+    correct, change nothing that a run makes."""
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelFiles:
+        """Hash the files; of the weights, samples from all over each file and not every byte. That
+        distinguishes a model from a fine-tuned copy, quickly and at any size, but does not detect
+        every altered tensor. Raises `InputError` for a file that cannot be read."""
+        patterns = ("*.safetensors", "*.json", *PROMPT_FILES)
+        files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+        try:
+            hashes = {str(file.relative_to(folder)): _hash(file) for file in sorted(files)}
+            return cls(folder.name, hashes, _ends(folder / GENERATION_CONFIG))
+        except OSError as error:
+            raise InputError(f"model.path {str(folder)!r} cannot be read: {error}") from error
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes this model from others."""
+        return self._named(self.hashes)
+
+    @property
+    def former_identity(self) -> str:
+        """The identity in earlier versions, which hashed only weights and `*.json`."""
+        known = (".safetensors", ".json")
+        return self._named({n: h for n, h in self.hashes.items() if n.endswith(known)})
+
+    def _named(self, hashes: Mapping[str, str]) -> str:
+        return json.dumps({"folder": self.folder, "files": hashes}, sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the answers; equal digests have equal answers."""
+        deciding = {n: h for n, h in self.hashes.items() if n != GENERATION_CONFIG}
+        return fingerprint(deciding, self.ends)
+
+
+def model_files(path: str) -> ModelFiles | None:
+    """The files of a local model; None for one of the hub or of a package."""
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return path
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    known = {
-        file.name: _hash_samples(file) if file.suffix == ".safetensors" else hash_file(file)
-        for file in files
-        if file.suffix in {".safetensors", ".json"}
-    }
-    return json.dumps({"folder": folder.name, "files": known}, sort_keys=True)
+    return ModelFiles.read(folder) if folder.is_dir() else None
+
+
+def _hash(file: Path) -> str:
+    return _hash_samples(file) if file.suffix == ".safetensors" else hash_file(file)
+
+
+def _ends(generation_config: Path) -> str:
+    if not generation_config.is_file():
+        return "null"
+    try:
+        return json.dumps(json.loads(generation_config.read_bytes()).get("eos_token_id"))
+    except (ValueError, AttributeError):
+        return hash_file(generation_config)
 
 
 def _hash_samples(path: Path, num_samples: int = 64, sample_bytes: int = 65_536) -> str:
@@ -115,6 +172,8 @@ class Model:
     cache: str
     folder: Folder | None = None
     """The folder of the step that made it; None for the model that a run starts from."""
+    files: ModelFiles | None = field(default=None, compare=False)
+    """The files of the local folder that a run starts from."""
     needs_turns: bool = False
     """Whether its answers changed when `cluster.thinking` began to read turns: its template marks
     thinking, or it has no template. For the model that a run starts from."""
@@ -129,7 +188,8 @@ class Model:
 def base_model(settings: ModelSettings, cache: str) -> Model:
     """The model a run starts from. Raises `InputError` when it cannot be loaded."""
     check_model(settings.path)
-    return Model(model_identity(settings.path), settings.path, cache)
+    files = model_files(settings.path)
+    return Model(files.identity if files else settings.path, settings.path, cache, files=files)
 
 
 def read_template(path: str) -> str | None:
@@ -140,7 +200,7 @@ def read_template(path: str) -> str | None:
     """
     config, text = _file_of(path, "tokenizer_config.json"), _file_of(path, "chat_template.jinja")
     if text is not None:
-        return text.read_text()
+        return text.read_text(encoding="utf-8", errors="replace")
     if config is None:
         return None
     try:

@@ -93,6 +93,10 @@ class Folder:
         return replace(self, path=posixpath.join(self.path, name))
 
     @property
+    def parent(self) -> Folder:
+        return replace(self, path=posixpath.dirname(self.path))
+
+    @property
     def epoch(self) -> int:
         """The number of the holder that this command is; 0 if it holds nothing."""
         return self.claim.epoch if self.claim else 0

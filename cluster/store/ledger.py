@@ -396,6 +396,24 @@ def new_execution(folder: Folder) -> str:
     return f"{folder.epoch:06d}-{number:06d}-{secrets.token_hex(2)}"
 
 
+def adopt_rows(folder: Folder, source: Folder, schema: pa.Schema) -> int:
+    """Take over the rows of another step as rows of which something is missing; returns how many.
+
+    Their attempt is -1, so the next one is the first, and its handler gets what is there. A
+    question that has a row here keeps it. Raises as `Ledger.read` does.
+    """
+    own, other = open_ledger(folder, schema), Ledger.read(source)
+    parts = folder.child(f"{PARTS}/{new_execution(folder)}/000000")
+    wanted = replace(other, index=own.missing(other.index))
+    for number, (file, rows) in enumerate(_by_file(wanted.index)):
+        table = _fit(load_file(source, other.files[file]).take(rows), schema)
+        for name, value in (("attempt", -1), ("num_failed", 1)):
+            column = pa.array([value] * table.num_rows, pa.int32())
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        _write_sealed(parts, f"part-{number:06d}", table)
+    return int(wanted.index.num_rows)
+
+
 def _stale_files(ledger: Ledger) -> list[str]:
     """All parts, and compacted files with rows that a later attempt has superseded."""
     valid = dict.fromkeys(range(len(ledger.files)), 0)

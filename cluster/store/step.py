@@ -64,6 +64,12 @@ class Step:
     def is_done(self) -> bool:
         return self.manifest() is not None
 
+    def siblings(self) -> list[Folder]:
+        """The other folders of this kind of step next to it, finished or not."""
+        below = self.folder.parent
+        names = (n for n in below.folder_names() if n.startswith(f"{self.name}-"))
+        return [below.child(name) for name in names if name != self.folder.name]
+
     def clear(self) -> None:
         """Remove the tables of an unfinished attempt, and those that do not belong to the step."""
         self.folder.delete_files([n for n in self.folder.walk() if n.endswith(".parquet")])

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from cluster.errors import InputError
 from cluster.gpus import Need, wait_for_room
+from cluster.inference.engine import EngineSettings
 from cluster.inference.gpu_plan import ModelShape
 from cluster.inference.pool import engines_need
 from cluster.node_facts import ask_all_nodes, try_storage
@@ -21,6 +22,7 @@ from cluster.session import StopRequest
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
+from pipelines.config import Config
 from pipelines.plan import lay_out_rounds
 from pipelines.planning.base_checks import Base
 from pipelines.planning.preflight import check_base, describe
@@ -135,11 +137,23 @@ def _needs(run: Run, until: str | None) -> Iterator[Need]:
     The needs of a training are known once the nodes exist for which the engines waited.
     """
     open_steps = {name for name, step in _steps(run, until) if not step.is_done}
-    if run.config.engine.use_gpu and open_steps & set(GENERATE):
-        # With few CPUs, `cluster.inference.engine_sizing` uses fewer for each engine.
-        yield engines_need(run.config.engine).gpus_alone()
+    for engine in engines_of(run.config, open_steps):
+        if engine.use_gpu:
+            # With few CPUs, `cluster.inference.engine_sizing` uses fewer for each engine.
+            yield engines_need(engine).gpus_alone()
     if "model" in open_steps:
         yield training_need(run.config.training)
+
+
+def engines_of(config: Config, steps: Collection[str]) -> list[EngineSettings]:
+    """The different engines that these steps need, one after another.
+
+    The paths may come from another engine than everything else (`synthesis.engine`).
+    """
+    of_paths = config.synthesis.engine or config.engine
+    wanted = {"guidelines": config.engine, "paths": of_paths, "predictions": config.engine}
+    engines = [wanted[name] for name in GENERATE if name in steps]
+    return [engine for n, engine in enumerate(engines) if engine not in engines[:n]]
 
 
 def _steps(run: Run, until: str | None) -> Iterator[tuple[str, Step]]:

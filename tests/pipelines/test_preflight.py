@@ -16,7 +16,7 @@ from cluster.errors import InputError
 from pipelines.config import Config, load_config
 from pipelines.plan import check_run
 from pipelines.planning.base_checks import Base, look_at_base, num_positions
-from pipelines.planning.hardware import Readiness, refuse_nodes
+from pipelines.planning.hardware import Readiness, engines_of, refuse_nodes
 from pipelines.planning.preflight import askings, check_base, describe, engines
 from pipelines.synthesis.chain import Recipe
 from tests.conftest import arithmetic, run_driver
@@ -368,3 +368,14 @@ def test_unreachable_ray_is_one_sentence(
     assert result.returncode == InputError.exit_code
     assert "Ray cannot be reached" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_engine_of_the_paths_alone_is_waited_for_as_well(load: Callable[..., Config]) -> None:
+    of_paths = '{"use_gpu": true, "tensor_parallel_size": 4}'
+    config = load(f"synthesis.engine={of_paths}")
+    assert config.synthesis.engine is not None
+    steps = {"paths", "examples", "model", "predictions", "scores"}
+    assert engines_of(config, steps) == [config.synthesis.engine, config.engine]
+    assert engines_of(config, {"predictions"}) == [config.engine]
+    assert engines_of(load(), {"guidelines", "paths", "predictions"}) == [load().engine]
+    assert engines_of(config, {"model", "scores"}) == []

@@ -6,7 +6,8 @@ import pytest
 
 from cluster.settings import content_of
 from training.deepspeed_engine import deepspeed_config
-from training.settings import DpoSettings, LoraSettings, PlacedTraining, TrainingSettings
+from training.objectives.dpo import DpoSettings
+from training.settings import LoraSettings, PlacedTraining, TrainingSettings
 
 
 @pytest.mark.parametrize(

@@ -31,37 +31,8 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from training.objectives import OBJECTIVES
 from training.settings import TrainingSettings
-
-PAIRS = "preference_pairs"
-UNPAIRED = "unpaired_preferences"
-"""Subfolders with the preferences, in the folder of the examples."""
-
-_STORED_NAMES: dict[str, dict[str, str]] = {
-    "sft": {},
-    "dpo": {"example_id": "chosen_id", "target_token_ids": "chosen_token_ids"},
-    "kto": {"target_token_ids": "completion_token_ids"},
-}
-"""The stored name of a column that the trainer calls by another name."""
-
-_COLUMNS: dict[str, list[str]] = {
-    "sft": [],
-    "dpo": ["rejected_token_ids"],
-    "kto": ["question_id", "label"],
-}
-"""The columns that an objective reads besides ids, prompts and targets."""
-
-_NOTHING_THERE = {
-    "sft": "no training examples in {}; generate some, or leave its questions out",
-    "dpo": (
-        "no preference pairs in {}: training.objective dpo needs questions with a kept path and a "
-        "wrong one; generate more paths per question, or set training.objective: sft"
-    ),
-    "kto": (
-        "no right or wrong paths in {}, which training.objective kto needs; generate more paths "
-        "per question, or set training.objective: sft"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -90,6 +61,7 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
     is empty, when a weight is not a positive number, and when kto would see only right or only
     wrong paths.
     """
+    objective = OBJECTIVES[settings.objective]
     ids: list[str] = []
     kept: list[str] = []
     counts: Counter[str] = Counter()
@@ -104,8 +76,8 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
         kept.extend(itertools.compress(names, fits))
         if "dataset" in batch.schema.names:
             counts.update(itertools.compress(batch.column("dataset").to_pylist(), fits))
-        if settings.objective == "kto":
-            labels = itertools.compress(batch.column("label").to_pylist(), fits)
+        if objective.label is not None:
+            labels = itertools.compress(batch.column(objective.label).to_pylist(), fits)
             num_undesirable += sum(not label for label in labels)
         longest = max([longest, *lengths])
         num_truncated += sum(n > settings.max_length for n in itertools.compress(lengths, fits))
@@ -114,8 +86,8 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
     _refuse_useless(ids, kept, longest, settings, where)
     _refuse_too_few(len(kept), settings, where)
     _refuse_unweighted(counts, settings)
-    if settings.objective == "kto":
-        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, where)
+    if objective.label is not None:
+        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, settings, where)
     digest = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
     num_dropped = len(ids) - len(kept)
     return Survey(
@@ -161,7 +133,8 @@ def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
 
 def _columns(settings: TrainingSettings, dataset: str | None) -> list[str]:
     """The columns that a training reads."""
-    columns = ["example_id", "prompt_token_ids", "target_token_ids", *_COLUMNS[settings.objective]]
+    of_objective = OBJECTIVES[settings.objective].columns
+    columns = ["example_id", "prompt_token_ids", "target_token_ids", *of_objective]
     if dataset is not None or settings.is_mixed:
         columns.append("dataset")
     if settings.weight_by is not None:
@@ -173,7 +146,7 @@ def _batches(
     folder: Folder, settings: TrainingSettings, dataset: str | None
 ) -> Iterator[pa.RecordBatch]:
     source, names = _source(folder, settings), _columns(settings, dataset)
-    stored = [_STORED_NAMES[settings.objective].get(name, name) for name in names]
+    stored = [OBJECTIVES[settings.objective].stored_names.get(name, name) for name in names]
     for file_name in source.file_names(".parquet"):
         file = source.open_parquet(file_name)
         missing = set(stored) - set(file.schema_arrow.names)
@@ -190,9 +163,8 @@ def _batches(
 
 def _source(folder: Folder, settings: TrainingSettings) -> Folder:
     """The folder with the rows of an objective, given the folder of the examples."""
-    if settings.objective == "sft":
-        return folder
-    return folder.child(PAIRS if settings.objective == "dpo" else UNPAIRED)
+    within = OBJECTIVES[settings.objective].folder
+    return folder if within is None else folder.child(within)
 
 
 def _answers(rows: pa.Table | pa.RecordBatch) -> list[str]:
@@ -241,7 +213,7 @@ def _refuse_useless(
     ids: list[str], kept: list[str], longest: int, settings: TrainingSettings, where: str
 ) -> None:
     if not ids:
-        raise InputError(_NOTHING_THERE[settings.objective].format(where))
+        raise InputError(OBJECTIVES[settings.objective].nothing_there.format(where))
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"example {twice!r} appears twice in {where}; ids must be distinct")
@@ -276,10 +248,12 @@ def _refuse_unweighted(counts: Mapping[str, int], settings: TrainingSettings) ->
         )
 
 
-def _refuse_one_sided(num_right: int, num_wrong: int, where: str) -> None:
+def _refuse_one_sided(
+    num_right: int, num_wrong: int, settings: TrainingSettings, where: str
+) -> None:
     if not num_right or not num_wrong:
         missing = "wrong" if num_right else "right"
         raise InputError(
-            f"no {missing} paths in {where}: training.objective kto learns from right and wrong "
-            "ones; generate more paths per question, or set training.objective: sft"
+            f"no {missing} paths in {where}: training.objective {settings.objective} learns from "
+            "right and wrong ones; generate more paths per question, or set training.objective: sft"
         )
