@@ -35,8 +35,8 @@ class TemplateFacts:
     date: str | None = None
     needs_turns: bool = False
     identity: str | None = None
-    """What the run's folders were named after when it met this local model first: it stays, though
-    a later version may read more files, and though a person corrects a generation config."""
+    """The identity after which the run's folders were named when it first used this local model. It
+    is kept even if a later version reads more files, or the user corrects a generation config."""
 
     @classmethod
     def of(cls, template: str | None) -> TemplateFacts:
@@ -118,7 +118,7 @@ def _stored(folder: Folder) -> dict[str, Any]:
         return stored
     if TEMPLATE_FILE in folder.file_names(".json"):
         raise DamagedFileError(
-            f"{folder.uri}/{TEMPLATE_FILE} is damaged; put back what was there, or choose another "
-            "run to begin anew"
+            f"{folder.uri}/{TEMPLATE_FILE} is damaged; restore the original, or choose another "
+            "run to begin again"
         )
     return {}

@@ -114,27 +114,27 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 
 
 HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset")
-"""Settings of the synthesis that decide how many paths a question has, and change none of them."""
+"""Settings that determine how many paths a question has, but not the paths themselves."""
 
 
 def take_over_rows(step: Step) -> None:
     """Begin with the paths of finished steps that differ only in how many paths a question has.
 
-    The ids and the seeds of a path follow from its guideline and the number of its sample, so what
-    both steps have is not generated again.
+    The ids and seeds of a path follow from its guideline and the number of its sample, so paths
+    that both steps have are not generated again.
     """
     for source in _siblings(step):
         try:
             number = run_task(adopt_rows, step.folder, source, PATHS_SCHEMA)
         except DamagedFileError as error:
-            say(f"note: {error}; its paths are made again")
+            say(f"note: {error}; its paths are generated again")
             continue
         if number:
-            say(f"paths: {number} questions keep the paths that they have in {source.name}")
+            say(f"paths: {number} questions reuse their paths from {source.name}")
 
 
 def _siblings(step: Step) -> list[Folder]:
-    """Those steps, the one with the most paths first."""
+    """The folders of these steps, beginning with the one that has the most paths."""
     found: list[tuple[int, Folder]] = []
     for folder in step.siblings():
         try:
@@ -147,7 +147,7 @@ def _siblings(step: Step) -> list[Folder]:
 
 
 def _has_same_paths(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two contents make the same of each path that both have."""
+    """Whether two contents give equal paths wherever both have one."""
 
     def others(content: Mapping[str, Any]) -> dict[str, Any]:
         synthesis = {k: v for k, v in content.get("synthesis", {}).items() if k not in HOW_MANY}

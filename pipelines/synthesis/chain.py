@@ -352,7 +352,7 @@ async def run_chains(
     specs = recipe.specs(question, is_hinted=is_hinted)
 
     async def run(group: list[PathSpec]) -> list[ReasoningPath]:
-        # All that share a prompt fail together, so what is there comes before what is missing.
+        # Paths that share a prompt fail together, so existing ones come before missing ones.
         num_made = next(n for n, spec in enumerate(group) if spec.path_id not in whole)
         async with slots.take(len(group) - num_made):
             return await run_chain(engine, recipe, question, group, attempt, num_made)
