@@ -555,7 +555,7 @@ def test_folder_without_the_split_says_what_was_looked_for(tmp_path: Path) -> No
     assert "no train file of task gsm8k" in told
     assert "gsm8k.train.jsonl or grade_school_math/data/train.jsonl" in told
     assert "source.splits" in told
-    assert "is not there" in complaint("gsm8k", tmp_path / "nowhere")
+    assert "does not exist" in complaint("gsm8k", tmp_path / "nowhere")
 
 
 def test_one_file_serves_one_split_only(tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(b"null\n", "q.jsonl:1: every line must be one JSON object", id="null"),
         pytest.param(b'{"id": "caf\xe9"}\n', "q.jsonl:1 is not UTF-8", id="latin-1"),
         pytest.param(b"\xff\xfe{\x00", "q.jsonl is not JSONL but UTF-16; save", id="utf-16"),
-        pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
+        pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be read", id="huge number"),
         pytest.param(b"[" * 200_000, "q.jsonl:1 is not JSON", id="deep"),
         pytest.param(packed(b"{}"), "q.jsonl:1: no column 'id'", id="gzip"),
         pytest.param(packed(b"{}" * 99)[:-9], "q.jsonl is cut short: its gzip", id="cut gzip"),
