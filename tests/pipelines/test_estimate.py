@@ -246,7 +246,7 @@ def test_dataset_with_limits_is_taken_to_end_there(share: DatasetQuota, num_begu
     made = estimate(*probed, num_questions={"a": 1000}, shares={"a": share})
     assert made.paths == 5 * num_begun
     assert made.datasets[0].num_questions == num_begun
-    assert any("end at the limits" in said for said in made.assumptions) == (num_begun < 1000)
+    assert any("stop at the limits" in said for said in made.assumptions) == (num_begun < 1000)
 
 
 def two_datasets() -> list[ProbedQuestion]:
@@ -281,7 +281,7 @@ def test_bound_over_all_datasets_ends_them_in_their_turns(
     got = estimate(*two_datasets(), num_questions=sizes, shares=shares, max_tokens=max_tokens)
     assert tuple(dataset.num_questions for dataset in got.datasets) == begun
     assert got.paths == 5 * sum(begun)
-    said = any("end at budget.generated_tokens or" in one for one in got.assumptions)
+    said = any("stop at budget.generated_tokens or" in one for one in got.assumptions)
     assert said == (max_tokens is not None and begun != (500, 500))
 
 
@@ -381,7 +381,7 @@ def test_budget_is_checked_against_the_central_estimate() -> None:
     assert check_budget(got, Budget(max_hours=high + 0.1)) == []
     (warning,) = check_budget(got, Budget(max_hours=value))
     assert "may not be enough" in warning
-    with pytest.raises(InputError, match=r"estimated to take 12\.5 \[.*\] hours, and") as error:
+    with pytest.raises(InputError, match=r"estimated to take 12\.5 \[.*\] hours, but") as error:
         check_budget(got, Budget(max_hours=value - 0.1))
     assert "budget.max_hours is 12.4" in str(error.value)
     assert "synthesis.guidelines_per_question" in str(error.value)
@@ -392,7 +392,7 @@ def test_budget_is_checked_against_the_central_estimate() -> None:
     [(Budget(max_gpu_hours=0.1), "GPU-hours"), (Budget(max_money=0.3), "USD")],
 )
 def test_gpu_hours_and_money_have_budgets_too(budget: Budget, named: str) -> None:
-    with pytest.raises(InputError, match=rf"{named}, and budget\.max_"):
+    with pytest.raises(InputError, match=rf"{named}, but budget\.max_"):
         check_budget(estimate(question(100), question(300)), budget)
 
 
