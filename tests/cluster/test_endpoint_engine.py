@@ -63,7 +63,7 @@ def ask(
     n: int = 1,
     model: str = "no model is here",
 ) -> list[Completion]:
-    """The answers of one request on an engine of its own."""
+    """The answers to one request, on a separate engine."""
 
     async def answers(engine: EndpointEngine) -> list[Completion]:
         return await engine.chat(ASKED, sampling, 40, n)
