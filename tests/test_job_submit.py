@@ -1,4 +1,4 @@
-"""`ray job submit` for real: the driver on a Ray head of this machine that a token closes."""
+"""`ray job submit`: the driver on a real Ray head on this machine, protected by a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many datasets in one run: all on one pool, each with its own share, limits and fate."""
+"""Many datasets in one run: all on one pool, each with its own weight, limits and result."""
 
 from __future__ import annotations
 

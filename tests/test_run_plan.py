@@ -1,4 +1,4 @@
-"""What a config comes to before anything is made: the steps of a run, and their folders."""
+"""The layout of a run before anything is generated: its steps and their folders."""
 
 from __future__ import annotations
 

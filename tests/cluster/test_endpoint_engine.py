@@ -1,4 +1,4 @@
-"""The engine that asks a server: a scripted one that fails in all ways, and vLLM's own."""
+"""The engine that uses a server: a scripted server with every kind of failure, and vLLM's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was saved against what was read. What vLLM's own loader reads is in `test_engine.py`."""
+"""Saved weights compared with loaded ones. `test_engine.py` tests vLLM's loader."""
 
 from __future__ import annotations
 

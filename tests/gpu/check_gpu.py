@@ -1,4 +1,4 @@
-"""What vLLM's CUDA build makes of our engine arguments, on cards that are not there.
+"""How vLLM's CUDA build resolves our engine arguments on simulated cards.
 
     make check-gpu
 

@@ -1,4 +1,4 @@
-"""What a probe says about a whole run: by hand, by formula, and by how often it is right."""
+"""The estimate from a probe: by hand, by formula, and by how often its intervals are right."""
 
 from __future__ import annotations
 

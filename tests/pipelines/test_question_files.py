@@ -1,4 +1,4 @@
-"""Question files off the beaten path: each is read right, or refused in one sentence."""
+"""Unusual question files: each is read correctly, or refused in one sentence."""
 
 from __future__ import annotations
 
