@@ -80,7 +80,7 @@ def check_function(
     try:
         inspect.signature(function).bind(*arguments, **named)
     except TypeError as error:
-        raise InputError(f"{shown} takes other arguments ({error}); define it as {expected}") from (
+        raise InputError(f"{shown} has other parameters ({error}); define it as {expected}") from (
             error
         )
     except ValueError:  # a callable without a signature, such as one that is written in C

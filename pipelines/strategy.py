@@ -1,16 +1,14 @@
-"""Strategies: what a published way of self-training sets in the config.
+"""Strategies: the settings that a published self-training method uses.
 
-A strategy contains settings only. Which stages a path has, how it is drawn, what is kept and what
-is trained from are settings; a file in `pipelines/strategies/` names those of one paper, and what
-the config says itself goes before them. So all share one engine, ledger, filter and trainer. A
-user's strategy is a file elsewhere that defines `STRATEGY` in the same way.
+A strategy contains settings only. The stages of a path, its sampling, what is kept and what is
+trained on are settings; a file in `pipelines/strategies/` has those of one paper, and the settings
+in a config override them. So all strategies share one engine, ledger, filter and trainer. Your own
+strategy is a file anywhere that defines `STRATEGY` in the same way.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.own_code import OwnCode
+from cluster.package_files import found_in
 from cluster.settings import laid_over
 
 DEFAULT = "regenesis"
@@ -26,7 +25,7 @@ DEFAULT = "regenesis"
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A way of self-training; its name is that of its file."""
+    """A self-training method; its name is that of its file."""
 
     source: str
     summary: str
@@ -39,25 +38,24 @@ def strategies() -> Mapping[str, Strategy]:
     """Every strategy by name, in the order of the names."""
     import pipelines.strategies as package
 
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
-    return MappingProxyType({name: module.STRATEGY for name, module in modules.items()})
+    found, _ = found_in(package, "STRATEGY")
+    own = {name: each for name, each in found.items() if isinstance(each, Strategy)}
+    return MappingProxyType(own)
 
 
 def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config tree with the settings of the strategy that it names beneath its own.
+    """A config tree on top of the settings of the strategy that it names.
 
-    Raises `InputError` for a strategy that is not there.
+    Raises `InputError` for an unknown strategy.
     """
     synthesis = tree.get("synthesis")
     name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT
     if isinstance(name, str) and name.endswith(".py"):
         return laid_over(own_strategy(name).settings, tree)
     if name not in strategies():
-        known = ", ".join(strategies())
         raise InputError(
-            f"synthesis.strategy: there is no {name!r}; there are {known}, and a file of yours is "
-            "named by its path, which ends with .py"
+            f"synthesis.strategy: {_unknown(name)}; there are {', '.join(strategies())}; your own "
+            "strategy is named by the path of its file, which ends in .py"
         )
     return laid_over(strategies()[name].settings, tree)
 
@@ -66,7 +64,7 @@ def own_strategy(path: str) -> Strategy:
     """The strategy that a user's file defines. Raises `InputError`."""
     if name_of(path) in strategies():
         raise InputError(
-            f"synthesis.strategy: {path} has the name of a strategy that there is; rename the file"
+            f"synthesis.strategy: {path} has the name of a built-in strategy; rename the file"
         )
     try:
         strategy = OwnCode.read(path, "STRATEGY").load()
@@ -81,5 +79,12 @@ def own_strategy(path: str) -> Strategy:
 
 
 def name_of(strategy: str) -> str:
-    """What a strategy is called in path ids and tables: its file's name, without the folder."""
+    """The name of a strategy in path ids and tables: that of its file, without the folder."""
     return Path(strategy).stem if strategy.endswith(".py") else strategy
+
+
+def _unknown(name: object) -> str:
+    import pipelines.strategies as package
+
+    reason = found_in(package, "STRATEGY")[1].get(str(name))
+    return f"the file of {name!r} has no strategy ({reason})" if reason else f"there is no {name!r}"

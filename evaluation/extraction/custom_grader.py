@@ -1,14 +1,14 @@
-"""A question's own grader: `folder/file.py:function`, or `package.module:function` of a package.
+"""A custom grader: `folder/file.py:function`, or `package.module:function` of a package.
 
-It is called as `evaluation.grader.grade` is, with the text outside the model's thinking, and
-returns an `evaluation.grader.Grade`::
+It is called like `evaluation.grader.grade`, with the text outside the model's thinking, and returns
+an `evaluation.grader.Grade`::
 
     def my_grader(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade: ...
 
-Every process that grades loads it, the driver and the workers on all nodes, and there calls it from
-several threads. A question carries the text of its grader's file; a package has to be installed on
-all nodes. What a grader raises is a fault of its own: while paths and predictions are made the
-question is set aside with it, later it ends the run.
+Every process that grades loads it (the driver and the workers on all nodes) and calls it from
+several threads. A question carries the text of its grader's file; a package must be installed on
+all nodes. Its exceptions are treated as bugs: during generation the question is marked as failed,
+and later they end the run.
 """
 
 from __future__ import annotations

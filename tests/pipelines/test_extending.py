@@ -189,7 +189,7 @@ def test_own_filter_that_fails_on_a_worker_is_the_same_sentence(
         ("mine.py:keep", "does not define 'keep'"),
         ("mine.py", "names no code; write it as folder/file.py:name"),
         ("mine:drop", "names no code"),
-        ("mine.py:narrow", r"takes other arguments .*define it as \(graded, paths\)"),
+        ("mine.py:narrow", r"has other parameters .*define it as \(graded, paths\)"),
         ("mine.py:NUMBER", "is not a function"),
         (".:drop", "names no code"),
         ("folder.py:drop", "cannot be read"),
