@@ -14,6 +14,9 @@ import pyarrow as pa
 from cluster.errors import InputError
 from cluster.session import quieten_ray_data
 
+_NOTE_OF_RAY = "\nFailed to apply UDF transform"
+"""How Ray Data's note begins that it appends to the text of an exception."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -69,6 +72,7 @@ def map_blocks(
         tables: list[pa.Table] = ray.get(mapped.to_arrow_refs())
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
-            raise error.cause from None
+            sentence = str(error.cause).partition(_NOTE_OF_RAY)[0]
+            raise type(error.cause)(sentence) from None
         raise
     return tables
