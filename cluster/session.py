@@ -23,6 +23,7 @@ from pydantic import Field
 from cluster.errors import InputError
 from cluster.reach import check_cluster
 from cluster.settings import OPERATIONAL, Settings
+from cluster.terminal import say
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -89,7 +90,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self._event.set()
         name = signal.Signals(number).name
-        print(f"{name}: keeping what is finished, then stopping", file=sys.stderr, flush=True)
+        say(f"{name}: keeping what is finished, then stopping", sys.stderr)
 
 
 def in_submitted_job() -> bool:

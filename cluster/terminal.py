@@ -14,9 +14,9 @@ from typing import Any, TextIO
 from cluster.events import logger
 
 
-def say(text: str) -> None:
-    """Print lines that stay, at once, and log them."""
-    print(text, flush=True)
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print lines that stay, at once, and log them; without a stream they go to stdout."""
+    print(text, file=stream or sys.stdout, flush=True)
     logger.info("%s", text)
 
 
