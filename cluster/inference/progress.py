@@ -385,8 +385,9 @@ class RateMeter:
         rate = self._rate(now, view["num_tokens"])
         if seconds is None or not rate:
             return seconds
-        of_jobs = (most - _tokens_of(job, view) for job, most in view["max_tokens"].items())
-        return min([seconds, *(max(0.0, tokens / rate) for tokens in of_jobs)])
+        bounds: Mapping[str, int] = view["max_tokens"]
+        of_bounds = [(most - _tokens_of(job, view)) / rate for job, most in bounds.items()]
+        return max(0.0, min([seconds, *of_bounds]))
 
     def _rate_shown(self, now: float, tokens: int) -> float | None:
         """Tokens a second of the last minute; None at first."""

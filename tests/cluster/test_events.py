@@ -106,7 +106,7 @@ def test_command_that_ends_before_it_has_a_folder_leaves_none(run: Folder) -> No
 def test_commands_of_the_same_second_keep_a_log_each(
     run: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.events.time, "strftime", lambda *_: "20261129T171502")
+    monkeypatch.setattr("cluster.events.time.strftime", lambda *_: "20261129T171502")
     for _ in range(3):
         with kept_log("select", run):
             pass
