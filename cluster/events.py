@@ -1,15 +1,16 @@
 """The log and the events of a command, kept in the run's folder.
 
-On the driver only. A person reads the terminal (`cluster.terminal`). The same lines with times and
-levels, and what a program wants to read, go to a folder for each command, `logs/TIME-COMMAND`::
+Runs on the driver only. A person reads the terminal (`cluster.terminal`). The same lines with times
+and levels, and the events that a program reads, go to a folder for each command,
+`logs/TIME-COMMAND`::
 
     log.txt
         2026-11-29T17:15:02.120Z INFO paths: 200 of 50 questions; 31 with the right answer ...
     events.jsonl
         {"at": "2026-11-29T17:21:40.003Z", "event": "step_finished", "step": "paths", ...}
 
-Both are Python's `logging`: an event is a log record with facts. On a disk a line is there as soon
-as it is logged. An object cannot grow, so in an object store both files are written again once a
+Both use Python's `logging`: an event is a log record with facts. On a disk each line is written as
+soon as it is logged. Objects in a store cannot grow, so there both files are rewritten once a
 minute and at the end.
 """
 
@@ -43,14 +44,14 @@ logger.addHandler(logging.NullHandler())
 
 
 def record(event: str, **facts: Any) -> None:
-    """Log an event with its facts, which are JSON values."""
+    """Log an event with its facts, which must be JSON values."""
     text = ", ".join(f"{name}={value}" for name, value in facts.items())
     logger.info("%s %s", event, text, extra={"event": event, "facts": facts})
 
 
 @contextmanager
 def timed(event: str, **facts: Any) -> Iterator[None]:
-    """Record that something began, and that it finished or failed, with its seconds."""
+    """Record when something began and when it finished or failed, with its duration in seconds."""
     record(f"{event}_started", **facts)
     began = time.monotonic()
     outcome = "failed"
@@ -213,7 +214,7 @@ def _time(seconds: float) -> str:
 def read_events(run: Folder) -> list[dict[str, Any]]:
     """The events of all commands on a run, in the order of their times.
 
-    A line that a killed command left torn is left out.
+    A line that was cut off because its command was killed is left out.
     """
     logs, events = run.child(LOGS), []
     for name in logs.folder_names():

@@ -1,21 +1,20 @@
-"""Strategies: what a published way of self-training sets in the config.
+"""Strategies: the settings that a published self-training method uses.
 
-A strategy is no code of its own. Which stages a path has, how it is drawn, what is kept and what is
-trained from are settings; a file in `pipelines/strategies/` names those of one paper, and what the
-config says itself goes before them. So all share one engine, ledger, filter and trainer.
+A strategy contains no code. The stages of a path, its sampling, what is kept and what is trained on
+are settings; a file in `pipelines/strategies/` has those of one paper, and the settings in a config
+override them. So all strategies share one engine, ledger, filter and trainer.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.package_files import found_in
 from cluster.settings import laid_over
 
 DEFAULT = "regenesis"
@@ -23,7 +22,7 @@ DEFAULT = "regenesis"
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A way of self-training; its name is that of its file."""
+    """A self-training method; its name is that of its file."""
 
     source: str
     summary: str
@@ -36,19 +35,27 @@ def strategies() -> Mapping[str, Strategy]:
     """Every strategy by name, in the order of the names."""
     import pipelines.strategies as package
 
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
-    return MappingProxyType({name: module.STRATEGY for name, module in modules.items()})
+    found, _ = found_in(package, "STRATEGY")
+    own = {name: each for name, each in found.items() if isinstance(each, Strategy)}
+    return MappingProxyType(own)
 
 
 def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config tree with the settings of the strategy that it names beneath its own.
+    """A config tree on top of the settings of the strategy that it names.
 
-    Raises `InputError` for a strategy that is not there.
+    Raises `InputError` for an unknown strategy.
     """
     synthesis = tree.get("synthesis")
     name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT
     if name not in strategies():
-        known = ", ".join(strategies())
-        raise InputError(f"synthesis.strategy: there is no {name!r}; there are {known}")
+        raise InputError(
+            f"synthesis.strategy: {_unknown(name)}; there are {', '.join(strategies())}"
+        )
     return laid_over(strategies()[name].settings, tree)
+
+
+def _unknown(name: object) -> str:
+    import pipelines.strategies as package
+
+    reason = found_in(package, "STRATEGY")[1].get(str(name))
+    return f"the file of {name!r} has no strategy ({reason})" if reason else f"there is no {name!r}"

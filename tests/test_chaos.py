@@ -52,7 +52,7 @@ SLOW_TRIALS: dict[int, Sequence[Kind] | None] = {
     3: ["raylet"],
     4: ["driver", "driver"],
     5: ["driver"],
-    **dict.fromkeys(range(100, 120)),
+    **dict.fromkeys(range(100, 108)),
 }
 """What `make test-slow` kills; None leaves that to the seed, too."""
 
@@ -67,7 +67,7 @@ class Setting:
     """By the name of the step."""
 
     def write(self, name: str, options: Mapping[str, Any], **engine: Any) -> Path:
-        """The config of one run, in a folder of its own."""
+        """The config of one run, in a separate folder."""
         folder = self.folder / name
         folder.mkdir()
         config = self.config | {

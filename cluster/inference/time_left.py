@@ -1,4 +1,4 @@
-"""How long a pool of engines will still take: arithmetic on its counters, nothing is measured here.
+"""How long a pool of engines will still take, computed from its counters.
 
 Whole questions are a poor measure at the beginning: none is finished before the first one has
 passed all stages, and by then much of the work of many others is done. So what is left is counted
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 TokenLimit = int | None
-"""The most tokens of a generation; None is what the context leaves."""
+"""The token limit of a generation; None is what the context leaves."""
 
 WINDOW_S = 1800.0
 """What is older does not count. Chains that begin together finish their stages together, so that
@@ -46,9 +46,9 @@ def still_expected(
 ) -> dict[TokenLimit, float]:
     """How many generations of each kind are still to be finished, those in flight included.
 
-    All by job: the questions that still need a row, those that got one in this execution, and how
-    many generations of each kind one question takes. What was done for more than the finished
-    questions was done for open ones.
+    The arguments are by job: the questions that still need a row, those that got one in this
+    execution, and how many generations of each kind one question takes. Generations beyond those of
+    the finished questions belong to open ones.
     """
     in_all: dict[TokenLimit, float] = dict.fromkeys(done, 0.0)
     of_finished: dict[TokenLimit, float] = dict.fromkeys(done, 0.0)

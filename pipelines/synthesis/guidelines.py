@@ -1,4 +1,4 @@
-"""The general reasoning guidelines and the prompts, ours or a user's own."""
+"""The general reasoning guidelines and the prompts, from this project or from the user."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.errors import InputError
+from cluster.settings import read_yaml
 from pipelines.synthesis.stages import PATH, STAGES
 
 GUIDELINES_FILE = Path(__file__).with_name("guidelines.yaml")
@@ -23,7 +22,6 @@ _OTHER_FIELDS: dict[str, frozenset[str]] = {
     "expand": frozenset({"guidelines"}),
 }
 _NEEDED_FIELDS = {name: stage.fields for name, stage in STAGES.items()} | _OTHER_FIELDS
-_OPTIONAL_PROMPTS = {*_OTHER_FIELDS, *(s.name for s in STAGES.values() if s.came_later)}
 _FIELDS_OF_STAGES = frozenset(
     {"question", "guideline", "answer_format"}
     | {stage.column for stage in STAGES.values() if stage != PATH}
@@ -35,7 +33,7 @@ _KNOWN_FIELDS = dict.fromkeys([*STAGES, "path_from_advice"], _FIELDS_OF_STAGES) 
 
 @dataclass(frozen=True, slots=True)
 class Guideline:
-    """One general piece of advice; its id is part of every path id made with it."""
+    """One general piece of advice; its id is part of the id of every path that follows it."""
 
     guideline_id: str
     text: str
@@ -43,11 +41,11 @@ class Guideline:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The user turns of the stages and of what else a model is asked, with fields in braces.
+    """The user turns of the stages and of the model's other tasks, with fields in braces.
 
-    By the name of the stage, and `path_from_advice` (the last stage, in a chain without structure),
-    `hint` (put after the turn of a stage that is shown the right answer), `judge` (asks whether a
-    finished path is sound) and `expand` (asks for one more guideline).
+    They are keyed by the name of the stage, and `path_from_advice` (the last stage in a chain
+    without structure), `hint` (appended to the turn of a stage that is shown the right answer),
+    `judge` (asks whether a finished path is sound) and `expand` (asks for one more guideline).
     """
 
     texts: Mapping[str, str]
@@ -56,18 +54,18 @@ class Prompts:
         return self.texts[name]
 
     def of_paths(self, chain: Sequence[str]) -> dict[str, str]:
-        """Those that a path of this chain may be asked with."""
+        """The prompts that a path of this chain may use."""
         unused = {s.name for s in STAGES.values() if s.came_later and s.name not in chain}
         return {name: text for name, text in self.texts.items() if name not in unused | {"expand"}}
 
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
     """The guidelines of a YAML file: a list of `{id, text}`. Raises `InputError`."""
-    return check_guidelines(_read_yaml(path), str(path))
+    return check_guidelines(read_yaml(path), str(path))
 
 
 def check_guidelines(rows: Any, path: str) -> tuple[Guideline, ...]:
-    """The guidelines that a parsed YAML file holds. Raises `InputError` naming the `path`."""
+    """The guidelines in a parsed YAML file. Raises `InputError` naming the `path`."""
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected a list of guidelines, each with `id` and `text`")
     guidelines = tuple(_read_guideline(path, number, row) for number, row in enumerate(rows, 1))
@@ -83,23 +81,24 @@ def _read_guideline(path: str, number: int, row: Any) -> Guideline:
         raise InputError(f"{path}: guideline {number} needs exactly `id` and `text`")
     guideline_id, text = row["id"], row["text"]
     if not isinstance(guideline_id, str) or not guideline_id or "/" in guideline_id:
-        raise InputError(f"{path}: guideline {number}: the id is a word without a slash")
+        raise InputError(f"{path}: guideline {number}: the id must be a word without a slash")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{path}: guideline {guideline_id!r} has no text")
     return Guideline(guideline_id, text.strip())
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours for those of no stage that it leaves out.
+    """The prompts of a YAML file; those that it leaves out are ours.
 
     Raises `InputError`.
     """
-    tree = _read_yaml(path)
-    given = set(tree) if isinstance(tree, dict) else set()
-    if not set(_NEEDED_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_NEEDED_FIELDS):
-        needed = ", ".join(name for name in _NEEDED_FIELDS if name not in _OPTIONAL_PROMPTS)
-        optional = ", ".join(sorted(_OPTIONAL_PROMPTS))
-        raise InputError(f"{path}: expected the prompts {needed}, and perhaps {optional}")
+    tree = read_yaml(path)
+    known = ", ".join(_NEEDED_FIELDS)
+    if not isinstance(tree, dict) or not tree:
+        raise InputError(f"{path}: expected prompts as `name: text`; the names are {known}")
+    for name in tree:
+        if name not in _NEEDED_FIELDS:
+            raise InputError(f"{path}: there is no prompt {name!r}; the names are {known}")
     for name, text in tree.items():
         _check_prompt(path, name, text)
     ours = {} if path == PROMPTS_FILE else load_prompts().texts
@@ -121,12 +120,3 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
     if lacking := _NEEDED_FIELDS[stage] - fields:
         raise InputError(f"{path}: the prompt {stage} lacks {{{min(lacking)}}}")
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no file {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error

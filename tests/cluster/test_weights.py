@@ -1,4 +1,4 @@
-"""What was saved against what was read. What vLLM's own loader reads is in `test_engine.py`."""
+"""Saved weights compared with loaded ones. `test_engine.py` tests vLLM's loader."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_folder_swapped_with_its_manifest_for_that_of_another_step_is_refused(
     other = save_step(source, Folder.open(str(source.parent / "runs")), learning_rate=0.1)
     shutil.rmtree(tuned.path)
     Path(other.path).rename(tuned.path)
-    with pytest.raises(InputError, match="holds the model of another step"):
+    with pytest.raises(InputError, match="contains the model of another step"):
         check_loaded(as_loaded(tuned.path), tuned, tuned.path, None)
 
 
@@ -189,7 +189,7 @@ def test_list_that_is_not_the_manifests_is_refused(tuned: Model, data: bytes | N
     file.unlink()
     if data is not None:
         file.write_bytes(data)
-    with pytest.raises(InputError, match=r"weights\.txt is not the list"):
+    with pytest.raises(InputError, match=r"weights\.txt does not match its manifest"):
         saved_model(tuned)
 
 

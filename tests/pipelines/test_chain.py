@@ -66,7 +66,7 @@ class Recorder:
 
 
 class Stages:
-    """Each stage by its own function, whatever runs beside it."""
+    """Each stage by its own function, whatever else is running."""
 
     def __init__(self, **answers: Any) -> None:
         self.asked: list[tuple[str, SamplingSettings, int]] = []
@@ -158,6 +158,29 @@ def test_prompts_malformed_file_is_refused(
     prompts = {"adapt": "{question} {guideline}", "structure": "{question} {adapted_guideline}"}
     path = tmp_path / "p.yaml"
     path.write_text(yaml.safe_dump(prompts | {"path": "{question} {structure}"} | changes))
+    with pytest.raises(InputError, match=expected):
+        load_prompts(path)
+
+
+def test_prompts_that_a_file_leaves_out_are_ours(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("adapt: Rewrite {guideline} for {question}")
+    ours, merged = load_prompts(), load_prompts(path)
+    assert merged.texts == {**ours.texts, "adapt": "Rewrite {guideline} for {question}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adapd: Rewrite {guideline}", "there is no prompt 'adapd'; the names are adapt"),
+        ("just a text", "expected prompts as `name: text`"),
+        ("", "expected prompts as"),
+        ("hint: '{answer}'\nhint: '{answer}!'", "line 2: .*'hint' is given twice"),
+    ],
+)
+def test_prompts_file_with_other_names_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
     with pytest.raises(InputError, match=expected):
         load_prompts(path)
 
@@ -300,7 +323,7 @@ def test_subset_of_the_guidelines_is_the_same_for_every_question() -> None:
     assert len({tuple(ids(5, seed)) for seed in range(9)}) > 7
     assert len(ids(5, samples=3)) == 15
     assert len(ids(5, guidelines_per_question=2)) == 2
-    with pytest.raises(InputError, match=r"guideline_subset\.size: 26 is more than the 25"):
+    with pytest.raises(InputError, match=r"guideline_subset\.size: 26 exceeds the 25"):
         ids(26)
 
 
@@ -473,6 +496,28 @@ def test_plain_chain_more_samples_keep_the_first_ones() -> None:
     assert many[:32] == few
 
 
+@pytest.mark.parametrize("num_before", [1, 16, 20, 33])
+def test_plain_chain_taken_over_samples_are_asked_for_no_more_and_the_others_are_the_same(
+    num_before: int,
+) -> None:
+    few, many = (chains(Asked(), recipe(chain=["path"], samples=n)) for n in (num_before, 40))
+    engine = Asked()
+    grown = chains(engine, recipe(chain=["path"], samples=40), {"attempt": -1, "paths": few})
+    assert grown == many
+    assert sum(engine.counts) == 40 - num_before
+
+
+def test_chains_taken_over_paths_of_guidelines_stay_and_the_others_are_the_same() -> None:
+    one, more = recipe(guidelines_per_question=3), recipe(guidelines_per_question=5, samples=2)
+    few, many = chains(Stages(), one), chains(Stages(), more)
+    engine = Stages()
+    assert chains(engine, more, {"attempt": -1, "paths": few}) == many
+    assert len(engine.asked) == 3 * (10 - 3)
+    engine = Stages()
+    assert chains(engine, one, {"attempt": -1, "paths": many}) == few
+    assert engine.asked == []
+
+
 COLOURS = Question(
     "d/train/2",
     "d",
@@ -530,14 +575,14 @@ def test_plain_chain_failed_request_is_tried_again_alone() -> None:
     ("settings", "said"),
     [
         ({"chain": ["path", "adapt"]}, "not in the order"),
-        ({"chain": ["adapt", "structure"]}, "last stage has to be path"),
+        ({"chain": ["adapt", "structure"]}, "last stage must be path"),
         ({"chain": []}, "not in the order"),
         ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is not a stage of the chain"),
         ({"chain": ["path"], "guidelines_per_question": 3}, "follows none"),
         ({"chain": ["path"], "guideline_subset": {"size": 3}}, "follows none"),
         ({"expand_guidelines": 3, "guideline_subset": {"size": 3}}, "remove one of them"),
         ({"guideline_subset": {"size": 0}}, "greater than 0"),
-        ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "same at"),
+        ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "equal at"),
     ],
 )
 def test_chain_that_does_not_fit_together_is_refused(settings: dict[str, Any], said: str) -> None:
