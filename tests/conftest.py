@@ -223,6 +223,19 @@ def s3_folder() -> Iterator[Folder]:
     server.stop()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of its own, of 24 MB, or as many as the parameter says."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={getattr(request, 'param', 24)}m"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 def boxed_truth(question: Question) -> str:
     r"""The truth as the prompt asks for it, `\boxed{72}`, which the grader has to call correct."""
     answer = canonical_answer(question.answer, question.answer_type, question.choices)
