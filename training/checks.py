@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.inference.gpu_plan import GIB, ModelShape
+from cluster.models.weight_files import not_finite
 from training.data.examples import longest_answers
 from training.device import device_of
 from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
@@ -137,10 +138,7 @@ def refuse_broken_weights(module: Any, model: str) -> None:
     for name, parameter in module.named_parameters():
         # ZeRO-3 leaves an empty tensor in its place and keeps this worker's part beside it.
         if not bool(getattr(parameter, "ds_tensor", parameter).detach().isfinite().all()):
-            raise InputError(
-                f"{model}: {name} holds values that are not finite, so nothing can be learned; "
-                "take another copy of the model"
-            )
+            raise InputError(not_finite(model, name))
 
 
 def without_weights(config: Any) -> Any:
