@@ -129,7 +129,8 @@ def overridden_settings(
     except InputError as error:
         blamed = _first_that_fails(load, len(overrides), str(error))
         key = overrides[blamed - 1].partition("=")[0].strip() if blamed else ""
-        raise InputError(f"{f'--set {key}' if key else place}: {error}") from error
+        said = str(error).removeprefix(f"{key}: ")  # the override names the field already
+        raise InputError(f"{f'--set {key}' if key else place}: {said}") from error
 
 
 def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
