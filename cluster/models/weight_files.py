@@ -30,10 +30,20 @@ def check_weight_files(folder: Path) -> None:
     for name in sorted(_expected_shards(folder, files) - {file.name for file in files}):
         raise InputError(f"{folder / name} is missing; copy the model's folder again, whole")
     for file in files:
-        header = read_header(file)
-        _refuse_cut(file, header)
-        if broken := next(_not_finite(file, header), None):
+        try:
+            header = read_header(file)
+            _refuse_cut(file, header)
+            broken = next(_not_finite(file, header), None)
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(_not_valid(file)) from error
+        if broken:
             raise InputError(not_finite(str(file), broken))
+
+
+def _not_valid(file: Path) -> str:
+    return f"{file} is not a valid safetensors file; use another copy of it"
 
 
 def not_finite(place: str, tensor: str) -> str:
@@ -53,9 +63,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
             header = json.loads(stream.read(min(size, MOST_HEADER)))
         return {name: facts for name, facts in header.items() if "shape" in facts}
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{file} is not a valid safetensors file; use another copy of it"
-        ) from error
+        raise InputError(_not_valid(file)) from error
 
 
 def _expected_shards(folder: Path, files: list[Path]) -> set[str]:
