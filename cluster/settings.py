@@ -255,6 +255,9 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
         return f"unknown setting {field}; {hint}"
     if problem["type"] == "missing":
         return f"{field} is missing"
+    if problem["type"] == "string_pattern_mismatch":
+        pattern = problem.get("ctx", {}).get("pattern")
+        return f"{field}: {problem['input']!r} is not allowed here; it has to match {pattern}"
     reason = problem["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     shown = repr(problem["input"])

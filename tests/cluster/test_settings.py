@@ -45,6 +45,7 @@ def test_config_every_file_in_the_repository_loads(path: Path) -> None:
         ("questions.datasets.sums.source.famly=x", "questions.datasets.sums.source.family?"),
         ("examples.read_last=[numbr]", "examples.read_last.0"),
         ("model=x", "model: "),
+        ("run=..", "run: '..' is not allowed here; it has to match"),
         (
             "questions.datasets.sums.grader=nowhere.at_all:grade",
             "questions.datasets.sums.grader: the grader 'nowhere.at_all:grade' cannot be imported: "
