@@ -1,5 +1,5 @@
-"""The driver as a whole, in processes of its own: real Ray, real Parquet, real DeepSpeed on a model
-of two layers; only the engine is scripted, so that every row can be foretold.
+"""The complete driver, in separate processes: real Ray, real Parquet, real DeepSpeed on a model
+of two layers; only the engine is scripted, so that every row is predictable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine of a whole run: what is refused at its start, and paths that come from a server."""
+"""The engine of a complete run: what is refused at the start, and paths from a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many datasets in one run: all on one pool, each with its own share, limits and fate."""
+"""Many datasets in one run: all on one pool, each with its own weight, limits and result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WriteConfig = Callable[[dict[str, Any]], Path]
 
 
 def sums(name: str, number: int, num_train: int, **settings: Any) -> dict[str, Any]:
-    """A dataset of sums with a stream of its own."""
+    """A dataset of sums with a separate stream."""
     settings |= {"num_train": num_train, "num_dev": 0, "num_test": 0}
     return arithmetic(name, number * 100_000, "in_domain", **settings)
 

@@ -1,4 +1,4 @@
-"""Every config in `configs/` loads, and its run can be laid out: with local stand-ins for what
+"""Every config in `configs/` loads, and its run can be laid out: with local substitutes for what
 comes from a hub or from the user's files."""
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Ledger:
     torn_files: list[str]
     """Truncated or damaged files. Their rows were never promised; they are generated again."""
     other_files: list[str]
-    """Files that do not count: left by a crash, or by a holder after another had begun anew."""
+    """Files that do not count: left by a crash, or by a holder that was superseded."""
 
     @classmethod
     def read(

@@ -185,7 +185,7 @@ def _list_items(location: str, text: str, position: int) -> Generator[Placed, No
         position = _after_space(text, position + 1)
         if text.startswith(("]", ","), position):
             place = _place(location, text, position)
-            raise InputError(f"{place} is not JSON: there is a comma too many; remove it")
+            raise InputError(f"{place} is not JSON: there is an extra comma; remove it")
 
 
 def _refuse_rest(location: str, text: str, end: int) -> None:

@@ -415,8 +415,8 @@ def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) ->
         raise InputError(
             f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
             "are also in a dev or test split or overlap with one of its questions "
-            f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
-            "keep to retain partial overlaps"
+            f"({_by_rule(compared)}); give train other questions, or set "
+            "questions.overlaps: keep, which retains partial overlaps"
         )
     rows = [QUESTION_TABLE_SCHEMA.empty_table(), *pieces(part.rows, free[: part.limit])]
     table = pa.concat_tables(rows)

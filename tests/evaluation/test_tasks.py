@@ -500,7 +500,7 @@ def test_wrong_rows_up_to_a_number_are_left_out_and_told(tmp_path: Path) -> None
         list(read_task(find_task("gsm8k"), ["test"], str(tmp_path), max_wrong=1))
 
 
-# ---------------------------------------------------------------------------- where rows stand
+# ---------------------------------------------------------------------------- sources of rows
 
 
 OURS = {
@@ -628,7 +628,7 @@ def test_hub_rows_come_through_the_datasets_library(
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the benchmark files are not here")
 def test_shared_files_hold_the_published_numbers_of_rows() -> None:
-    """That each truth is graded correct is tested on the same files beside the grader."""
+    """The grader's tests check on the same files that each truth is graded as correct."""
     numglue = {"train": 2340, "dev": 205, "test": 659}  # of an incomplete mirror
     read_of = set()
     for task, split in itertools.product(tasks().values(), SPLITS):

@@ -66,7 +66,7 @@ class Recorder:
 
 
 class Stages:
-    """Each stage by its own function, whatever runs beside it."""
+    """Each stage by its own function, whatever else is running."""
 
     def __init__(self, **answers: Any) -> None:
         self.asked: list[tuple[str, SamplingSettings, int]] = []

@@ -1,4 +1,4 @@
-"""The controls are what they say: a pool with known shares gives examples with those shares.
+"""The controls work as documented: a pool with known shares gives examples with those shares.
 
 The pools are drawn with questions that are never, sometimes and always answered rightly, and with
 paths that are cut off, too long or unreadable; a share may be off by chance alone.

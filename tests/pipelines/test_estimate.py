@@ -1,4 +1,4 @@
-"""What a probe says about a whole run: by hand, by formula, and by how often it is right."""
+"""The estimate from a probe: by hand, by formula, and by how often its intervals are right."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def two_datasets() -> list[ProbedQuestion]:
         (40_000, {}, (100, 100)),
         # Three of `a`, with 300 tokens, for each one of `b`, which has as many.
         (60_000, {"a": DatasetQuota(weight=3)}, (300, 100)),
-        # One that ends at a limit of its own leaves the rest to the other.
+        # A dataset that ends at its own limit leaves the rest to the other.
         (40_000, {"b": DatasetQuota(max_tokens=3_000)}, (370, 10)),
         # One that has no more questions does, too.
         (160_000, {"a": DatasetQuota(weight=3)}, (500, 367)),
@@ -314,7 +314,7 @@ PROBES = 200
 
 
 def population(rng: np.random.Generator, dataset: str, num: int) -> list[ProbedQuestion]:
-    """Questions each with an easiness of its own (U-shaped), which its 25 paths share."""
+    """Questions with different difficulties (U-shaped), each shared by its 25 paths."""
     easiness = rng.beta(0.5, 1.0, num)
     accepted = rng.binomial(25, easiness)
     tokens = rng.lognormal(math.log(8000), 0.4, num) * (1.5 - easiness)

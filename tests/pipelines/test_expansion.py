@@ -1,4 +1,4 @@
-"""Further guidelines: what the model is asked, what it wrote, and what of that is kept."""
+"""Further guidelines: the prompts, the model's proposals, and which of them are kept."""
 
 from __future__ import annotations
 

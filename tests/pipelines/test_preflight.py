@@ -1,4 +1,4 @@
-"""What is wrong with a config or a base model is said in one sentence before anything is made."""
+"""Errors in a config or a base model are reported in one sentence before anything is generated."""
 
 from __future__ import annotations
 

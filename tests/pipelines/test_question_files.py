@@ -1,4 +1,4 @@
-"""Question files off the beaten path: each is read right, or refused in one sentence."""
+"""Unusual question files: each is read correctly, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
     [
         ("q.json", f"[{line()}]\n[{line()}]", "q.json:2: text follows the end of the list"),
         ("q.json", f"[{line()}] more", "q.json:1: text follows the end of the list"),
-        ("q.json", f"[\n{line()},\n]", "q.json:3 is not JSON: there is a comma too many"),
-        ("q.json", f"[{line()},,{line()}]", "q.json:1 is not JSON: there is a comma too many"),
+        ("q.json", f"[\n{line()},\n]", "q.json:3 is not JSON: there is an extra comma"),
+        ("q.json", f"[{line()},,{line()}]", "q.json:1 is not JSON: there is an extra comma"),
         ("q.json", f"[{line()}\n{line()}]", "q.json:2 is not JSON: a comma or the end of the list"),
         ("q.json", f'{{"examples": [{line()}]', "the object around the list is not closed"),
         ("q.json", f'{{"examples": [{line()}]}} []', "text follows the end of the list"),

@@ -1,4 +1,4 @@
-"""Question files: what is read, and the sentence each kind of bad input gets."""
+"""Question files: what is read, and the sentence for each kind of bad input."""
 
 from __future__ import annotations
 
