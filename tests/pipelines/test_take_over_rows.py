@@ -101,6 +101,7 @@ def test_paths_are_the_same_ones_only_where_nothing_but_their_number_differs(
     assert not _has_same_paths({}, CONTENT)
 
 
+@pytest.mark.slow
 def test_run_with_more_samples_generates_only_the_further_ones(
     scripted_config: dict[str, Any],
     write_config: Callable[[dict[str, Any]], Path],
