@@ -148,9 +148,9 @@ def _save(engine: Any, progress: Progress, job: TrainingJob) -> dict[str, Any]:
     told = _of_all_workers(f"{type(error).__name__}: {error}" if error else None)
     if not told:
         return facts
-    _refuse_unwritten(error)
     if not _checkpoint_is_due(progress, job.settings):
         _save_checkpoint(engine, progress, job)
+    _refuse_unwritten(error)
     if any(text.startswith(_MAY_PASS) for text in told):
         raise error or OSError(told[0])
     return {

@@ -103,7 +103,7 @@ def test_a_full_disk_ends_the_training_at_once_with_what_could_not_be_written(
     _failing_with(caught.value, monkeypatch)
     with pytest.raises(UnwrittenError, match=r"model\.safetensors \(99 bytes\).* No space left"):
         _save(None, DONE, job)
-    assert checkpoints == [], "it would not fit either"
+    assert checkpoints == [6], "it may still fit, and then no step is trained again"
 
 
 class _Engine:
