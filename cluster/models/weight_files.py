@@ -36,6 +36,9 @@ def check_weight_files(folder: Path) -> None:
             broken = next(_not_finite(file, header), None)
         except InputError:
             raise
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"{file} cannot be read ({reason}); copy it again") from error
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise InputError(_not_valid(file)) from error
         if broken:

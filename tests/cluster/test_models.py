@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,4 +132,19 @@ def test_mask_may_be_infinite_and_nothing_may_be_nan(tmp_path: Path) -> None:
     check_weight_files(tmp_path)
     write_weights(tmp_path, {"attn.mask": facts}, (0x7E00).to_bytes(2, "little"))
     with pytest.raises(InputError, match=r"attn\.mask contains"):
+        check_weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (Path.mkdir, "Is a directory"),
+        (lambda file: file.symlink_to("a file of a cache that is gone"), "No such file"),
+    ],
+)
+def test_weights_that_cannot_be_opened_are_named(
+    tmp_path: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    spoil(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=rf"model\.safetensors cannot be read \({reason}"):
         check_weight_files(tmp_path)
