@@ -11,25 +11,20 @@ A row, for example::
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.inference.engine import (
-    Engine,
-    SamplingSettings,
-)
-from cluster.inference.job import Slots
+from cluster.inference.engine import SamplingSettings
 from cluster.settings import Settings
 from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
-from evaluation.prompt import answer_messages
+from evaluation.prompt import Message, answer_messages
 from evaluation.question import QUESTION_SCHEMA, Question
-from evaluation.responses import grade_columns, respond
+from evaluation.responses import PromptHandler, Response, grade_columns
 
 PREDICTIONS_SCHEMA = ledger_schema(
     [
@@ -113,47 +108,30 @@ class Prediction:
         )
 
 
-@dataclass(frozen=True)
-class PredictAnswer:
+class PredictAnswer(PromptHandler):
     """The pool's handler for the `predictions` step."""
 
-    settings: EvaluationSettings
+    def messages(self, question: Question) -> list[Message]:
+        """The prompt of every evaluation."""
+        return answer_messages(question)
 
-    @property
-    def width(self) -> int:
-        return 1
-
-    @property
-    def generations(self) -> Mapping[int | None, int]:
-        return {self.settings.max_tokens: 1}
-
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        """The row with the answer."""
-        asked = Question.from_row(question)
-        messages = answer_messages(asked)
-        async with slots:
-            [response] = await respond(engine, messages, self.settings.sampling, seed=0)
+    def row(self, question: Question, answers: Sequence[Response]) -> dict[str, Any]:
+        """The row of the one answer."""
+        [response] = answers
         completion = response.completion
         if completion is None:
-            return self.mark_failed(question, response.error or "")
+            return self.failed_row(question, response.error or "")
         turn = completion.own_turn
         prediction = Prediction(
-            asked,
+            question,
             response=completion.text if turn.thinking is None else turn.answer or "",
             thinking=turn.thinking,
             finish_reason=completion.end_reason,
             num_tokens=completion.num_tokens,
             num_prompt_tokens=completion.num_prompt_tokens,
         )
-        graded = await asyncio.to_thread(prediction.graded)
-        return graded.to_row()
+        return prediction.graded().to_row()
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
-        """The row of a question without an answer, with the reason."""
-        return Prediction(Question.from_row(question), error=reason).graded().to_row()
+    def failed_row(self, question: Question, reason: str) -> dict[str, Any]:
+        """The row of a question without an answer, and why."""
+        return Prediction(question, error=reason).graded().to_row()

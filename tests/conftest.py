@@ -149,6 +149,12 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
     )
 
 
+def log_of(run: Path, command: str) -> str:
+    """What the last call of a command on a run has logged."""
+    last = max((run / "logs").glob(f"*-{command}*"))
+    return (last / "log.txt").read_text()
+
+
 def ledger_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that a reader of the ledger gets, without those it leaves aside."""
     rows = Ledger.read(Folder.open(str(folder))).rows()
@@ -221,19 +227,6 @@ def s3_folder() -> Iterator[Folder]:
     store.create_dir("bucket")
     yield Folder(store, "bucket")
     server.stop()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system of its own, of 24 MB, or as many as the parameter says."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    size = f"size={getattr(request, 'param', 24)}m"
-    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def boxed_truth(question: Question) -> str:
