@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pydantic
 import yaml
@@ -354,9 +354,19 @@ def versioned(content: Mapping[str, Any], version: int) -> dict[str, Any]:
     return {**content, **({"version": version} if version > 1 else {})}
 
 
+@runtime_checkable
+class HasContent(Protocol):
+    """A value of a setting that says by itself what of it changes what is made."""
+
+    @property
+    def content(self) -> Any: ...
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return content_of(value)
+    if isinstance(value, HasContent):
+        return value.content
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
