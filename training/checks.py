@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.inference.gpu_plan import GIB, ModelShape
+from cluster.models.weight_files import not_finite
 from training.data.examples import longest_answers
 from training.device import device_of
 from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
@@ -166,10 +167,7 @@ def refuse_broken_weights(module: Any, model: str) -> None:
     for name, parameter in module.named_parameters():
         # ZeRO-3 replaces it by an empty tensor, which keeps this worker's part in an attribute.
         if not bool(getattr(parameter, "ds_tensor", parameter).detach().isfinite().all()):
-            raise InputError(
-                f"{model}: {name} contains values that are not finite, so nothing can be learned; "
-                "use another copy of the model"
-            )
+            raise InputError(not_finite(model, name))
 
 
 def without_weights(config: Any) -> Any:
