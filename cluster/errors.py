@@ -25,6 +25,10 @@ class TakenOverError(InputError):
     """Another command holds the run now; this one has to end and may write nothing more."""
 
 
+class StoreRefusedError(InputError, OSError):
+    """A store on a network refuses a request for good: a wrong key, a bucket that is not there."""
+
+
 class StorageError(OSError):
     """A file cannot be written: the disk is full, read-only or gone. What is finished is kept."""
 

@@ -54,7 +54,12 @@ class StorageSettings(Settings):
     root: Annotated[str, OPERATIONAL] = "runs"
     """A folder or URI (`s3://`, `gs://`) that every node can reach; a run is a folder in it."""
     cache: Annotated[str, OPERATIONAL] = "~/.cache/regenesis"
-    """A local folder of each node for converted models."""
+    """A local folder of each node for converted models and for copies of the run's own models."""
+    cache_limit_gib: Annotated[Annotated[float, Field(gt=0)] | None, OPERATIONAL] = 200.0
+    """Models in the cache that no process uses are removed, the least recently used first, before
+    a copy would take it above this; null keeps them all."""
+    outage_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 300.0
+    """How long a `root` on a network may not answer before the command ends."""
 
 
 class StopRequest:

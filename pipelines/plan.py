@@ -32,6 +32,10 @@ from pipelines.synthesis.propose_guidelines import Expansion
 from pipelines.template_facts import keep_template_facts, template_facts
 
 
+FIRST_ANSWER_S = 15.0
+"""How long a store is waited for when a command begins."""
+
+
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
     """The run's folder and the base model; `until` is the last step that will be made.
 
@@ -40,8 +44,9 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
     """
     check_storage_root(config.storage.root)
     _check_engines(config, until)
-    folder = Folder.open(config.storage.root).child(config.run)
-    check_run_folder(folder, config.run)
+    folder = Folder.open(config.storage.root, config.storage.outage_s).child(config.run)
+    # Nothing is lost yet: an address that is wrong should not be waited for.
+    check_run_folder(folder.waiting(min(folder.outage_s, FIRST_ANSWER_S)), config.run)
     base = base_model(config.model, config.storage.cache)
     check_config(config, Recipe.load(0, config.synthesis), until)
     return folder, base
@@ -183,7 +188,8 @@ def _plan_branch(
     """The steps of one tuned model. Their names end with the dataset, where there is one."""
     suffix = f"-{dataset}" if dataset else ""
     model_step = Step.below(below, f"model{suffix}", content)
-    tuned = tuned_model(model_step.folder, run.config.storage.cache)
+    storage = run.config.storage
+    tuned = tuned_model(model_step.folder, storage.cache, storage.cache_limit_gib)
     answered = _plan_predictions(run.config, run.questions, below, tuned, suffix)
     compared = scores.content(run.base_predictions, answered)
     scores_step = Step.below(below, f"scores{suffix}", compared)

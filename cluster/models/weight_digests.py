@@ -129,8 +129,8 @@ def check_saved(model: Model) -> None:
     Raises `InputError` with the first tensor that differs. Runs as a task: it reads all weights.
     """
     if saved := saved_model(model):
-        folder = model.fetch()
-        _refuse_others(list(digest_folder(Path(folder)).items()), saved, folder)
+        with model.fetched() as folder:
+            _refuse_others(list(digest_folder(Path(folder)).items()), saved, folder)
 
 
 def saved_adapter(adapter: str) -> Saved | None:

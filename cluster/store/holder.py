@@ -36,9 +36,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import HeldError, StorageError, TakenOverError
+from cluster.secrets import hide
 from cluster.store.folder import HOLDERS, Claim, Folder
 
 BEAT_EVERY_S = 3.0
+AT_ONCE_S = 2.0
+"""So long a beat waits for a store: the next one is due."""
 DEAD_AFTER_S = 30.0
 """Ten beats: a disk or a store may be slow for a while."""
 
@@ -103,8 +106,8 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     finally:
         beat.stop()
         if beat.lost is None:
-            with contextlib.suppress(StorageError):
-                holders.create(mine.released_name, b"")
+            with contextlib.suppress(OSError):
+                holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
 
 
 def _take(run: Folder, take_over: bool) -> Holder:
@@ -144,7 +147,7 @@ def this_process() -> dict[str, Any]:
         "machine": _machine(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": hide(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
 
@@ -212,7 +215,7 @@ class _Beat(threading.Thread):
 
     def __init__(self, held: Folder, holder: Holder) -> None:
         super().__init__(name="holder", daemon=True)
-        self._held, self._holder = held, holder
+        self._held, self._holder = held.waiting(AT_ONCE_S), holder
         self._ended = threading.Event()
         self.lost: TakenOverError | StorageError | None = None
         """Why it does so no longer."""
