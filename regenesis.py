@@ -22,6 +22,7 @@ from pathlib import Path
 from cluster.errors import EARLY_ENDS, InputError, InterruptedRunError
 from cluster.events import kept_log, timed
 from cluster.notify import announced
+from cluster.secrets import hide
 from cluster.session import StopRequest, log_folder, ray_session
 from cluster.terminal import is_unread, say
 from commands.arguments import add_config, add_take_over
@@ -181,7 +182,7 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except EARLY_ENDS as error:
-        print(f"regenesis: {error}", file=sys.stderr)
+        print(f"regenesis: {hide(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("regenesis: interrupted", file=sys.stderr)

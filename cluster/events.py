@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.secrets import hide
 from cluster.store.folder import Folder
 
 LOGS = "logs"
@@ -122,7 +123,9 @@ class _LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"{_time(record.created)} {record.levelname}"
-        return "\n".join(f"{head} {line}" for line in record.getMessage().splitlines() or [""])
+        return "\n".join(
+            f"{head} {hide(line)}" for line in record.getMessage().splitlines() or [""]
+        )
 
 
 class _EventFormatter(logging.Formatter):
@@ -131,7 +134,7 @@ class _EventFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts: Mapping[str, Any] = record.__dict__["facts"]
         event = {"at": _time(record.created), "event": record.__dict__["event"], **facts}
-        return json.dumps(event, ensure_ascii=False, default=str)
+        return hide(json.dumps(event, ensure_ascii=False, default=str))
 
 
 def _time(seconds: float) -> str:

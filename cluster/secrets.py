@@ -19,7 +19,9 @@ _PARAMETER = re.compile(
     r"[^&\s'\"]+",
     re.IGNORECASE,
 )
+_KEY_NAMES = ("hf_token", "token", "api_key", "password", "secret", "access_key", "secret_key")
 HIDDEN = "..."
+NOTIFY = "cluster.notify"
 
 
 def hide(text: str) -> str:
@@ -53,7 +55,14 @@ def _instead(uri: str) -> str:
 
 
 def refuse_keys(field: str, value: Any) -> None:
-    """The same for all addresses in a tree of plain values."""
+    """The same for a tree of settings: for all addresses in it, and for keys by their names."""
+    if field == NOTIFY:
+        return  # an address that is a secret as a whole; it is stored without (`host_only`)
+    if isinstance(value, str) and field.rpartition(".")[2].lower() in _KEY_NAMES:
+        raise InputError(
+            f"{field} is given as a text, which would be written to files and logs; take it out of "
+            "the config and set the environment variable that the library reads it from"
+        )
     if isinstance(value, str) and "://" in value:
         refuse_key(field, value)
     elif isinstance(value, Mapping):
@@ -62,6 +71,12 @@ def refuse_keys(field: str, value: Any) -> None:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for each in value:
             refuse_keys(field, each)
+
+
+def hide_arguments(arguments: Sequence[str]) -> str:
+    """A command line as it may be written down."""
+    shown = (f"{NOTIFY}={HIDDEN}" if a.startswith(f"{NOTIFY}=") else hide(a) for a in arguments)
+    return " ".join(shown)
 
 
 def host_only(target: str) -> str:

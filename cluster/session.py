@@ -45,7 +45,8 @@ class ClusterSettings(Settings):
     on a local one. For GPUs that are there and in use a run waits as long as it takes."""
     notify: Annotated[str | None, OPERATIONAL] = None
     """A command line or an `http(s)://` URL that is told as JSON when the run is finished, failed,
-    was stopped or would exceed its budget (`cluster.notify`)."""
+    was stopped or would exceed its budget (`cluster.notify`). The address may be a secret: the
+    run's folder keeps only its host."""
 
 
 class StorageSettings(Settings):

@@ -28,6 +28,7 @@ import yaml
 from pydantic_core import ErrorDetails
 
 from cluster.errors import InputError
+from cluster.secrets import refuse_keys
 
 
 class ChangeEffect(enum.Enum):
@@ -108,6 +109,7 @@ def load_settings(
     that names the file, the field, the value and what to do.
     """
     tree = with_overrides(_read_yaml(Path(path)), overrides)
+    refuse_keys("", tree)  # before any other message could show one
     return settings_of(root, complete(tree), str(path))
 
 

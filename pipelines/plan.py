@@ -19,6 +19,7 @@ from cluster.models.model import Model, base_model, is_hub_name, tuned_model
 from cluster.session import check_storage_root
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
+from cluster.store.network import FIRST_ANSWER_S
 from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
 from pipelines.config import NO_TRAINING, Config
@@ -30,10 +31,6 @@ from pipelines.stored_run import record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.propose_guidelines import Expansion
 from pipelines.template_facts import keep_template_facts, template_facts
-
-
-FIRST_ANSWER_S = 15.0
-"""How long a store is waited for when a command begins."""
 
 
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:

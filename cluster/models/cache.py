@@ -48,7 +48,7 @@ _used: dict[Path, int] = {}
 
 @dataclass(frozen=True)
 class ModelCache:
-    """The folder `models` in `storage.cache`, and how many bytes it may hold; None is any number."""
+    """The folder `models` in `storage.cache`, and how many bytes it may hold; None is no limit."""
 
     folder: Path
     limit: int | None = None

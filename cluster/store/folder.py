@@ -67,7 +67,7 @@ class Folder:
         A store on a network may be away for `outage_s` seconds (`cluster.store.network`). Raises
         `InputError` when no file system answers to the URI, or when it holds a key.
         """
-        refuse_key("storage.root", uri)
+        refuse_key("the folder", uri)
         if slip := re.match(r"([a-z][a-z0-9+]+):/(?!/)", uri):
             wanted = f"{slip[1]}://{uri[slip.end() :]}"
             raise InputError(f"storage.root {uri!r} has one slash after the colon; write {wanted}")

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import HeldError, StorageError, TakenOverError
-from cluster.secrets import hide
+from cluster.secrets import hide_arguments
 from cluster.store.folder import HOLDERS, Claim, Folder
 
 BEAT_EVERY_S = 3.0
@@ -147,7 +147,7 @@ def this_process() -> dict[str, Any]:
         "machine": _machine(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
-        "command": hide(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": hide_arguments([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
 

@@ -36,6 +36,8 @@ _logger.addHandler(logging.NullHandler())
 
 OUTAGE_S = 300.0
 """How long a store is waited for, where no setting says so."""
+FIRST_ANSWER_S = 15.0
+"""How long it is waited for when a command begins."""
 SAY_AFTER_S = 20.0
 LONGEST_PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
@@ -45,9 +47,9 @@ UPLOAD_MEMORY = 64 * 2**20
 COPY_BYTES = 16 * 2**20
 
 _REFUSALS = re.compile(
-    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|NO_SUCH_BUCKET|INVALID_SIGNATURE"
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|NO_SUCH_BUCKET"
     r"|UNRECOGNIZED_CLIENT|INVALID_CLIENT_TOKEN_ID|MISSING_AUTHENTICATION_TOKEN|ExpiredToken"
-    r"|EXPIRED_TOKEN|OPT_IN_REQUIRED|INVALID_BUCKET_NAME|HTTP status (?:301|400|401|403|405|411|412)"
+    r"|EXPIRED_TOKEN|OPT_IN_REQUIRED|INVALID_BUCKET_NAME|HTTP status (?:301|400|401|403|405)"
     r"|Permission denied|does not exist|curlCode: 60"  # 60 is a certificate that is not trusted
 )
 _AT_ONCE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, InputError)

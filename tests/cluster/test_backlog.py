@@ -39,6 +39,6 @@ def test_backlog_a_full_disk_is_one_sentence() -> None:
     full = os.open("/dev/full", os.O_RDWR)
     os.dup2(full, backlog._file.fileno())
     os.close(full)
-    with pytest.raises(StorageError, match="do not fit on the disk .*No space left.*TMPDIR"):
+    with pytest.raises(StorageError, match=r"do not fit on the disk .*No space left.*TMPDIR"):
         backlog.add("x" * 1_000_000)
     backlog._file._file.detach()  # type: ignore[attr-defined]

@@ -73,14 +73,13 @@ def test_network_what_is_asked_during_an_outage_is_done_after_it(
     def ends(method: str, path: str) -> None:
         s3_proxy.mode = "on" if len(s3_proxy.refused) % 4 == 3 else mode
 
-    for number, call in enumerate(
-        (
-            lambda: folder.write_bytes("new", b"2"),
-            lambda: folder.read_bytes("there") == b"1",
-            lambda: folder.create("created", b"3"),
-            lambda: folder.walk() == ["created", "new", "there"],
-        )
-    ):
+    calls: list[Callable[[], object]] = [
+        lambda: folder.write_bytes("new", b"2"),
+        lambda: folder.read_bytes("there") == b"1",
+        lambda: folder.create("created", b"3"),
+        lambda: folder.walk() == ["created", "new", "there"],
+    ]
+    for number, call in enumerate(calls):
         s3_proxy.refused, s3_proxy.before = [], ends
         assert call() is not False, number
         s3_proxy.before, s3_proxy.mode = (lambda method, path: None), "on"
@@ -103,7 +102,7 @@ def test_network_what_was_created_without_an_answer_is_created(
     s3_proxy: CountingProxy, folder: Folder
 ) -> None:
     def answers_again(method: str, path: str) -> None:
-        s3_proxy.mode = "on" if s3_proxy.requests[-1:] == [("PUT", path)] else "lost"
+        s3_proxy.mode = "on" if s3_proxy.requests else "lost"
 
     s3_proxy.before = answers_again
     assert folder.create("mine", b"1")
