@@ -1,13 +1,14 @@
-"""ReGenesis (arXiv 2410.02108): a model improves itself by reasoning that it made itself.
+"""ReGenesis (arXiv 2410.02108): a language model improves itself by training on its own reasoning.
 
-The one driver, on a laptop and under `ray job submit`::
+This is the only driver, both on a laptop and under `ray job submit`::
 
     python regenesis.py run configs/quickstart.yaml
     ray job submit --working-dir . -- python regenesis.py run configs/llama3_8b.yaml
 
 A round is `questions -> paths -> examples -> model -> predictions -> scores`. Each step is a
-folder whose manifest is written last; the same command goes on from the first one without it.
-What a step does is in its file in `pipelines/steps`, what another command does in `commands`.
+folder whose manifest is written last. The same command continues with the first step that has no
+manifest. Each step is described in its file in `pipelines/steps`, and each other command in its
+file in `commands`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.secrets import hide
 from cluster.session import StopRequest, log_folder, ray_session
-from cluster.terminal import is_unread, say
+from cluster.terminal import is_unread, printable, say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config, warnings_of
@@ -38,20 +39,21 @@ from pipelines.stored_run import StoredRun, resolved_config
 
 COMMANDS = {
     "run": "start or continue a self-improvement run",
-    "plan": "generate the first 20 questions and say what the whole run will take",
-    "select": "count what other filters would keep of a run's paths; changes nothing",
-    "clean": "remove what a run no longer needs",
+    "plan": "generate the first 20 questions and estimate the cost of the whole run",
+    "select": "count what other filters would keep of a run's paths; this changes nothing",
+    "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
-    "grade": "grade a JSONL file of responses; docs/GRADING.md says how",
+    "grade": "grade a JSONL file of responses (see docs/GRADING.md)",
     "settings": "list every setting with its kind, values, default and meaning",
-    "doctor": "check the machine, the cluster and the storage; exit code 1 when something is wrong",
+    "doctor": "check the machine, the cluster and the storage; exit code 1 when a check fails",
 }
-"""`run` is here; each other one is the module of its name in `commands`, imported when called."""
+"""`run` is in this file; each other command is the module of that name in `commands`, which is
+imported only when it is called."""
 
 ROUND_STEPS = {
-    "paths": paths,  # guideline -> structure -> path for every training question; all are graded
-    "examples": examples,  # correct paths only, at most k a question
-    "model": model,  # fine-tuned on the examples: one model, or one a dataset
+    "paths": paths,  # guideline -> structure -> path for every training question, all graded
+    "examples": examples,  # correct paths only, at most k per question
+    "model": model,  # fine-tuned on the examples: one model, or one per dataset
     "predictions": predictions,  # greedy answers to the held-out questions
     "scores": scores,  # base and tuned side by side, in domain and out of domain
 }
@@ -59,9 +61,9 @@ STEPS = ("questions", "guidelines", *ROUND_STEPS)
 
 
 def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
-    """All rounds of self-improvement; a finished step is skipped, an unfinished one goes on.
+    """Run all rounds of self-improvement. Finished steps are skipped; an unfinished step continues.
 
-    The first step, the questions, is there already: `begin_run` makes it before there is a Ray.
+    The first step, the questions, exists already: `begin_run` creates it before Ray is started.
     """
     if until == "questions":
         return
@@ -82,10 +84,10 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
 def run(
     config: Config | str | Path, until: str | None = None, *, take_over: bool = False
 ) -> StoredRun:
-    """Run, or go on with, a run; `config` is a YAML file, the name of a shipped one, or a `Config`.
+    """Start or continue a run; `config` is a YAML file, the name of a shipped one, or a `Config`.
 
-    Returns the run with its tables. Raises the errors of `cluster.errors`, as the command ends with
-    their exit codes.
+    Returns the run with its tables. Raises the errors of `cluster.errors`, whose exit codes the
+    command returns.
     """
     config = config if isinstance(config, Config) else load_config(str(config))
     check_until(until)
@@ -107,7 +109,7 @@ def run(
 
 
 def load_run(folder: str) -> StoredRun:
-    """A run that was begun: `load_run(folder).table("round_0/paths")` is an Arrow table."""
+    """Open an existing run: `load_run(folder).table("round_0/paths")` is an Arrow table."""
     return StoredRun.read(folder)
 
 
@@ -115,7 +117,7 @@ def load_run(folder: str) -> StoredRun:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `regenesis.py run CONFIG`."""
+    """Add the arguments of `regenesis.py run CONFIG`."""
     add_config(parser)
     add_take_over(parser)
     parser.add_argument(
@@ -129,7 +131,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """`regenesis.py run CONFIG`."""
+    """Execute `regenesis.py run CONFIG`."""
     check_until(arguments.until)
     config = load_config(arguments.config, arguments.set)
     if arguments.dry_run:
@@ -140,7 +142,7 @@ def run_command(arguments: argparse.Namespace) -> int:
 
 
 def check_until(until: str | None) -> None:
-    """Raises `InputError` for what is not a step."""
+    """Raise `InputError` if `--until` does not name a step."""
     number, _, step = (until or "").rpartition("/")
     of_round = number.isdigit() and step in ROUND_STEPS
     if until is not None and until not in STEPS and not of_round:
@@ -151,7 +153,7 @@ def check_until(until: str | None) -> None:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command in `command`, what does it in `do`, and its own arguments."""
+    """Parse the command line: `command` is the name, `do` the function that executes it."""
     parser = argparse.ArgumentParser(prog="regenesis", description=__doc__.split("\n")[0])
     parser.add_argument("--version", action=ShowVersion)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -169,20 +171,20 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     arguments = parse_arguments(argv)
     try:
         code = int(arguments.do(arguments))
-        sys.stdout.flush()  # here, where a reader that has gone is met
+        sys.stdout.flush()  # here, so that a closed pipe is caught below
         return code
     except BrokenPipeError:
         if not is_unread(sys.stdout.fileno()):
             raise
-        # What is left unwritten would be tried once more, and complained about, at the exit.
+        # Otherwise Python would try to flush the rest again at exit and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except EARLY_ENDS as error:
-        print(f"regenesis: {hide(str(error))}", file=sys.stderr)
+        print(printable(hide(f"regenesis: {error}")), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("regenesis: interrupted", file=sys.stderr)

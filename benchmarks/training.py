@@ -1,4 +1,4 @@
-"""The same fine-tuning in three ways, on one machine, model and DeepSpeed, in one run.
+"""The same fine-tuning in several ways, on one machine, model and DeepSpeed, in one run.
 
     python -m benchmarks.training [--json] [--steps N] [--repeats R] [--ratios R,R]
         [--model FOLDER] [--examples FOLDER] [--zero-stage S] [--workers W] [--gpu]
@@ -8,21 +8,23 @@
 * padded: ours, the very same batches. (We sort by length what is in a step; with one batch of 8 a
   worker in a step there is nothing to gain by it.)
 * packed: ours, the same steps in packed rows.
+* bfloat16, float32: ours, padded, in each type. `training.dtype: auto` takes the faster one.
 
-Model, precision, ZeRO stage, number of workers and threads, batches and their order are the same on
-all sides. It is checked that all of them have the same loss before the first step.
+Model, ZeRO stage, number of workers and threads, batches and their order are the same on all sides,
+and so is the precision but of the last two. It is checked that all sides have the same loss before
+the first step.
 
 The lengths are those of real paths: with `--examples` of the examples step of a run (its folder),
 else drawn as the 135M model's answers to GSM8K were measured (docs/EXPERIMENTS.md), without those
 that were cut off: log-normal, the standard deviation of logarithms 1.12, a seventh of them beyond
 512 tokens. What the tokens are does not matter to the time, so they are drawn, too.
 
-Two ratios are taken: padded over trl, and packed over padded. The two sides of a ratio work step by
-step in turns, so that both meet the machine at the same speed: of one with two cores it changes by
-half within minutes. Beside TRL each side returns its free memory to the machine before the other's
-turn, since both take more than 24 GiB otherwise; that makes the steps of both longer. On a GPU,
-which may be too small for two trainings, they work one after another, the other one first in the
-next repeat.
+Three ratios are taken: padded over trl, packed over padded, bfloat16 over float32. The two sides of
+a ratio work step by step in turns, so that both meet the machine at the same speed: of one with
+two cores it changes by half within minutes. Beside TRL each side returns its free memory to the
+machine before the other's turn, since both take more than 24 GiB otherwise; that makes the steps of
+both longer. On a GPU, which may be too small for two trainings, they work one after another, the
+other one first in the next repeat.
 
 Start-up and the first step are in nobody's time. Counted are the tokens of prompts and answers,
 padding not. Rates and ratios are those of all timed steps together; the median of the steps' own
@@ -71,10 +73,13 @@ SIDES = {
     "trl": "trl.SFTTrainer, padded batches of 8",
     "padded": "ours, the same batches",
     "packed": "ours, the same steps in packed rows",
+    "bfloat16": "ours, padded, computed in bfloat16",
+    "float32": "ours, padded, computed in float32",
 }
 RATIOS: dict[str, tuple[str, str]] = {
     "over_trl": ("padded", "trl"),
     "packed_over_padded": ("packed", "padded"),
+    "bfloat16_over_float32": ("bfloat16", "float32"),
 }
 
 BATCH = 8
@@ -305,7 +310,7 @@ def read_options(argv: Sequence[str]) -> Options:
     )
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument(
-        "--ratios", type=chosen_of(RATIOS), default=tuple(RATIOS), help="default both"
+        "--ratios", type=chosen_of(RATIOS), default=tuple(RATIOS), help="default all"
     )
     parser.add_argument("--steps", type=positive_int, default=8, help="after the first; default 8")
     parser.add_argument("--repeats", type=positive_int, help="default 1, with --gpu 3")
@@ -418,7 +423,8 @@ def run_side(side: str, work: Work, watch: Stopwatch, place: Path) -> Timed:
 
     if side == "trl":
         return on_workers(partial(train_trl, work, str(place / "trl"), watch), work.training, place)
-    settings = work.training.model_copy(update={"packing": side == "packed"})
+    in_type = {"dtype": side} if side in ("bfloat16", "float32") else {}
+    settings = work.training.model_copy(update={"packing": side == "packed", **in_type})
     model = Model(identity=work.model, path=work.model, cache=StorageSettings().cache)
     output, examples = (Folder.open(path) for path in (str(place / "model"), work.examples))
     board = ray.remote(num_cpus=0)(StepBoard).remote()

@@ -1,4 +1,4 @@
-"""What the machine is, and where a run keeps its things. Imports nothing of ours."""
+"""What the machine offers, and where a run is stored. Imports none of the other folders."""
 
 import importlib.util
 import sys

@@ -1,28 +1,28 @@
-"""The ways a run ends early that are not bugs. The driver turns each into its exit code."""
+"""The errors that end a run early and are not bugs. The driver turns each into an exit code."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one sentence that names it and says what to do."""
+    """The user's input is wrong: one sentence names it and says what to do."""
 
     exit_code = 2
 
 
 class OverBudgetError(InputError):
-    """The run would take more than its `budget` allows."""
+    """The run would cost more than its `budget` allows."""
 
 
 class DamagedFileError(InputError):
-    """A stored file is missing, damaged, or another one's; the sentence names it."""
+    """A stored file is missing, damaged, or belongs to something else; the sentence names it."""
 
 
 class HeldError(InputError):
-    """Another command works on the run; the sentence says which, and what to do."""
+    """Another command is working on the run; the sentence says which, and what to do."""
 
 
 class TakenOverError(InputError):
-    """Another command holds the run now; this one has to end and may write nothing more."""
+    """Another command now holds the run; this one has to end and may not write anything more."""
 
 
 class StoreRefusedError(InputError, OSError):
@@ -30,25 +30,25 @@ class StoreRefusedError(InputError, OSError):
 
 
 class StorageError(OSError):
-    """A file cannot be written: the disk is full, read-only or gone. What is finished is kept."""
+    """A file cannot be written: the disk is full, read-only or gone. Finished work is kept."""
 
     exit_code = 4
 
 
 class NoExamplesError(RuntimeError):
-    """Synthesis ended and nothing is left to train on; its paths are kept."""
+    """Synthesis has ended and no example is left to train on; the paths are kept."""
 
     exit_code = 3
 
 
 class InterruptedRunError(RuntimeError):
-    """Ctrl-C or SIGTERM: what was finished is on disk, the same command goes on from there."""
+    """Ctrl-C or SIGTERM: finished work is on disk, and the same command continues from there."""
 
     exit_code = 130
 
 
 class GenerationStoppedError(RuntimeError):
-    """The engines cannot go on, with their own last error; what was finished is kept."""
+    """The engines cannot continue; the message holds their last error. Finished work is kept."""
 
     exit_code = 4
 
@@ -60,4 +60,4 @@ EARLY_ENDS = (
     GenerationStoppedError,
     StorageError,
 )
-"""All of them; each has an `exit_code`."""
+"""All of these errors; each has an `exit_code`."""

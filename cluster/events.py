@@ -1,15 +1,16 @@
 """The log and the events of a command, kept in the run's folder.
 
-On the driver only. A person reads the terminal (`cluster.terminal`). The same lines with times and
-levels, and what a program wants to read, go to a folder for each command, `logs/TIME-COMMAND`::
+Runs on the driver only. A person reads the terminal (`cluster.terminal`). The same lines with times
+and levels, and the events that a program reads, go to a folder for each command,
+`logs/TIME-COMMAND`::
 
     log.txt
         2026-11-29T17:15:02.120Z INFO paths: 200 of 50 questions; 31 with the right answer ...
     events.jsonl
         {"at": "2026-11-29T17:21:40.003Z", "event": "step_finished", "step": "paths", ...}
 
-Both are Python's `logging`: an event is a log record with facts. On a disk a line is there as soon
-as it is logged. An object cannot grow, so in an object store both files are written again once a
+Both use Python's `logging`: an event is a log record with facts. On a disk each line is written as
+soon as it is logged. Objects in a store cannot grow, so there both files are rewritten once a
 minute and at the end.
 """
 
@@ -40,14 +41,14 @@ logger.addHandler(logging.NullHandler())
 
 
 def record(event: str, **facts: Any) -> None:
-    """Log an event with its facts, which are JSON values."""
+    """Log an event with its facts, which must be JSON values."""
     text = ", ".join(f"{name}={value}" for name, value in facts.items())
     logger.info("%s %s", event, text, extra={"event": event, "facts": facts})
 
 
 @contextmanager
 def timed(event: str, **facts: Any) -> Iterator[None]:
-    """Record that something began, and that it finished or failed, with its seconds."""
+    """Record when something began and when it finished or failed, with its duration in seconds."""
     record(f"{event}_started", **facts)
     began = time.monotonic()
     outcome = "failed"
@@ -60,7 +61,7 @@ def timed(event: str, **facts: Any) -> Iterator[None]:
 
 @contextmanager
 def kept_log(run: Folder, command: str) -> Iterator[None]:
-    """Keep the log and the events of a command in the folder of its run, and how it ended."""
+    """Keep the log and the events of a command, and how it ended, in the folder of its run."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     folder = run.child(LOGS).child(f"{stamp}-{command}")
     with tempfile.TemporaryDirectory() as local:
@@ -83,7 +84,7 @@ def kept_log(run: Folder, command: str) -> Iterator[None]:
 
 
 class _KeptFiles:
-    """The two files, written where lines can be added, and from there to the folder."""
+    """The two files, which grow on a local disk and are copied from there to the folder."""
 
     def __init__(self, folder: Folder, local: Path) -> None:
         local.mkdir(parents=True, exist_ok=True)
@@ -105,11 +106,11 @@ class _KeptFiles:
         for name in (LOG_FILE, EVENTS_FILE):
             try:
                 self._folder.write_bytes(name, (self._local / name).read_bytes())
-            except OSError as error:  # a log that cannot be kept ends no run
+            except OSError as error:  # a run does not end because its log cannot be kept
                 logger.warning("the log cannot be written: %s", error)
 
     def close(self) -> None:
-        """End the writing; what was logged until now is in the folder."""
+        """Stop writing; everything logged until now is in the folder."""
         self._closed.set()
         for handler in self.handlers:
             handler.close()
@@ -119,7 +120,7 @@ class _KeptFiles:
 
 
 class _LineFormatter(logging.Formatter):
-    """`2026-11-29T17:15:02.120Z INFO ...`, a line for each line of the message."""
+    """`2026-11-29T17:15:02.120Z INFO ...`, with this head on each line of the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"{_time(record.created)} {record.levelname}"
@@ -129,7 +130,7 @@ class _LineFormatter(logging.Formatter):
 
 
 class _EventFormatter(logging.Formatter):
-    """One JSON object a line: `at`, `event` and its facts."""
+    """One JSON object per line: `at`, `event` and its facts."""
 
     def format(self, record: logging.LogRecord) -> str:
         facts: Mapping[str, Any] = record.__dict__["facts"]
@@ -145,7 +146,7 @@ def _time(seconds: float) -> str:
 def read_events(run: Folder) -> list[dict[str, Any]]:
     """The events of all commands on a run, in the order of their times.
 
-    A line that a killed command left torn is left out.
+    A line that was cut off because its command was killed is left out.
     """
     logs, events = run.child(LOGS), []
     for name in logs.folder_names():

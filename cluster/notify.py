@@ -1,11 +1,11 @@
-"""Tells somebody that a run ended: calls a command or a URL (`cluster.notify`).
+"""Report that a run has ended by calling a command or a URL (`cluster.notify`).
 
-A command gets the news as JSON on its standard input and in the variable `REGENESIS_NEWS`, a URL
+A command gets the news as JSON on its standard input and in the variable `REGENESIS_NEWS`. A URL
 gets the JSON by POST::
 
     {"run": "llama3_8b", "event": "failed", "text": "no example is left to train on; ..."}
 
-`event` is `finished`, `failed`, `stopped` (by a person) or `budget` (the run would exceed it). News
+`event` is `finished`, `failed`, `stopped` (by a person) or `budget` (it would be exceeded). News
 that cannot be delivered is logged. It never changes how a run ends.
 """
 
@@ -29,7 +29,7 @@ TIMEOUT_S = 30.0
 
 @contextmanager
 def announced(target: str | None, run: str) -> Iterator[None]:
-    """Tell how the block ended; it ends as it would have without."""
+    """Report how the block ended, without changing how it ends."""
     try:
         yield
     except BaseException as error:
@@ -45,7 +45,7 @@ def _event_of(error: BaseException) -> str:
 
 
 def notify(target: str | None, **news: Any) -> None:
-    """Deliver news to a command line or an `http(s)://` URL; None is nobody."""
+    """Send news to a command line or an `http(s)://` URL; None sends nothing."""
     if target is None:
         return
     text = json.dumps(news, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""Whether a Ray cluster can be joined, asked before Ray is: `ray.init` waits for minutes.
+"""Check that a Ray cluster can be joined, before `ray.init`, which waits for minutes.
 
-On the driver only.
+Runs on the driver only.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from cluster.errors import InputError
 
 CONNECT_S = 15.0
-"""How long a head node may take to listen; a job is submitted to one that does already."""
+"""How long to wait until a head node listens; one that a job is submitted to listens already."""
 
 
 def check_cluster(address: str, connect_s: float = CONNECT_S) -> None:
-    """Raises `InputError` within a minute when no Ray answers at the address, which is `auto` or
-    host:port, or when one of another version does."""
+    """Raise `InputError` within a minute when no Ray answers at the address, which is `auto` or
+    host:port, or when its version differs."""
     if address.startswith("ray://"):
         raise InputError(
             f"cluster.address {address}: a run needs the cluster itself; submit it as a job with "
@@ -34,14 +34,14 @@ def check_cluster(address: str, connect_s: float = CONNECT_S) -> None:
 
 
 def _find(address: str, said: str) -> str:
-    """The host:port that is meant."""
+    """The host:port that the address stands for."""
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     try:
         return str(canonicalize_bootstrap_address_or_die(address))
     except (ConnectionError, ValueError, OSError) as error:
         raise InputError(
-            f"{said}: no Ray is found ({_first_line(error)}); start one with `ray start --head`, "
+            f"{said}: no Ray was found ({_first_line(error)}); start one with `ray start --head`, "
             "or give its host:port, or leave the address out to start one here"
         ) from error
 
@@ -65,7 +65,7 @@ def _connect(found: str, said: str, connect_s: float) -> None:
 
 
 def _metadata(found: str, said: str) -> dict[str, Any]:
-    """What the cluster tells of itself; empty where it tells nothing."""
+    """What the cluster reports about itself; empty if it reports nothing."""
     import ray._common.usage.usage_lib as usage_lib
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import RayError
@@ -74,14 +74,16 @@ def _metadata(found: str, said: str) -> dict[str, Any]:
         return dict(usage_lib.get_cluster_metadata(GcsClient(address=found)) or {})
     except (RayError, RuntimeError) as error:
         raise InputError(
-            f"{said}: what listens there is no Ray that answers ({_first_line(error)}); "
-            "correct the address, and the token where the cluster asks for one"
+            f"{said}: what listens there does not answer as Ray does ({_first_line(error)}); "
+            "correct the address, or the token if the cluster requires one"
         ) from error
 
 
 def refuse_other_version(said: str, metadata: dict[str, Any]) -> None:
-    """Raises `InputError` where the cluster's Ray or Python is another one than this process's;
-    `said` is the address as the user knows it."""
+    """Raise `InputError` if the cluster's Ray or Python differs from that of this process.
+
+    `said` is the address as the user wrote it.
+    """
     import ray
     from ray._private.utils import check_version_info
 
@@ -91,11 +93,11 @@ def refuse_other_version(said: str, metadata: dict[str, Any]) -> None:
         there = f"Ray {metadata['ray_version']} on Python {metadata['python_version']}"
         here = f"Ray {ray.__version__} on Python {platform.python_version()}"
         raise InputError(
-            f"{said}: the cluster has {there}, and this process {here}; install the same on both"
+            f"{said}: the cluster has {there}, but this process has {here}; install the same"
         ) from None
 
 
 def _first_line(error: BaseException) -> str:
-    """The first sentence; Ray's errors go on at length."""
+    """The first sentence of an error; Ray's errors are long."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return line.partition(". ")[0].rstrip(".")

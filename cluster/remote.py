@@ -1,7 +1,7 @@
-"""Work that grows with the data, kept off the driver.
+"""Work that grows with the data and is therefore kept off the driver.
 
-What crosses to a task: the arguments (folders, settings) and a result of a few numbers. What
-crosses to a map of blocks: Arrow tables, through the object store, which spills them to disk.
+A task gets its arguments (folders, settings) and returns a few numbers. A map over blocks gets and
+returns Arrow tables, through the object store, which spills them to disk.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ R = TypeVar("R")
 
 
 def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run one function on some node and wait for it. Raises what the function raised."""
+    """Run one function on some node and wait for it. Raises what the function raises."""
     import ray
 
-    # No CPU of its own: the pool may hold all but one. Not retried for errors of its own.
+    # The task takes no CPU, because the pool may hold all but one. Its errors are not retried.
     remote: Any = ray.remote(num_cpus=0, max_retries=2, retry_exceptions=False)(function)
     try:
         result: R = ray.get(remote.remote(*args, **kwargs))
@@ -31,9 +31,9 @@ def run_task(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 
 def run_tasks(function: Callable[..., R], calls: Sequence[tuple[Any, ...]]) -> list[R]:
-    """Run one function with each of several arguments, side by side; here where no Ray was begun.
+    """Run one function with each of several arguments in parallel; locally if Ray is not running.
 
-    Returns the results in the order of the calls. Raises what the function raised.
+    Returns the results in the order of the calls. Raises what the function raises.
     """
     import ray
 
@@ -50,14 +50,14 @@ def run_tasks(function: Callable[..., R], calls: Sequence[tuple[Any, ...]]) -> l
 def map_blocks(
     function: Callable[..., pa.Table], blocks: Sequence[pa.Table], *args: Any
 ) -> list[pa.Table]:
-    """`function(block, *args)` of every block, in any order: Ray Data, on all CPUs of the cluster.
+    """Compute `function(block, *args)` for every block with Ray Data on all CPUs of the cluster.
 
-    A result has to have at least one row. Raises `ray.exceptions.RayTaskError`, which holds what
-    the function raised.
+    The results come in any order, and each must have at least one row. Raises
+    `ray.exceptions.RayTaskError`, which holds what the function raised.
     """
     import ray
 
-    if not blocks:  # of which Ray Data makes a dataset without columns
+    if not blocks:  # Ray Data would make a dataset without columns
         return []
     quieten_ray_data()
     mapped = ray.data.from_arrow(list(blocks)).map_batches(

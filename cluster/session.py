@@ -1,7 +1,7 @@
-"""The one `ray.init` of a run, and how the run is asked to stop.
+"""The only `ray.init` of a run, and how a run is asked to stop.
 
-On the driver only. On a laptop it starts a Ray of its own without a dashboard (so no job API is
-open); on a cluster, or under `ray job submit`, it joins the one that is there.
+Runs on the driver only. On a laptop it starts a local Ray without a dashboard, so that no job API
+is open. On a cluster, or under `ray job submit`, it joins the Ray that is running.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class ClusterSettings(Settings):
     """The Ray cluster that a run works on."""
 
     address: Annotated[str | None, OPERATIONAL] = None
-    """Of a running cluster (`auto` or host:port); null starts a local one unless RAY_ADDRESS or a
-    job names one."""
+    """The address of a running cluster (`auto` or host:port); null starts a local one unless
+    RAY_ADDRESS or a job names one."""
     num_cpus: Annotated[int, OPERATIONAL, Field(gt=0)] | None = None
-    """Logical CPUs of a local cluster; null is all the machine has."""
+    """Logical CPUs of a local cluster; null uses all that the machine has."""
     object_store_gib: Annotated[float, OPERATIONAL, Field(gt=0)] = 1.0
-    """Object store of a local cluster. Only chunks of questions and receipts pass through it."""
+    """Object store of a local cluster. Only chunks of questions and receipts go through it."""
     progress_every_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 5.0
     """Seconds between two progress lines when the output is not a terminal."""
     gpu_wait_s: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None
     """Seconds to wait for GPUs that the cluster does not have before the run is refused; null is
     900 on a cluster that a launcher or KubeRay started, 30 on one that was started by hand, and 0
-    on a local one. For GPUs that are there and in use a run waits as long as it takes."""
+    on a local one. A run waits without limit for GPUs that exist but are in use."""
     notify: Annotated[str | None, OPERATIONAL] = None
-    """A command line or an `http(s)://` URL that is told as JSON when the run is finished, failed,
-    was stopped or would exceed its budget (`cluster.notify`). The address may be a secret: the
+    """A command line or an `http(s)://` URL that gets a JSON message when the run has finished, has
+    failed, was stopped or would exceed its budget (`cluster.notify`). The URL may be a secret: the
     run's folder keeps only its host."""
 
 
@@ -55,12 +55,12 @@ class StorageSettings(Settings):
     root: Annotated[str, OPERATIONAL] = "runs"
     """A folder or URI (`s3://`, `gs://`) that every node can reach; a run is a folder in it."""
     cache: Annotated[str, OPERATIONAL] = "~/.cache/regenesis"
-    """A local folder of each node for converted models and for copies of the run's own models."""
+    """A local folder on each node for converted models and for copies of models that a run made."""
     cache_limit_gib: Annotated[Annotated[float, Field(gt=0)] | None, OPERATIONAL] = 200.0
-    """Models in the cache that no process uses are removed, the least recently used first, before
-    a copy would take it above this; null keeps them all."""
+    """Most GiB of models in the cache. Before a copy would exceed it, models that no process uses
+    are removed, the least recently used ones first; null keeps all."""
     outage_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 300.0
-    """How long a `root` on a network may not answer before the command ends."""
+    """Seconds for which a `root` on a network may not answer before the command ends."""
 
 
 class StopRequest:
@@ -78,7 +78,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block a signal interrupts: what runs there keeps checkpoints of its own."""
+        """Let a signal interrupt at once within the block, whose work keeps its own checkpoints."""
         self._interrupts = True
         try:
             yield
@@ -86,7 +86,7 @@ class StopRequest:
             self._interrupts = False
 
     def install(self) -> None:
-        """Take over both signals. Call after `ray.init`, which installs its own handlers."""
+        """Handle both signals. Call this after `ray.init`, which installs its own handlers."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
@@ -95,7 +95,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self._event.set()
         name = signal.Signals(number).name
-        print(f"{name}: keeping what is finished, then stopping", file=sys.stderr, flush=True)
+        print(f"{name}: saving finished work, then stopping", file=sys.stderr, flush=True)
 
 
 def in_submitted_job() -> bool:
@@ -104,9 +104,9 @@ def in_submitted_job() -> bool:
 
 
 def check_storage_root(root: str) -> None:
-    """Refuse a relative root under a job. Raises `InputError`.
+    """Refuse a relative root in a submitted job. Raises `InputError`.
 
-    A job runs in a copy of its working directory that vanishes with it.
+    A job runs in a copy of its working directory, which is deleted with the job.
     """
     if in_submitted_job() and "://" not in root and not Path(root).expanduser().is_absolute():
         raise InputError(
@@ -117,14 +117,14 @@ def check_storage_root(root: str) -> None:
 
 @contextmanager
 def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
-    """Join or start Ray for the length of the block; yields the request to stop.
+    """Join or start Ray for the duration of the block; yields the request to stop.
 
     Raises `InputError` for a cluster that cannot be joined.
     """
     import ray
 
     stop = StopRequest()
-    # Before `init`, which says at length that the local cluster has a token.
+    # This comes before `init`, which prints a long message when the local cluster has a token.
     logging.getLogger("ray").setLevel(logging.ERROR)
     arguments = _init_arguments(settings)
     if arguments["address"] != "local":
@@ -144,15 +144,15 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
 
 
 def close_token() -> None:
-    """Take the rights of others from the token's file, which Ray writes for all to read."""
+    """Remove other users' permissions from the token file, which Ray writes as world-readable."""
     path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):  # none is there, or it is not ours
+    with contextlib.suppress(OSError):  # it does not exist, or belongs to another user
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
 
 
 def starts_cluster(settings: ClusterSettings) -> bool:
-    """Whether the run starts a Ray of its own on this machine, and joins none."""
+    """Whether the run starts a local Ray and does not join a running one."""
     return not (settings.address or os.environ.get("RAY_ADDRESS") or in_submitted_job())
 
 
@@ -174,15 +174,15 @@ def _init_arguments(settings: ClusterSettings) -> dict[str, Any]:
 
 
 def _python_path() -> str:
-    """Workers import our folders from the repository, wherever the driver was started."""
+    """Let workers import our folders from the repository, wherever the driver was started."""
     inherited = os.environ.get("PYTHONPATH", "")
     return os.pathsep.join(filter(None, [str(_REPOSITORY), inherited]))
 
 
 def quieten_ray_data() -> None:
-    """Keep Ray Data's own progress and log lines off the terminal; its log files have them.
+    """Keep Ray Data's progress and log lines off the terminal; its log files contain them.
 
-    In each process that runs a dataset.
+    Call this in each process that runs a dataset.
     """
     import ray
 
@@ -192,15 +192,15 @@ def quieten_ray_data() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Ray Data has no other way yet to bound restarts and to place its actors.
+    # Ray Data has no other option yet that limits restarts and places its actors.
     warnings.filterwarnings("ignore", message=".*ray_remote_args_fn", append=False)
 
 
 @contextmanager
 def _native_chatter_to(path: Path) -> Iterator[None]:
-    """Send what Ray's C++ core and loggers write to the driver's stderr to a log file.
+    """Redirect what Ray's C++ core and loggers write to the driver's stderr to a log file.
 
-    Python's own `sys.stderr` keeps the terminal, so progress and tracebacks stay in sight.
+    Python's `sys.stderr` keeps the terminal, so progress and tracebacks remain visible.
     """
     terminal, python_stderr = os.dup(2), sys.stderr
     with path.open("ab") as log, os.fdopen(terminal, "w", buffering=1) as stream:
@@ -214,7 +214,7 @@ def _native_chatter_to(path: Path) -> Iterator[None]:
 
 
 def log_folder() -> str:
-    """Where this session's Ray, vLLM and worker logs are on the head node."""
+    """The folder on the head node with the logs of this session's Ray, vLLM and workers."""
     import ray
 
     return str(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")

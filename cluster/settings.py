@@ -1,13 +1,13 @@
-"""The config tree: typed, frozen, and wrong in one clear sentence.
+"""The config tree: typed and frozen; wrong input gives one clear sentence.
 
-Every folder owns its branch as a `Settings` class; the driver joins the branches. Precedence:
+Every folder defines its branch as a `Settings` class; the driver joins the branches. Precedence:
 defaults < YAML file < `--set a.b=value`. Each field is one of three kinds:
 
-* content (unmarked): changes what is made. A change gives a new step folder, the old one stays.
-* `EXTENT`: how much is made. A change does only the new work.
-* `OPERATIONAL`: how it is made. No effect on what is reused.
+* content (unmarked): decides what is made. A change gives a new step folder; the old one is kept.
+* `EXTENT`: decides how much is made. A change costs only the new work.
+* `OPERATIONAL`: decides how it is made. A change does not affect what is reused.
 
-A content field that is added later carries a `Neutral` value, so that no existing folder moves.
+A content field that is added later has a `Neutral` value, so that no existing folder is renamed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cluster.secrets import refuse_keys
 
 
 class ChangeEffect(enum.Enum):
-    """What a change of a setting means for work already done."""
+    """What changing a setting means for finished work."""
 
     CONTENT = "content"
     EXTENT = "extent"
@@ -45,18 +45,18 @@ OPERATIONAL = ChangeEffect.OPERATIONAL
 
 @dataclass(frozen=True)
 class Neutral:
-    """Marks a content field that came later, with the value that makes what was made before.
+    """Marks a content field that was added later, with the value that keeps the earlier behaviour.
 
-    While a field has that value it is left out of the content, so that the new field moves no
-    folder of an existing run. It is not the default: a changed default has to move the folders of
-    the runs that it changes. For example ``judge_votes: Annotated[int, Neutral(1)] = 3``.
+    While a field has that value it is left out of the content, so a new field renames no folder of
+    an existing run. It is not the default: a changed default has to rename the folders of the runs
+    that it changes. For example ``judge_votes: Annotated[int, Neutral(1)] = 3``.
     """
 
     value: Any
 
 
 class Settings(pydantic.BaseModel):
-    """Base of every config branch: frozen, strict, unknown keys refused."""
+    """Base class of every config branch: frozen and strict; unknown keys are refused."""
 
     model_config = pydantic.ConfigDict(
         frozen=True,
@@ -72,8 +72,8 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.1 with three repairs: `1e-6` is a number, `2024-01-01` is a text, and a key given
-    twice is an error."""
+    """YAML 1.1 with three corrections: `1e-6` is a number, `2024-01-01` is text, and a duplicate
+    key is an error."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -81,12 +81,13 @@ class _YamlLoader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", node.start_mark
-                )
+        lines: list[tuple[Any, int]] = []
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if first := next((n for known, n in lines if known == key), None):
+                reason = f"the key {key!r} is given twice, first in line {first}"
+                raise yaml.constructor.ConstructorError(None, None, reason, key_node.start_mark)
+            lines.append((key, line))
         return super().construct_mapping(node, deep=deep)
 
 
@@ -103,29 +104,67 @@ def load_settings(
     overrides: Sequence[str] = (),
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> AnySettings:
-    """The settings of a YAML file with `a.b=value` overrides laid over it.
+    """Read the settings of a YAML file, with `a.b=value` overrides.
 
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
-    that names the file, the field, the value and what to do.
+    that names the file or the override, the field, the value and what to do.
     """
-    tree = with_overrides(_read_yaml(Path(path)), overrides)
-    refuse_keys("", tree)  # before any other message could show one
-    return settings_of(root, complete(tree), str(path))
+    return overridden_settings(root, _read_settings(Path(path)), overrides, str(path), complete)
+
+
+def overridden_settings(
+    root: type[AnySettings],
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+    place: str,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> AnySettings:
+    """The same of a tree that was read from a `place`."""
+    # Their form is checked before their values, and keys before a message could show one.
+    refuse_keys("", with_overrides(tree, overrides))
+
+    def load(num_overrides: int) -> AnySettings:
+        return _validated(root, complete(with_overrides(tree, overrides[:num_overrides])))
+
+    try:
+        return load(len(overrides))
+    except InputError as error:
+        blamed = _first_that_fails(load, len(overrides), str(error))
+        key = overrides[blamed - 1].partition("=")[0].strip() if blamed else ""
+        raise InputError(f"{f'--set {key}' if key else place}: {error}") from error
+
+
+def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
+    """The number of the override with which a mistake first appears; 0 is the file."""
+    for number in range(num_overrides):
+        try:
+            load(number)
+        except InputError as error:
+            if str(error).partition(_REST)[0] == sentence.partition(_REST)[0]:
+                return number
+    return num_overrides
 
 
 def settings_of(root: type[AnySettings], tree: Mapping[str, Any], place: str) -> AnySettings:
-    """The settings that a tree of plain values holds. Raises `InputError` naming the place."""
+    """Validate a tree of plain values as settings. Raises `InputError` that names the place."""
+    try:
+        return _validated(root, tree)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _validated(root: type[AnySettings], tree: Mapping[str, Any]) -> AnySettings:
     try:
         # JSON mode reads lists as tuples and stays strict about everything else.
         return root.model_validate_json(json.dumps(tree))
     except pydantic.ValidationError as error:
-        raise InputError(f"{place}: {_explain(root, error)}") from error
+        raise InputError(_explain(root, error)) from error
     except TypeError as error:
-        raise InputError(f"{place}: a value has no JSON form ({error}); quote it") from error
+        raise InputError(f"a value has no JSON form ({error}); quote it") from error
 
 
 def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of a tree with `a.b=value` laid over it. Raises `InputError`."""
+    """A copy of a tree with `a.b=value` overrides. Raises `InputError`."""
     changed = copy.deepcopy(dict(tree))
     for override in overrides:
         _apply_override(changed, override)
@@ -133,7 +172,7 @@ def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees as one: a key that both have is taken from `above`, branch by branch."""
+    """Merge two trees: `above` wins for a key that both have, branch by branch."""
     both = {
         name: laid_over(below[name], value)
         for name, value in above.items()
@@ -142,19 +181,31 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return {**below, **above, **both}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file. Raises `InputError` with the line of what is wrong in it."""
     try:
         text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = " ".join(filter(None, [error.context, error.problem]))
+        raise InputError(f"{path}{where}: this is not YAML: {reason}; correct the file") from error
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: this is not YAML: {reason}; correct the file") from error
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
         known = sorted(str(p) for p in path.parent.glob("*.yaml"))
         there = f"; there are {', '.join(known)}" if known else ""
-        raise InputError(f"no config file {path}{there}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the config file {path}: {error}") from error
-    try:
-        tree = yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"no config file {path}{there}")
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected settings as `key: value`, found {_name_of(tree)}")
     return tree
@@ -173,30 +224,33 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for depth, name in enumerate(names[:-1], start=1):
         branch = branch.setdefault(name, {})
         if not isinstance(branch, dict):
-            raise InputError(f"--set {override}: {'.'.join(names[:depth])} has no settings below")
+            raise InputError(f"--set {override}: {'.'.join(names[:depth])} is not a branch")
     branch[names[-1]] = value
 
 
 def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
-    """The first thing wrong, as one sentence; a misspelt key comes before what it left missing."""
-    # A default that depends on a wrong value was not made; that is not a second error.
+    """Explain the first problem in a sentence; a misspelt key comes before the one it replaced."""
+    # A default that depends on an invalid value was not created; that is not a second error.
     found = [p for p in error.errors() if p["type"] != "default_factory_not_called"]
     problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
     sentence = _explain_one(root, problems[0])
     rest = len(problems) - 1
-    return f"{sentence} (and {rest} more)" if rest else sentence
+    return f"{sentence}{_REST}{rest} more)" if rest else sentence
+
+
+_REST = " (and "
+"""Begins what a sentence says of further mistakes."""
 
 
 def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
-    # A union puts the tag it chose into the location; it is not part of what the user wrote.
+    # A union adds the tag it chose to the location; the user did not write it.
     location = [str(part) for part in problem["loc"] if part not in _union_tags(root)]
     field = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(root, problem["loc"][:-1])
-        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         parent = ".".join(location[:-1])
-        if nearest:
-            hint = f"did you mean {'.'.join(filter(None, [parent, nearest[0]]))}?"
+        if nearest := _nearest(location[-1], known):
+            hint = f"did you mean {'.'.join(filter(None, [parent, nearest]))}?"
         else:
             hint = f"known here: {', '.join(known) or 'nothing'}"
         return f"unknown setting {field}; {hint}"
@@ -206,13 +260,25 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
     reason = reason[:1].lower() + reason[1:]
     shown = repr(problem["input"])
     if not location and problem["type"] == "value_error":
-        return reason  # it concerns several fields, and names them
+        return reason  # it concerns several fields and names them
     given = f" (given: {shown})" if len(shown) < 120 and problem["type"] != "value_error" else ""
     return f"{field}: {reason}{given}"
 
 
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is meant: one with these initials, as `lr`, or nearly the same one."""
+    with_initials = [each for each in known if _initials(each) == name.lower()]
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
+    return next(iter([*with_initials, *close]), None)
+
+
+def _initials(name: str) -> str:
+    words = name.split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
+
+
 def _children(annotation: Any) -> Iterable[type[Settings]]:
-    """Every `Settings` class an annotation holds: itself, union members, values of a mapping."""
+    """Every `Settings` class in an annotation: itself, union members, values of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
@@ -234,7 +300,7 @@ def _union_tags(root: type[Settings]) -> set[str]:
 
 
 def _known_keys(root: type[Settings], location: Sequence[str | int]) -> list[str]:
-    """The keys allowed at a location of the tree."""
+    """The keys that are allowed at a location of the tree."""
     classes: list[type[Settings]] = [root]
     for part in location:
         found = [
@@ -258,9 +324,9 @@ def _name_of(value: Any) -> str:
 
 
 def content_of(settings: Settings) -> dict[str, Any]:
-    """The settings that change what is made, as plain JSON values.
+    """The settings that decide what is made, as plain JSON values.
 
-    A field that came later is left out while it has its `Neutral` value.
+    A field that was added later is left out while it has its `Neutral` value.
     """
     content: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
@@ -271,16 +337,16 @@ def content_of(settings: Settings) -> dict[str, Any]:
 
 
 def _leaves_out(mark: Any, value: Any) -> bool:
-    """Whether a field with this mark is no part of the content while it has this value."""
+    """Whether a field with this mark is left out of the content at this value."""
     if isinstance(mark, Neutral):
         return bool(value == _plain(mark.value))
     return mark in (EXTENT, OPERATIONAL)
 
 
 def versioned(content: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """A step's content with the version of its code.
+    """A step's content together with the version of its code.
 
-    Version 1 is left out: it is what ran before there were versions.
+    Version 1 is left out, because it denotes the code from before there were versions.
     """
     return {**content, **({"version": version} if version > 1 else {})}
 
@@ -296,6 +362,6 @@ def _plain(value: Any) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
-    """12 hex digits over JSON values; the order of keys does not count."""
+    """12 hex digits over JSON values, independent of the order of keys."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

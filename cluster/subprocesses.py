@@ -1,6 +1,6 @@
-"""Work in a process of its own: what it takes of memory is given back, whatever it was.
+"""Run a function in a subprocess, so that all its memory is returned to the system.
 
-For what has to run where the driver runs, before there is a Ray: reading the user's files.
+It is used on the driver before Ray starts, to read the user's files.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ R = TypeVar("R")
 def run_apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function of a module in a new process and wait for it.
 
-    Raises the `InputError` that it raised. Any other error is printed there, as is its trace, and
-    is a `RuntimeError` here; so is a process that was killed.
+    Raises the `InputError` that the function raised. Any other error is printed with its traceback
+    in the subprocess and raised as a `RuntimeError` here; so is a killed subprocess.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, function, args, kwargs), daemon=True)
     process.start()
-    sender.close()  # so that the end of the process is the end of the pipe
+    sender.close()  # so that the pipe ends when the process ends
     try:
         outcome = receiver.recv()
     except EOFError:
         process.join()
         raise RuntimeError(_ending(function.__qualname__, process.exitcode)) from None
     finally:
-        process.kill()  # an answer was its last act; on Ctrl-C there is none
+        process.kill()  # it has answered already, or Ctrl-C has interrupted the wait
         process.join()
     if isinstance(outcome, InputError):
         raise outcome
@@ -49,7 +49,7 @@ def _answer(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     outcome: Any
     try:
         outcome = function(*args, **kwargs)

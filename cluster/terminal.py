@@ -1,10 +1,11 @@
-"""What a person sees of a run: lines that stay, one line that tells how far the work is, tables.
+"""What a person sees of a run: permanent lines, one line with the current progress, and tables.
 
-On the driver. Results go to stdout, progress to the stream that its caller names.
+Runs on the driver. Results go to stdout, progress to the stream that the caller chooses.
 """
 
 from __future__ import annotations
 
+import re
 import select
 import sys
 import time
@@ -13,17 +14,26 @@ from typing import Any, TextIO
 
 from cluster.events import logger
 
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys instead of showing them, except line ends and tabs."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped, since a question may contain anything."""
+    return _COMMANDS.sub(lambda found: ascii(found.group())[1:-1], text)
+
 
 def say(text: str) -> None:
-    """Print lines that stay, at once, and log them."""
+    """Print and log lines that remain on the terminal."""
+    text = printable(text)
     print(text, flush=True)
     logger.info("%s", text)
 
 
 class ProgressLine:
-    """The line of now, shown at most every so many seconds.
+    """The current progress, shown at most once per interval.
 
-    On a terminal it is rewritten in place, elsewhere it is printed again where it has changed.
+    On a terminal the line is rewritten in place; elsewhere it is printed again when it has changed.
     """
 
     def __init__(self, every_s: float, stream: TextIO | None = None) -> None:
@@ -34,13 +44,14 @@ class ProgressLine:
         self._last: str | None = None
 
     def show(self, line: str, *, lasting: Sequence[str] = (), due: bool = False) -> None:
-        """Show the line when its time has come, when it is `due`, or when there are `lasting` lines
-        to print before it."""
+        """Show the line if the interval has passed, if it is `due`, or if `lasting` lines have to
+        be printed above it."""
         now = time.monotonic()
         if not lasting and not due and now - self._shown_at < self._every_s:
             return
         self._shown_at = now
-        for each in lasting:
+        line = printable(line)
+        for each in map(printable, lasting):
             self._stream.write(f"\r\x1b[2K{each}\n" if self._in_place else f"{each}\n")
         if line != self._last:
             self._last = line
@@ -48,7 +59,7 @@ class ProgressLine:
         self._stream.flush()
 
     def end(self, line: str, *, lasting: Sequence[str] = ()) -> None:
-        """Show the last line, and leave it where it is."""
+        """Show the last line and leave it on the terminal."""
         self.show(line, lasting=lasting, due=True)
         if self._in_place:
             self._stream.write("\n")
@@ -56,14 +67,14 @@ class ProgressLine:
 
 
 class ProgressBars:
-    """A bar for each dataset and the line of now below them, for a terminal; redrawn in place."""
+    """A bar for each dataset above the line of progress, redrawn in place on a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        # Names of datasets are shown as they are: brackets in them are no markup.
+        # Names of datasets are shown literally: brackets in them are not markup.
         names = TextColumn("{task.description}", markup=False)
         self._console = Console(file=stream, highlight=False, markup=False)
         self._bars = Progress(names, BarColumn(), MofNCompleteColumn(), console=self._console)
@@ -72,32 +83,32 @@ class ProgressBars:
         self._live.start()
 
     def set(self, bars: Mapping[str, tuple[int, int]]) -> None:
-        """How much is done of each, and how much there is; shown with the next line."""
+        """Set how much of each dataset is done, and its total; shown with the next line."""
         for name, (done, total) in bars.items():
             if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name)
+                self._tasks[name] = self._bars.add_task(printable(name))
             self._bars.update(self._tasks[name], completed=done, total=total)
 
     def show(self, line: str, *, lasting: Sequence[str] = ()) -> None:
-        """Show the bars and the line, and above them lines that stay."""
+        """Show the bars and the line, with permanent lines above them."""
         from rich.console import Group
         from rich.text import Text
 
         for each in lasting:
-            self._console.print(Text(each))
-        self._live.update(Group(self._bars, Text(line)), refresh=True)
+            self._console.print(Text(printable(each)))
+        self._live.update(Group(self._bars, Text(printable(line))), refresh=True)
 
     def end(self, line: str, *, lasting: Sequence[str] = ()) -> None:
-        """Take the bars away and leave the last line."""
+        """Remove the bars and leave the last line."""
         from rich.text import Text
 
         self._live.stop()
         for each in (*lasting, line):
-            self._console.print(Text(each))
+            self._console.print(Text(printable(each)))
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them the titles, as a Markdown table with even columns."""
+    """Format rows, of which the first holds the titles, as an aligned Markdown table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
@@ -105,7 +116,7 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def is_unread(descriptor: int) -> bool:
-    """Whether a file is a pipe whose reader has gone, as `head` does when it has seen enough."""
+    """Whether a stream is a pipe whose reader has exited, as `head` does after a few lines."""
     poll = select.poll()
     poll.register(descriptor, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))

@@ -1,12 +1,12 @@
-r"""A model's own turn, read into what it thought and what it answered.
+r"""Split a model's turn into its thinking and its answer.
 
     read_turn("<think>ice?</think>It is \\boxed{B}")  ->  Turn("ice?", "It is \\boxed{B}")
     read_turn("<think>ice? or sand")                  ->  Turn("ice? or sand", None)
 
-Where a tokenizer has tokens for the marks of thinking, these tokens are the marks, whether or not
-they are special, and the same characters written otherwise are text. Elsewhere the text is read.
-A prompt may have begun the thinking already, which its end shows (`TurnReader.opened`). A thought
-that never ends has no answer: it was cut off, whatever the engine says of its end.
+If a tokenizer has tokens for the marks of thinking, these tokens are the marks, special or not, and
+the same characters in other tokens are text. Otherwise the marks are looked for in the text. The
+prompt may already have opened the thinking (`TurnReader.opened`). A thought that never ends has no
+answer: it was cut off, whatever finish reason the engine reports.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _MESSAGE = re.compile(
     r"<\|channel\|>\s*(?P<name>[A-Za-z]+)[^<]*<\|message\|>(?P<said>(?:[^<]|<(?!\|))*)"
 )
 _BARE_CHANNELS = re.compile(r"analysis(?P<thought>(?s:.*))assistantfinal")
-"""The channels after their special tokens were dropped from the text."""
+"""The channels after their special tokens were removed from the text."""
 _TAIL_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a model wrote in its own turn."""
+    """What a model wrote in its turn."""
 
     thinking: str | None
-    """None where it wrote nothing that begins or ends a thought."""
+    """None if the turn contains no mark of thinking."""
     answer: str | None
-    """None where the thinking never ended."""
+    """None if the thinking never ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +49,18 @@ class ThinkingFormat:
     begin: str = "<think>\n"
     end: str = "\n</think>\n\n"
     answer: str = ""
-    """What begins an answer without thinking."""
+    """The text that begins an answer without thinking."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> ThinkingFormat:
-        """The format whose marks the tokenizer or its template has; `<think>` where it has none."""
+        """The format whose marks are in the tokenizer or its template; `<think>` by default."""
         known = {*tokenizer.get_added_vocab()}
         template = str(tokenizer.chat_template)
         found = (each for mark, each in _FORMATS.items() if mark in known or mark in template)
         return next(found, cls())
 
     def write(self, thinking: str | None, answer: str) -> str:
-        """A turn with this thinking, and without any for None."""
+        """A turn with this thinking; None writes a turn without thinking."""
         if thinking is None:
             return f"{self.answer}{answer}"
         return f"{self.begin}{thinking}{self.end}{answer}"
@@ -85,12 +85,12 @@ def is_mark(token: str) -> bool:
 
 
 def has_mark(text: str) -> bool:
-    """Whether a text, such as a template, holds anything that begins or ends a thought."""
+    """Whether a text, such as a template, contains a mark that begins or ends a thought."""
     return CHANNEL in text or _TAG.search(text) is not None
 
 
 def read_turn(text: str, opened: str = "") -> Turn:
-    """The turn of a text; `opened` is what the prompt wrote of it, for example `<think>`.
+    """Split the text of a turn; `opened` is the part that the prompt wrote, such as `<think>`.
 
     A closing mark without an opening one ends a thought that was begun at the start of the text.
     """
@@ -121,7 +121,7 @@ class _Piece:
 
 
 def _pieces(text: str, skip: frozenset[str] = frozenset()) -> Iterator[_Piece]:
-    """A text cut at its marks, of which those in `skip` are text."""
+    """A text cut at its marks; marks in `skip` are treated as text."""
     start = 0
     for tag in _TAG.finditer(text):
         if tag.group() not in skip:
@@ -140,7 +140,7 @@ def _read_pieces(pieces: Iterable[_Piece]) -> Turn:
             (thoughts if inside else said).append(piece.text)
             continue
         is_marked = True
-        if piece.closes and not inside:  # all of it was thinking
+        if piece.closes and not inside:  # everything before it was thinking
             thoughts += said
             said = []
         inside = not piece.closes
@@ -164,9 +164,9 @@ class TurnReader:
         return frozenset(self._marks)
 
     def opened(self, prompt: Sequence[int], question: str) -> str:
-        """How a prompt begins the model's thinking, for example `<think>\\n`; "" where it does not.
+        """How the prompt begins the model's thinking, such as `<think>\\n`; "" if it does not.
 
-        Only what the template writes behind the question counts: a question may hold any mark.
+        Only what the template writes after the question counts: a question may contain any mark.
         """
         ids = list(prompt)
         shown = str(self._tokenizer.decode(ids))
@@ -179,7 +179,7 @@ class TurnReader:
         return tail[begin:]
 
     def read(self, ids: Sequence[int], opened: str = "") -> Turn:
-        """The turn of these ids."""
+        """Split a turn that is given as token ids."""
         if self._has_channels:
             return self._read_channels(ids, opened)
         begun = [_Piece(opened.strip(), is_mark=True)] if opened else []
@@ -192,7 +192,7 @@ class TurnReader:
         return Turn(None, self._decode(ids))
 
     def num_marks(self, ids: Sequence[int]) -> int:
-        """How many tags of thinking the ids hold."""
+        """The number of marks of thinking in the ids."""
         return sum(piece.is_mark for piece in self._pieces_of(ids))
 
     def _pieces_of(self, ids: Sequence[int]) -> Iterator[_Piece]:
@@ -206,16 +206,16 @@ class TurnReader:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def ids_of_text(self, ids: Sequence[int], text: str) -> list[int]:
-        """The sampled ids as far as the text goes, which ends before a stop string.
+        """The sampled ids up to the end of the text, which ends before a stop string.
 
-        A token that holds the end of the text and the begin of the stop string is tokenised anew.
+        A token that spans the end of the text and the start of the stop string is tokenized again.
         """
         wanted = text.lstrip()
         if len(self._decode(ids).lstrip()) <= len(wanted):
             return list(ids)
         if not self._decode(ids).lstrip().startswith(wanted):
-            return list(ids)  # a text with its special tokens
-        low, high = 0, len(ids)  # the fewest ids that hold the whole text
+            return list(ids)  # the text includes its special tokens
+        low, high = 0, len(ids)  # find the fewest ids that contain the complete text
         while low < high:
             middle = (low + high) // 2
             if len(self._decode(ids[:middle]).lstrip()) < len(wanted):
@@ -225,7 +225,7 @@ class TurnReader:
         if self._decode(ids[:low]).lstrip() == wanted:
             return list(ids[:low])
         before = self._decode(ids[: low - 1]).lstrip()
-        if not wanted.startswith(before):  # a character that is several tokens
+        if not wanted.startswith(before):  # one character consists of several tokens
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         rest = self._tokenizer(wanted[len(before) :], add_special_tokens=False)["input_ids"]
         return [*ids[: low - 1], *rest]

@@ -1,4 +1,4 @@
-"""`regenesis.py clean RUN`: remove what a run no longer needs."""
+"""`regenesis.py clean RUN`: remove files that a run no longer needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from commands.arguments import add_run, add_take_over
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run, and what may go."""
+    """Add the run and the options that select what is removed."""
     add_run(parser)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     parser.add_argument("--yes", action="store_true", help="delete without asking")
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Say what can go, ask, then remove it."""
+    """List what can be removed, ask, and then remove it."""
     folder = Folder.open(arguments.run)
     check_is_run(folder)
     only_told = arguments.dry_run

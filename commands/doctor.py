@@ -1,7 +1,7 @@
-"""`regenesis doctor [CONFIG]`: look at what a run needs before it is started, a line each.
+"""`regenesis doctor [CONFIG]`: check what a run needs before it starts, with one line per check.
 
-Without a config the defaults are looked at: this machine, and `runs/` below this folder. The exit
-code is 1 when something is wrong.
+Without a config, the defaults are checked: this machine, and `runs/` in this folder. The exit code
+is 1 when a check fails.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOOPBACK = {"127.0.0.1", "::1"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, whether it is as it should be, and what was found."""
+    """One line of output: what was checked, whether it is right, and what was found."""
 
     subject: str
     is_right: bool
@@ -53,23 +53,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """What of a config is looked at."""
+    """The parts of a config that are checked."""
 
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     engine: EngineSettings | None = None
-    """None without a config: then GPUs are only listed."""
+    """None without a config; GPUs are then only listed."""
     model: str | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The config, whose cluster, storage, engine and model are looked at."""
+    """Add the config, whose cluster, storage, engine and model are checked."""
     parser.add_argument("config", nargs="?", help="a YAML file, or the name of one in configs/")
     add_overrides(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what was found; 1 when something is wrong."""
+    """Print the findings; returns 1 when a check fails."""
     needs = _needs_of(arguments)
     num_wrong = 0
     for finding in _look(needs):
@@ -89,7 +89,7 @@ def _needs_of(arguments: argparse.Namespace) -> Needs:
 
 
 def _look(needs: Needs) -> Iterator[Finding]:
-    """The findings, each as soon as it is known: first what needs no Ray."""
+    """Yield each finding as soon as it is known; checks that need no Ray come first."""
     lock = "gpu.lock" if "vllm" in installed_packages() else "cpu.lock"
     locked = read_lock(REPOSITORY / "requirements" / lock)
     yield check_versions(installed_packages(), locked, lock)
@@ -125,7 +125,7 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-# --- the checks: from what was found to lines ----------------------------------------------------
+# --- the checks, which turn facts into lines -----------------------------------------------------
 
 
 def read_lock(path: Path) -> dict[str, str]:
@@ -134,7 +134,7 @@ def read_lock(path: Path) -> dict[str, str]:
 
 
 def check_versions(found: Mapping[str, str], locked: Mapping[str, str], lock: str) -> Finding:
-    """Whether the packages that do the work are those of the lock."""
+    """Check that the main packages have the versions of the lock."""
     wanted = {name: locked.get(name) for name in found}
     engines = [name for name in ENGINES if name in found]
     wrong = [
@@ -151,35 +151,35 @@ def check_versions(found: Mapping[str, str], locked: Mapping[str, str], lock: st
 
 
 def check_token(where: str, mode: int | None) -> Finding:
-    """Whether others on the machine can read the token."""
+    """Check that other users of the machine cannot read the token."""
     if mode is None:
         asked = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
         given = bool(os.environ.get("RAY_AUTH_TOKEN"))
         if asked and not given:
-            text = f"{where} has none, and RAY_AUTH_MODE asks for one; see docs/CLUSTER.md"
+            text = f"{where} has no token, but RAY_AUTH_MODE requires one; see docs/CLUSTER.md"
             return Finding("token", False, text)
         return Finding("token", True, f"{where} has no token in a file")
     if mode & 0o077:
-        text = f"on {where} others can read it (mode {mode:o}); chmod 600 ~/.ray/auth_token"
+        text = f"other users of {where} can read it (mode {mode:o}); chmod 600 ~/.ray/auth_token"
         return Finding("token", False, text)
-    return Finding("token", True, f"on {where} only its owner can read it (mode {mode:o})")
+    return Finding("token", True, f"only its owner can read it on {where} (mode {mode:o})")
 
 
 def check_model_path(path: str) -> Finding:
-    """Whether the model is here, or the hub gives it."""
+    """Check that the model is on this machine or can be downloaded from the hub."""
     try:
         check_model(path)
         if is_hub_name(path):
             check_hub_model(path)
     except InputError as error:
         return Finding("model", False, str(error))
-    return Finding("model", True, f"{path} can be had")
+    return Finding("model", True, f"{path} is available")
 
 
 def check_nodes(
     nodes: Mapping[str, NodeFacts | str], engine: EngineSettings | None
 ) -> Iterator[Finding]:
-    """What each node has, and whether all have the same packages."""
+    """Check each node, and that all nodes have the same packages."""
     answered = [facts for facts in nodes.values() if isinstance(facts, NodeFacts)]
     for name, facts in nodes.items():
         if isinstance(facts, NodeFacts):
@@ -192,12 +192,12 @@ def check_nodes(
 
 
 def check_node(facts: NodeFacts) -> Iterator[Finding]:
-    """The lines of one node."""
+    """Yield the findings for one node."""
     subject = f"node {facts.name}"
     yield Finding(f"{subject}, processor", True, f"{facts.num_cpus} CPUs; {facts.dtype}")
     yield check_gpus(facts)
     least, free = LEAST_MEMORY_GIB, facts.free_memory_gib
-    enough = "" if free >= least else f"; less than {least:.0f} GiB leads to killed processes"
+    enough = "" if free >= least else f"; with less than {least:.0f} GiB, processes are killed"
     text = f"{free:.1f} of {facts.memory_gib:.1f} GiB free{enough}"
     yield Finding(f"{subject}, memory", free >= least, text)
     for folder, free in facts.free_disk_gib.items():
@@ -211,7 +211,7 @@ def check_node(facts: NodeFacts) -> Iterator[Finding]:
 
 
 def check_gpus(facts: NodeFacts) -> Finding:
-    """Whether Ray, torch and vLLM see the same GPUs."""
+    """Check that Ray, torch and vLLM see the same GPUs."""
     subject, num = f"node {facts.name}, GPUs", len(facts.torch_gpus)
     seen = f"Ray sees {facts.ray_gpus}, torch {num}, vLLM computes on {facts.vllm_device}"
     cards = f" ({'; '.join(facts.torch_gpus)})" if num else ""
@@ -221,16 +221,16 @@ def check_gpus(facts: NodeFacts) -> Finding:
 
 
 def check_gpus_wanted(engine: EngineSettings, num_gpus: int) -> Finding:
-    """Whether there is a GPU for a config that wants them."""
+    """Check that there is a GPU if the config asks for one."""
     if engine.use_gpu and not num_gpus:
-        text = "engine.use_gpu is true, and no node has a GPU; set engine.use_gpu=false"
+        text = "engine.use_gpu is true, but no node has a GPU; set engine.use_gpu=false"
         return Finding("config", False, text)
     uses = f"engines use {num_gpus} GPUs" if engine.use_gpu else "engines use the CPU"
     return Finding("config", True, uses)
 
 
 def check_ports(facts: NodeFacts) -> Finding:
-    """Whether the dashboard, which takes jobs, is closed to other machines."""
+    """Check that the dashboard, which accepts jobs, is closed to other machines."""
     bound = [
         f"{RAY_PORTS[port]} ({port}) on {', '.join(addresses)}"
         for port, addresses in facts.ports.items()
@@ -239,12 +239,12 @@ def check_ports(facts: NodeFacts) -> Finding:
     has_token = facts.token_mode is not None or bool(os.environ.get("RAY_AUTH_TOKEN"))
     text = "; ".join(bound) or "none of Ray's known ports is bound"
     if is_open and not has_token:
-        text += "; without a token everybody who reaches the dashboard can run code here"
+        text += "; without a token, anyone who can reach the dashboard can run code here"
     return Finding(f"node {facts.name}, ports", has_token or not is_open, text)
 
 
 def check_same(nodes: list[NodeFacts]) -> Finding:
-    """Whether all nodes have the same Python and packages."""
+    """Check that all nodes have the same Python and packages."""
     kinds: dict[tuple[object, ...], list[str]] = {}
     for facts in nodes:
         kind = (facts.python, *sorted(facts.packages.items()))
@@ -253,4 +253,4 @@ def check_same(nodes: list[NodeFacts]) -> Finding:
         return Finding("nodes", bool(nodes), f"{len(nodes)} with the same Python and packages")
     (first, *_), *others = kinds.values()
     names = ", ".join(name for group in others for name in group)
-    return Finding("nodes", False, f"{names} has other versions than {first}; use one lock")
+    return Finding("nodes", False, f"versions on {names} differ from {first}; use one lock")

@@ -1,4 +1,4 @@
-"""`regenesis.py grade FILE`: grade a JSONL file of responses; docs/GRADING.md says how."""
+"""`regenesis.py grade FILE`: grade a JSONL file of responses (see docs/GRADING.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the graded rows to stdout, and how many there are of each verdict to stderr."""
+    """Write the graded rows to stdout and the number of each verdict to stderr."""
     verdicts = grade_file(Path(arguments.file), sys.stdout)
     print(format_verdicts(verdicts), file=sys.stderr)
     return 0

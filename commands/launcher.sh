@@ -1,5 +1,5 @@
 #!/bin/sh
-# `make setup` puts this into the environment as `regenesis`. It runs the checkout that the
-# environment lies in, from any folder, also by a link to it from a folder of the PATH.
+# `make setup` installs this script as `regenesis` in the environment. It runs the checkout that
+# contains the environment. It works from any folder, and also through a symbolic link.
 bin=$(dirname "$(readlink -f "$0")")
 exec "$bin/python" "$bin/../../regenesis.py" "$@"

@@ -1,4 +1,4 @@
-"""`regenesis.py plan CONFIG`: generate the first questions, and say what the run will take."""
+"""`regenesis.py plan CONFIG`: generate the first questions and estimate the cost of the run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipelines.planning.probe import estimate_run_from_probe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The config and what is laid over it."""
+    """Add the config and the settings that override it."""
     add_config(parser)
     add_take_over(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the estimate. The rows that it was made from are the run's own, and stay."""
+    """Print the estimate. The run keeps the rows that were generated for it."""
     config = load_config(arguments.config, arguments.set)
     with (
         begin_run(config, take_over=arguments.take_over) as begun,

@@ -1,7 +1,7 @@
-"""`regenesis.py select RUN`: count what other filters would keep of the paths that a run has.
+"""`regenesis.py select RUN`: count which paths of a run other filters would keep.
 
-`regenesis.py select RUN --set examples.verdict=majority` reads the run's own config and paths,
-generates nothing, and prints for each round a row a dataset::
+`regenesis.py select RUN --set examples.verdict=majority` reads the config and paths of the run,
+generates nothing, and prints a table for each round, with one row per dataset::
 
     | dataset | paths | kept | of paths | expected guessed | dropped                 |
     |---------|-------|------|----------|------------------|-------------------------|
@@ -18,7 +18,7 @@ from cluster.inference.schedule import Questions
 from cluster.models.model import base_model
 from cluster.remote import run_task
 from cluster.session import ray_session
-from cluster.settings import settings_of, with_overrides
+from cluster.settings import overridden_settings
 from cluster.store.folder import Folder
 from cluster.store.step import Step, check_steps
 from cluster.terminal import format_table, say
@@ -30,7 +30,7 @@ from pipelines.stored_run import StoredRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run and what is laid over its config."""
+    """Add the run and the settings that override its config."""
     add_run(parser)
     add_overrides(parser)
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print a table for each round."""
     stored = StoredRun.read(arguments.run)
-    config = settings_of(Config, with_overrides(stored.config, arguments.set), arguments.run)
+    config = overridden_settings(Config, stored.config, arguments.set, arguments.run)
     with ray_session(config.cluster):
         of_rounds = [Step("paths", paths, {}) for _, paths in stored.rounds_with_paths()]
         check_steps([Step("questions", stored.step("questions"), {}), *of_rounds])
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _select(config: Config, questions: Folder, paths: Folder) -> dict[str, Any]:
-    """What the config's filters keep of some paths; nothing is written."""
+    """Count what the config's filters keep of the paths; nothing is written."""
     return run_task(
         select_step_examples,
         paths,
@@ -63,7 +63,7 @@ def _select(config: Config, questions: Folder, paths: Folder) -> dict[str, Any]:
 
 
 def format_selection(facts: Mapping[str, Any]) -> str:
-    """The facts of `select_step_examples` as a table, a row a dataset and one of all."""
+    """Format the facts of `select_step_examples` as a table with a row per dataset and a total."""
     rows = [["dataset", "paths", "kept", "of paths", "examples", "expected guessed", "dropped"]]
     rows += [_row(name, of_dataset) for name, of_dataset in facts["datasets"].items()]
     if len(facts["datasets"]) > 1:

@@ -1,6 +1,6 @@
 """`regenesis settings [BRANCH]`: every setting with its kind, values, default and meaning.
 
-`docs/SETTINGS.md` is what it prints: `python regenesis.py settings > docs/SETTINGS.md`.
+`docs/SETTINGS.md` is its output: `python regenesis.py settings > docs/SETTINGS.md`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pipelines.config import Config
 
 HEAD = """# Settings
 
-Printed by `regenesis settings`; a test keeps this file current. Precedence: the defaults, what a
-strategy sets, the config file, `--set a.b=value`.
+This page is the output of `regenesis settings`; a test keeps it current. Later values override
+earlier ones: the defaults, the strategy's settings, the config file, `--set a.b=value`.
 
-A change of a **content** setting gives a new folder for the steps that depend on it, and the old
-one stays. **extent** only adds or leaves out work, and what was made is kept. **operational**
-settings change how the work is done and nothing of what is made.
+When a **content** setting changes, the steps that depend on it get new folders, and the old folders
+are kept. **extent** settings only add or leave out work; finished work is kept. **operational**
+settings change how the work is done but not its result.
 """
 PLAIN = {
     int: "whole number",
@@ -45,12 +45,12 @@ BOUNDS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which part of the tree is shown."""
+    """Add the branch of the settings to show."""
     parser.add_argument("branch", nargs="?", help="such as training or training.lora; default: all")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the sections of a branch, or all of them."""
+    """Print the sections of one branch, or all of them."""
     sections = dict(sections_of(Config, "", ChangeEffect.CONTENT))
     if arguments.branch is None:
         say(f"{HEAD}\n" + "\n".join(sections.values()).rstrip())
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if not below:
         known = ", ".join(filter(None, sections))
-        raise InputError(f"there are no settings below {named}; there are {known}")
+        raise InputError(f"there are no settings at {named}; choose one of {known}")
     say("\n".join(below).rstrip())
     return 0
 
@@ -71,9 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
 def sections_of(
     cls: type[Settings], path: str, kind: ChangeEffect, given: Settings | None = None
 ) -> Iterator[tuple[str, str]]:
-    """(path, Markdown) of a branch and of all branches below it.
+    """Return (path, Markdown) of a branch and of all branches below it.
 
-    `kind` is that of the branch, and `given` what it is when a config leaves it out.
+    `kind` is the kind of the branch, and `given` its value when a config leaves it out.
     """
     yield path, section(cls, path, kind, given)
     for name, field in cls.model_fields.items():
@@ -85,9 +85,9 @@ def sections_of(
 
 
 def section(cls: type[Settings], path: str, kind: ChangeEffect, given: Settings | None) -> str:
-    """One branch: its title, what it is, and a table of its own settings."""
+    """Format one branch: its title, its description, and a table of its settings."""
     about = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-    lines = [f"## {path or 'At the top'}", "", about, ""]
+    lines = [f"## {path or 'Top level'}", "", about, ""]
     rows = [
         row(name, field, kind, given)
         for name, field in cls.model_fields.items()
@@ -104,7 +104,7 @@ def section(cls: type[Settings], path: str, kind: ChangeEffect, given: Settings 
 
 
 def row(name: str, field: FieldInfo, kind: ChangeEffect, given: Settings | None) -> str:
-    """One setting as a row of the table."""
+    """Format one setting as a row of the table."""
     values = values_of(field.annotation, field.metadata)
     meaning = " ".join((field.description or _about(name, field)).split())
     default = in_json(getattr(given, name)) if given else default_of(field)
@@ -113,14 +113,14 @@ def row(name: str, field: FieldInfo, kind: ChangeEffect, given: Settings | None)
 
 
 def _about(name: str, field: FieldInfo) -> str:
-    """What a field without a text of its own is: a branch, or what tells forms of one apart."""
+    """Describe a field that has no docstring: a branch, or the field that selects its form."""
     if name == "kind":
-        return "Tells this form from the others."
+        return "Selects this form of the settings."
     return " ".join((child.__doc__ or "").split("\n")[0] for child, _ in children(field.annotation))
 
 
 def kind_of(field: FieldInfo, above: ChangeEffect) -> ChangeEffect:
-    """A field's own kind; what is below a branch of extent is extent, too, and so on."""
+    """The kind of a field; everything below a branch of extent is extent too, and so on."""
     own = next(
         (mark for mark in field.metadata if isinstance(mark, ChangeEffect)), ChangeEffect.CONTENT
     )
@@ -128,7 +128,7 @@ def kind_of(field: FieldInfo, above: ChangeEffect) -> ChangeEffect:
 
 
 def children(annotation: Any) -> Iterator[tuple[type[Settings], str]]:
-    """The branches that a field holds, with what their path gets besides the field's name."""
+    """Yield the branches that a field holds, with what is appended to the field's name."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation, ""
         return
@@ -141,7 +141,7 @@ def children(annotation: Any) -> Iterator[tuple[type[Settings], str]]:
 
 
 def values_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
-    """What may be written, in words."""
+    """Describe the values that a field accepts."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return values_of(parts[0], [*parts[1:], *metadata])
@@ -159,7 +159,7 @@ def values_of(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 
 def bounds(metadata: typing.Sequence[Any]) -> str:
-    """The limits of a number, in words."""
+    """Describe the limits of a number."""
     found: list[str] = []
     for mark in metadata:
         for limit in mark.metadata if isinstance(mark, FieldInfo) else [mark]:
@@ -179,5 +179,5 @@ def default_of(field: FieldInfo) -> str:
 
 
 def in_json(value: Any) -> str:
-    """A value as code; JSON is YAML too."""
+    """Format a value as code; JSON is also valid YAML."""
     return f"`{json.dumps(value, default=str, ensure_ascii=False)}`"

@@ -10,14 +10,14 @@ from pipelines.questions.task_listing import format_task, format_tasks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The benchmark, and where its files are."""
+    """Add the benchmark and the place of its files."""
     parser.add_argument("name", nargs="?", help="a task, or reasoning_gym:FAMILY")
-    parser.add_argument("--path", help="a folder or file of it; default: the hub")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: its own")
+    parser.add_argument("--path", help="the folder or file that contains it; default: the hub")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all of its splits")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, or the questions."""
+    """Print the table or the questions."""
     if arguments.name is None:
         say(format_tasks())
     else:

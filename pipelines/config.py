@@ -25,6 +25,7 @@ from pipelines.selection.filters import JUDGING, ExampleSettings
 from pipelines.strategy import with_strategy
 from pipelines.synthesis.chain import SynthesisSettings
 from pipelines.synthesis.stages import STAGES
+from training.objectives import OBJECTIVES
 from training.settings import TrainingSettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -109,7 +110,7 @@ def thinking_stays_whole(config: Config) -> str | None:
 def preferences_know_wrong_paths(config: Config) -> str | None:
     """A preference needs right and wrong paths."""
     verdict = config.examples.verdict
-    if config.training.objective == "sft" or verdict in JUDGING:
+    if not OBJECTIVES[config.training.objective].needs_wrong_paths or verdict in JUDGING:
         return None
     return (
         f"training.objective: {config.training.objective} learns from right and wrong paths, "

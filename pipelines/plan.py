@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 from cluster.errors import InputError
@@ -84,7 +83,7 @@ def begin_run(
         facts = questions.make(config, folder)
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
-        keep_template_facts(folder, base.path)
+        keep_template_facts(folder, base)
         run = plan_run(config, folder, base, facts)
         check_steps(all_steps(run), contents=False)
         yield run
@@ -105,8 +104,8 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
-    template = template_facts(folder, base.path)
-    config, base = template.dated(config), replace(base, needs_turns=template.needs_turns)
+    template = template_facts(folder, base)
+    config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
     below = folder.child("base")
     proposed = guidelines.content(expansion, config.engine, base) if expansion else None

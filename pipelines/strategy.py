@@ -8,14 +8,13 @@ config says itself goes before them. So all share one engine, ledger, filter and
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.package_files import found_in
 from cluster.settings import laid_over
 
 DEFAULT = "regenesis"
@@ -36,9 +35,9 @@ def strategies() -> Mapping[str, Strategy]:
     """Every strategy by name, in the order of the names."""
     import pipelines.strategies as package
 
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    modules = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
-    return MappingProxyType({name: module.STRATEGY for name, module in modules.items()})
+    found, _ = found_in(package, "STRATEGY")
+    own = {name: each for name, each in found.items() if isinstance(each, Strategy)}
+    return MappingProxyType(own)
 
 
 def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +48,14 @@ def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
     synthesis = tree.get("synthesis")
     name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT
     if name not in strategies():
-        known = ", ".join(strategies())
-        raise InputError(f"synthesis.strategy: there is no {name!r}; there are {known}")
+        raise InputError(
+            f"synthesis.strategy: {_unknown(name)}; there are {', '.join(strategies())}"
+        )
     return laid_over(strategies()[name].settings, tree)
+
+
+def _unknown(name: object) -> str:
+    import pipelines.strategies as package
+
+    reason = found_in(package, "STRATEGY")[1].get(str(name))
+    return f"the file of {name!r} has no strategy ({reason})" if reason else f"there is no {name!r}"

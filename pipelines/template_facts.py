@@ -1,8 +1,11 @@
-"""What a run has to know of its model's chat template before anything is generated.
+"""What a run has to know of its model and its chat template before anything is generated.
 
-It is kept in the run's folder, once for each model that the run was given, for example::
+It is kept in the run's folder. For a local folder there is an entry for each digest of the files
+that decide the answers, so an edited template is another model; for another model its name is the
+key. For example::
 
-    {"meta-llama/Llama-3.2-1B-Instruct": {"date": "2026-02-03", "needs_turns": false}}
+    {"meta-llama/Llama-3.2-1B-Instruct": {"date": "2026-02-03", "needs_turns": false},
+     "3f2ac81d09be": {"date": null, "needs_turns": true, "identity": "{\"folder\": ...}"}}
 
 A template may write today's date. All prompts of a run have the date on which the run began, so
 that a prompt of training stays one of evaluation over midnight.
@@ -10,13 +13,15 @@ that a prompt of training stays one of evaluation over midnight.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.errors import DamagedFileError
 from cluster.models.chat_template import CLOCK
-from cluster.models.model import read_template
+from cluster.models.model import Model, read_template
 from cluster.store.folder import Folder
+from cluster.store.step import STEPS_FILE
 from cluster.thinking import has_mark
 from pipelines.config import Config
 
@@ -25,10 +30,13 @@ TEMPLATE_FILE = "template.json"
 
 @dataclass(frozen=True, slots=True)
 class TemplateFacts:
-    """See the module; the defaults are those of most templates, of which nothing is kept."""
+    """See the module; the defaults are those of most templates."""
 
     date: str | None = None
     needs_turns: bool = False
+    identity: str | None = None
+    """What the run's folders were named after when it met this local model first: it stays, though
+    a later version may read more files, and though a person corrects a generation config."""
 
     @classmethod
     def of(cls, template: str | None) -> TemplateFacts:
@@ -37,6 +45,11 @@ class TemplateFacts:
             return cls()
         date = datetime.now(UTC).date().isoformat() if CLOCK in template else None
         return cls(date, needs_turns=not template or has_mark(template))
+
+    def named(self, base: Model) -> Model:
+        """The base model, as later steps depend on it."""
+        identity = self.identity or base.identity
+        return replace(base, identity=identity, needs_turns=self.needs_turns)
 
     def dated(self, config: Config) -> Config:
         """The config with the date among the arguments of the template, where it writes one."""
@@ -54,24 +67,58 @@ class TemplateFacts:
         return config.model_copy(update={"synthesis": synthesis, "evaluation": evaluation})
 
 
-def keep_template_facts(folder: Folder, model: str) -> None:
-    """Write the facts of a model's template into the run's folder, unless they are there.
+def keep_template_facts(folder: Folder, base: Model) -> None:
+    """Write the facts of the base model into the run's folder, unless they are there.
 
-    Raises `InputError` when the model is of the hub, and the hub does not answer.
+    Raises `InputError` when the model is of the hub, and the hub does not answer, and
+    `DamagedFileError`.
     """
     stored = _stored(folder)
-    if model in stored:
+    if _key(base) in stored:
         return
-    facts = TemplateFacts.of(read_template(model))
+    facts = _of_folder(folder, base, stored) or TemplateFacts.of(read_template(base.path))
     if facts != TemplateFacts():
-        folder.write_json(TEMPLATE_FILE, stored | {model: asdict(facts)})
+        folder.write_json(TEMPLATE_FILE, stored | {_key(base): asdict(facts)})
 
 
-def template_facts(folder: Folder, model: str) -> TemplateFacts:
-    """The facts that a run's folder holds of a model's template."""
-    return TemplateFacts(**_stored(folder).get(model, {}))
+def template_facts(folder: Folder, base: Model) -> TemplateFacts:
+    """The facts of the base model that a run's folder holds, or will hold.
+
+    The hub is not asked. Raises `DamagedFileError`.
+    """
+    stored = _stored(folder)
+    if _key(base) in stored:
+        return TemplateFacts(**stored[_key(base)])
+    return _of_folder(folder, base, stored) or TemplateFacts()
+
+
+def _key(base: Model) -> str:
+    return base.files.digest if base.files else base.path
+
+
+def _of_folder(folder: Folder, base: Model, stored: dict[str, Any]) -> TemplateFacts | None:
+    """The facts of a local model that the run did not meet yet; None for another model."""
+    if base.files is None:
+        return None
+    facts = replace(TemplateFacts.of(read_template(base.path)), identity=base.files.identity)
+    if folder.read_json(STEPS_FILE) is None or any(map(_has_identity, stored.values())):
+        return facts
+    # The run was begun by a version that kept the facts by the model's path, and no identity.
+    former = {**asdict(facts), **stored.get(base.path, {})}
+    return TemplateFacts(**former | {"identity": base.files.former_identity})
+
+
+def _has_identity(entry: dict[str, Any]) -> bool:
+    return entry.get("identity") is not None
 
 
 def _stored(folder: Folder) -> dict[str, Any]:
     stored = folder.read_json(TEMPLATE_FILE)
-    return stored if isinstance(stored, dict) else {}
+    if isinstance(stored, dict):
+        return stored
+    if TEMPLATE_FILE in folder.file_names(".json"):
+        raise DamagedFileError(
+            f"{folder.uri}/{TEMPLATE_FILE} is damaged; put back what was there, or choose another "
+            "run to begin anew"
+        )
+    return {}

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.training import (
     LONGEST_TARGET,
+    RATIOS,
     Measured,
     Work,
     check_same_work,
@@ -134,11 +135,12 @@ def test_options_without_trl_say_how_to_get_it(
 
 
 @pytest.mark.slow
-def test_benchmark_of_our_sides_ends_with_its_report(model_folder: Path) -> None:
+@pytest.mark.parametrize("ratio", ["packed_over_padded", "bfloat16_over_float32"])
+def test_benchmark_of_our_sides_ends_with_its_report(model_folder: Path, ratio: str) -> None:
     result = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.training", "--json", "--repeats", "2"),
-            *("--steps", "2", "--model", str(model_folder), *OURS),
+            *("--steps", "2", "--model", str(model_folder), "--ratios", ratio),
         ],
         cwd=REPOSITORY,
         capture_output=True,
@@ -147,10 +149,10 @@ def test_benchmark_of_our_sides_ends_with_its_report(model_folder: Path) -> None
         check=True,
     )
     report = json.loads(result.stdout.splitlines()[-1])
-    sides = report["rates"]["packed_over_padded"]
-    assert set(sides) == {"padded", "packed"}
-    assert report["packed_over_padded"] > 0
-    assert sides["packed"]["data_share"] < 1
+    sides = report["rates"][ratio]
+    assert list(sides) == list(RATIOS[ratio])
+    assert report[ratio] > 0
     assert report["machine"]["num_cores"] > 0
     for side in sides.values():
         assert len(side["tokens_per_s_of_each_step"]) == 4  # of two repeats
+        assert side["data_share"] < 1

@@ -52,7 +52,7 @@ SLOW_TRIALS: dict[int, Sequence[Kind] | None] = {
     3: ["raylet"],
     4: ["driver", "driver"],
     5: ["driver"],
-    **dict.fromkeys(range(100, 120)),
+    **dict.fromkeys(range(100, 108)),
 }
 """What `make test-slow` kills; None leaves that to the seed, too."""
 

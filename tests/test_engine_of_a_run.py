@@ -83,7 +83,7 @@ def test_engine_of_the_paths_is_checked_for_what_it_is_asked_to_do(tmp_path: Pat
     with pytest.raises(InputError, match="load_format dummy"):
         check_run(two_rounds)
     check_run(overlaid(**ENDPOINT).model_copy(update={"rounds": 2}))
-    with pytest.raises(InputError, match=r"give the endpoint as synthesis\.engine"):
+    with pytest.raises(InputError, match=r"set the endpoint as synthesis\.engine"):
         check_run(load(tmp_path, "llama3_8b", engine_tree=ENDPOINT))
 
 

@@ -203,12 +203,12 @@ def test_too_few_gpus_are_refused_before_anything_is_generated(runs: Runs) -> No
     runs.start("engine", engine={"tensor_parallel_size": 8})
     assert [runs.ended(name) for name in ("training", "engine")] == [2, 2]
     assert (
-        "regenesis: 16 training workers (training.num_workers) need 16 GPUs at once, and the "
+        "regenesis: 16 training workers (training.num_workers) need 16 GPUs at once, but the "
         "cluster has 8 GPUs (4 + 4 on its nodes) after a wait of 1 s; lower training.num_workers "
         "or set it to auto, or run on at least 16 GPUs\n"
     ) in runs.output("training")
     assert (
-        "regenesis: 1 engine needs 8 GPUs (8 together on one node) at once, and the cluster has "
+        "regenesis: 1 engine needs 8 GPUs (8 together on one node) at once, but the cluster has "
         "8 GPUs (4 + 4 on its nodes) after a wait of 1 s; lower engine.tensor_parallel_size or "
         "engine.pipeline_parallel_size, or run on at least 8 GPUs (8 together on one node)\n"
     ) in runs.output("engine")
@@ -219,7 +219,7 @@ def test_no_gpu_at_all_is_refused_at_once_on_a_ray_of_our_own(runs: Runs) -> Non
     runs.start("none", cluster={"num_cpus": 2, "object_store_gib": 0.2})
     assert runs.ended("none") == 2
     assert (
-        "regenesis: 1 engine needs 1 GPU, and the cluster has no GPU; set engine.use_gpu: false "
+        "regenesis: 1 engine needs 1 GPU, but the cluster has no GPU; set engine.use_gpu: false "
         "to generate on CPUs, or run on at least 1 GPU\n"
     ) in runs.output("none")
     assert runs.started("none") == []

@@ -42,7 +42,8 @@ from pipelines.steps import (
 )
 from pipelines.synthesis.chain import SynthesisSettings
 from tests.test_golden import GOLDEN, check
-from training.settings import DpoSettings, TrainingSettings
+from training.objectives.dpo import DpoSettings
+from training.settings import TrainingSettings
 
 CONFIGS = tuple(sorted(path.stem for path in (GOLDEN / "configs").glob("*.yaml")))
 

@@ -79,7 +79,7 @@ def test_clean_says_what_goes_and_removes_only_that(
     assert not left.exists()
     assert sorted(step.name for step in folder.glob("round_0/paths-*")) == steps
     everything = run_driver("clean", folder, "--superseded", "--yes")
-    assert "the config that was run last does not use it" in everything.stdout
+    assert "the last config does not use it" in everything.stdout
     assert [step.name for step in folder.glob("round_0/paths-*")] == [current.name]
     after = run_driver("run", path, "--until", "paths", "--set", "synthesis.seed=1", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", after.stdout)

@@ -354,5 +354,5 @@ def test_template_that_drops_the_question_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     write_tokenizer(FAMILIES["qwen3"], folder)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.text }}{% endfor %}")
-    with pytest.raises(InputError, match="does not hold the question"):
+    with pytest.raises(InputError, match="do not contain the question"):
         load_tokenizer(str(folder))

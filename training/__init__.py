@@ -1,1 +1,1 @@
-"""How the model is tuned. Imports `cluster` only."""
+"""Fine-tuning of the model. Imports only `cluster`."""

@@ -1,9 +1,8 @@
-"""What the workers refuse before a weight is loaded.
+"""Checks that refuse a training before its weights are loaded.
 
-Tokens of another model, LoRA targets, memory, the folder for offloading, trackers. Every worker
-runs the checks, on the model's config and on a copy of the model without weights, and learns what
-the others found: a refusal of one is a refusal of all. Importing this module imports neither torch
-nor transformers.
+They cover tokens of another model, LoRA targets, memory, the folder for offloading, and trackers.
+Every worker runs them on the model's config and on a copy of the model without weights. If one
+worker refuses, all do. Importing this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from training.settings import PlacedTraining, TrainingSettings
 from training.tracking import refuse_missing_trackers
 
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""What peft (0.21) takes for a router and its experts where these are no linear layers, also when a
-linear layer has the same name."""
+"""Modules that peft (0.21) treats as a router and its experts when they are not linear layers; it
+does so even for a linear layer of the same name."""
 
 
 class RefusedError(InputError):
@@ -35,7 +34,7 @@ class RefusedError(InputError):
 
 
 def agree(check: Callable[[], None]) -> None:
-    """Run a check that may raise `InputError`; raises `RefusedError` when any worker's did."""
+    """Run a check that may raise `InputError`; raises `RefusedError` if it did on any worker."""
     import torch
 
     sentence = ""
@@ -53,8 +52,8 @@ def agree(check: Callable[[], None]) -> None:
 def check_training(
     model: str, table: pa.Table, settings: PlacedTraining, workers_on_node: int
 ) -> None:
-    """Raises `InputError` when examples, LoRA targets or memory do not fit, when nothing can be
-    offloaded to the folder named for it, or when a tracker misses."""
+    """Raise `InputError` when the examples, LoRA targets or memory do not fit, when the folder for
+    offloading cannot be used, or when a tracker is missing."""
     from transformers import AutoConfig
 
     refuse_missing_trackers(settings.tracking)
@@ -74,7 +73,7 @@ def check_training(
 
 
 def refuse_offload_folder(folder: str) -> None:
-    """Raises `InputError` when this node cannot write there as DeepSpeed does."""
+    """Raise `InputError` when this node cannot write there as DeepSpeed does."""
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -86,26 +85,26 @@ def refuse_offload_folder(folder: str) -> None:
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise InputError(
-            "training.offload_folder: DeepSpeed finds no libaio to write with on a training node; "
+            "training.offload_folder: DeepSpeed needs libaio, and a training node has none; "
             "install it with its headers (libaio-dev), or leave the folder out"
         )
 
 
 def refuse_foreign_tokens(table: pa.Table, model: str, vocab_size: int) -> None:
-    """Raises `InputError` when an id is not in the model's vocabulary, which is never resized."""
+    """Raise `InputError` when an id is not in the model's vocabulary, which is never resized."""
     for name in (name for name in table.column_names if name.endswith("_token_ids")):
         largest = pc.max(pc.list_flatten(table.column(name))).as_py()
         if largest >= vocab_size:
             raise InputError(
-                f"{name} holds token {largest}, but {model} has a vocabulary of {vocab_size}; "
+                f"{name} contains token {largest}, but {model} has a vocabulary of {vocab_size}; "
                 "the examples were made with another tokenizer"
             )
 
 
 def refuse_missing_positions(table: pa.Table, model: str, config: Any) -> None:
-    """Raises `InputError` when an example is longer than the model's table of positions.
+    """Raise `InputError` when an example is longer than the model's table of positions.
 
-    Rotated positions go on for ever, learnt ones (GPT-2, OPT) end.
+    Rotary positions have no end; learned ones (GPT-2, OPT) do.
     """
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = longest_example(table)
@@ -133,18 +132,18 @@ def _position_tables(skeleton: Any) -> list[Any]:
 
 
 def refuse_broken_weights(module: Any, model: str) -> None:
-    """Raises `InputError` that names the first tensor of this worker with NaN or infinity in it."""
+    """Raise `InputError` that names the first tensor of this worker with NaN or infinity."""
     for name, parameter in module.named_parameters():
-        # ZeRO-3 leaves an empty tensor in its place and keeps this worker's part beside it.
+        # ZeRO-3 replaces it by an empty tensor, which keeps this worker's part in an attribute.
         if not bool(getattr(parameter, "ds_tensor", parameter).detach().isfinite().all()):
             raise InputError(
-                f"{model}: {name} holds values that are not finite, so nothing can be learned; "
-                "take another copy of the model"
+                f"{model}: {name} contains values that are not finite, so nothing can be learned; "
+                "use another copy of the model"
             )
 
 
 def without_weights(config: Any) -> Any:
-    """The model with shapes alone."""
+    """The model with the shapes of its weights only."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -153,8 +152,8 @@ def without_weights(config: Any) -> Any:
 
 
 def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings) -> None:
-    """Raises `InputError` when a LoRA target names no linear layer of the model, or experts that
-    are one parameter of three dimensions."""
+    """Raise `InputError` when a LoRA target names no linear layer of the model, or experts that
+    are stored as one three-dimensional parameter."""
     targets = settings.lora.target_modules
     if settings.method != "lora":
         return
@@ -173,18 +172,18 @@ def refuse_foreign_targets(skeleton: Any, model: str, settings: TrainingSettings
 
 
 def refuse_expert_targets(names: list[str], model: str, targets: str | tuple[str, ...]) -> None:
-    """Raises `InputError` when peft would give adapters to experts, with `all-linear` too."""
+    """Raise `InputError` when peft would add adapters to experts, as `all-linear` also does."""
     if isinstance(targets, str) or any(_last_part(target) in EXPERT_NAMES for target in targets):
         known = sorted({_last_part(name) for name in names} - EXPERT_NAMES)
         raise InputError(
-            f"training.lora.target_modules: {targets!r} would give adapters to the experts of "
-            f"{model}, which is not supported; name some of its layers outside of them: "
+            f"training.lora.target_modules: {targets!r} would add adapters to the experts of "
+            f"{model}, which is not supported; name layers outside the experts: "
             f"{', '.join(known)}"
         )
 
 
 def _has_fused_experts(skeleton: Any) -> bool:
-    """Whether a module, but a convolution, has weights of three dimensions of its own."""
+    """Whether any module, except convolutions, directly has a three-dimensional weight."""
     import torch
 
     return any(
@@ -200,7 +199,7 @@ def _last_part(name: str) -> str:
 
 
 def linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
-    """Names and modules of all linear layers but the output head."""
+    """Names and modules of all linear layers except the output head."""
     import torch
     from transformers.pytorch_utils import Conv1D  # GPT-2's: the same with its weight transposed
 
@@ -213,14 +212,14 @@ def linear_layers(skeleton: Any) -> list[tuple[str, Any]]:
 
 
 def _is_target(name: str, target: str) -> bool:
-    """As peft matches an entry of a list: the name itself, or its end after a dot."""
+    """Match an entry of a list as peft does: the name itself, or its end after a dot."""
     return name == target or name.endswith(f".{target}")
 
 
 def refuse_shortage(
     size: ModelSize, table: pa.Table, settings: PlacedTraining, workers_on_node: int
 ) -> None:
-    """Raises `InputError` when the training needs more memory than this worker has."""
+    """Raise `InputError` when the training needs more memory than this worker has."""
     there = _memory_of_worker(settings, workers_on_node)
     shortage = explain_shortage(size, partial(largest_batch, table), settings, *there)
     if shortage:
@@ -228,8 +227,8 @@ def refuse_shortage(
 
 
 def refuse_full_disk(size: ModelSize, settings: PlacedTraining, workers_on_node: int) -> None:
-    """Raises `InputError` when this node's temporary folder does not hold its part of a
-    checkpoint, which is written there before it goes to storage."""
+    """Raise `InputError` when this node's temporary folder is too small for its part of a
+    checkpoint, which is written there before it is copied to storage."""
     if not settings.makes_checkpoints:
         return
     whole = checkpoint_bytes(size, settings)
@@ -239,14 +238,14 @@ def refuse_full_disk(size: ModelSize, settings: PlacedTraining, workers_on_node:
     if needed > free:
         raise InputError(
             f"a checkpoint takes {whole / GIB:.1f} GiB, {needed / GIB:.1f} GiB of it on this node, "
-            f"and {folder} has {free / GIB:.1f} GiB free; point TMPDIR to a larger disk on every "
+            f"but {folder} has {free / GIB:.1f} GiB free; point TMPDIR to a larger disk on every "
             "node, or make no checkpoints (training.checkpoint_every_n_steps: 0, "
             "checkpoint_every_s: null)"
         )
 
 
 def model_size(skeleton: Any, config: Any, settings: PlacedTraining) -> ModelSize | None:
-    """The sizes of a model; None for one whose shape is not understood."""
+    """The sizes of a model; None if its architecture is not supported."""
     try:
         shape = ModelShape.from_config(config.to_dict())
     except InputError:
@@ -270,7 +269,7 @@ def model_size(skeleton: Any, config: Any, settings: PlacedTraining) -> ModelSiz
 
 
 def _num_trained(skeleton: Any, settings: PlacedTraining) -> int:
-    """Parameters with a gradient: all, or two factors for each layer with an adapter."""
+    """Number of parameters with a gradient: all, or two factors for each layer with an adapter."""
     if settings.method == "full":
         return sum(parameter.numel() for parameter in skeleton.parameters())
     targets = settings.lora.target_modules
@@ -282,7 +281,7 @@ def _num_trained(skeleton: Any, settings: PlacedTraining) -> int:
 
 
 def largest_batch(table: pa.Table, settings: PlacedTraining) -> BatchSize:
-    """The most that may go through the model at once, whatever the order."""
+    """The largest micro-batch that may occur, in any order of the examples."""
     longest, longest_answer = longest_example(table), pc.max(longest_answers(table)).as_py()
     if settings.packing:
         return BatchSize(settings.tokens_per_row, settings.tokens_per_row)
@@ -291,13 +290,14 @@ def largest_batch(table: pa.Table, settings: PlacedTraining) -> BatchSize:
 
 
 def longest_example(table: pa.Table) -> int:
-    """Tokens of the longest prompt and answer together."""
+    """Tokens of the longest example, prompt and answer together."""
     prompts = pc.list_value_length(table.column("prompt_token_ids"))
     return int(pc.max(pc.add(prompts, longest_answers(table))).as_py())
 
 
 def _memory_of_worker(settings: PlacedTraining, workers_on_node: int) -> tuple[float, float]:
-    """Bytes of the card, without one of the node, and of the worker's part of its node's memory."""
+    """Bytes of the card (of the node without one) and of the worker's share of its node's
+    memory."""
     import psutil
 
     host = psutil.virtual_memory().total / workers_on_node

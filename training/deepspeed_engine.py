@@ -1,10 +1,10 @@
-"""DeepSpeed: its config, its engine and the process it needs. No other file configures it.
+"""DeepSpeed: its config, its engine and its environment. No other file configures it.
 
 Runs on the training workers only; importing this module imports neither torch nor deepspeed.
 
 DeepSpeed's engine is driven directly: the loss of a global batch is one sum over its answer tokens,
-whatever the number of workers and micro-batches, and a step may have any number of them. Why not
-transformers' Trainer: docs/TRAINING.md.
+however many workers and micro-batches there are, and a step may have any number of them.
+docs/TRAINING.md explains why transformers' Trainer is not used.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from training.settings import PlacedTraining
 
 
 def deepspeed_config(settings: PlacedTraining, world_size: int) -> dict[str, Any]:
-    """The config that `deepspeed.initialize` takes, for a number of workers.
+    """The config for `deepspeed.initialize`, for a number of workers.
 
-    Gradients are added up and exchanged in float32, except at stage 0 in bfloat16, where
-    DeepSpeed (0.19) adds them up in the weights' type only.
+    Gradients are accumulated and exchanged in float32, except at stage 0 in bfloat16, where
+    DeepSpeed (0.19) only accumulates them in the weights' type.
     """
     half = settings.dtype == "bfloat16"
     config: dict[str, Any] = {
@@ -32,7 +32,7 @@ def deepspeed_config(settings: PlacedTraining, world_size: int) -> dict[str, Any
         "zero_optimization": _zero_config(settings),
         "gradient_clipping": settings.max_grad_norm,
         "communication_data_type": "fp32",
-        # AdamW is torch's own, which DeepSpeed calls untested; ours is tested against a plain loop.
+        # DeepSpeed calls torch's AdamW untested; our tests compare it with a plain loop.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -43,10 +43,10 @@ def deepspeed_config(settings: PlacedTraining, world_size: int) -> dict[str, Any
 
 
 def _batch_config(settings: PlacedTraining, world_size: int) -> dict[str, int]:
-    """Sizes that agree with each other, as DeepSpeed demands; the loop counts for itself.
+    """Sizes that agree with each other, as DeepSpeed requires; the loop does not depend on them.
 
-    How many packed rows make a step differs from step to step. Two are named, because DeepSpeed
-    may leave out what only accumulation needs when there is one.
+    The number of packed rows in a step varies. Two accumulation steps are given, because with one
+    DeepSpeed may leave out what only accumulation needs.
     """
     micro = 1 if settings.packing else settings.micro_batch_size
     steps = 2 if settings.packing else settings.global_batch_size // (micro * world_size)
@@ -62,7 +62,7 @@ def _zero_config(settings: PlacedTraining) -> dict[str, Any]:
     zero: dict[str, Any] = {
         "stage": settings.zero_stage,
         "contiguous_gradients": True,
-        # Overlap needs streams, which a CPU has not.
+        # Overlap needs streams, which a CPU does not have.
         "overlap_comm": on_gpu,
     }
     place: dict[str, Any] = {"device": "cpu", "pin_memory": on_gpu}
@@ -76,7 +76,7 @@ def _zero_config(settings: PlacedTraining) -> dict[str, Any]:
 
 
 def prepare_process(settings: PlacedTraining) -> None:
-    """Set what DeepSpeed and torch read once: call it before anything imports deepspeed."""
+    """Set what DeepSpeed and torch read once; call it before anything imports deepspeed."""
     device = device_of(settings)
     os.environ.update(device.environment)
     import deepspeed
@@ -86,24 +86,24 @@ def prepare_process(settings: PlacedTraining) -> None:
     torch.set_num_threads(settings.cpus_per_worker)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
-    # DeepSpeed calls collectives by names that torch 2.13 is about to retire.
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     if not device.is_gpu:
-        # Else DeepSpeed compiles a shared-memory collective, which only its inference uses.
+        # Otherwise DeepSpeed compiles a shared-memory collective that only its inference uses.
         deepspeed.ops.__compatible_ops__ = {}
     device.select()
 
 
 def build_engine(source: str, settings: PlacedTraining, world_size: int) -> Any:
-    """The model of a local folder or hub name, with its optimizer, ready to train.
+    """Load a model from a local folder or the hub, with its optimizer, ready to train.
 
-    Raises what transformers and peft raise on a model or a LoRA target that is not there.
+    Raises what transformers and peft raise for a missing model or LoRA target.
     """
     import deepspeed
     import torch
 
     config = deepspeed_config(settings, world_size)
-    torch.manual_seed(settings.seed)  # the adapters' first weights, the same on every worker
+    torch.manual_seed(settings.seed)  # same initial adapter weights on every worker
     model = _load_model(source, settings, config)
     if settings.packing:
         use_packed_attention(model)
@@ -120,8 +120,8 @@ def build_engine(source: str, settings: PlacedTraining, world_size: int) -> Any:
         dist_init_required=False,
     )
     if settings.zero_stage == 0 and settings.dtype == "bfloat16":
-        # DeepSpeed has tried the optimizer on zero gradients, which Adam counts as its first step:
-        # the real first one would move the weights by 0.74 of what it should.
+        # DeepSpeed has tried the optimizer on zero gradients, which Adam counts as its first step.
+        # Without a reset, the real first step would move the weights by 0.74 of the correct amount.
         engine.optimizer.optimizer.state.clear()
     engine.train()
     return engine
@@ -134,7 +134,7 @@ def _load_model(source: str, settings: PlacedTraining, config: dict[str, Any]) -
     from transformers.integrations import HfDeepSpeedConfig
 
     deepspeed.init_distributed(dist_init_required=False)
-    # While this object lives, transformers splits the weights over the workers as it reads them.
+    # While this object exists, transformers splits the weights over the workers as it loads them.
     split = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
     model = AutoModelForCausalLM.from_pretrained(
         source,
@@ -147,10 +147,10 @@ def _load_model(source: str, settings: PlacedTraining, config: dict[str, Any]) -
 
 
 def attention_of(source: str) -> str | None:
-    """Which of transformers' attentions a model needs; None leaves the choice to transformers.
+    """The attention implementation that a model needs; None leaves the choice to transformers.
 
-    torch's scaled dot product has no soft cap, which transformers (5.19) drops there without a
-    word; generation by vLLM has it.
+    torch's scaled dot product attention has no soft cap, so transformers (5.19) silently drops it
+    there, while vLLM applies it when it generates.
     """
     from transformers import AutoConfig
 
@@ -169,15 +169,15 @@ def _add_adapters(model: Any, settings: PlacedTraining) -> Any:
         lora_dropout=settings.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
-    # The adapters take the model's type; the optimizer's float32 copy is what is updated.
+    # The adapters have the model's type; the optimizer updates a float32 copy.
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def _optimizer(trained: list[Any], settings: PlacedTraining) -> Any:
-    """AdamW; torch's, or DeepSpeed's for a state that lies in host memory beside a GPU."""
+    """AdamW: torch's, or DeepSpeed's if the state is in host memory while training on a GPU."""
     import torch
 
-    # The schedule sets the rate before each step; DeepSpeed's own trial steps must change nothing.
+    # The schedule sets the rate before each step; DeepSpeed's trial steps must change nothing.
     options = {"lr": 0.0, "weight_decay": settings.weight_decay}
     if settings.offload_optimizer and device_of(settings).is_gpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -192,7 +192,7 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
 
 def step_engine(engine: Any) -> float:
-    """Clip, update the weights and forget the gradients. Returns the norm before clipping."""
+    """Clip, update the weights and clear the gradients. Returns the norm before clipping."""
     norm = _norm_without_zero(engine) if engine.zero_optimization_stage() == 0 else None
     engine.step()
     norm = engine.get_global_grad_norm() if norm is None else norm
@@ -200,7 +200,7 @@ def step_engine(engine: Any) -> float:
 
 
 def _norm_without_zero(engine: Any) -> float:
-    """The gradient norm at stage 0, where every worker holds the whole reduced gradient."""
+    """The gradient norm at stage 0, where every worker has the complete reduced gradient."""
     import torch
 
     grads = [p.grad for p in engine.module.parameters() if p.grad is not None]

@@ -1,8 +1,8 @@
-"""What a training worker computes on: the one place that tells GPUs from CPUs.
+"""The device that a training worker computes on; the only place that distinguishes GPU and CPU.
 
-The driver asks `device_of` for the backend and the environment that it starts the workers with; a
-worker asks it for the card's memory, its name, and what has to be set before DeepSpeed is imported.
-How many cards a worker holds is Ray's matter (`training.gpus_per_worker`).
+The driver gets from `device_of` the backend and the environment with which it starts the workers. A
+worker gets from it the card's memory and name, and what has to be set before DeepSpeed is imported.
+Ray decides how many cards a worker has (`training.gpus_per_worker`).
 
 Importing this module imports neither torch nor ray.
 """
@@ -18,30 +18,30 @@ from typing import Literal
 from training.settings import PlacedTraining
 
 PRETENDED = "REGENESIS_PRETENDED_GPU"
-"""Of the environment, for tests alone: `module:name` of the `Device` that GPU workers take, so that
-workers which hold Ray's logical GPUs compute without a card."""
+"""An environment variable for tests only: `module:name` of the `Device` that GPU workers use, so
+that workers with Ray's logical GPUs compute without a card."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device, and how workers on it find each other."""
+    """A kind of device, and how workers on it communicate."""
 
     accelerator: Literal["cuda", "cpu"]
     """DeepSpeed's name for it."""
     backend: Literal["nccl", "gloo"]
-    """Of torch's process group."""
+    """The backend of torch's process group."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that each worker needs before it starts."""
     memory: float | None = None
-    """Bytes of a card; None asks the card itself, and on a CPU there is none."""
+    """Bytes of a card; None asks the card itself. A CPU has none."""
 
     @property
     def is_gpu(self) -> bool:
-        """Whether tensors lie on a card: streams, pinned memory, a second kind of memory."""
+        """Whether tensors are on a card, with streams, pinned memory and separate host memory."""
         return self.accelerator == "cuda"
 
     def card_memory(self) -> float | None:
-        """Bytes of this worker's card; None where tensors lie in the node's memory."""
+        """Bytes of this worker's card; None if tensors are in the node's memory."""
         if self.memory is not None or not self.is_gpu:
             return self.memory
         import torch
@@ -49,7 +49,7 @@ class Device:
         return float(torch.cuda.get_device_properties(0).total_memory)
 
     def card_name(self) -> str | None:
-        """As the vendor calls this worker's card; None without one."""
+        """The vendor's name of this worker's card; None without one."""
         if not self.is_gpu:
             return None
         import torch
@@ -57,7 +57,7 @@ class Device:
         return str(torch.cuda.get_device_name())
 
     def select(self) -> None:
-        """Make the worker's card torch's current one, as collective operations expect it."""
+        """Make the worker's card torch's current device, as collective operations expect."""
         if not self.is_gpu:
             return
         import ray.train.torch
@@ -66,7 +66,7 @@ class Device:
         torch.cuda.set_device(ray.train.torch.get_device())
 
 
-# Else DeepSpeed looks for an accelerator by itself.
+# Otherwise DeepSpeed looks for an accelerator itself.
 CPU = Device("cpu", "gloo", {"DS_ACCELERATOR": "cpu"})
 GPU = Device("cuda", "nccl")
 
@@ -79,6 +79,6 @@ def device_of(settings: PlacedTraining) -> Device:
 
 
 def pretended_device() -> Device | None:
-    """What tests take for a GPU; None otherwise."""
+    """The device that tests use as a GPU; None otherwise."""
     module, _, name = os.environ.get(PRETENDED, "").partition(":")
     return getattr(importlib.import_module(module), name) if module else None

@@ -1,13 +1,13 @@
 """Fine-tune a model on a folder of examples, with Ray Train and DeepSpeed.
 
-On the driver: `fine_tune`, which counts the examples, starts the workers, waits, and hands each
-step's numbers to a callback. On the workers: `training.loop.train_worker`. In between: a
-`TrainingJob` (names, folders and settings) goes out; step numbers and one final dict come back.
-Weights, tokens and checkpoints go from the workers to storage directly.
+`fine_tune` runs on the driver: it counts the examples, starts the workers, waits, and passes each
+step's numbers to a callback. The workers run `training.loop.train_worker`. They get a `TrainingJob`
+(names, folders and settings) and return step numbers and one final dict. Weights, tokens and
+checkpoints go directly from the workers to storage.
 
-Interrupted or killed at any moment and called again with the same arguments, it goes on from the
-last checkpoint in `output/checkpoints`: Ray Train keeps a snapshot of its checkpoints under the
-run's name, and a trainer with the same name and storage path reads it.
+A call that was interrupted or killed at any moment, when repeated with the same arguments,
+continues from the last checkpoint in `output/checkpoints`: Ray Train keeps a snapshot of its
+checkpoints under the run's name, and a trainer with the same name and storage path reads it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from training.data.examples import Survey, survey
 from training.device import device_of
 from training.loop import StepBoard, TrainingJob, train_worker
 from training.nodes import read_nodes
+from training.objectives import OBJECTIVES
 from training.placement import place, refuse_without_room
 from training.preemption import catch_sigterm
 from training.settings import PlacedTraining, TrainingSettings
@@ -38,10 +39,10 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints (2.60: ray/train/v2/_internal/constants.py)."""
 
 START_ATTEMPTS = 10
-"""How often Ray Train tries to place its workers, a minute each: time to add machines."""
+"""How often Ray Train tries to place its workers, a minute each, so that machines can be added."""
 
 FEW_CHANGES = 0.1
-"""Share of changed weights below which the user is told."""
+"""Share of changed weights below which the user is warned."""
 
 OnStep = Callable[[dict[str, float]], None]
 
@@ -57,28 +58,28 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Tune `model` and save it, with its tokenizer, in `output`.
 
-    `examples` is the folder of the examples step, within which dpo and kto find theirs. With a
-    `dataset`, only its examples are learnt. Needs an initialised Ray, with the resources of all
-    workers free at once; a local folder must be there on every worker's node. `on_step` is called
-    in the caller's thread with step (1-based), num_steps, loss (of the global batch) and what else
-    `training.objectives` tells, learning_rate, grad_norm (before clipping), tokens (prompts and
-    targets) and tokens_per_s, and on a GPU that is known mfu; after a failure, steps since the last
-    checkpoint come again. An exception it raises ends the call, and so does Ctrl-C, after one more
-    checkpoint; the workers end with the process or with `ray.shutdown`.
+    `examples` is the folder of the examples step, in which dpo and kto find their rows. With a
+    `dataset`, only its examples are used. Ray must be initialised and have the resources of all
+    workers free at once; a local folder must be visible on every worker's node. `on_step` is called
+    in the caller's thread with step (1-based), num_steps, loss (of the global batch), the other
+    numbers of `Objective.parts`, learning_rate, grad_norm (before clipping), tokens (prompts
+    and targets), tokens_per_s and, on a known GPU, mfu. After a failure, the steps since the last
+    checkpoint are reported again. An exception in `on_step` ends the call, and so does Ctrl-C after
+    one more checkpoint; the workers end with the process or with `ray.shutdown`.
 
-    Returns num_examples (of dpo: pairs), num_dropped_too_long, num_truncated, datasets (examples of
-    each, where the config asks for them), num_undesirable (of kto: wrong paths), num_workers,
-    gpus_per_worker and dtype as they were taken (`training.placement`), num_steps, num_tokens
-    (prompts and targets seen), num_trained_tokens (targets only), first_loss, last_loss, seconds
-    (in steps), data_seconds (of these, waiting for examples) and checkpoint_seconds (besides
-    these), all of them over every attempt, and what `training.saving.save_trained` tells of the
-    saved weights. Writes no manifest.
+    Returns num_examples (for dpo: pairs), num_dropped_too_long, num_truncated, datasets (examples
+    of each, if the config weights datasets), num_undesirable (for kto: wrong paths), num_workers,
+    gpus_per_worker and dtype as chosen (`training.placement`), num_steps, num_tokens (prompts and
+    targets processed), num_trained_tokens (targets only), first_loss, last_loss, seconds (in
+    steps), data_seconds (the part of these spent waiting for examples) and checkpoint_seconds (in
+    addition to these), all over every attempt, and what `training.saving.save_trained` reports
+    about the saved weights. Writes no manifest.
 
-    Raises `InputError` for examples that are too few or not the model's, LoRA targets that match
+    Raises `InputError` for too few examples, examples of another model, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and
-    checkpoints of another training in `output`, all of it before a weight is loaded; also for a
-    training that diverges. Raises `ray.train.TrainingFailedError` when workers failed more than
-    `settings.max_failures` times.
+    checkpoints of another training in `output`, in each case before the weights are loaded; also
+    for a training that diverges. Raises `ray.train.TrainingFailedError` when workers have failed
+    more than `settings.max_failures` times.
     """
     found = run_task(survey, examples, settings, dataset)
     checkpoints = output.child(CHECKPOINTS)
@@ -93,19 +94,20 @@ def fine_tune(
     progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
     _warn_of_few_changes(progress["weights_changed"], placed)
+    has_labels = OBJECTIVES[settings.objective].label is not None
     return {
         "num_examples": found.num_examples,
         "num_dropped_too_long": found.num_dropped_too_long,
         "num_truncated": found.num_truncated,
         **({"datasets": found.counts} if found.counts else {}),
-        **({"num_undesirable": found.num_undesirable} if settings.objective == "kto" else {}),
+        **({"num_undesirable": found.num_undesirable} if has_labels else {}),
         **{name: getattr(placed, name) for name in ("num_workers", "gpus_per_worker", "dtype")},
         **progress,
     }
 
 
 def _warn_of_few_changes(share: float, settings: PlacedTraining) -> None:
-    """Say when most weights are what they were: in bfloat16 small steps are lost by rounding."""
+    """Warn when most weights are unchanged: in bfloat16, small steps are lost by rounding."""
     if share < FEW_CHANGES:
         rounded = " or train in float32" if settings.dtype == "bfloat16" else ""
         print(
@@ -117,12 +119,12 @@ def _warn_of_few_changes(share: float, settings: PlacedTraining) -> None:
 
 
 def _plan(model: Model, found: Survey, settings: PlacedTraining) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be of use."""
+    """The facts that must be the same for a checkpoint to be usable."""
     return {
         "model": model.identity,
         "examples": found.digest,
         "settings": fingerprint(content_of(settings)),
-        # A checkpoint holds one shard for each worker, cut as the ZeRO stage says.
+        # A checkpoint has one shard per worker, split as the ZeRO stage requires.
         "num_workers": settings.num_workers,
         "zero_stage": settings.zero_stage,
         "dtype": settings.dtype,
@@ -130,16 +132,16 @@ def _plan(model: Model, found: Survey, settings: PlacedTraining) -> dict[str, An
 
 
 def _began(checkpoints: Folder) -> dict[str, Any]:
-    """What the checkpoints were made with; empty where none was finished."""
+    """The facts that the checkpoints were made with; empty if none was finished."""
     if checkpoints.read_json(SNAPSHOT) is None:
         return {}
     return dict(checkpoints.read_json(PLAN) or {})
 
 
 def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None:
-    """Write down what the checkpoints are of; raises `InputError` when they are of another."""
+    """Record what the checkpoints belong to; raises `InputError` if they belong to another plan."""
     if checkpoints.read_json(SNAPSHOT) is None:
-        # None was finished, or a crash tore Ray's list, which Ray would refuse: begin again.
+        # None was finished, or a crash cut off Ray's list, which Ray would refuse: begin again.
         checkpoints.delete_files([SNAPSHOT])
     changed = [
         f"{key} was {value!r}, now {plan[key]!r}"
@@ -148,16 +150,16 @@ def _refuse_other_checkpoints(checkpoints: Folder, plan: dict[str, Any]) -> None
     ]
     if changed:
         raise InputError(
-            f"the checkpoints in {checkpoints.uri} are of another training: "
-            f"{'; '.join(changed)}. Put it back, or delete that folder to begin again"
+            f"the checkpoints in {checkpoints.uri} belong to another training: "
+            f"{'; '.join(changed)}. Restore the old value, or delete that folder to begin again"
         )
     checkpoints.write_json(PLAN, plan)
 
 
 def _is_our_own_ray() -> bool:
-    """Whether Ray was started by this process, and so cannot grow.
+    """Whether this process started Ray, so that the cluster cannot grow.
 
-    Another cluster may get more nodes: there Ray Train waits for them, `START_ATTEMPTS` minutes.
+    Another cluster may get more nodes: Ray Train waits for them there, `START_ATTEMPTS` minutes.
     """
     import ray
 
@@ -165,10 +167,10 @@ def _is_our_own_ray() -> bool:
 
 
 def _run(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
-    """Train on the workers and give each step to `on_step`. Returns the final progress.
+    """Train on the workers and pass each step to `on_step`. Returns the final progress.
 
-    Workers that end before the last step were told to, and have made a checkpoint: as often as that
-    happens, new ones go on from there. Each time a step is done, so it comes to an end.
+    Workers that were asked to end before the last step have written a checkpoint, from which new
+    workers continue, as often as this happens. Each time at least one step is done, so it ends.
     """
     progress = _train_once(job, on_step)
     while progress["next_step"] < progress["num_steps"]:
@@ -181,7 +183,7 @@ def _run(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
 
 
 def _train_once(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
-    """Train until the end, or until a worker is told to end. Returns the progress."""
+    """Train until the end, or until a worker is asked to end. Returns the progress."""
     import ray
 
     board = ray.remote(num_cpus=0)(StepBoard).remote()
@@ -200,10 +202,10 @@ def _train_once(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
 
 
 def _follow(future: Future[Any], board: Any, on_step: OnStep) -> None:
-    """Hand steps to `on_step` until the training is over.
+    """Pass steps to `on_step` until the training has ended.
 
-    Ctrl-C after the first step lets the workers make a checkpoint before it ends the call; a second
-    one does not wait for that.
+    Ctrl-C after the first step lets the workers write a checkpoint before it ends the call; a
+    second Ctrl-C does not wait for that.
     """
     import ray
 
@@ -225,7 +227,7 @@ def _follow(future: Future[Any], board: Any, on_step: OnStep) -> None:
 def _in_thread(call: Callable[[], Any]) -> Future[Any]:
     """Run a call in a daemon thread, which never keeps the process from ending.
 
-    Out of the main thread Ray Train leaves Ctrl-C alone; its own handler would exit with 0.
+    Outside the main thread Ray Train ignores Ctrl-C; its own handler would exit with 0.
     """
     future: Future[Any] = Future()
 
@@ -276,9 +278,9 @@ def _trainer(job: TrainingJob) -> Any:
 def quiet_trainer_class() -> Any:
     """Ray's `TorchTrainer` without its placement group cleaner.
 
-    The cleaner is a detached actor that asks the dashboard once a second whether the controller
-    lives; without a dashboard it warns once a second and outlives a killed driver for ever. What
-    it would clean up ends with the driver's job anyway.
+    The cleaner is a detached actor that asks the dashboard once a second whether the controller is
+    alive. Without a dashboard it warns once a second, and it outlives a killed driver for ever.
+    What it would clean up ends with the driver's job anyway.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import (
@@ -294,9 +296,9 @@ def quiet_trainer_class() -> Any:
 
 
 def _sigterm_callback() -> Any:
-    """Makes each worker note a SIGTERM, from its main thread: Python lets no other do that.
+    """Let each worker record a SIGTERM in its main thread; Python allows no other thread to do so.
 
-    Ray Train runs a worker callback there, and the training itself in a thread beside it.
+    Ray Train runs worker callbacks in the main thread, and the training in another thread.
     """
     from ray.train.v2._internal.execution.callback import WorkerCallback
 
@@ -308,15 +310,15 @@ def _sigterm_callback() -> Any:
 
 
 def _user_error(error: Exception) -> InputError | None:
-    """What ended the training, as a sentence: an `InputError` that a worker raised, or a disk or a
-    network that failed as often as it was tried."""
+    """The reason why the training ended, as a sentence: an `InputError` of a worker, or a disk or
+    network that failed on every attempt."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps it, with its traceback
         if isinstance(cause, InputError):
             return cause
         if isinstance(cause, OSError):
             return InputError(
-                f"training stopped: a worker could not read or write ({cause}); fix that, and the "
+                f"training stopped: a worker could not read or write ({cause}); fix this, and the "
                 "same command continues from the last checkpoint, if there is one"
             )
     return None

@@ -1,4 +1,4 @@
-"""What a training needs of the cluster, known before it begins."""
+"""What a training needs from the cluster, known before it begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training.settings import TrainingSettings
 
 
 def training_need(settings: TrainingSettings) -> Need:
-    """What the workers of a training need at the same moment, on the nodes that are there now."""
+    """The resources that the workers of a training need at once on the nodes that exist now."""
     placed = place(settings, read_nodes(), may_wait=True).settings
     worker = {"GPU": placed.gpus_per_worker, "CPU": placed.cpus_per_worker}
     count = placed.num_workers

@@ -1,14 +1,13 @@
 """The training loop that every Ray Train worker runs.
 
-On the driver: only the two small classes that travel, `TrainingJob` and `StepBoard`.
-On a worker: `train_worker` and all it calls; torch and deepspeed are imported there.
-In between: the `TrainingJob` goes to the workers, which read token ids from storage; after each
-step the first worker sends a handful of numbers to the `StepBoard`, an actor that the driver
-empties, and learns whether the driver wants to stop; checkpoints go to storage through
-`ray.train.report`, which also hands them back after a crash.
+The driver uses only the two small classes that are sent, `TrainingJob` and `StepBoard`. A worker
+runs `train_worker` and everything it calls; torch and deepspeed are imported there. The workers get
+the `TrainingJob` and read token ids from storage. After each step the first worker sends a few
+numbers to the `StepBoard`, an actor that the driver empties, and learns whether the driver wants to
+stop. Checkpoints go to storage through `ray.train.report`, which also returns them after a crash.
 
-Step metrics do not go through `ray.train.report`: its queue holds one report, which the controller
-takes every two seconds, so a step could not be shorter than that.
+Step metrics do not go through `ray.train.report`: its queue has room for one report, which the
+controller takes every two seconds, so a step could not be shorter than that.
 """
 
 from __future__ import annotations
@@ -25,13 +24,15 @@ from typing import Any
 from cluster.models.model import Model
 from cluster.settings import content_of, fingerprint
 from cluster.store.folder import Folder
+from training.answers import micro_parts
 from training.checks import RefusedError, agree, check_training, refuse_broken_weights
 from training.data.batches import learning_rate
 from training.data.examples import read_examples
 from training.deepspeed_engine import build_engine, prepare_process, set_learning_rate, step_engine
 from training.device import device_of
 from training.mfu import peak_flops, work_of
-from training.objectives import Parts, divergence, micro_parts
+from training.objectives import OBJECTIVES
+from training.objectives.objective import Parts
 from training.packing import refuse_leak
 from training.preemption import is_told_to_end
 from training.reference import REFERENCE, with_references
@@ -41,26 +42,26 @@ from training.steps import StepData, WorkerBatch
 from training.tracking import tracking
 
 TAG = "state"
-"""The folder that DeepSpeed makes inside a checkpoint."""
+"""The folder that DeepSpeed creates inside a checkpoint."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """All that a worker is told."""
+    """Everything that a worker needs to know."""
 
     model: Model
     examples: Folder
     output: Folder
     settings: PlacedTraining
     dataset: str | None = None
-    """Only the examples of this one; None takes all."""
+    """The dataset whose examples are used; None uses all."""
     board: Any = None
     """The handle of a `StepBoard` actor."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is; kept in every checkpoint, so that its sums outlive a crash."""
+    """How far a training is; kept in every checkpoint, so that its sums survive a crash."""
 
     next_step: int = 0
     num_steps: int = 0
@@ -69,11 +70,11 @@ class Progress:
     first_loss: float = math.nan
     last_loss: float = math.nan
     seconds: float = 0.0
-    """In steps."""
+    """Time spent in steps."""
     data_seconds: float = 0.0
-    """Of these, until the examples of a step were at hand."""
+    """The part of this time spent waiting for the examples of a step."""
     checkpoint_seconds: float = 0.0
-    """In checkpoints, while no step was made."""
+    """Time spent in checkpoints, outside steps."""
 
     @property
     def is_complete(self) -> bool:
@@ -81,9 +82,9 @@ class Progress:
 
 
 class StepBoard:
-    """Holds step metrics until the driver takes them, and its wish that the workers stop.
+    """Holds step metrics until the driver takes them, and the driver's request to stop.
 
-    A plain class; the driver makes the actor.
+    A plain class; the driver turns it into an actor.
     """
 
     def __init__(self) -> None:
@@ -91,7 +92,7 @@ class StepBoard:
         self._is_stopped = False
 
     def put(self, metrics: dict[str, float]) -> bool:
-        """Add a step; returns whether it is to be the last."""
+        """Add a step; returns whether it should be the last."""
         self._steps.append(metrics)
         return self._is_stopped
 
@@ -106,10 +107,10 @@ class StepBoard:
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train, save and return the final `Progress` as a dict. `config["job"]` is a `TrainingJob`.
 
-    A training that the driver stopped, or one of whose workers was told to end, ends with a
-    checkpoint, unsaved. Where the workers refuse what they are given, or it diverges, the dict is
-    `{"refused": "why"}`: a refusal is a result, while an exception would make Ray Train start all
-    workers again.
+    A training that the driver stopped, or one of whose workers was asked to end, ends with a
+    checkpoint and does not save the model. If the workers refuse their input, or the training
+    diverges, the dict is `{"refused": "why"}`: a refusal is a result, because an exception would
+    make Ray Train restart all workers.
     """
     job: TrainingJob = config["job"]
     prepare_process(job.settings)
@@ -125,10 +126,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(engine: Any, progress: Progress, job: TrainingJob) -> dict[str, Any]:
-    """Save the model. Every worker must call it. Returns what the first one has to tell of it.
+    """Save the model. Every worker must call it. Returns what the first one reports about it.
 
-    Where it cannot be saved, a checkpoint of the last step is kept: nothing is trained again. What
-    would fail again is a refusal; a disk or a network may be back in a moment.
+    If the model cannot be saved, a checkpoint of the last step is kept, so nothing is trained
+    again. A failure that would repeat is a refusal; a disk or a network may recover.
     """
     import torch
 
@@ -153,13 +154,13 @@ def _save(engine: Any, progress: Progress, job: TrainingJob) -> dict[str, Any]:
 
 
 _MAY_PASS = ("OSError", "ConnectionError", "TimeoutError", "BlockingIOError", "InterruptedError")
-"""Errors of a disk or a network, which another attempt may not meet."""
+"""Errors of a disk or a network, which may not occur in another attempt."""
 
 
 def load(job: TrainingJob) -> tuple[Any, StepData]:
-    """The engine and this worker's part of the data. Every worker must call it.
+    """Load the engine and this worker's part of the data. Every worker must call it.
 
-    Raises `RefusedError`, most of the time before a weight is loaded.
+    Raises `RefusedError`, usually before the weights are loaded.
     """
     import ray.train
 
@@ -174,7 +175,7 @@ def load(job: TrainingJob) -> tuple[Any, StepData]:
     if job.settings.packing:
         vocab_size = engine.module.config.get_text_config().vocab_size
         agree(lambda: refuse_leak(engine, vocab_size, engine.device))
-    if job.settings.objective != "sft":
+    if OBJECTIVES[job.settings.objective].other_answers is not None:
         key = fingerprint(job.model.identity, job.dataset, content_of(job.settings))
         references = job.output.child(REFERENCE)
         table = with_references(engine, table, job.settings, references, key)
@@ -182,16 +183,16 @@ def load(job: TrainingJob) -> tuple[Any, StepData]:
 
 
 def _base_of(module: Any) -> Any:
-    """The model itself, without adapters around it."""
+    """The model itself, without its adapters."""
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def train(engine: Any, data: StepData, start: Progress, job: TrainingJob) -> Progress:
-    """Run the steps that are left, report each, and checkpoint as the config says.
+    """Run the remaining steps, report each, and write checkpoints as configured.
 
-    When the driver asks for it, a worker gets a SIGTERM or its node is drained, the step is
-    finished and a checkpoint is the last thing made.
-    Raises `RefusedError` when loss or gradients are not finite any more.
+    When the driver asks for it, a worker gets a SIGTERM, or a node is drained, the current step is
+    finished and a checkpoint is written last.
+    Raises `RefusedError` when the loss or the gradients are not finite any more.
     """
     import torch
 
@@ -225,7 +226,7 @@ def train(engine: Any, data: StepData, start: Progress, job: TrainingJob) -> Pro
 
 
 def _any_worker(says_so: list[bool], device: Any) -> list[bool]:
-    """Of each question, whether any worker says so; every worker must ask."""
+    """For each question, whether any worker answers yes; every worker must call it."""
     import torch
 
     flags = torch.tensor(says_so, dtype=torch.int32, device=device)
@@ -239,13 +240,13 @@ def _is_late(last_checkpoint: float, settings: PlacedTraining) -> bool:
 
 
 Observe = Callable[[Progress, WorkerBatch, dict[str, float], float], bool]
-"""Told of a step, returns whether it is to be the last."""
+"""A function that gets the numbers of a step and returns whether it should be the last."""
 
 
 @contextmanager
 def _observers(engine: Any, job: TrainingJob, start: Progress, rank: int) -> Iterator[Observe]:
-    """The function that is told of each step: on the first worker the driver's board and the
-    trackers, on the others nobody."""
+    """The function that gets each step's numbers: on the first worker it passes them to the
+    driver's board and the trackers, on the others to nothing."""
     import ray
 
     if rank > 0:
@@ -271,20 +272,20 @@ def _observers(engine: Any, job: TrainingJob, start: Progress, rank: int) -> Ite
 
 
 def add_gradients(engine: Any, share: WorkerBatch, settings: PlacedTraining) -> dict[str, float]:
-    """The gradients of one step. Returns loss and what else is told of its global batch.
+    """Add the gradients of one step. Returns the loss and the other numbers of its global batch.
 
     DeepSpeed averages gradients over the workers, so each worker's part of the global batch's loss
-    is scaled by their number: what is added is the gradient of that loss, however the batch is
-    spread over workers and micro-batches.
+    is multiplied by their number. The result is the gradient of that loss, however the batch is
+    divided into workers and micro-batches.
     """
     import torch
 
     num_ranks = torch.distributed.get_world_size()
-    kl = divergence(engine, share) if settings.objective == "kto" else None
+    prepared = OBJECTIVES[settings.objective].prepare(engine, share)
     sums: Parts = {}
     for index, micro in enumerate(share.micro_batches):
         engine.set_gradient_accumulation_boundary(index + 1 == len(share.micro_batches))
-        parts = micro_parts(engine, micro, share, settings, engine.device, kl)
+        parts = micro_parts(engine, micro, share, settings, prepared)
         engine.backward(parts["loss"] * num_ranks, scale_wrt_gas=False)
         sums = {name: sums.get(name, 0.0) + part.detach() for name, part in parts.items()}
     totals = torch.stack(list(sums.values()))
@@ -293,7 +294,8 @@ def add_gradients(engine: Any, share: WorkerBatch, settings: PlacedTraining) -> 
 
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout depends on the step, so that a resumed run draws what an undisturbed one does."""
+    """Make dropout depend on the step, so that a resumed run draws what an uninterrupted one
+    does."""
     import torch
 
     digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
@@ -301,7 +303,7 @@ def _seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def _refuse_divergence(step: int, loss: float, grad_norm: float) -> None:
-    """Raises `RefusedError`; both numbers are the same on every worker."""
+    """Raise `RefusedError` for numbers that are not finite; they are the same on every worker."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise RefusedError(
             f"training diverged at step {step + 1}: loss {loss}, gradient norm {grad_norm}; "
@@ -330,9 +332,9 @@ def _checkpoint_is_due(progress: Progress, settings: PlacedTraining) -> bool:
 
 
 def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) -> Progress:
-    """Every worker writes its shard; Ray Train copies them into one folder on storage.
+    """Let every worker write its shard; Ray Train copies the shards into one folder on storage.
 
-    Returns the progress with the time that it took.
+    Returns the progress including the time that this took.
     """
     import ray.train
 
@@ -349,9 +351,9 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) 
         except RuntimeError as error:
             if "PytorchStreamWriter" not in str(error):
                 raise
-            # As torch (2.13) tells of a full disk.
+            # torch (2.13) raises this when the disk is full.
             raise OSError(f"the checkpoint does not fit into {folder}: {error}") from error
-        # The name depends on the step: one that a crash left half written is written over.
+        # The name depends on the step, so a checkpoint that a crash cut off is overwritten.
         ray.train.report(
             {"step": progress.next_step},
             checkpoint=ray.train.Checkpoint.from_directory(folder),
@@ -362,7 +364,7 @@ def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) 
 
 
 def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:
-    """Put the engine where the last checkpoint left it; without one, at the beginning."""
+    """Restore the engine from the last checkpoint; without one, begin at the first step."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
@@ -373,5 +375,5 @@ def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:
             folder, tag=TAG, load_module_strict=settings.method == "full"
         )
     if path is None:
-        raise RuntimeError(f"the checkpoint {checkpoint.path} holds no state; delete that folder")
+        raise RuntimeError(f"the checkpoint {checkpoint.path} has no state; delete that folder")
     return Progress(**state["progress"])

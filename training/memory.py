@@ -1,12 +1,12 @@
-"""How much memory a training takes on each worker: arithmetic, nothing is loaded.
+"""How much memory a training needs on each worker, by arithmetic alone.
 
-Example: 8 billion parameters, all trained in bfloat16 on eight GPUs with ZeRO-3, are 15 GiB of
-weights, 30 GiB of float32 gradients and 90 GiB of optimizer state, an eighth of it on each GPU,
-and on top of it the layers that are whole at the moment, activations and logits.
+Example: 8 billion parameters, all trained in bfloat16 on eight GPUs with ZeRO-3, need 15 GiB for
+weights, 30 GiB for float32 gradients and 90 GiB for the optimizer's state, with an eighth on each
+GPU, and in addition the layers that are gathered at the moment, activations and logits.
 
-Bytes; GiB are 2**30 bytes. The parts that depend on the number of parameters are DeepSpeed's own
-bookkeeping (arXiv 1910.02054); activations are an allowance, counted from the tensors that a gated
-feed-forward layer and its attention keep for the backward pass.
+Sizes are in bytes; a GiB is 2**30 bytes. The parts that depend on the number of parameters follow
+DeepSpeed's bookkeeping (arXiv 1910.02054). Activations are an allowance, counted from the tensors
+that a gated feed-forward layer and its attention keep for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from cluster.inference.gpu_plan import GIB
 from training.settings import PlacedTraining
 
 BUCKET = 500_000_000
-"""Gradients that DeepSpeed gathers before it exchanges them (reduce_bucket_size), numbers."""
+"""Number of gradients that DeepSpeed gathers before it exchanges them (reduce_bucket_size)."""
 
 PREFETCH = 50_000_000
-"""Weights that ZeRO-3 fetches ahead (stage3_prefetch_bucket_size), numbers."""
+"""Number of weights that ZeRO-3 fetches ahead (stage3_prefetch_bucket_size)."""
 
 LOGIT_BYTES = 12
-"""Of one logit: in the model's type, in float32, and its gradient."""
+"""Bytes per logit: in the model's type, in float32, and its gradient."""
 
 CARD_RESERVE = GIB
-"""Of a GPU: CUDA's context and NCCL's channels. An allowance."""
+"""Bytes of a GPU for CUDA's context and NCCL's channels; this is an allowance."""
 
 RESERVE_SHARE = 0.05
-"""Of any memory: what the allocator cannot use, and on a node what the system and Ray hold. An
-allowance; without one an estimate of 136.3 of 139.8 GiB would pass."""
+"""Share of any memory that the allocator cannot use or, on a node, that the system and Ray hold.
+This is an allowance; without it, an estimate of 136.3 GiB would pass with 139.8."""
 
 Change = dict[str, Any]
-"""Settings by their names, with the values to give them."""
+"""Settings by name, with the values to set."""
 
 OFFLOADS = {"offload_optimizer", "offload_weights"}
 
 MOST_WORKERS = 1024
-"""Up to which it is tried whether more workers would help."""
+"""The largest number of workers for which it is checked whether more would help."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What of a model decides the memory of its training."""
+    """The sizes of a model that determine the memory of its training."""
 
     num_parameters: int
     num_trained: int
     largest_module: int
-    """Parameters of the module that ZeRO-3 gathers at once."""
+    """Parameters of the largest module that ZeRO-3 gathers at once."""
     num_layers: int
     hidden_size: int
     attention_size: int
-    """Numbers a token has in queries, keys and values of a layer together."""
+    """Numbers that a token has in the queries, keys and values of a layer together."""
     intermediate_size: int
-    """Of all the experts that a token goes through, or of the one feed-forward layer."""
+    """Of all the experts that a token uses together, or of the single feed-forward layer."""
     vocab_size: int
     experts_per_token: int = 0
-    """Experts that a token goes through, the shared ones not among them."""
+    """Experts that a token uses, without the shared ones."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +67,27 @@ class BatchSize:
     """The largest micro-batch of a training."""
 
     num_tokens: int
-    """Padding included."""
+    """Number of tokens, including padding."""
     num_answer_tokens: int
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker at the fullest moment of a step."""
+    """Bytes of one worker at the peak of a step."""
 
     weights: float
     gradients: float
     buffers: float
-    """What DeepSpeed gathers gradients in before it exchanges them in float32."""
+    """Where DeepSpeed gathers gradients before it exchanges them in float32."""
     optimizer: float
     activations: float
     logits: float
     host: float
-    """In the memory of the node instead of the GPU's; for this worker alone."""
+    """Bytes in the node's memory instead of the GPU's, for this worker alone."""
 
     @property
     def device(self) -> float:
-        """Bytes on the GPU; without one, in the node's memory like the rest."""
+        """Bytes on the GPU or, without one, in the node's memory."""
         states = self.weights + self.gradients + self.buffers + self.optimizer
         return states + self.activations + self.logits
 
@@ -101,13 +101,13 @@ class Memory:
 
 
 def estimate_memory(model: ModelSize, batch: BatchSize, settings: PlacedTraining) -> Memory:
-    """The memory of each worker."""
+    """Estimate the memory of each worker."""
     stage, workers = settings.zero_stage, settings.num_workers
     width = 2 if settings.dtype == "bfloat16" else 4
     has_gpu = settings.gpus_per_worker > 0
     weights: float = model.num_parameters * width
     gradients: float = model.num_trained * 4
-    # A float32 copy and Adam's two moments; without ZeRO float32 weights are their own copy.
+    # A float32 copy and Adam's two moments; without ZeRO, float32 weights need no copy.
     optimizer: float = model.num_trained * (8 if stage == 0 and width == 4 else 12)
     moved = 0.0
     if stage == 3:
@@ -121,7 +121,7 @@ def estimate_memory(model: ModelSize, batch: BatchSize, settings: PlacedTraining
     if stage >= 1:
         optimizer /= workers
     if settings.offload_optimizer and has_gpu:
-        # The float32 gradients of its share lie beside it; at stage 1 all of them on the GPU, too.
+        # Its share of the float32 gradients is there too; stage 1 keeps all on the GPU as well.
         moved, optimizer = moved + optimizer + model.num_trained * 4 / workers, 0
         gradients = gradients if stage < 2 else 0
     return Memory(
@@ -136,32 +136,32 @@ def estimate_memory(model: ModelSize, batch: BatchSize, settings: PlacedTraining
 
 
 def _bucket_width(width: int, has_gpu: bool) -> int:
-    """Bytes of a number in a bucket: what is gathered, on a GPU twice, so that it is exchanged
-    while the next is gathered; its float32 copy for the exchange; the result."""
+    """Bytes per number in a bucket: the gathered numbers, twice on a GPU so that one bucket is
+    exchanged while the next is gathered, their float32 copy for the exchange, and the result."""
     gathered = 2 * width if has_gpu else width
     return gathered + 4 + width
 
 
 def checkpoint_bytes(model: ModelSize, settings: PlacedTraining) -> float:
-    """Of one checkpoint of all workers: the weights, and of what is trained the float32 copy and
-    Adam's two moments. Frozen weights are left out."""
+    """Bytes of one checkpoint of all workers: the weights and, for trained weights, the float32
+    copy and Adam's two moments. Frozen weights are left out."""
     width = 2 if settings.dtype == "bfloat16" else 4
     return float(model.num_trained * (width + 12))
 
 
 def num_adapted(model: ModelSize, rank: int) -> ModelSize:
-    """The sizes with adapters on all linear layers trained alone: both factors of each layer."""
+    """Parameters of adapters on all linear layers: both factors of each layer."""
     sides = 8 * model.hidden_size + model.attention_size + 3 * model.intermediate_size
     return replace(model, num_trained=rank * model.num_layers * sides)
 
 
 def _activations(model: ModelSize, batch: BatchSize, settings: PlacedTraining, width: int) -> float:
-    """What the backward pass needs again; with checkpointing a layer's input, and one layer."""
-    # Two norms keep their input, a float32 copy and their output; attention keeps its inputs before
-    # and after the rotation, and its output; the feed-forward layer four products.
+    """Bytes that the backward pass needs; with checkpointing, the layers' inputs and one layer."""
+    # Two norms keep their input, a float32 copy and their output. Attention keeps its inputs before
+    # and after the rotation, and its output. The feed-forward layer keeps four products.
     norms = 2 * model.hidden_size * (2 * width + 4)
     attention = (2 * model.attention_size + model.hidden_size) * width
-    # Each expert keeps the hidden states it is given, and what it makes of them for the router.
+    # Each expert keeps the hidden states that it gets, and its output for the router.
     experts = 2 * model.experts_per_token * model.hidden_size * width
     layer = norms + attention + experts + 4 * model.intermediate_size * width
     if not settings.gradient_checkpointing:
@@ -176,10 +176,10 @@ def explain_shortage(
     device_bytes: float,
     host_bytes: float,
 ) -> str | None:
-    """Why a training does not fit into so much memory, and what would help; None when it fits.
+    """Explain why a training does not fit, and what would help; None if it fits.
 
-    `batch_of` says how large a micro-batch gets. `host_bytes` is one worker's part of its node's
-    memory; without GPUs it is all there is. A part of both is kept in reserve.
+    `batch_of` returns how large a micro-batch gets. `host_bytes` is one worker's share of its
+    node's memory, which without GPUs is all there is. A part of both is kept in reserve.
     """
     memory = estimate_memory(model, batch_of(settings), settings)
     if _fits(memory, settings, device_bytes, host_bytes):
@@ -193,7 +193,7 @@ def explain_shortage(
     helps = list(_remedies(model, batch_of, settings, device_bytes, host_bytes))
     remedy = f"it would fit {', or '.join(helps)}" if helps else "use larger workers"
     return (
-        f"training takes about {needed} on each worker ({memory.describe()}), there is {there}, of "
+        f"training takes about {needed} on each worker ({memory.describe()}), but has {there}, of "
         f"which a part is kept free; {remedy}; if you know better, set training.check_memory: false"
     )
 
@@ -211,10 +211,10 @@ def _remedies(
     device_bytes: float,
     host_bytes: float,
 ) -> Iterator[str]:
-    """What would make a training fit: other settings, more workers, adapters."""
+    """Changes that would make a training fit: other settings, more workers, adapters."""
 
     def memory_with(change: Change) -> Memory | None:
-        """The memory with these changes; None when even that is too much."""
+        """The memory with these changes; None if that is still too much."""
         changed = settings.model_copy(update=change)
         if not changed.splits_over(changed.num_workers):
             return None
@@ -239,7 +239,7 @@ def _remedies(
 
 
 def _only_needed(change: Change, is_enough: Callable[[Change], bool]) -> Change:
-    """The change without the parts that it does not need."""
+    """The change without the parts that are not needed."""
     for name in list(change):
         without = {other: value for other, value in change.items() if other != name}
         if is_enough(without):
@@ -248,9 +248,9 @@ def _only_needed(change: Change, is_enough: Callable[[Change], bool]) -> Change:
 
 
 def _more_workers(settings: PlacedTraining) -> Iterator[Change]:
-    """Larger numbers of GPUs, doubled each time, with a batch that gives work to all of them.
+    """Larger numbers of GPUs, doubled each time, with a batch that has work for all of them.
 
-    On CPUs workers share a node's memory, so more of them need more.
+    Workers on CPUs share a node's memory, so more of them need more.
     """
     workers = settings.num_workers
     while settings.gpus_per_worker and (workers := 2 * workers) <= MOST_WORKERS:
@@ -259,7 +259,7 @@ def _more_workers(settings: PlacedTraining) -> Iterator[Change]:
 
 
 def _savings(settings: PlacedTraining) -> Iterator[Change]:
-    """Changes that save memory, the cheapest first; each is tried on top of those before it."""
+    """Changes that save memory, the cheapest first; each is tried on top of the previous ones."""
     change: Change = {}
     steps: list[Change] = [
         {"gradient_checkpointing": True},
@@ -279,6 +279,6 @@ def _savings(settings: PlacedTraining) -> Iterator[Change]:
 
 
 def _yaml(change: Change) -> str:
-    """`training.zero_stage: 3, training.offload_optimizer: true`."""
+    """Format a change as `training.zero_stage: 3, training.offload_optimizer: true`."""
     values = {n: str(v).lower() if isinstance(v, bool) else v for n, v in change.items()}
     return ", ".join(f"training.{name}: {value}" for name, value in values.items())

@@ -1,9 +1,9 @@
-"""How fast a step was, against what the GPUs could do: model FLOPs utilisation (arXiv 2204.02311).
+"""The speed of a step relative to the GPUs' peak: model FLOPs utilisation (arXiv 2204.02311).
 
-Counted are the products that the method needs, not those that recomputation adds: 2 FLOPs a
-parameter and token in the forward pass, 4 in the backward pass of a trained parameter and 2 in
-that of a frozen one; the output layer only where a token is learnt. Attention is left out, so the
-number is a little too low. Importing this module does not import torch.
+The products that the method needs are counted, without recomputation: 2 FLOPs per parameter and
+token in the forward pass, 4 in the backward pass of a trained parameter, and 2 in that of a frozen
+one; the output layer counts only at tokens that are learned. Attention is left out, so the number
+is slightly too low. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-# Dense bfloat16, as the vendor's data sheets give it (half of what they give with sparsity). The
-# first row whose words are all in a card's name counts, so that a slower form comes first.
+# Dense bfloat16 FLOP/s from the vendors' data sheets (half of the values with sparsity). The first
+# row whose words are all in a card's name applies, so the slower variant of a card comes first.
 PEAK_FLOPS = {
     ("GB200",): 2500e12,
     ("B200",): 2250e12,
@@ -36,7 +36,7 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a training step, by what they are done for."""
+    """FLOPs of a training step, by kind of token."""
 
     per_token: float
     per_answer_token: float
@@ -46,7 +46,7 @@ class Work:
 
 
 def work_of(model: Any) -> Work | None:
-    """What a transformers model does for a token; None for one with experts, which do not all."""
+    """The work of a transformers model per token; None for a model with experts."""
     config = model.config.get_text_config()
     if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts")):
         return None
@@ -59,13 +59,13 @@ def work_of(model: Any) -> Work | None:
 
 
 def _flops(parameter: Any) -> float:
-    # ZeRO-3 leaves an empty tensor in its place and notes how large it was.
+    # ZeRO-3 leaves an empty tensor in its place and records the original size.
     size = getattr(parameter, "ds_numel", parameter.numel())
     return float(size) * (6 if parameter.requires_grad else 4)
 
 
 def peak_flops(device_name: str | None) -> float | None:
-    """Of a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None for none, and for one that is
-    not known."""
+    """The peak of a GPU by its name, such as "NVIDIA H100 80GB HBM3"; None without a GPU, and for
+    an unknown one."""
     words = set((device_name or "").replace("-", " ").split())
     return next((peak for names, peak in PEAK_FLOPS.items() if words.issuperset(names)), None)

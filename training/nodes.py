@@ -1,7 +1,7 @@
-"""Reads from Ray what the nodes of the cluster have for a training.
+"""Read from Ray what the nodes of the cluster offer to a training.
 
-On the driver: `read_nodes`. On each node, in a task that takes neither a CPU nor a GPU: its memory,
-what its processor computes fast, and what NVIDIA's library tells of its cards.
+`read_nodes` runs on the driver. On each node, a task that takes neither a CPU nor a GPU reads the
+node's memory, its processor's fast number type, and what NVIDIA's library reports about its cards.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from training.device import Device, pretended_device
 from training.placement import Node, Nodes
 
 FIRST_WITH_BFLOAT16 = 8
-"""Compute capability of the first cards with bfloat16 (Ampere, 2020)."""
+"""Compute capability of the first cards that support bfloat16 (Ampere, 2020)."""
 
 AMD_DRIVER = Path("/dev/kfd")
-"""There where a node has AMD's cards, of which NVIDIA's library knows nothing."""
+"""This path exists on a node with AMD cards, which NVIDIA's library does not know."""
 
 
 @dataclass(frozen=True)
 class _Cards:
-    """What a node's cards are, the smallest and the oldest of them; None is not known."""
+    """The facts about a node's smallest and oldest card; None if unknown."""
 
     memory: float | None = None
     capability: int | None = None
-    """The major number of CUDA's compute capability."""
+    """Major number of CUDA's compute capability."""
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What a node tells of itself."""
+    """The facts that a node reports about itself."""
 
     memory: float
     dtype: FastDtype
     cards: _Cards | None
-    """None where it has none that torch can use, whatever Ray counts."""
+    """None if the node has no card that torch can use, whatever Ray counts."""
 
 
 def read_nodes() -> Nodes:
-    """The nodes that are alive, and how large the cluster may get. Needs an initialised Ray."""
+    """The living nodes, and how large the cluster may get. Needs an initialised Ray."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -82,9 +82,9 @@ def _look(pretended: Device | None) -> _Found:
 
 
 def _find_cards() -> _Cards | None:
-    """NVIDIA's management library sees cards that Ray hides from a task which takes none.
+    """The cards in NVIDIA's management library, which Ray does not hide from a task without GPUs.
 
-    To a torch that was built for CPUs alone they are none.
+    For a torch that was built for CPUs only, there are none.
     """
     if version("torch").endswith("+cpu"):
         return None

@@ -1,11 +1,11 @@
-"""How packed rows go through a model: attention within each example, never across.
+"""Attention for packed rows: within each example, never across examples.
 
 Runs on the training workers only; importing this module imports neither torch nor transformers.
 
 A row of two examples of five and two tokens has `cu_seq_lens_q = [0, 5, 7]`, the name under which
-transformers hands such boundaries to every layer's attention. The attention here reads them and
-makes no mask: on a GPU in 16 bits it is torch's variable-length flash attention, elsewhere each
-example is computed by itself, so a row costs what its examples cost alone.
+transformers passes such boundaries to every layer's attention. The attention in this module reads
+them and builds no mask: on a GPU in 16 bits it is torch's variable-length flash attention;
+elsewhere each example is computed separately, so a row costs as much as its examples alone.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cluster.errors import InputError
 from training.data.batches import Example, MicroBatch, pack
 
 NAME = "regenesis_packed"
-"""Under which transformers knows the attention; it is not written into a saved config."""
+"""The attention's name in transformers; it is not written to a saved config."""
 
 LEAK = 0.01
-"""Difference of logits, in their standard deviations, that shows that an example saw another."""
+"""Difference of logits, in standard deviations, that shows that an example saw another one."""
 
 
 def use_packed_attention(model: Any) -> None:
-    """Give a transformers model the attention of this module. It needs `model_inputs` then."""
+    """Make a transformers model use the attention of this module; it then needs `model_inputs`."""
     import transformers
 
     transformers.AttentionInterface.register(NAME, packed_attention)
@@ -72,7 +72,7 @@ def packed_attention(
     """Causal attention within each example of a row, as transformers calls an attention.
 
     `query`, `key` and `value` are [1, heads, tokens, head size]; the result is [1, tokens, heads,
-    head size]. Raises `InputError` for what it does not compute: soft caps and sinks.
+    head size]. Raises `InputError` for soft caps and sinks, which it does not compute.
     """
     if softcap is not None or s_aux is not None:
         raise InputError(
@@ -95,7 +95,7 @@ def _by_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]
-    # A window counts the token itself; (-1, 0) is all tokens before it and none after.
+    # A window includes the token itself; (-1, 0) means all tokens before it and none after.
     left = window - 1 if window else -1
     output = varlen_attn(
         *rows,
@@ -122,7 +122,7 @@ def _one_by_one(
     import torch
 
     lengths = [end - start for start, end in itertools.pairwise(ends)]
-    # Split at once: the gradient of each slice would be a whole row of zeros but for its own part.
+    # Split at once: the gradient of each slice would be a row of zeros except for its part.
     examples = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     outputs = []
     for length, (of_query, of_key, of_value) in zip(lengths, examples, strict=True):
@@ -143,7 +143,7 @@ def _one_by_one(
 
 
 def _window_mask(length: int, window: int | None, device: Any) -> Any:
-    """Which tokens each token sees in a sliding window; None where the window holds them all."""
+    """Which tokens each token sees in a sliding window; None if the window contains all of them."""
     import torch
 
     if window is None or length <= window:
@@ -153,10 +153,10 @@ def _window_mask(length: int, window: int | None, device: Any) -> Any:
 
 
 def refuse_leak(model: Any, vocab_size: int, device: Any) -> None:
-    """Raises `InputError` when packed examples see each other in this model.
+    """Raise `InputError` when packed examples see each other in this model.
 
-    The same example goes through the model behind two others: its logits must stay the same. Two
-    passes over 16 tokens settle it for any model, also for one whose layers are no attention and
+    An example goes through the model after two others, and its logits must stay the same. Two
+    passes over 16 tokens are enough for any model, including one whose layers are not attention and
     carry a state along the row. Every worker must call it, with DeepSpeed's engine.
     """
     import torch

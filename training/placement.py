@@ -1,10 +1,12 @@
-"""Where a training runs: what the config leaves to the cluster is decided here, by arithmetic.
+"""Where a training runs: decide by arithmetic what the config leaves to the cluster.
 
-Example: on two nodes of four GPUs, a batch of 16 in micro-batches of 2 goes over all eight of them,
-`8 workers on all 8 GPUs, in bfloat16`; on a node of six over four, with the sentence that says why.
+Example: on two nodes of four GPUs, a batch of 16 in micro-batches of 2 is split over all of them,
+`8 workers on all 8 GPUs, in bfloat16`; on a node of six it is split over four, and the sentence
+says why.
 
-Pure functions of the settings and of the nodes, which `training.nodes` reads from Ray; the driver
-calls them before anything is generated, and again when a training starts. Sizes are bytes.
+These are pure functions of the settings and of the nodes, which `training.nodes` reads from Ray.
+The driver calls them before anything is generated, and again when a training starts. Sizes are in
+bytes.
 """
 
 from __future__ import annotations
@@ -23,35 +25,35 @@ Dtype = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class Node:
-    """What one node of the cluster has for a training."""
+    """What one node of the cluster offers to a training."""
 
     name: str
     num_cpus: int
     num_gpus: int
     memory: float
-    """Of the node itself."""
+    """Memory of the node itself."""
     dtype: Dtype
-    """What its processor computes fast."""
+    """The number type that its processor computes fastest."""
     card_memory: float | None = None
-    """Of each of its GPUs; None where it cannot be asked."""
+    """Memory of each of its GPUs; None if it cannot be read."""
     card_dtype: Dtype = "bfloat16"
-    """What its GPUs compute fast."""
+    """The number type that its GPUs compute fastest."""
     has_cards: bool = True
-    """Whether torch can use the GPUs that Ray counts; of meaning where it counts some."""
+    """Whether torch can use the GPUs that Ray counts; only relevant if Ray counts some."""
 
     def room(self, cpus: int, gpus: int) -> int:
-        """Workers of so many cores and GPUs that the node holds."""
+        """How many workers with these cores and GPUs fit on the node."""
         by_cpus = self.num_cpus // cpus
         return min(by_cpus, self.num_gpus // gpus) if gpus else by_cpus
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes that are there, and what an autoscaler may still add."""
+    """The nodes that exist, and those that an autoscaler may add."""
 
     there: Sequence[Node]
     largest: Mapping[str, float] = field(default_factory=dict)
-    """GPUs and CPUs (as Ray names them) of the cluster at its largest; empty without a scaler."""
+    """GPUs and CPUs (with Ray's names) of the cluster at its largest; empty without autoscaler."""
 
     @property
     def num_gpus(self) -> int:
@@ -63,16 +65,16 @@ class Nodes:
 
     @property
     def has_cards(self) -> bool:
-        """Whether a node has cards, or an autoscaler may start one that has."""
+        """Whether a node has cards, or an autoscaler may start a node with cards."""
         there = any(node.num_gpus and node.has_cards for node in self.there)
         return there or self.largest.get("GPU", 0) > 0
 
     def room(self, cpus: int, gpus: int) -> int:
-        """Workers that the nodes which are there hold."""
+        """How many workers fit on the existing nodes."""
         return sum(node.room(cpus, gpus) for node in self.there)
 
     def largest_room(self, cpus: int, gpus: int) -> int:
-        """Workers that the cluster holds at its largest."""
+        """How many workers fit on the cluster at its largest."""
         growing = int(self.largest.get("CPU", 0)) // cpus
         if gpus:
             growing = min(growing, int(self.largest.get("GPU", 0)) // gpus)
@@ -81,7 +83,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Placement:
-    """The settings with nothing left open, and a sentence that says what was taken and why."""
+    """The settings with nothing left open, and a sentence that says what was chosen and why."""
 
     settings: PlacedTraining
     sentence: str
@@ -94,11 +96,11 @@ def place(
     began: Mapping[str, Any] | None = None,
     may_wait: bool = False,
 ) -> Placement:
-    """Decide what is `auto`.
+    """Resolve the settings that are `auto`.
 
-    `began` is what a checkpoint says it was made with (`num_workers`, `dtype`): a training goes on
-    as it began. With `may_wait`, workers that find no room yet are no error. Raises `InputError`
-    with the numbers when the workers have no room.
+    `began` has the facts of an existing checkpoint (`num_workers`, `dtype`): a training continues
+    as it began. With `may_wait`, a temporary lack of room is not an error. Raises `InputError` with
+    the numbers when the workers do not fit.
     """
     began = began or {}
     gpus = _gpus_per_worker(settings, nodes)
@@ -120,14 +122,14 @@ def place(
     if gpus and nodes.num_gpus and not nodes.has_cards:
         raise InputError(
             f"training.gpus_per_worker {gpus}: Ray counts {nodes.num_gpus} GPUs, but torch can use "
-            "none of them (no card, no driver, or a torch for CPUs alone); set it to 0 to train on "
+            "none of them (no card, no driver, or a CPU build of torch); set it to 0 to train on "
             "CPUs, or install requirements/gpu.lock there"
         )
     return Placement(placed, _sentence(settings, placed, nodes, room, began))
 
 
 def refuse_without_room(placed: PlacedTraining, nodes: Nodes) -> None:
-    """Raises `InputError` for more workers than the cluster holds at its largest."""
+    """Raise `InputError` for more workers than fit on the cluster at its largest."""
     workers, cpus, gpus = placed.num_workers, placed.cpus_per_worker, placed.gpus_per_worker
     if workers <= nodes.largest_room(cpus, gpus):
         return
@@ -147,13 +149,14 @@ def _gpus_per_worker(settings: TrainingSettings, nodes: Nodes) -> int:
 
 
 def _most_workers(settings: TrainingSettings, room: int) -> int:
-    """The most workers a batch splits over; 1 where there is no room, for the refusal to name."""
+    """The largest number of workers that a batch splits over; 1 if there is no room at all."""
     most = min(room, settings.global_batch_size)
     return next((n for n in range(most, 0, -1) if settings.splits_over(n)), 1)
 
 
 def _cpus_per_worker(settings: TrainingSettings, nodes: Nodes, workers: int, gpus: int) -> int:
-    """The cores of a node shared out where the CPU computes, or updates what was offloaded."""
+    """The cores of a node divided among its workers if the CPU trains or updates offloaded
+    state."""
     if settings.cpus_per_worker != "auto":
         return settings.cpus_per_worker
     if gpus and not settings.offload_optimizer:
@@ -163,7 +166,7 @@ def _cpus_per_worker(settings: TrainingSettings, nodes: Nodes, workers: int, gpu
 
 
 def _dtype(settings: TrainingSettings, nodes: Nodes, gpus: int, began: Mapping[str, Any]) -> Dtype:
-    """One type for all workers, wherever Ray puts them."""
+    """One type for all workers, wherever Ray places them."""
     if settings.dtype != "auto":
         return settings.dtype
     if began.get("dtype") in ("bfloat16", "float32"):
@@ -172,7 +175,7 @@ def _dtype(settings: TrainingSettings, nodes: Nodes, gpus: int, began: Mapping[s
 
 
 def _slow_nodes(nodes: Nodes, gpus: int) -> list[str]:
-    """The nodes that may hold a worker and do not compute fast in bfloat16."""
+    """The nodes that may hold a worker and are slow in bfloat16."""
     return [
         node.name
         for node in nodes.there
@@ -187,7 +190,7 @@ def _sentence(
     room: int,
     began: Mapping[str, Any],
 ) -> str:
-    """`4 workers on 4 of 6 GPUs, since a batch of 16 splits over 4; in bfloat16`."""
+    """Such as `4 workers on 4 of 6 GPUs, since a batch of 16 splits over 4; in bfloat16`."""
     parts = [_workers_and_why(settings, placed, nodes, room, began)]
     parts.append(f"in {placed.dtype}{_dtype_and_why(settings, placed, nodes, began)}")
     return "; ".join(parts)
@@ -224,7 +227,7 @@ def _split(settings: TrainingSettings, workers: int) -> str:
 
 
 def _smaller_batches(settings: TrainingSettings, room: int, workers: int) -> str:
-    """The largest smaller micro-batch that would use more of the cluster, for the user to set."""
+    """Name the largest smaller micro-batch that would use more of the cluster."""
     for size in range(settings.micro_batch_size - 1, 0, -1):
         smaller = settings.model_copy(update={"micro_batch_size": size})
         more = _most_workers(smaller, room) if smaller.splits_over(1) else 0
@@ -254,10 +257,10 @@ def _count(number: int, noun: str) -> str:
 def check_training_fits(settings: TrainingSettings, shape: ModelShape | None, nodes: Nodes) -> None:
     """Refuse, before anything is generated, a training that cannot run on these nodes.
 
-    Counted is what does not depend on the examples: weights, gradients, optimizer and buffers. A
-    training that passes may still be too large for its longest examples; the workers check that
-    before they load a weight. Without a `shape`, of a model that is not understood, only the number
-    of workers counts. Raises `InputError` that names the smallest change that would do.
+    It counts what does not depend on the examples: weights, gradients, optimizer and buffers. A
+    training that passes may still be too large for its longest examples, which the workers check
+    before they load the weights. Without a `shape`, for an unsupported architecture, only the
+    number of workers is checked. Raises `InputError` that names the smallest sufficient change.
     """
     placed = place(settings, nodes).settings
     if not settings.check_memory or shape is None:
@@ -267,22 +270,22 @@ def check_training_fits(settings: TrainingSettings, shape: ModelShape | None, no
         return
     size = size_of_shape(shape, placed)
     if explain_shortage(size, lambda _: BatchSize(0, 0), placed, *there):
-        # What is advised has to hold the longest examples as well.
+        # The advice must leave room for the longest examples as well.
         shortage = explain_shortage(size, longest_batch, placed, *there)
         raise InputError(f"{shape.name}: {shortage}")
 
 
 def longest_batch(settings: TrainingSettings) -> BatchSize:
-    """A micro-batch of the longest examples that are kept, as if all their tokens were learnt."""
+    """A micro-batch of the longest allowed examples, as if all their tokens were learned."""
     rows = settings.micro_batch_size * settings.sequences_per_example
     tokens = settings.tokens_per_row if settings.packing else rows * settings.max_length
     return BatchSize(tokens, tokens)
 
 
 def memory_of_worker(placed: PlacedTraining, nodes: Nodes) -> tuple[float, float] | None:
-    """Bytes of the smallest card and of a worker's part of its node; None where no node tells.
+    """Bytes of the smallest card and of a worker's share of its node; None if no node reports them.
 
-    Without GPUs both are the node's.
+    Without GPUs, both are of the node.
     """
     cpus, gpus = placed.cpus_per_worker, placed.gpus_per_worker
     rooms = {node: min(node.room(cpus, gpus), placed.num_workers) for node in nodes.there}
@@ -295,9 +298,9 @@ def memory_of_worker(placed: PlacedTraining, nodes: Nodes) -> tuple[float, float
 
 
 def size_of_shape(shape: ModelShape, settings: TrainingSettings) -> ModelSize:
-    """The sizes of a model of which only the config is at hand.
+    """The sizes of a model of which only the config is known.
 
-    A LoRA is counted as one on all linear layers outside of the experts.
+    LoRA is counted as adapters on all linear layers outside the experts.
     """
     experts = shape.experts
     active = experts.per_token * experts.size + experts.shared_size if experts else 0

@@ -1,9 +1,10 @@
-"""What takes a machine away says so some time before: by a SIGTERM, or by draining its Ray node.
+"""React when a machine is about to be taken away: to a SIGTERM, or to a drain of its Ray node.
 
-On a worker: its main thread, which Ray's task loop owns, takes the signal; the training thread asks
-after each step whether one came, and whether Ray drains one of the training's nodes, as it does
-before a spot machine is taken back. Then all workers make a checkpoint and end (`training.loop`),
-and the driver starts them again from it (`training.fine_tune`), on nodes that stay.
+On a worker, the main thread, which runs Ray's task loop, receives the signal. After each step the
+training thread checks whether a signal came, and whether Ray is draining one of the training's
+nodes, as it does before a spot machine is reclaimed. Then all workers write a checkpoint and end
+(`training.loop`), and the driver restarts them from it on the remaining nodes
+(`training.fine_tune`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ _told = threading.Event()
 
 
 def catch_sigterm() -> None:
-    """From now on the first SIGTERM is only noted; a second one does what the first would have.
+    """Only record the first SIGTERM from now on; a second one has the original effect.
 
-    In the main thread only. Ray's task loop lets Python look for signals every 10 ms.
+    Call it in the main thread. Ray's task loop lets Python handle signals every 10 ms.
     """
 
     def note(_number: int, _frame: Any) -> None:
@@ -30,8 +31,8 @@ def catch_sigterm() -> None:
 
 
 def is_told_to_end() -> bool:
-    """Whether this process was sent a SIGTERM that `catch_sigterm` waited for, or one of the nodes
-    is drained. Every worker must ask: of the nodes Ray Train tells all of them the same."""
+    """Whether this process got a SIGTERM that `catch_sigterm` recorded, or one of the nodes is
+    being drained. Every worker must call it; Ray Train reports the same nodes to all of them."""
     import ray.train
 
     return ray.train.get_preemption_info() is not None or _told.is_set()

@@ -1,9 +1,9 @@
-"""What preferences are measured against: the model that a training starts from.
+"""Reference log-probabilities for preferences, under the model from which a training starts.
 
-On the workers, before the first step: each computes the log-probabilities of its part of the
-examples by the engine itself, which holds those very weights then (adapters begin at zero), all
-exchange them, and the first worker writes them beside the model. So no second model is ever in
-memory, and a training that goes on after a crash reads what the first attempt wrote. Rows::
+Before the first step, each worker computes the log-probabilities of its part of the examples with
+the training engine, whose weights are still the initial ones (adapters begin at zero). The workers
+exchange them, and the first worker writes them to the model's folder. So a second model is never in
+memory, and a training that continues after a crash reads what the first attempt wrote. Rows::
 
     example_id                              target_reference  other_reference
     "0/regenesis/gsm8k/train/00042/.../0"   -41.3             -57.9
@@ -21,24 +21,24 @@ import pyarrow as pa
 
 from cluster.errors import DamagedFileError
 from cluster.store.folder import Folder
+from training.answers import answer_tokens
 from training.data.sequences import REFERENCES, Sequences
-from training.objectives import answer_tokens
 from training.settings import TrainingSettings
 from training.steps import form, rows_of_rank
 
 REFERENCE = "reference"
-"""The folder of them within the model's."""
+"""The folder for them in the model's folder."""
 
 LogProbs = npt.NDArray[np.float32]
-"""[examples, 2]: of an example's target and of the other answer; see `training.data.sequences`."""
+"""[examples, 2]: for an example's target and the other answer; see `training.data.sequences`."""
 
 
 def with_references(
     engine: Any, table: pa.Table, settings: TrainingSettings, folder: Folder, key: str
 ) -> pa.Table:
-    """The examples with the columns `REFERENCES`. Every worker must call it, before it trains.
+    """Add the columns `REFERENCES` to the examples. Every worker must call it before it trains.
 
-    `key` tells what they were computed for; what `folder` holds under another one is left alone.
+    `key` identifies what they were computed for; files in `folder` with another key are ignored.
     """
     import torch
 
@@ -58,7 +58,7 @@ def with_references(
 
 
 def _read(folder: Folder, name: str, table: pa.Table) -> LogProbs | None:
-    """What an earlier attempt wrote; None where it did not, not whole, or of other examples."""
+    """What an earlier attempt wrote; None if it is missing, incomplete, or for other examples."""
     try:
         stored = folder.read_parquet(name)
     except DamagedFileError:
@@ -69,9 +69,9 @@ def _read(folder: Folder, name: str, table: pa.Table) -> LogProbs | None:
 
 
 def compute_references(engine: Any, sequences: Sequences, settings: TrainingSettings) -> LogProbs:
-    """The log-probabilities by the engine's weights as they are, on every worker.
+    """Compute the log-probabilities with the engine's current weights, on every worker.
 
-    Sequences of like lengths go through the model together, as many at once as in a step.
+    Sequences of similar length go through the model together, as many at once as in a step.
     """
     import torch
 
@@ -92,7 +92,7 @@ def compute_references(engine: Any, sequences: Sequences, settings: TrainingSett
                 for i, log_prob in zip(row, log_probs, strict=True):
                     found[chunk[i]] = log_prob
     engine.train()
-    # Each place is another than zero on one worker only, so the sum is exact.
+    # Each entry is nonzero on one worker only, so the sum is exact.
     torch.distributed.all_reduce(found)
     values: LogProbs = found.cpu().numpy()
     return values

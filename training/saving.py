@@ -1,10 +1,10 @@
-"""From a trained engine to a folder that vLLM and transformers load, checked before it counts.
+"""Save a trained engine as a folder that vLLM and transformers load, and check it.
 
-Runs on the training workers: all of them gather the weights, the first one writes::
+The training workers run this: all of them gather the weights, and the first one writes::
 
     config.json  model.safetensors  tokenizer.json  weights.txt  ...  adapter/ (LoRA only)
 
-`weights.txt`, in either folder, lists its tensors (`cluster.models.weight_digests`). Importing this
+`weights.txt` lists the tensors of its folder (`cluster.models.weight_digests`). Importing this
 module imports neither torch nor deepspeed."""
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.models.model import GENERATION_CONFIG
 from cluster.models.weight_digests import WEIGHTS, write_list
 from cluster.store.folder import MANIFEST, Folder
 from training.settings import PlacedTraining
 
 ADAPTER = "adapter"
 
-# Weights in any form, and what describes them, are written anew or belong to those of the base.
+# Weights in any form and their descriptions are not copied from the base model.
 WEIGHT_FILES = (
     "*.safetensors",
     "*.index.json",
@@ -41,27 +42,25 @@ WEIGHT_FILES = (
     "*.pickle",
     "params.json",
 )
-# Not copied either: code, which is never run, and what a training or a step of ours left there.
+# Not copied either: code, which is never run, and files that a training or step of ours left there.
 OTHER_FILES = ("*.py", "config.json", ".*", WEIGHTS, MANIFEST)
 OTHER_FOLDERS = {"original", "onnx", ADAPTER, "checkpoints", "reference", "tensorboard", "wandb"}
-
-GENERATION_CONFIG = "generation_config.json"
 
 State = dict[str, Any]
 
 
 class IncompleteSaveError(RuntimeError):
-    """What was read back is not what was trained; nothing has been copied to storage."""
+    """The saved files differ from what was trained; nothing has been copied to storage."""
 
 
 def save_trained(
     engine: Any, source: str, output: Folder, settings: PlacedTraining
 ) -> dict[str, Any]:
-    """Write the trained model into `output`. Every worker must call it.
+    """Write the trained model to `output`. Every worker must call it.
 
-    Returns, on the first worker, the fingerprints of what was written, `weights_sha256` and, of a
-    LoRA, `adapter_sha256`, and `weights_changed`, the share of the base's weights that are others
-    now. Raises `IncompleteSaveError` when the files, loaded again, are not the trained weights.
+    Returns, on the first worker, the fingerprints of what was written, `weights_sha256` and, for
+    LoRA, `adapter_sha256`, and `weights_changed`, the share of the base's weights that changed.
+    Raises `IncompleteSaveError` when the files, loaded again, differ from the trained weights.
     """
     import torch
 
@@ -74,7 +73,7 @@ def save_trained(
         if settings.method == "lora":
             state = _write_merged(engine.module, state, source, folder, settings)
         else:
-            # A copy: save_pretrained takes tied names out of the dict it is given.
+            # A copy, because save_pretrained removes tied names from its argument.
             _write_model(engine.module, source, folder, state_dict=dict(state))
         copy_companions(source, folder)
         check_saved(folder, state)
@@ -87,10 +86,10 @@ def save_trained(
 
 
 def rehearse_save(module: Any, source: str) -> None:
-    """Write all but the weights into a temporary folder and load it again.
+    """Write everything except the weights to a temporary folder and load it again.
 
-    Raises `InputError` for a base of which config, generation config or tokenizer are not read
-    back: the same would happen after the training.
+    Raises `InputError` for a base whose config, generation config or tokenizer cannot be loaded
+    again, because the same would happen after the training.
     """
     rehearse_companions(
         module.config, source, module.generation_config if module.can_generate() else None
@@ -98,9 +97,9 @@ def rehearse_save(module: Any, source: str) -> None:
 
 
 def rehearse_companions(config: Any, source: str, generation_config: Any = None) -> None:
-    """What `rehearse_save` does, which needs no model.
+    """The part of `rehearse_save` that needs no model.
 
-    `generation_config` is written where the base has none.
+    `generation_config` is written if the base has none.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="regenesis-rehearsal-") as name:
@@ -112,8 +111,8 @@ def rehearse_companions(config: Any, source: str, generation_config: Any = None)
             _load_companions(source, folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError(
-            f"{source}: the model could not be saved after the training, so it is not begun "
-            f"({' '.join(str(error).split())[:500]}); fix that in the model's files"
+            f"{source}: the model could not be saved after the training, so it was not started "
+            f"({' '.join(str(error).split())[:500]}); fix this in the model's files"
         ) from error
 
 
@@ -126,7 +125,7 @@ def _load_companions(source: str, folder: Path) -> None:
     try:
         of_base = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError):
-        return  # a base without one has none to lose
+        return  # a base without one has nothing to compare
     saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     same = len(saved) == len(of_base) and saved.chat_template == of_base.chat_template
     if not same:
@@ -134,9 +133,9 @@ def _load_companions(source: str, folder: Path) -> None:
 
 
 def _write_model(model: Any, source: str, folder: Path, **options: Any) -> None:
-    """Config and weights, and a generation config where the base has none to copy.
+    """Write config and weights, and a generation config if the base has none to copy.
 
-    transformers refuses to write some that it reads, as one with a temperature and no sampling.
+    transformers refuses to write some that it can read, such as a temperature without sampling.
     """
     if has_generation_config(source):
         from transformers import GenerationConfig
@@ -146,7 +145,7 @@ def _write_model(model: Any, source: str, folder: Path, **options: Any) -> None:
 
 
 def share_changed(source: str, state: State, settings: PlacedTraining) -> float:
-    """Of all weights in a state, the share that differ from the base's in the training's type."""
+    """The share of the weights in a state that differ from the base's in the training's type."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -162,10 +161,10 @@ def share_changed(source: str, state: State, settings: PlacedTraining) -> float:
 
 
 def gather_state(module: Any, *, only_trained: bool, keep: bool) -> State:
-    """The module's state dict on the CPU, whole, also where ZeRO-3 has split it.
+    """Gather the module's complete state dict on the CPU, even when ZeRO-3 has split it.
 
-    Every worker must call it; the weights stay only with `keep`, elsewhere it is empty. Tied
-    weights stay one tensor under two names. One parameter is gathered at a time.
+    Every worker must call it; only with `keep` are the weights returned, otherwise the dict is
+    empty. Tied weights remain one tensor with two names. One parameter is gathered at a time.
     """
     state: State = {}
     copies: dict[int, Any] = {}
@@ -181,7 +180,7 @@ def gather_state(module: Any, *, only_trained: bool, keep: bool) -> State:
 
 
 def _whole(tensor: Any) -> AbstractContextManager[Any]:
-    """A context in which a tensor split by ZeRO-3 is whole."""
+    """A context in which a tensor split by ZeRO-3 is complete."""
     if not hasattr(tensor, "ds_id"):
         return nullcontext()
     import deepspeed
@@ -192,9 +191,9 @@ def _whole(tensor: Any) -> AbstractContextManager[Any]:
 def _write_merged(
     module: Any, adapter: State, source: str, folder: Path, settings: PlacedTraining
 ) -> State:
-    """Write the adapter, and the base model with it merged in. Returns the merged state.
+    """Write the adapter, and the base model with the adapter merged. Returns the merged state.
 
-    The base is read again from its source, so what is merged is the adapter as it was written.
+    The base is loaded again from its source, and the adapter is merged as it was written.
     """
     import peft
     import torch
@@ -212,12 +211,12 @@ def _write_merged(
 
 
 def _check_adapter(folder: Path, adapter: State) -> None:
-    """Compare the written adapter with the trained one; peft leaves its own name for it out."""
+    """Compare the written adapter with the trained one; peft omits its name for it in the file."""
     from safetensors.torch import load_file
 
     saved = load_file(folder / "adapter_model.safetensors")
     if not saved or len(saved) != len(adapter):
-        raise IncompleteSaveError(f"the adapter has {len(saved)} tensors, trained {len(adapter)}")
+        raise IncompleteSaveError(f"the adapter has {len(saved)} tensors, not {len(adapter)}")
     for name, tensor in saved.items():
         trained = adapter[name.replace(".weight", ".default.weight")]
         _compare(f"{ADAPTER}/{name}", tensor, trained)
@@ -227,8 +226,8 @@ def check_saved(folder: Path, state: State) -> None:
     """Load a saved model again and compare it with the state it was written from.
 
     Raises `IncompleteSaveError` naming the first tensor that is missing, unknown, empty, not
-    finite, of another type than was trained or of another value. (A model may keep some of its
-    parts in float32, whatever the type of the others.)
+    finite, or of another type or value than was trained. (A model may keep some of its parts in
+    float32, whatever the type of the others.)
     """
     from transformers import AutoModelForCausalLM
 
@@ -246,7 +245,7 @@ def check_saved(folder: Path, state: State) -> None:
 
 
 def _weights(state: State) -> Iterator[tuple[str, Any]]:
-    """The floating point tensors; others are counters and masks without a type to ask for."""
+    """The floating-point tensors; others are counters and masks without a specified type."""
     return ((name, tensor) for name, tensor in state.items() if tensor.is_floating_point())
 
 
@@ -256,20 +255,20 @@ def _compare(name: str, saved: Any, trained: Any) -> None:
     if saved.dtype != trained.dtype:
         raise IncompleteSaveError(f"{name} is {saved.dtype}, not {trained.dtype}")
     if not bool(saved.isfinite().all()):
-        raise IncompleteSaveError(f"{name} holds values that are not finite")
+        raise IncompleteSaveError(f"{name} contains values that are not finite")
     if saved.shape != trained.shape or not bool((saved == trained).all()):
-        raise IncompleteSaveError(f"{name} is not what was trained")
+        raise IncompleteSaveError(f"{name} differs from what was trained")
 
 
 def has_generation_config(source: str) -> bool:
-    """Whether the base says how it is sampled."""
+    """Whether the base has a generation config."""
     return (_origin(source) / GENERATION_CONFIG).is_file()
 
 
 def copy_companions(source: str, folder: Path) -> None:
-    """Copy what the base has besides weights: tokenizer, templates, processors, licence.
+    """Copy the base's files other than weights: tokenizer, templates, processors, licence.
 
-    Byte for byte: to save a loaded tokenizer may rewrite its files.
+    They are copied byte for byte, because saving a loaded tokenizer may rewrite its files.
     """
     origin = _origin(source)
     for file in sorted(origin.rglob("*")):
@@ -280,14 +279,14 @@ def copy_companions(source: str, folder: Path) -> None:
 
 
 def _is_companion(place: Path) -> bool:
-    """Whether a file at this place in a model's folder goes with the tuned model."""
+    """Whether a file at this place in a model's folder is copied with the tuned model."""
     is_hidden = any(part.startswith(".") for part in place.parts)
     is_others = bool(OTHER_FOLDERS & set(place.parts[:-1])) or is_hidden
     return not is_others and not any(map(place.match, (*WEIGHT_FILES, *OTHER_FILES)))
 
 
 def _origin(source: str) -> Path:
-    """The folder of a base, which for a hub name is that of its small files."""
+    """The folder of a base; for a hub name, the folder of its small files."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""The `training` branch of the config: what is trained, and on which machine it runs.
+"""The `training` branch of the config: what is trained, and on which hardware.
 
 Example, the paper's set-up on eight GPUs::
 
@@ -21,13 +21,16 @@ import pydantic
 from pydantic import Field
 
 from cluster.settings import OPERATIONAL, Neutral, Settings
+from training.objectives import OBJECTIVES
+from training.objectives.dpo import DpoSettings
+from training.objectives.kto import KtoSettings
 
 Auto = Literal["auto"]
-"""Of a setting that `training.placement` decides when the training starts."""
+"""A value that `training.placement` decides when the training starts."""
 
 
 def _auto_or(allowed: Callable[[int], bool], words: str) -> pydantic.BeforeValidator:
-    """Refuses in one sentence what is neither `auto` nor a number that is allowed."""
+    """Refuse, in one sentence, a value that is neither `auto` nor an allowed number."""
 
     def check(value: Any) -> Any:
         is_number = isinstance(value, int) and not isinstance(value, bool)
@@ -38,12 +41,12 @@ def _auto_or(allowed: Callable[[int], bool], words: str) -> pydantic.BeforeValid
     return pydantic.BeforeValidator(check)
 
 
-_AT_LEAST_1 = _auto_or(lambda number: number >= 1, "auto or a whole number from 1 on")
+_AT_LEAST_1 = _auto_or(lambda number: number >= 1, "auto or a whole number of at least 1")
 _0_OR_1 = _auto_or(lambda number: number in (0, 1), "auto, 0 or 1")
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters (arXiv 2106.09685); read only when `method: lora`."""
+    """Low-rank adapters (arXiv 2106.09685); used only with `method: lora`."""
 
     rank: Annotated[int, Field(ge=1)] = 16
     """Columns of the two low-rank factors."""
@@ -52,57 +55,27 @@ class LoraSettings(Settings):
     """The update is scaled by alpha / rank."""
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's inputs dropped while training."""
+    """Share of the adapter's inputs that is dropped while training."""
 
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers that get an adapter, or every one but the output head; of a
-    mixture of experts they have to be named."""
-
-
-class DpoSettings(Settings):
-    """Direct preference optimisation (arXiv 2305.18290) with an NLL term (arXiv 2404.19733); read
-    only when `objective: dpo`."""
-
-    beta: Annotated[float, Field(ge=0)] = 0.1
-    """How strongly the model is held to the one it starts from; towards 0 the preference teaches
-    nothing."""
-
-    preference_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the preference term, the mean over the pairs of a step; 0 leaves plain SFT on what was
-    chosen."""
-
-    nll_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the negative log-likelihood of what was chosen, which is SFT's loss; 0 is plain DPO."""
-
-
-class KtoSettings(Settings):
-    """Kahneman-Tversky optimisation (arXiv 2402.01306); read only when `objective: kto`."""
-
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """How strongly the model is held to the one it starts from."""
-
-    desirable_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of a right path's loss. Where the kinds are not equally many, the paper weights them so that
-    the right ones count 1 to 4/3 times as much in all as the wrong ones."""
-
-    undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of a wrong path's loss."""
+    """Names of the linear layers that get an adapter, or all-linear for every one except the output
+    head; for a mixture of experts they have to be named."""
 
 
 class TrackingSettings(Settings):
     """Where the numbers of a training are sent, in addition to the terminal."""
 
     tensorboard: Annotated[bool, OPERATIONAL] = True
-    """TensorBoard files in `tensorboard/` of the model's folder."""
+    """Write TensorBoard files to `tensorboard/` in the model's folder."""
 
     wandb_project: Annotated[str | None, OPERATIONAL] = None
-    """Project of a Weights & Biases run; null makes none. Needs the extra `trackers`."""
+    """Project of a Weights & Biases run; null turns it off. Needs the extra `trackers`."""
 
     wandb_mode: Annotated[Literal["online", "offline"], OPERATIONAL] = "online"
-    """Offline writes into `wandb/` of the model's folder, for `wandb sync`."""
+    """`offline` writes to `wandb/` in the model's folder, for `wandb sync`."""
 
     mlflow_experiment: Annotated[str | None, OPERATIONAL] = None
-    """Experiment of an MLflow run; null makes none. Needs the extra `trackers`."""
+    """Experiment of an MLflow run; null turns it off. Needs the extra `trackers`."""
 
     mlflow_uri: Annotated[str | None, OPERATIONAL] = None
     """Tracking server or store of MLflow, such as `http://host:5000` or `sqlite:////mnt/runs.db`;
@@ -110,13 +83,13 @@ class TrackingSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How the model is tuned on the chosen reasoning paths."""
+    """How the model is fine-tuned on the selected reasoning paths."""
 
     method: Literal["full", "lora"] = "full"
-    """All weights, or low-rank adapters merged into the weights afterwards."""
+    """Train all weights, or low-rank adapters that are merged into the weights afterwards."""
 
     lora: LoraSettings = LoraSettings()
-    """The adapters' shape; no effect on full fine-tuning."""
+    """The shape of the adapters; no effect on full fine-tuning."""
 
     objective: Literal["sft", "dpo", "kto"] = "sft"
     """What is learned: the kept paths (sft); a preference for them over wrong ones of the same
@@ -129,128 +102,128 @@ class TrainingSettings(Settings):
     """The terms of `objective: kto`; no effect on the others."""
 
     start_from: Literal["base", "previous"] = "base"
-    """Tune the base model in each round (the paper), or the model of the round before."""
+    """Tune the base model in each round (as in the paper), or the previous round's model."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
-    """Peak of the schedule: linear warm-up, then a cosine to zero."""
+    """Peak of the schedule, which is a linear warm-up and then a cosine to zero."""
 
     num_epochs: Annotated[int, Field(ge=1)] = 3
     """Passes over the examples, each in a different order."""
 
     max_steps: Annotated[Annotated[int, Field(ge=1)] | None, Neutral(None)] = None
-    """Stop after so many steps, wherever in an epoch; the schedule of the learning rate ends
-    there, too. With enough num_epochs to reach it, arms of a comparison are trained equally long.
+    """Stop after this many steps, anywhere in an epoch; the schedule of the learning rate ends
+    there too. With enough num_epochs to reach it, all arms of a comparison train equally long.
     null trains for num_epochs."""
 
     epochs_growth: Annotated[float, Field(ge=1)] = 1.0
-    """Each round has so many times the passes of the one before, rounded to whole ones (STaR, arXiv
-    2203.14465, makes a fifth more steps in each)."""
+    """Each round makes this many times the passes of the previous one, rounded to whole passes
+    (STaR, arXiv 2203.14465, increases the steps by a fifth in each round)."""
 
     global_batch_size: Annotated[int, Field(ge=1)] = 16
-    """Examples a step, over all workers and accumulated micro-batches; for dpo, pairs."""
+    """Examples per step, over all workers and accumulated micro-batches; for dpo, pairs."""
 
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
-    """Share of the steps on which the learning rate still rises."""
+    """Share of the steps during which the learning rate rises."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's decoupled decay, on every trained weight."""
+    """AdamW's decoupled weight decay, on every trained weight."""
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Global gradient norm above which gradients are scaled down; 0 never does."""
+    """Global gradient norm above which gradients are scaled down; 0 turns this off."""
 
     max_length: Annotated[int, Field(ge=2)] = 2048
-    """Tokens of prompt and target together."""
+    """Limit on the tokens of prompt and target together."""
 
     too_long: Literal["drop", "truncate"] = "drop"
-    """What happens to a longer example: it is left out, or its target is cut, so that the end of
-    the turn is not learned from it. Both are counted. An example whose prompt alone is too long
-    is left out."""
+    """What happens to a longer example: drop leaves it out; truncate cuts its target, so that the
+    end of the turn is not learned from it. Both are counted. An example whose prompt alone is too
+    long is left out."""
 
     min_examples: Annotated[int | None, Field(ge=1), OPERATIONAL] = None
-    """A training on fewer is refused; null is `global_batch_size`, so that one batch is full."""
+    """Refuse to train on fewer examples; null is `global_batch_size`, which fills one batch."""
 
     mix: Literal["joint", "per_dataset"] = "joint"
-    """One model on the examples of all datasets, or one for each dataset (the paper)."""
+    """One model on the examples of all datasets, or one model per dataset (as in the paper)."""
 
     dataset_weights: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Each dataset's share of the examples trained, in any unit; null leaves them as they are."""
+    """Relative weight of each dataset among the trained examples; null keeps the proportions."""
 
     dataset_temperature: Annotated[float, Field(gt=0)] = 1.0
-    """A dataset of n examples gets a share proportional to n^(1/temperature): 1 as they are, a
-    high one the same for all (arXiv 1910.10683)."""
+    """A dataset of n examples gets a share proportional to n^(1/temperature): 1 keeps the
+    proportions, and a high value makes all shares equal (arXiv 1910.10683)."""
 
     weight_by: str | None = None
-    """Column of the examples that says how much an example's tokens count, as vote_share; null
-    counts all alike."""
+    """Column of the examples with the weight of an example's tokens, such as vote_share; null
+    weights all equally."""
 
     seed: int = 0
-    """Decides the order of the examples, the adapters' first weights and the dropout."""
+    """Determines the order of the examples, the adapters' initial weights and the dropout."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "bfloat16"
-    """Of the forward pass and of the saved weights; the optimizer keeps its own in float32. auto
-    takes bfloat16 where all workers' processors or GPUs compute fast in it, else float32."""
+    """Type of the forward pass and of the saved weights; the optimizer keeps float32 copies. auto
+    is bfloat16 if all workers' processors or GPUs compute it fast, otherwise float32."""
 
     zero_stage: Annotated[int, Field(ge=0, le=3), OPERATIONAL] = 2
-    """DeepSpeed ZeRO: what is split over the workers. 0 nothing, 1 the optimizer's state,
-    2 the gradients too, 3 the weights too. Stage 0 in bfloat16 also adds up gradients in it."""
+    """DeepSpeed ZeRO: what is split over the workers. 0: nothing, 1: the optimizer's state, 2: also
+    the gradients, 3: also the weights. Stage 0 in bfloat16 also accumulates gradients in it."""
 
     micro_batch_size: Annotated[int, Field(ge=1), OPERATIONAL] = 4
-    """Examples that go through the model at once on one worker; lower it when memory is short."""
+    """Examples that go through the model at once on one worker; lower it if memory is short."""
 
     packing: Annotated[bool, OPERATIONAL] = False
     """Put examples one after another into rows of `row_tokens` instead of padding them; each
     attends to itself only, and the loss is the same. `micro_batch_size` has no effect then."""
 
     row_tokens: Annotated[int | None, Field(ge=2), OPERATIONAL] = None
-    """Most tokens of a packed row, which goes through the model at once; null is `max_length`, for
-    dpo twice that, since both answers of a pair share a row."""
+    """Token limit of a packed row, which goes through the model at once; null is `max_length`, or
+    twice that for dpo, because both answers of a pair share a row."""
 
     gradient_checkpointing: Annotated[bool, OPERATIONAL] = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, but about a third more time."""
 
     offload_optimizer: Annotated[bool, OPERATIONAL] = False
-    """Keep the optimizer's state in host memory and update the weights there. Without a GPU it
-    is there already."""
+    """Keep the optimizer's state in host memory and update the weights there. Without a GPU, it is
+    there anyway."""
 
     offload_weights: Annotated[bool, OPERATIONAL] = False
     """Keep the split weights in host memory as well; zero_stage 3 only."""
 
     offload_folder: Annotated[str | None, OPERATIONAL] = None
-    """A folder on a fast local disk of every node: what is offloaded lies there instead of in host
-    memory. zero_stage 3 only; DeepSpeed needs libaio for it."""
+    """A folder on a fast local disk of every node, for offloaded state instead of host memory.
+    zero_stage 3 only; DeepSpeed needs libaio for it."""
 
     checkpoint_every_n_steps: Annotated[int, Field(ge=0), OPERATIONAL] = 0
-    """Steps between two checkpoints from which a killed run goes on; 0 makes none."""
+    """Steps between two checkpoints, from which a killed run continues; 0 writes none."""
 
     checkpoint_every_s: Annotated[float | None, Field(gt=0), OPERATIONAL] = None
-    """Seconds between two checkpoints, taken after the step that ends them; null makes none by
-    time. A checkpoint holds 14 bytes a trained parameter in bfloat16 (of 8 billion 112 GB), and
-    the training waits until it is on storage: minutes, so that hours between two are right."""
+    """Seconds between two checkpoints, each written after the current step; null writes none by
+    time. A checkpoint has 14 bytes per trained parameter in bfloat16 (112 GB for 8 billion), and
+    the training waits for minutes until it is on storage, so hours are a sensible interval."""
 
     keep_checkpoints: Annotated[int, Field(ge=1), OPERATIONAL] = 1
-    """How many of the last checkpoints stay on storage."""
+    """How many of the latest checkpoints are kept on storage."""
 
     num_workers: Annotated[int | Auto, _AT_LEAST_1, OPERATIONAL] = "auto"
-    """Processes that share one training, one for each GPU. auto takes all GPUs of the cluster that
-    the batch can be split over; on CPUs as many workers as the batch and the cores allow."""
+    """Processes that share one training, one per GPU. auto uses all GPUs of the cluster that the
+    batch can be split over; on CPUs, as many workers as the batch and the cores allow."""
 
     cpus_per_worker: Annotated[int | Auto, _AT_LEAST_1, OPERATIONAL] = "auto"
-    """CPU cores of a worker, and its threads. auto shares the cores out among the workers of a
-    node where the CPU computes or updates offloaded weights; otherwise a worker with a
-    GPU gets 1."""
+    """CPU cores of a worker, which is also its number of threads. auto divides the cores among the
+    workers of a node if the CPU trains or updates offloaded weights; otherwise a worker with a GPU
+    gets 1."""
 
     gpus_per_worker: Annotated[int | Auto, _0_OR_1, OPERATIONAL] = "auto"
-    """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL. auto takes 1 where
-    the cluster has GPUs."""
+    """GPUs of a worker: 0 trains on the CPU over gloo, 1 on a GPU over NCCL. auto is 1 if the
+    cluster has GPUs."""
 
     check_memory: Annotated[bool, OPERATIONAL] = True
-    """Refuse a training that by estimate needs more memory than a worker has."""
+    """Refuse a training that is estimated to need more memory than a worker has."""
 
     tracking: Annotated[TrackingSettings, OPERATIONAL] = TrackingSettings()
     """TensorBoard, Weights & Biases, MLflow."""
 
     max_failures: Annotated[int, Field(ge=0), OPERATIONAL] = 1
-    """How often a failed worker group is started again before the run gives up."""
+    """How often a failed worker group is restarted before the run stops."""
 
     def of_round(self, number: int) -> TrainingSettings:
         """The settings of one round, counted from 0."""
@@ -259,27 +232,27 @@ class TrainingSettings(Settings):
 
     @property
     def makes_checkpoints(self) -> bool:
-        """Whether there are any besides those of a training that is asked to end."""
+        """Whether checkpoints are written even if the training is not asked to end."""
         return self.checkpoint_every_n_steps > 0 or self.checkpoint_every_s is not None
 
     @property
     def is_mixed(self) -> bool:
-        """Whether an epoch takes some examples more often than others."""
+        """Whether an epoch uses some examples more often than others."""
         return self.dataset_weights is not None or self.dataset_temperature != 1
 
     @property
     def sequences_per_example(self) -> int:
-        """Rows of an unpacked micro-batch that an example takes."""
-        return 2 if self.objective == "dpo" else 1
+        """Rows of an unpacked micro-batch that an example needs."""
+        return OBJECTIVES[self.objective].sequences_per_example
 
     @property
     def tokens_per_row(self) -> int:
-        """Most tokens of a packed row."""
+        """Token limit of a packed row."""
         return self.row_tokens or self.longest_example
 
     @property
     def longest_example(self) -> int:
-        """Most tokens of what has to lie in one packed row."""
+        """Token limit of the sequences that must share one packed row."""
         return self.max_length * self.sequences_per_example
 
     @pydantic.model_validator(mode="after")
@@ -294,19 +267,15 @@ class TrainingSettings(Settings):
 
     @pydantic.model_validator(mode="after")
     def _preferences_teach_something(self) -> TrainingSettings:
-        weights = {
-            "dpo": (self.dpo.preference_weight, self.dpo.nll_weight),
-            "kto": (self.kto.desirable_weight, self.kto.undesirable_weight),
-        }
-        if not any(weights.get(self.objective, (1.0,))):
+        if not any(OBJECTIVES[self.objective].weights(self)):
             raise ValueError(f"{self.objective}: both weights are 0, so nothing is learned")
         return self
 
     @pydantic.model_validator(mode="after")
     def _only_examples_are_weighted(self) -> TrainingSettings:
-        if self.weight_by is not None and self.objective != "sft":
+        if self.weight_by is not None and OBJECTIVES[self.objective].needs_wrong_paths:
             raise ValueError(
-                f"weight_by is for objective sft, whose examples have weights; leave it out of "
+                f"weight_by is for objective sft, whose examples have weights; leave it out for "
                 f"objective {self.objective}"
             )
         return self
@@ -320,7 +289,7 @@ class TrainingSettings(Settings):
         return self
 
     def splits_over(self, num_workers: int) -> bool:
-        """Whether each of so many workers gets examples of a step, and whole micro-batches."""
+        """Whether each of this many workers gets examples of a step, in whole micro-batches."""
         if self.packing:
             return num_workers <= self.global_batch_size
         return self.global_batch_size % (num_workers * self.micro_batch_size) == 0
@@ -354,8 +323,8 @@ class TrainingSettings(Settings):
             self.zero_stage < 3 or not (self.offload_optimizer or self.offload_weights)
         ):
             raise ValueError(
-                "offload_folder needs zero_stage 3, and offload_optimizer or offload_weights to "
-                "put something there; set them or leave it out"
+                "offload_folder needs zero_stage 3, and offload_optimizer or offload_weights, to "
+                "have something to put there; set them or leave it out"
             )
         return self
 
@@ -367,7 +336,7 @@ class TrainingSettings(Settings):
 
 
 class PlacedTraining(TrainingSettings):
-    """The settings of a training whose workers are known: nothing is left to decide."""
+    """The settings of a training with nothing left to decide."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     num_workers: Annotated[int, Field(ge=1), OPERATIONAL] = 2

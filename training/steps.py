@@ -1,8 +1,8 @@
 """What each worker does in each step: its share of the global batch, as arrays.
 
 With two workers, batches of four and micro-batches of one, the first worker's share of a step is
-two `MicroBatch` of one example each (of `objective: dpo`, one pair), and the sizes of the whole
-step, which both of them know.
+two `MicroBatch` of one example each (with `objective: dpo`, of one pair), and the sizes of the
+whole step, which both workers know.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from training.data.sequences import Sequences
 from training.settings import TrainingSettings
 
 PAD = 0
-"""The id that fills a batch up. Any will do: it is masked and never a label."""
+"""The id that pads a batch. Any id will do, because it is masked and never a label."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class WorkerBatch:
     num_tokens: int
     num_answer_tokens: int
     total_weight: float
-    """Of all answer tokens; without weights, their number. Those of rejected answers weigh 0."""
+    """Weight of all answer tokens; without weights, their number. Rejected answers weigh 0."""
     num_examples: int
     mismatched: list[MicroBatch]
-    """With kto, the examples' prompts before answers to others; else none."""
+    """Other answers to the examples' prompts, with kto; otherwise empty."""
 
 
 class StepData:
-    """The examples, cut into one worker's share of each step."""
+    """The examples, divided into one worker's share of each step."""
 
     def __init__(self, table: pa.Table, settings: TrainingSettings, rank: int, num_ranks: int):
         self._sequences = Sequences(table, settings)
@@ -83,8 +83,7 @@ class StepData:
         batch = batch_of_step(order, step, self._settings.global_batch_size)
         learnt = [self._sequences.learnt(index) for index in batch]
         sequences = list(itertools.chain.from_iterable(learnt))
-        with_kto = self._settings.objective == "kto"
-        others = [[self._sequences.other(index)] for index in batch] if with_kto else []
+        others = [[other] for other in map(self._sequences.looked_at, batch) if other is not None]
         return WorkerBatch(
             self._cut(learnt),
             num_tokens=sum(one.length for one in sequences),
@@ -95,7 +94,7 @@ class StepData:
         )
 
     def _cut(self, examples: Sequence[Sequence[Example]]) -> list[MicroBatch]:
-        """Of some examples, each of one sequence or more, this worker's part."""
+        """The worker's part of some examples, each of which has one or more sequences."""
         lengths = [sum(one.length for one in example) for example in examples]
         rows = rows_of_rank(lengths, self._settings, self._rank, self._num_ranks)
         return [form([one for i in row for one in examples[i]], self._settings) for row in rows]
@@ -104,7 +103,7 @@ class StepData:
 def rows_of_rank(
     lengths: Sequence[int], settings: TrainingSettings, rank: int, num_ranks: int
 ) -> list[list[int]]:
-    """Which of the examples with these lengths are in each of one worker's micro-batches."""
+    """Which of the examples with these lengths are in each micro-batch of one worker."""
     batch = range(len(lengths))
     if settings.packing:
         return packed_micro_batches(batch, lengths, settings.tokens_per_row, num_ranks, rank)
@@ -112,5 +111,5 @@ def rows_of_rank(
 
 
 def form(sequences: Sequence[Example], settings: TrainingSettings) -> MicroBatch:
-    """The sequences as they go through the model at once."""
+    """The sequences in the form in which they go through the model at once."""
     return (pack if settings.packing else collate)(sequences, PAD)

@@ -1,12 +1,12 @@
-"""Where the numbers of a training can be seen: TensorBoard files, Weights & Biases, MLflow.
+"""Send the numbers of a training to TensorBoard files, Weights & Biases and MLflow.
 
 Runs on the first training worker only; a tracker's package is imported there and nowhere else.
-After each step a tracker is given, for example::
+After each step a tracker gets, for example::
 
     log(37, {"loss": 0.412, "learning_rate": 9.1e-7, "grad_norm": 1.73, "tokens_per_s": 5210.0})
 
-A training that goes on after a crash goes on under the same id, which depends on the folder of the
-model alone; steps that are made again replace what was seen of them.
+A training that continues after a crash continues under the same id, which depends only on the
+model's folder; steps that are repeated replace their earlier numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RUN_TAG = "regenesis.id"
 
 
 def refuse_missing_trackers(settings: TrackingSettings) -> None:
-    """Raises `InputError` when the package of a tracker is not installed."""
+    """Raise `InputError` when the package of a tracker is not installed."""
     wanted = {
         "wandb": settings.wandb_project is not None,
         "mlflow": settings.mlflow_experiment is not None,
@@ -48,7 +48,7 @@ def refuse_missing_trackers(settings: TrackingSettings) -> None:
 
 @contextmanager
 def tracking(output: Folder, settings: TrackingSettings, num_steps_done: int) -> Iterator[Log]:
-    """Open the trackers of a training and yield the function that gives them a step's numbers."""
+    """Open the trackers of a training and yield the function that sends them a step's numbers."""
     with ExitStack() as stack:
         logs: list[Log] = []
         if settings.tensorboard:
@@ -69,9 +69,9 @@ def tracking(output: Folder, settings: TrackingSettings, num_steps_done: int) ->
 
 @contextmanager
 def _local_folder(target: Folder) -> Iterator[Path]:
-    """A local folder whose files end up in `target`: itself when it is local, else copied in.
+    """A local folder whose files end up in `target`: itself if it is local, otherwise a copy.
 
-    An object store cannot append to a file, so what is there is seen when the training ends.
+    An object store cannot append to a file, so the files appear there when the training ends.
     """
     if target.is_local:
         Path(target.path).mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _local_folder(target: Folder) -> Iterator[Path]:
 
 
 def _run_id(output: Folder) -> str:
-    """The same for the same model folder, whichever process trains it."""
+    """An id that depends only on the model folder, whichever process trains it."""
     return fingerprint(output.uri)
 
 
@@ -95,7 +95,7 @@ def _tensorboard(folder: Path, num_steps_done: int) -> Iterator[Log]:
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
-    # Not through tensorboardX's own queue and thread: what a killed worker had logged is kept.
+    # tensorboardX's queue and thread are not used, so that a killed worker loses nothing it logged.
     writer = EventsWriter(str(folder / "events"), f".{num_steps_done:06d}")
 
     def write(step: int, **content: Any) -> None:
@@ -106,7 +106,7 @@ def _tensorboard(folder: Path, num_steps_done: int) -> Iterator[Log]:
         for name, value in metrics.items():
             write(step, summary=scalar(f"training/{name}", value))
 
-    # A reader forgets what an earlier process wrote from this step on.
+    # A reader discards what an earlier process wrote from this step on.
     write(num_steps_done + 1, session_log=SessionLog(status=SessionLog.START))
     try:
         yield log
@@ -145,12 +145,12 @@ def _mlflow(output: Folder, settings: TrackingSettings) -> Iterator[Log]:
             client.log_metric(run_id, name, value, step=step)
 
     yield log
-    # A training that raised leaves its run open: the next process goes on with it.
+    # A training that raised an error leaves its run open: the next process continues it.
     client.set_terminated(run_id)
 
 
 def _mlflow_run(client: Any, output: Folder, experiment_name: str) -> str:
-    """The id of this training's run: the one that an earlier process made, or a new one."""
+    """The id of this training's run: that of an earlier process, or a new one."""
     experiment = client.get_experiment_by_name(experiment_name)
     experiment_id = (
         experiment.experiment_id if experiment else client.create_experiment(experiment_name)

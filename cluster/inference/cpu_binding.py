@@ -1,6 +1,6 @@
-"""The share of a machine's processor and memory that a vLLM engine on a CPU gets.
+"""The cores and the memory of a machine that a vLLM engine on a CPU gets.
 
-On the node of the engine, before it starts.
+Runs on the engine's node before the engine starts.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ MOST_CORES = 65_535
 
 
 def served_dtype(settings: EngineSettings) -> str:
-    """`engine.dtype` as an engine on this machine takes it: on a CPU `auto` is the faster type."""
+    """Resolve `engine.dtype` on this machine: on a CPU, `auto` is the faster type."""
     is_open = settings.dtype == "auto" and not settings.use_gpu
     return this_processor_dtype() if is_open else settings.dtype
 
 
 def bind_cpu(cores: str, kv_cache: int) -> None:
-    """Tell the next vLLM engine of this process its cores, as in `0-1`, and its cache in GiB.
+    """Set the cores (as in `0-1`) and the cache (in GiB) of the next vLLM engine of this process.
 
-    vLLM reads both when an engine starts, so this works after vLLM is imported, too.
+    vLLM reads both when an engine starts, so this also works after vLLM was imported.
     """
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(kv_cache)
 
 
 def cpu_bind(worker_index: int, workers_per_node: int, num_cores: int) -> str:
-    """The cores of one worker, as in `0-1`: all cores of a node divided evenly among its workers.
+    """The cores of one worker, as in `0-1`: a node's cores divided evenly among its workers.
 
-    Of more workers than cores several share one; an index from `workers_per_node` on begins again
-    at the first worker's cores.
+    With more workers than cores, several workers share a core. An index of at least
+    `workers_per_node` starts again at the first worker's cores.
     """
     index = worker_index % workers_per_node
     first = index * num_cores // workers_per_node
@@ -47,9 +47,9 @@ def cpu_bind(worker_index: int, workers_per_node: int, num_cores: int) -> str:
 
 
 def parse_cores(field: str, cores: str) -> list[int]:
-    """The cores in `0-1`, `0,2` or `0-1|2-3` (ranks apart); none for a word of vLLM's, as `auto`.
+    """The cores in `0-1`, `0,2` or `0-1|2-3` (one part per rank); empty for a word such as `auto`.
 
-    Raises `InputError` that names the `field` for what is none of them.
+    Raises `InputError` that names the `field` for any other text.
     """
     if cores in ("auto", "nobind", "all"):
         return []
@@ -70,11 +70,11 @@ def kv_cache_gib(
     dtype_bytes: int,
     memory_gib: float,
 ) -> int:
-    """GiB of key-value cache with which `max_num_seqs` sequences of `context` tokens fit at once.
+    """GiB of key-value cache in which `max_num_seqs` sequences of `context` tokens fit at once.
 
-    `model_config` is the parsed config.json, `dtype_bytes` the size of one number in the cache.
-    At least 1, and otherwise at most a third of the machine's `memory_gib`; that third, too, for
-    a model whose config does not tell its shape.
+    `model_config` is the parsed config.json and `dtype_bytes` the size of one number in the cache.
+    The result is at least 1, and otherwise at most a third of the machine's `memory_gib`, which is
+    also the result for a model whose config does not give its shape.
     """
     limit = math.floor(memory_gib / 3)
     token_bytes = _kv_token_bytes(model_config.get("text_config") or model_config, dtype_bytes)
@@ -97,8 +97,8 @@ def _kv_token_bytes(config: Mapping[str, Any], dtype_bytes: int) -> int | None:
 def bind_cpu_share(
     model: str, settings: EngineSettings, worker_index: int, workers_per_node: int
 ) -> None:
-    """Bind the next engine to its share of this machine's cores and memory, where the settings
-    leave them open. `model` is the folder that will be served; a hub name tells no shape."""
+    """Bind the next engine to its share of this machine's cores and memory, unless the settings
+    name them. `model` is the folder that will be served; the shape of a hub name is unknown."""
     import psutil
 
     config_file = Path(model) / "config.json"

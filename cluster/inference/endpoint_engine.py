@@ -1,15 +1,15 @@
-"""An engine that asks a server which speaks the OpenAI API (`engine.implementation: endpoint`).
+"""An engine that sends requests to an OpenAI-compatible server (`engine.implementation: endpoint`).
 
-It is for paths and their judge by a model that runs elsewhere, for example a larger one, as
+It lets a model that runs elsewhere, for example a larger one, write or judge paths, as
 `synthesis.engine`. Nothing proves which weights are behind a URL, and a server cannot be given the
-model that a run trains. So as the run's `engine`, which evaluates that model, it is refused at the
-start, unless the run ends before.
+model that a run trains. It is therefore refused as the run's `engine`, which evaluates that model,
+unless the run ends before the evaluation.
 
-A request that the server refuses for now (throttled, overloaded, connection lost, a text that is no
-JSON) is made again after a wait that doubles; a Retry-After is honoured. When the retries are used
-up, a server that cannot be reached or throttles on ends the worker, and the run with exit code 4
-once its restarts are used up: the finished rows are kept. A request that the server answers with an
-error of its own is one failed generation.
+A request is repeated, with waits that double, when the server is throttled or overloaded, when the
+connection is lost, or when the reply is not JSON; a Retry-After is respected. When a server cannot
+be reached or keeps throttling after all retries, the worker ends. When its restarts are used up,
+the run ends with exit code 4, and the finished rows are kept. A request to which the server replies
+with an error is one failed generation.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from cluster.models.chat_template import CLOCK, ChatModel, Prompt
 THROTTLED = (429,)
 AWAY = (502, 503, 504)
 FOR_NOW = (408, 500, *THROTTLED, *AWAY)
-"""HTTP statuses after which the same request may succeed."""
+"""HTTP statuses after which the same request may succeed later."""
 SHOWN_CHARACTERS = 300
-"""Most characters of a server's error text that are shown."""
+"""The maximum number of characters of a server's error text that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,17 @@ class _Failure:
 
     reason: str
     server_is_away: bool
-    """Whether other requests would fare no better."""
+    """Whether other requests would fail as well."""
     wait_s: float | None = None
     """Seconds that the server asked to wait."""
 
 
 class EndpointEngine:
-    """Asks one server. Its session is opened with the first request, in the loop of that request.
+    """Sends requests to one server. The first request opens the session, in its event loop.
 
-    Starting it waits until the server lists its models. Raises `InputError` when the key's variable
-    is not set or the key is refused, and when the server has no such model; `EngineDiedError` when
-    it does not answer.
+    The constructor waits until the server lists its models. Raises `InputError` when the key's
+    variable is not set, the key is refused, or the server does not have the model, and
+    `EngineDiedError` when the server does not answer.
     """
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
@@ -81,9 +81,9 @@ class EndpointEngine:
 
     @staticmethod
     def check_server(settings: EngineSettings) -> None:
-        """Ask the server once or twice whether it takes the key and has the model.
+        """Check once or twice that the server accepts the key and has the model.
 
-        Raises `InputError` when it does not, and when it does not answer.
+        Raises `InputError` when it does not, or when it does not answer.
         """
         try:
             _check_server(_endpoint_of(settings), num_attempts=2)
@@ -92,8 +92,8 @@ class EndpointEngine:
 
     @staticmethod
     def check_settings(settings: EngineSettings, needs_weight_proof: bool) -> None:
-        """Raises `InputError` for settings of an engine that runs here, for a key that is not set,
-        and where the engine would have to serve a model that the run trains."""
+        """Raise `InputError` for settings of a local engine, for a key that is not set, and when
+        the engine would have to serve a model that the run trains."""
         endpoint = _endpoint_of(settings)
         _headers(endpoint)
         if settings.options:
@@ -109,8 +109,8 @@ class EndpointEngine:
         if needs_weight_proof:
             raise InputError(
                 "engine.implementation: endpoint cannot serve the model that this run trains, so "
-                "that it could not be evaluated; give the endpoint as synthesis.engine and leave "
-                "engine to one that runs here, or run with --until examples"
+                "it could not be evaluated; set the endpoint as synthesis.engine and use a local "
+                "engine as engine, or run with --until examples"
             )
 
     async def chat(
@@ -120,11 +120,11 @@ class EndpointEngine:
         seed: int,
         n: int = 1,
     ) -> list[Completion]:
-        """`n` answers to one chat. vLLM's server draws the i-th with `seed + i`; what other servers
-        do with a seed is theirs.
+        """`n` answers to one chat. vLLM's server draws the i-th with `seed + i`; other servers
+        may treat seeds differently.
 
-        Greedy answers are all the same, so only one is asked for. Raises `GenerationError`, and
-        `EngineDiedError` when the server stays away or goes on throttling.
+        Greedy answers are all the same, so only one is requested. Raises `GenerationError`, and
+        `EngineDiedError` when the server stays unreachable or keeps throttling.
         """
         asked = n if sampling.temperature > 0 else 1
         prompt = self._chat.prompt(messages, sampling.template_args) if self._chat else None
@@ -136,7 +136,7 @@ class EndpointEngine:
         return completions if len(completions) == n else completions * n
 
     def _read(self, completion: Completion, prompt: Prompt | None) -> Completion:
-        """The completion with its turn, where the prompt was ours."""
+        """Add the turn to a completion, if the prompt was rendered here."""
         if self._chat is None or prompt is None:
             return completion
         return self._chat.read(completion, prompt)
@@ -147,11 +147,11 @@ class EndpointEngine:
         ids: list[int] | None,
         sampling: SamplingSettings,
     ) -> tuple[str, dict[str, Any]]:
-        """The path below the URL, and the body without seed and number."""
+        """The path below the URL, and the body without the seed and the number of answers."""
         body: dict[str, Any] = {"model": self._endpoint.model, "temperature": sampling.temperature}
-        body["top_p"] = sampling.top_p  # vLLM's server would take the one of the model's folder
+        body["top_p"] = sampling.top_p  # vLLM's server would use the model folder's value
         for name in ("top_k", "min_p"):
-            # Other servers refuse what they do not know, so these are sent where they are used.
+            # Other servers refuse unknown fields, so these are sent only when they are set.
             if ids is not None or getattr(sampling, name):
                 body[name] = getattr(sampling, name)
         body |= (self._chat.with_stops(sampling) if self._chat else sampling).options
@@ -159,13 +159,13 @@ class EndpointEngine:
         body |= {} if limit is None else {"max_tokens": limit}
         if ids is not None:
             return "completions", body | {"prompt": ids, "return_token_ids": True}
-        # The date of our template is none of the server's, whose template is its own.
+        # A fixed date for our template is not sent, because the server uses its own template.
         if args := {name: arg for name, arg in sampling.template_args.items() if name != CLOCK}:
             body["chat_template_kwargs"] = args
         return "chat/completions", body | {"messages": [dict(message) for message in messages]}
 
     def _limit(self, sampling: SamplingSettings, ids: list[int] | None) -> int | None:
-        """Most tokens of the answer; None leaves it to the server, which knows its context."""
+        """The token limit of the answer; None leaves it to the server, which knows its context."""
         if ids is None or self._context is None:
             if ids is not None and sampling.max_tokens is None:
                 raise InputError(
@@ -181,7 +181,7 @@ class EndpointEngine:
         return min(sampling.max_tokens or room, room)
 
     async def _ask(self, path: str, body: Mapping[str, Any], n: int) -> list[Completion]:
-        """Send a request until it is answered, at most `max_retries` times more than once."""
+        """Send a request until it is answered, with at most `max_retries` retries."""
         attempt = 0
         while isinstance(reply := await self._ask_once(path, body, n), _Failure):
             if attempt == self._endpoint.max_retries:
@@ -212,7 +212,7 @@ class EndpointEngine:
         if status in FOR_NOW:
             away = status in (*THROTTLED, *AWAY)
             return _Failure(reason, away, retry_after_s(headers.get("Retry-After"), time.time()))
-        if status in (401, 403, 404):  # of the key, the model's name or the URL: all would fail
+        if status in (401, 403, 404):  # a wrong key, model or URL fails every request
             raise EngineDiedError(f"{url}: {reason}")
         is_too_long = status == 400 and "context length" in reason
         raise (PromptTooLongError if is_too_long else GenerationError)(reason)
@@ -224,36 +224,36 @@ class EndpointEngine:
             self._session = aiohttp.ClientSession(
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=self._endpoint.request_timeout_s),
-                connector=aiohttp.TCPConnector(limit=0),  # `max_num_seqs` is the limit
+                connector=aiohttp.TCPConnector(limit=0),  # `max_num_seqs` limits the requests
                 trust_env=True,
             )
         return self._session
 
     def _shown(self, text: str) -> str:
-        """An error text in one short line, without the key, which a server may repeat."""
+        """Shorten an error text to one line and remove the key, which a server may repeat."""
         key = self._headers.get("Authorization", "").removeprefix("Bearer ")
         text = " ".join(text.split())
         return (text.replace(key, "...") if key else text)[:SHOWN_CHARACTERS]
 
     def shutdown(self) -> None:
-        """Close the connections, in the loop in which they were opened."""
+        """Close the connections, in the event loop in which they were opened."""
         if self._session is not None:
-            with contextlib.suppress(RuntimeError):  # of a loop that has ended
+            with contextlib.suppress(RuntimeError):  # its event loop has ended
                 asyncio.get_running_loop().create_task(self._session.close())
 
 
 def _check_server(endpoint: EndpointSettings, num_attempts: int) -> None:
-    """Ask for the server's models, before a question could be blamed for a wrong key or name.
+    """Request the list of models, so that no question is blamed for a wrong key or name.
 
-    A server that has no list is taken as it is. Raises as `EndpointEngine` does.
+    A server without such a list is accepted. Raises as `EndpointEngine` does.
     """
     for attempt in range(num_attempts):
         status, data = _get_models(endpoint)
         if status in (401, 403):
             raise InputError(
                 f"engine.endpoint: {endpoint.url} refuses the key (HTTP {status}); set the "
-                f"variable {endpoint.key_variable or 'that key_variable names'} to a key that it "
-                "accepts"
+                f"variable {endpoint.key_variable or 'that key_variable names'} to a key that "
+                "it accepts"
             )
         if status == 200:
             _check_model_name(endpoint, data)
@@ -266,7 +266,7 @@ def _check_server(endpoint: EndpointSettings, num_attempts: int) -> None:
 
 
 def _get_models(endpoint: EndpointSettings) -> tuple[int, bytes]:
-    """Status and text of the server's list of models; status 0 when there was no reply."""
+    """The status and text of the server's list of models; status 0 if there was no reply."""
     request = urllib.request.Request(  # noqa: S310, the settings take http only
         f"{endpoint.url.rstrip('/')}/models", headers=_headers(endpoint)
     )
@@ -280,7 +280,7 @@ def _get_models(endpoint: EndpointSettings) -> tuple[int, bytes]:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect could carry the key to another host."""
+    """Refuses redirects, because a redirect could carry the key to another host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -290,8 +290,8 @@ _opener = urllib.request.build_opener(_NoRedirect)
 
 
 def _check_model_name(endpoint: EndpointSettings, data: bytes) -> None:
-    """Raises `InputError` when a server's list of models does not have the one that is asked for;
-    a reply that is no such list says nothing."""
+    """Raise `InputError` when the server's list of models lacks the requested one; a reply that is
+    not such a list is ignored."""
     try:
         names = [str(model["id"]) for model in json.loads(data)["data"]]
     except (ValueError, KeyError, TypeError):
@@ -310,7 +310,7 @@ def _endpoint_of(settings: EngineSettings) -> EndpointSettings:
 
 
 def _headers(endpoint: EndpointSettings) -> dict[str, str]:
-    """The request's headers, with the key. Raises `InputError` when its variable is not set."""
+    """The headers of a request, with the key. Raises `InputError` when its variable is not set."""
     if endpoint.key_variable is None:
         return {}
     key = os.environ.get(endpoint.key_variable, "").strip()
@@ -323,9 +323,9 @@ def _headers(endpoint: EndpointSettings) -> dict[str, str]:
 
 
 def retry_wait_s(endpoint: EndpointSettings, attempt: int, asked_s: float | None) -> float:
-    """Seconds to wait after a failed attempt (0 is the first): what the server asked for, otherwise
-    an exponential back-off, of which up to half is left to chance so that not all come back at
-    once."""
+    """Seconds to wait after a failed attempt (0 is the first): the time that the server requested,
+    otherwise an exponential back-off, of which up to half is random so that not all clients retry
+    at once."""
     if asked_s is not None:
         return asked_s
     longest: float = min(endpoint.max_wait_s, endpoint.first_wait_s * 2**attempt)
@@ -333,7 +333,7 @@ def retry_wait_s(endpoint: EndpointSettings, attempt: int, asked_s: float | None
 
 
 def retry_after_s(header: str | None, now: float) -> float | None:
-    """Seconds of a Retry-After header, which is a number or a date; None where it says neither.
+    """The seconds in a Retry-After header, which is a number or a date; None if it is neither.
 
     `now` is the time in seconds since 1970.
     """
@@ -347,7 +347,7 @@ def retry_after_s(header: str | None, now: float) -> float | None:
 
 
 def _completions(data: bytes, n: int) -> list[Completion] | _Failure:
-    """The answers of a reply in the order of their seeds; a failure for what is no such reply."""
+    """The answers in a reply, in the order of their seeds; a failure if the reply is malformed."""
     try:
         reply = json.loads(data)
         choices = sorted(reply["choices"], key=lambda choice: choice["index"])
@@ -356,14 +356,14 @@ def _completions(data: bytes, n: int) -> list[Completion] | _Failure:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return _Failure(f"the reply is not a completion ({type(error).__name__}: {error})", False)
     if len(completions) != n:
-        return _Failure(f"{n} answers were asked for, and {len(completions)} came", False)
+        return _Failure(f"{n} answers were requested, but {len(completions)} came", False)
     return completions
 
 
 def _completion(
     choice: Mapping[str, Any], usage: Mapping[str, Any], num_choices: int
 ) -> Completion:
-    """One answer. A server counts the tokens of all answers together: each gets its share."""
+    """One answer. A server counts the tokens of all answers together: each gets an equal share."""
     message = choice.get("message")
     text = choice["text"] if message is None else _message_text(message)
     ids = choice.get("token_ids") if message is None else None
@@ -380,14 +380,14 @@ def _completion(
 
 
 def _message_text(message: Mapping[str, Any]) -> str:
-    """A message as one text: a server that reads the thinking apart gives it back in `<think>`."""
+    """A message as one text; thinking that the server returns separately goes into `<think>`."""
     thinking = message.get("reasoning_content") or message.get("reasoning")
     content = str(message["content"] or "")
     return f"<think>{thinking}</think>\n\n{content}" if thinking else content
 
 
 def _error_text(data: bytes) -> str:
-    """The message in an error reply, which is JSON of one of two forms, or any text."""
+    """The message in an error reply, which is JSON in one of two forms, or any text."""
     text = data.decode("utf-8", errors="replace")
     try:
         reply = json.loads(text)

@@ -1,8 +1,8 @@
 """The number type of a run's engines on CPUs: decided once, for all nodes and all models.
 
-`engine.dtype: auto` takes bfloat16 where the processors have instructions for it. A base model and
-a tuned one have to be served in one type, or their comparison would measure the type too. Nodes may
-differ and so may the machine on which a stopped run goes on, so the decision is made before the
+`engine.dtype: auto` is bfloat16 if the processors have instructions for it. A base model and a
+tuned one have to be served in the same type, or their comparison would also measure the type. Nodes
+may differ, and a stopped run may continue on another machine, so the decision is made before the
 first engine starts and kept in the run's folder.
 """
 
@@ -18,11 +18,11 @@ DTYPE_FILE = "engine_dtype.json"
 
 
 def pin_dtype(settings: EngineSettings, folder: Folder) -> tuple[EngineSettings, str]:
-    """The settings with a type in place of `auto`, and a sentence that says which when it is new or
-    another one than these nodes would get.
+    """Return the settings with a type in place of `auto`, and a sentence that names the type if it
+    is new or differs from what these nodes would get.
 
-    On a GPU, for an endpoint and for a type that the config names, they are the settings as they
-    are. `folder` is the run's. Ray has to run: each of its nodes is asked for its processor.
+    On a GPU, for an endpoint, and for a type that the config names, the settings are unchanged.
+    `folder` is the run's. Ray must be running: each of its nodes is asked for its processor.
     """
     if settings.use_gpu or settings.is_endpoint or settings.dtype != "auto":
         return settings, ""
@@ -33,19 +33,19 @@ def pin_dtype(settings: EngineSettings, folder: Folder) -> tuple[EngineSettings,
         folder.write_json(DTYPE_FILE, {"dtype": fast})
         return settings.model_copy(update={"dtype": fast}), why
     dtype = str(known["dtype"])
-    told = "" if dtype == fast else f"engine.dtype auto is {dtype}, as this run began"
+    told = "" if dtype == fast else f"engine.dtype auto is {dtype}, as at the start of this run"
     return settings.model_copy(update={"dtype": dtype}), told
 
 
 def _common_flags() -> frozenset[str]:
-    """The processor flags that every node has on which an engine can start."""
+    """The processor flags that all nodes share on which an engine can start."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _has_cpus(node)]
     ask = ray.remote(num_cpus=0)(this_processor_flags)
-    # Soft: a node that is lost meanwhile need not be asked.
+    # Soft affinity: a node that is lost in the meantime need not answer.
     asked = [
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote()
         for node in nodes

@@ -1,9 +1,9 @@
-"""Processes that must be gone before the next step takes their processors or GPUs.
+"""Processes that must have ended before the next step takes their processors or GPUs.
 
-On the driver: `wait_until_gone`. On each node that had a worker: a task without CPUs that waits
-for the worker's processes, and ends those that outlive it. What crosses: process ids.
+`wait_until_gone` runs on the driver. On each node that had a worker it starts a task without CPUs,
+which waits for the worker's processes and kills those that outlive it. Only process ids are sent.
 
-Beside each engine: a reaper, this file run as a program, for the processes of an engine whose
+Each engine also has a reaper: this file, run as a program, ends the processes of an engine whose
 worker was killed.
 """
 
@@ -23,20 +23,20 @@ GRACE_S = 30.0
 WATCH_EVERY_S = 1.0
 REAPER_GRACE_S = 5.0
 CLOCK_S = 1.0
-"""How exactly the start of a process is known."""
+"""The precision, in seconds, with which the start of a process is known."""
 
 
 def child_processes() -> list[int]:
-    """The ids of all processes below this one."""
+    """The ids of all descendants of this process."""
     return [process.pid for process in psutil.Process().children(recursive=True)]
 
 
 def end_processes(listed: Sequence[tuple[int, float]], grace_s: float) -> list[int]:
-    """Wait until the processes are gone; after `grace_s` seconds kill those that are left.
+    """Wait until the processes have ended; after `grace_s` seconds kill those that are left.
 
-    `listed` are ids, and when each process was known to have it: one that began after that is
-    another, to which the system gave the id again. Returns the ids of the killed ones. Ray reuses
-    an idle worker process for other work, so a live process that is one is left alone, too.
+    `listed` are ids, each with the time at which its process was seen. A process that started
+    later is a different one that got the id again. Returns the ids of the killed processes. Ray
+    reuses idle worker processes for other work, so these are left alone as well.
     """
     processes = []
     for pid, known_at in listed:
@@ -54,11 +54,11 @@ def end_processes(listed: Sequence[tuple[int, float]], grace_s: float) -> list[i
 
 
 def wait_until_gone(workers: Sequence[dict[str, Any]], grace_s: float = GRACE_S) -> None:
-    """Wait, on every node, until the workers `{node_id, pids, listed_at}` and their children are
-    gone.
+    """Wait, on every node, until the workers `{node_id, pids, listed_at}` and their children have
+    ended.
 
-    Prints which processes had to be killed, after `grace_s` seconds. A node that is lost meanwhile
-    has lost its processes, too.
+    After `grace_s` seconds the remaining ones are killed, and their ids are printed. The processes
+    of a node that is lost in the meantime are gone as well.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -85,13 +85,13 @@ def wait_until_gone(workers: Sequence[dict[str, Any]], grace_s: float = GRACE_S)
 
 
 def start_reaper() -> subprocess.Popen[bytes]:
-    """Start a process that ends all others below this one soon after this one is gone.
+    """Start a process that ends all other children of this one soon after this one has ended.
 
-    For a process that may be killed (by its user, for want of memory) while its children would
-    run on and keep their GPU. To be terminated when there are no more such children.
+    It is for a process that may be killed (by its user, or for lack of memory) while its children
+    would continue and keep their GPU. Terminate it when there are no such children any more.
     """
     return subprocess.Popen(
-        # A file and not a module: it needs nothing of the package, wherever that is.
+        # It is started as a file and not as a module, so that the package need not be importable.
         [sys.executable, "-P", __file__, str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -101,9 +101,9 @@ def start_reaper() -> subprocess.Popen[bytes]:
 
 
 def reap(parent_pid: int) -> None:
-    """Wait until `parent_pid`, the parent of this process, is gone; then end its other children.
+    """Wait until `parent_pid`, the parent of this process, has ended; then end its other children.
 
-    A child started in the parent's last second may be missed.
+    A child that was started in the parent's last second may be missed.
     """
     children: list[psutil.Process] = []
     while os.getppid() == parent_pid:

@@ -1,7 +1,7 @@
-"""Fits the engine pool to the cluster at hand: what the config left open is planned here.
+"""Fit the engine pool to the cluster: plan whatever the config leaves open.
 
-On the driver, once Ray runs: which GPUs there are, and `cluster.inference.gpu_plan` for the rest.
-On each node with GPUs, in a task that takes none of them: how much memory one of them has."""
+On the driver, once Ray is running, it looks at the GPUs and lets `cluster.inference.gpu_plan`
+compute the rest. On each node with GPUs, a task that takes none of them reads the memory of one."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from cluster.inference.gpu_plan import GpuNodes, ModelShape, PoolPlan, plan_pool
 from cluster.models.model import Model
 
 PRETENDED_MEMORY = "REGENESIS_PRETENDED_GPU_MEMORY"
-"""Of the environment, for tests alone: `module:name` of a function that tells the GiB of a GPU, for
-GPUs that Ray counts and nobody can ask."""
+"""An environment variable for tests only: `module:name` of a function that returns the GiB of a
+GPU, for GPUs that Ray counts but that do not exist."""
 
 KNOWN_GIB: dict[str, float] = {}
-"""The memory of a GPU of each node that was asked, by the node's id, which no other ever gets."""
+"""The memory of one GPU by node id, for nodes that were asked; node ids are never reused."""
 
 
 def fit_engines(settings: EngineSettings, model: Model) -> tuple[EngineSettings, str]:
-    """The settings with the parallel sizes and the number of engines planned, and one paragraph
-    that says how.
+    """Return the settings with the parallel sizes and the number of engines planned, and a
+    paragraph that explains them.
 
-    A config that names its tensor parallel size is taken at its word; so is a CPU.
+    A tensor parallel size in the config is kept as it is; so are the settings for a CPU.
 
     Raises `InputError` with the numbers when the model fits nowhere, and when the memory of the
     GPUs cannot be read.
     """
     nodes = gpu_nodes()
-    if not settings.use_gpu or not nodes:  # none: a pool that needs them waits for them
+    if not settings.use_gpu or not nodes:  # without nodes, the pool waits for them later
         return settings, ""
     if settings.tensor_parallel_size is None:
         settings, said = _planned(settings, model)
@@ -46,7 +46,7 @@ def fit_engines(settings: EngineSettings, model: Model) -> tuple[EngineSettings,
     cpus = cpus_per_engine(nodes, settings)
     if cpus < settings.cpus_per_worker:
         said += (
-            f" A node has fewer CPUs than its engines would take: engine.cpus_per_worker is "
+            f" A node has fewer CPUs than its engines would use: engine.cpus_per_worker is "
             f"{cpus:g} instead of {settings.cpus_per_worker:g}."
         )
         settings = settings.model_copy(update={"cpus_per_worker": cpus})
@@ -54,20 +54,20 @@ def fit_engines(settings: EngineSettings, model: Model) -> tuple[EngineSettings,
 
 
 def gpu_nodes() -> list[dict[str, float]]:
-    """What each living node with GPUs has."""
+    """The resources of each living node with GPUs."""
     return [node for node in all_nodes() if node.get("GPU")]
 
 
 def engines_on(nodes: Sequence[Bundle], settings: EngineSettings) -> int:
-    """How many engines of the settings' size the GPUs of the nodes hold."""
+    """How many engines of the configured size fit on the GPUs of the nodes."""
     if settings.placement_group:
         return int(sum(node["GPU"] for node in nodes)) // settings.ranks
     return sum(int(node["GPU"]) // settings.ranks for node in nodes)
 
 
 def cpus_per_engine(nodes: Sequence[Bundle], settings: EngineSettings) -> float:
-    """The logical CPUs of an engine: what the settings say, or what the node with the fewest has
-    for each of its engines, so that no GPU is idle for want of a CPU."""
+    """The logical CPUs of an engine: the configured number, or what the node with the fewest CPUs
+    has for each of its engines, so that no GPU is idle for lack of a CPU."""
     if settings.placement_group:
         return settings.cpus_per_worker
     shares = [
@@ -79,13 +79,13 @@ def cpus_per_engine(nodes: Sequence[Bundle], settings: EngineSettings) -> float:
 
 
 def _planned(settings: EngineSettings, model: Model) -> tuple[EngineSettings, str]:
-    """The settings as `cluster.inference.gpu_plan` completes them, and its paragraph."""
+    """The settings as `cluster.inference.gpu_plan` completes them, with its paragraph."""
     try:
         nodes = _gpu_nodes()
     except InputError as error:
         if settings.implementation == EngineSettings().implementation:
             raise
-        # Another engine may need no CUDA; what it needs of a GPU is for it to say.
+        # Another engine may not need CUDA; it has to check its GPU memory itself.
         alone = settings.model_copy(update={"tensor_parallel_size": 1})
         replicas = max(1, engines_on(gpu_nodes(), alone))
         said = f"One engine for each GPU, since nothing can be planned: {error}."
@@ -96,7 +96,7 @@ def _planned(settings: EngineSettings, model: Model) -> tuple[EngineSettings, st
 def fit_to_nodes(
     settings: EngineSettings, model: Model, nodes: GpuNodes
 ) -> tuple[EngineSettings, str]:
-    """What the planner makes of these GPUs: the settings without an open size, and its paragraph.
+    """Plan for these GPUs: returns the settings with all sizes, and a paragraph about them.
 
     Raises `InputError` when the model fits nowhere.
     """
@@ -116,7 +116,7 @@ def fit_to_nodes(
     if plan.max_num_seqs < settings.max_num_seqs:
         said += (
             f" engine.max_num_seqs is {plan.max_num_seqs} instead of {settings.max_num_seqs}: the "
-            "cache holds no more; what is set together with engine.tensor_parallel_size is kept."
+            "cache holds no more. To keep your value, set engine.tensor_parallel_size too."
         )
     return planned, said
 
@@ -135,11 +135,11 @@ def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
 
 
 def _gpu_nodes() -> GpuNodes:
-    """The commonest kind of node with GPUs that is alive, and how many of it there are."""
+    """The most common kind of living node with GPUs, and how many of them there are."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    # All are asked at once: importing torch takes each of them some seconds.
+    # All nodes are asked at once, because importing torch takes some seconds on each.
     asked = {n["NodeID"]: _ask_memory(n["NodeID"]) for n in alive if n["NodeID"] not in KNOWN_GIB}
     for node in alive:
         if node["NodeID"] in asked:
@@ -151,19 +151,19 @@ def _gpu_nodes() -> GpuNodes:
 
 
 def _ask_memory(node_id: str) -> Any:
-    """Ask a node for the memory of one of its GPUs, by a task that takes no GPU of Ray's: they may
-    all be in use."""
+    """Ask a node for the memory of one of its GPUs, by a task that requests no GPU from Ray,
+    because all of them may be in use."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    # A process for this alone, whose hold on the GPU ends with it.
+    # A separate process, so that its hold on the GPU ends with it.
     ask: Any = ray.remote(num_cpus=0, max_calls=1, scheduling_strategy=there)(_memory_reader())
     return ask.remote()
 
 
 def _told_memory(answer: Any, address: str) -> float:
-    """What a node told, in GiB. Raises `InputError` when it could not read it."""
+    """The memory in GiB that a node reported. Raises `InputError` when it could not read it."""
     import ray
 
     try:
@@ -171,7 +171,7 @@ def _told_memory(answer: Any, address: str) -> float:
     except ray.exceptions.RayTaskError as error:
         reason = str(error.cause).strip().splitlines()[0]
         raise InputError(
-            f"Ray counts GPUs on the node {address}, whose memory cannot be read there: {reason}; "
+            f"Ray counts GPUs on node {address}, but their memory cannot be read there: {reason}; "
             "make CUDA work on it, or set engine.tensor_parallel_size so that nothing is planned"
         ) from None
 
@@ -186,7 +186,7 @@ def _memory_reader() -> Callable[[], float]:
 
 
 def _cuda_memory_gib() -> float:
-    """Of the first GPU of this node, as CUDA reports it. Ray hides none from a task without."""
+    """The memory of the node's first GPU as CUDA reports it. Ray hides none from this task."""
     import torch
 
     return float(torch.cuda.get_device_properties(0).total_memory) / 2**30

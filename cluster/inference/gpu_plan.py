@@ -1,9 +1,9 @@
-"""How large an engine must be and how many of them the GPUs hold: arithmetic, nothing is started.
+"""Plan the size of an engine and the number of engines on the GPUs, by arithmetic alone.
 
-It reads a model's `config.json` and the size of the nodes, and says what to put into `engine.*`
-before anything is loaded or paid for. Sizes are bytes, GiB are 2**30 bytes. A card's name is no
-size: of an "80 GB" H100 or A100 CUDA sees about 79.1 GiB, of "48 GB" (L40S, A40) 44.4, of "40 GB"
-(A100) 39.4, of "24 GB" (L4, A10G) 22.0. `gpu_memory_gib` is that number, as in
+It reads a model's `config.json` and the size of the nodes, and returns values for `engine.*` before
+anything is loaded or paid for. Sizes are in bytes; a GiB is 2**30 bytes. The name of a card does
+not give its memory: CUDA sees about 79.1 GiB of an "80 GB" H100 or A100, 44.4 of "48 GB" (L40S,
+A40), 39.4 of "40 GB" (A100) and 22.0 of "24 GB" (L4, A10G). `gpu_memory_gib` is that number, as in
 `torch.cuda.get_device_properties(0).total_memory / 2**30`.
 
 Example::
@@ -24,48 +24,51 @@ from cluster.errors import InputError
 GIB = 2**30
 
 # What a GPU holds besides weights and cache: activations of a batch of 2048 tokens, the sampler's
-# float32 logits, CUDA graphs and NCCL's buffers. The first part hardly depends on the model, the
-# second is for layers that are wider, for key-value heads that are copied, and for uneven stages.
-# Both are allowances, not measurements.
+# float32 logits, CUDA graphs and NCCL's buffers. The first part hardly depends on the model. The
+# second allows for wider layers, copied key-value heads and uneven stages. Both are allowances, not
+# measurements.
 OVERHEAD_GIB = 1.5
 OVERHEAD_OF_WEIGHTS = 0.05
 
 SEQUENCE_TOKENS = 2048
-"""Cache that one running sequence takes on average. A prompt and an answer of ours end below 4096
-tokens, and the sequences of a batch are at all stages of their growth: on average half grown."""
+"""Cache that a running sequence takes on average. Our prompts and answers end below 4096 tokens,
+and the sequences of a batch are at all stages of their growth: on average they are half grown."""
 
-# A roofline for comparing layouts of one model, good to 50 %. The card is an A100 with 80 GB, of
-# which steps reach 0.8 of the bandwidth (2.0 TB/s) and 0.6 of the arithmetic (312 TFLOP/s): which
-# layout is the fastest hardly depends on the card.
+# A roofline model for comparing layouts of one model, accurate to 50 %. The card is an A100 with
+# 80 GB, and steps reach 0.8 of its bandwidth (2.0 TB/s) and 0.6 of its arithmetic (312 TFLOP/s).
+# The fastest layout hardly depends on the card.
 CARD_BYTES_PER_S = 0.8 * 2.0e12
 CARD_FLOPS_PER_S = 0.6 * 312e12
 STEP_S = 2.5e-3
-"""What a step takes besides: the scheduler, the launch of its kernels, the sampler."""
+"""Further seconds of each step: the scheduler, kernel launches, the sampler."""
 ALL_REDUCE_S = 50e-6
-"""What the ranks of an engine wait for each other in each layer, whatever they exchange."""
+"""Seconds that the ranks of an engine wait for each other in each layer, besides the transfer."""
 PIPELINE_FILLED = 0.9
-"""Share of the time in which a stage of a pipeline has work; an allowance."""
+"""Share of the time in which a stage of a pipeline has work; this is an allowance."""
 LINK_BYTES_PER_S = 250e9
-"""Between the GPUs of a node with NVLink."""
+"""Bandwidth between the GPUs of a node with NVLink."""
 SLOW_LINK_BYTES_PER_S = 25e9
-"""Over PCIe. Cards of less than `LINKED_GIB` (L4, A10G, L40S) have no other link; of an A100 with
-40 GB that is too careful."""
+"""Bandwidth over PCIe. Cards with less than `LINKED_GIB` (L4, A10G, L40S) have no other link; for
+an A100 with 40 GB this is too pessimistic."""
 LINKED_GIB = 60
 RUNNING_TOKENS = 450
 """Cached tokens of a running sequence that a step reads, of prompts and answers such as ours."""
 PROMPT_SHARE = 1.1
-"""Prompt tokens computed for each token generated, beyond those that the prefix cache holds."""
+"""Prompt tokens computed for each generated token, without those in the prefix cache."""
 CLEARLY_FASTER = 1.1
-"""A larger engine has to be predicted so much faster than several smaller ones."""
+"""How much faster a larger engine must be predicted to be than several smaller ones."""
+
+MOST_NODES = 16
+"""Of eight GPUs: how far a refusal looks for the smallest hardware that would do."""
 
 BLOCK_TOKENS = 16
-"""vLLM hands out its cache in blocks of so many tokens."""
+"""vLLM allocates its cache in blocks of this many tokens."""
 
-# Of 32 bits on disk vLLM keeps 16 in memory: that is its dtype `auto`, and ours.
+# vLLM keeps weights with 32 bits on disk as 16 bits in memory: that is its dtype `auto`, and ours.
 DTYPE_BYTES = {"float32": 2.0, "bfloat16": 2.0, "float16": 2.0}
 
-# What `engine.options.quantization` makes of weights that are not quantised yet, as the
-# `quantization_config` of such a model. Scales are too few to count, but for bitsandbytes.
+# The `quantization_config` that corresponds to `engine.options.quantization` for weights that are
+# not quantised yet. Scales are negligible, except for bitsandbytes.
 _8_BITS: dict[str, Any] = {"quant_method": "online", "bits": 8}
 ONLINE_QUANTIZATION: dict[str, dict[str, Any]] = {
     "fp8": _8_BITS,
@@ -85,37 +88,37 @@ class Experts:
     """The sparse part of a mixture-of-experts model."""
 
     count: int
-    """Experts in one layer, the shared ones not among them."""
+    """Routed experts in one layer, without the shared ones."""
     per_token: int
     """Experts that one token goes through."""
     size: int
     """Intermediate size of one expert."""
     shared_size: int
-    """Intermediate size of what every token goes through besides; 0 is nothing."""
+    """Intermediate size of the experts that every token uses; 0 if there are none."""
     num_layers: int
     """Layers that have experts; the others are dense."""
 
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
-    """DeepSeek's attention, which caches one compressed vector a token for all heads."""
+    """DeepSeek's attention, which caches one compressed vector per token for all heads."""
 
     query_rank: int
-    """0 is a query that is not compressed."""
+    """0 means that the query is not compressed."""
     kv_rank: int
     plain_dim: int
-    """Dimension of a head's query and key without the rotated part."""
+    """Dimension of a head's query and key without the rotary part."""
     rope_dim: int
     value_dim: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What decides a model's memory: its shapes and the bytes of its numbers.
+    """The facts that determine a model's memory: its shapes and the bytes of its numbers.
 
-    Counted are the matrices of a text model with gated feed-forward layers (Llama, Mistral, Qwen,
-    Gemma, Mixtral, DeepSeek and their like). Left out are biases and the norms inside attention
-    (below 0.1 %), a vision tower, and layers for predicting several tokens.
+    The matrices of a text model with gated feed-forward layers are counted (Llama, Mistral, Qwen,
+    Gemma, Mixtral, DeepSeek and similar ones). Biases and the norms inside attention (below 0.1 %),
+    vision towers, and layers that predict several tokens are left out.
     """
 
     name: str
@@ -125,19 +128,19 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
-    """Of the dense layers; 0 when there are none."""
+    """Intermediate size of the dense layers; 0 if there are none."""
     vocab_size: int
     max_context: int
-    """Tokens that the model was made for, without any stretching of its positions."""
+    """Context in tokens that the model was made for, without scaling of its positions."""
     tied_embeddings: bool = False
     experts: Experts | None = None
     latent: LatentAttention | None = None
     layer_parameter_bytes: float = 2.0
-    """Bytes a parameter of the layers, scales of a quantisation included."""
+    """Bytes per parameter of the layers, including the scales of a quantisation."""
     table_parameter_bytes: float = 2.0
-    """Bytes a parameter of the embeddings and the output layer; quantisers leave these alone."""
+    """Bytes per parameter of the embeddings and the output layer, which are not quantised."""
     cache_value_bytes: float = 2.0
-    """Bytes a number of the key-value cache; 1 with `engine.options.kv_cache_dtype: fp8`."""
+    """Bytes per number in the key-value cache; 1 with `engine.options.kv_cache_dtype: fp8`."""
 
     @classmethod
     def from_config(
@@ -147,11 +150,11 @@ class ModelShape:
         name: str = "the model",
         bytes_per_parameter: float | None = None,
     ) -> ModelShape:
-        """The shape in a Hugging Face `config.json`.
+        """Read the shape from a Hugging Face `config.json`.
 
-        `bytes_per_parameter` is for weights that are not what the file says, for example 1 for
-        `engine.options.quantization: fp8`. Raises `InputError` that names the field which is
-        missing, senseless or not understood.
+        `bytes_per_parameter` is for weights that differ from the file, such as 1 for
+        `engine.options.quantization: fp8`. Raises `InputError` that names a field which is missing,
+        invalid or not supported.
         """
         fields = _Fields(name, _text_config(config))
         heads = fields.integer("num_attention_heads")
@@ -186,7 +189,7 @@ class ModelShape:
 
     @property
     def num_active_parameters(self) -> int:
-        """Parameters that one token goes through; the embeddings count, as model cards do it."""
+        """Parameters that one token uses; the embeddings count, as they do in model cards."""
         return self._layer_parameters(self.experts.per_token if self.experts else 0) + self._tables
 
     @property
@@ -200,8 +203,8 @@ class ModelShape:
         return self._layer_parameters(count) * self.layer_parameter_bytes
 
     def layer_bytes_read(self, batch: float) -> float:
-        """Bytes of all layers that a step with so many sequences reads: of the experts those that
-        any of them goes through."""
+        """Bytes of all layers that a step with this many sequences reads: only the experts that
+        any of the sequences uses are counted."""
         if self.experts is None:
             return self.layer_bytes
         experts = self.experts
@@ -212,17 +215,17 @@ class ModelShape:
 
     @property
     def kv_cache_bytes_per_token(self) -> float:
-        """Bytes of cache a token takes in all layers together, on one GPU.
+        """Bytes of cache that a token takes in all layers together, on one GPU.
 
-        Every layer is taken to keep the whole context: where windows are sliding, it is less.
+        Every layer is assumed to keep the whole context; layers with sliding windows need less.
         """
         return self.num_layers * self.kv_cache_bytes_per_layer(1)
 
     def kv_cache_bytes_per_layer(self, tensor_parallel_size: int) -> float:
         """Bytes that a token takes in one layer on each GPU.
 
-        A GPU holds at least one key-value head, so more GPUs than heads hold copies. The
-        compressed vector of latent attention belongs to all heads: every GPU holds it whole.
+        A GPU holds at least one key-value head, so with more GPUs than heads there are copies. The
+        compressed vector of latent attention belongs to all heads: every GPU holds all of it.
         """
         if self.latent is not None:
             return (self.latent.kv_rank + self.latent.rope_dim) * self.cache_value_bytes
@@ -232,14 +235,16 @@ class ModelShape:
     def table_bytes(self, num_stages: int) -> float:
         """Bytes of embeddings and output layer on the fullest of the pipeline's stages.
 
-        The first stage needs the one and the last the other, tied or not.
+        The first stage needs the embeddings and the last the output layer, whether or not they are
+        tied.
         """
         num_tables = 1 if self.tied_embeddings or num_stages > 1 else 2
         return num_tables * self.vocab_size * self.hidden_size * self.table_parameter_bytes
 
     def splits_over(self, tensor_parallel_size: int) -> bool:
-        """Whether vLLM can split every layer so: heads and matrices evenly, key-value heads
-        evenly or in whole copies. Whole experts need not come out even, vocabularies are padded.
+        """Whether vLLM can split every layer over this many GPUs: heads and matrices evenly,
+        key-value heads evenly or in complete copies. Expert counts need not be divisible, and
+        vocabularies are padded.
         """
         evenly = [self.num_heads, self.intermediate_size]
         if self.experts is not None:
@@ -253,7 +258,7 @@ class ModelShape:
         return (1 if self.tied_embeddings else 2) * self.vocab_size * self.hidden_size
 
     def _layer_parameters(self, num_experts: int) -> int:
-        """Parameters of all layers when a sparse one counts so many of its experts."""
+        """Parameters of all layers if this many experts of a sparse layer are counted."""
         num_dense = self.num_layers - (self.experts.num_layers if self.experts else 0)
         total = self.num_layers * (self._attention_parameters + 2 * self.hidden_size)
         total += num_dense * 3 * self.hidden_size * self.intermediate_size
@@ -280,12 +285,12 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class GpuNodes:
-    """Equal nodes with equal GPUs, all free for engines."""
+    """Equal nodes with equal GPUs, all of which are free for engines."""
 
     num_nodes: int
     gpus_per_node: int
     gpu_memory_gib: float
-    """Of one GPU, as CUDA reports it; see the head of this module."""
+    """Memory of one GPU as CUDA reports it; see the module docstring."""
 
     def __post_init__(self) -> None:
         for field in ("num_nodes", "gpus_per_node", "gpu_memory_gib"):
@@ -299,27 +304,27 @@ class GpuNodes:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """What to put into `engine.*`, and the numbers behind it."""
+    """The values for `engine.*`, and the numbers behind them."""
 
     model: ModelShape
     nodes: GpuNodes
     tensor_parallel_size: int
     pipeline_parallel_size: int
     replicas: int
-    """Engines that run at once on all nodes together: `engine.max_workers`."""
+    """Engines that run at once on all nodes: `engine.max_workers`."""
     max_num_seqs: int
     max_model_len: int
     needs_placement_group: bool
     """Whether an engine spans nodes: `engine.placement_group`."""
     weights_gib_per_gpu: float
-    """On the fullest GPU of an engine."""
+    """Weights on the fullest GPU of an engine."""
     overhead_gib_per_gpu: float
     kv_cache_gib: float
-    """Of one engine, on all its GPUs together."""
+    """Key-value cache of one engine, on all its GPUs together."""
     kv_cache_tokens: int
-    """What the cache of one engine holds."""
+    """Tokens that fit into the cache of one engine."""
     nominal_tokens_per_s: float
-    """Of all engines, on the nominal card: to compare plans, and no forecast of a run."""
+    """Speed of all engines on the nominal card. It compares plans and does not forecast a run."""
 
     @property
     def gpus_per_engine(self) -> int:
@@ -327,14 +332,15 @@ class PoolPlan:
 
     @property
     def expert_parallel(self) -> bool:
-        """Whether each GPU holds whole experts (`engine.options.enable_expert_parallel`).
+        """Whether each GPU holds complete experts (`engine.options.enable_expert_parallel`).
 
-        Small experts cut into slices make slow products and may not suit a quantisation's blocks.
+        Small experts that are split give slow matrix products and may not fit a quantisation's
+        blocks.
         """
         return self.model.experts is not None and self.tensor_parallel_size > 1
 
     def describe(self) -> str:
-        """The plan as one paragraph, with its numbers."""
+        """Describe the plan and its numbers in one paragraph."""
         return (
             f"{_describe_model(self.model)} {_describe_engines(self)} "
             f"Each GPU holds {self.weights_gib_per_gpu:.1f} GiB of weights and "
@@ -354,30 +360,32 @@ def plan_pool(
     gpu_memory_utilization: float = 0.9,
     max_num_seqs: int = 256,
 ) -> PoolPlan:
-    """The engines for a model on these nodes.
+    """Plan the engines for a model on these nodes.
 
-    * An engine fits when the fullest of its GPUs holds, within `gpu_memory_utilization`, its share
+    * An engine fits if the fullest of its GPUs can hold, within `gpu_memory_utilization`, its share
       of the weights, the overhead, and a cache for one sequence of `context` tokens. Without a
-      `context` it must hold `min_context` tokens, and the context is what the cache holds, at most
-      what the model was made for: questions are short, so a longer context is not worth a GPU.
-    * Of the engines that fit those are taken that together generate the most tokens a second
-      (`_Layout.tokens_per_s`). Engines that share nothing lose no time to each other, while the
-      GPUs of one engine wait for each other twice in every layer; but each engine reads all its
-      weights in every step, and what they leave of a GPU's memory decides how many sequences share
-      that. Of layouts within `CLEARLY_FASTER` of the fastest, the one with the most engines is
-      taken, then the faster, then the shorter pipeline and the fewer GPUs.
+      `context` the cache must hold `min_context` tokens, and the context is what the cache can
+      hold, at most the model's own limit: questions are short, so a longer context is not worth a
+      GPU.
+    * Of the engines that fit, the plan takes those that together generate the most tokens per
+      second (`_Layout.tokens_per_s`). Separate engines do not wait for each other, while the GPUs
+      of one engine wait for each other twice in every layer. But each engine reads all its weights
+      in every step, and the memory that the weights leave decides how many sequences share that
+      cost. Of the layouts within `CLEARLY_FASTER` of the fastest, the plan takes the one with the
+      most engines, then the faster one, then the shorter pipeline and the fewer GPUs.
     * Tensor parallelism is a power of two within a node, where the links are fast, and splits all
-      heads. A pipeline goes on from there: over nodes (they exchange little), or over the GPUs of
-      a node when the heads or the number of GPUs are odd. An engine over several nodes is given
-      these nodes whole.
-    * `max_num_seqs` is how many sequences of `SEQUENCE_TOKENS` the cache holds, rounded down to a
-      size for which vLLM has a CUDA graph. When a batch turns out longer, vLLM makes one sequence
-      wait and computes it again; that costs little, a batch too small costs all the time. It is
-      at most `max_num_seqs`: beyond 256 the sampler's logits outgrow the overhead allowed for.
+      heads evenly. A pipeline extends it over nodes (they exchange little), or over the GPUs of a
+      node when the number of heads or GPUs is odd. An engine over several nodes gets them
+      completely.
+    * `max_num_seqs` is how many sequences of `SEQUENCE_TOKENS` fit into the cache, rounded down to
+      a size for which vLLM has a CUDA graph. When a batch grows longer than that, vLLM makes one
+      sequence wait and computes it again, which costs little, while a batch that is too small costs
+      time in every step. It is at most `max_num_seqs`: beyond 256 the sampler's logits exceed the
+      overhead that is allowed for.
 
-    More memory, nodes or twice the GPUs in each never give fewer predicted tokens a second, but for
-    that tenth. Raises `InputError` with the numbers when no engine fits, or the `context` asked for
-    does not.
+    More memory, more nodes or twice the GPUs per node never give a lower predicted speed, apart
+    from the tolerance of `CLEARLY_FASTER`. Raises `InputError` with the numbers when no engine
+    fits, or when the requested `context` does not fit.
     """
     _check_limits(model, context, min_context, gpu_memory_utilization, max_num_seqs)
     usable = nodes.gpu_memory_gib * GIB * gpu_memory_utilization
@@ -393,7 +401,7 @@ def plan_pool(
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """One way to lay an engine over GPUs, whether or not it fits."""
+    """One way to place an engine on GPUs, whether or not it fits."""
 
     model: ModelShape
     nodes: GpuNodes
@@ -402,7 +410,7 @@ class _Layout:
     num_stages: int
     """Pipeline-parallel size."""
     usable: float
-    """Bytes of one GPU that vLLM may take."""
+    """Bytes of one GPU that vLLM may use."""
 
     @property
     def num_gpus(self) -> int:
@@ -410,7 +418,7 @@ class _Layout:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that one engine spans; each has place for some whole stages."""
+        """Nodes that one engine spans; each has room for some complete stages."""
         return -(-self.num_stages // (self.nodes.gpus_per_node // self.num_ranks))
 
     @property
@@ -421,7 +429,7 @@ class _Layout:
 
     @property
     def stage_layers(self) -> int:
-        """Layers of the longest stage."""
+        """Number of layers in the longest stage."""
         return -(-self.model.num_layers // self.num_stages)
 
     @property
@@ -441,14 +449,14 @@ class _Layout:
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens that the cache holds, in whole blocks."""
+        """Tokens that fit into the cache, in complete blocks."""
         token = self.stage_layers * self.model.kv_cache_bytes_per_layer(self.num_ranks)
         return int(self.cache / token) // BLOCK_TOKENS * BLOCK_TOKENS
 
     def tokens_per_s(self, batch: int) -> float:
-        """Tokens generated a second by all engines, each with a batch of so many sequences.
+        """Tokens that all engines generate per second, each with a batch of this many sequences.
 
-        The stages of a pipeline work on as many parts of the batch at once.
+        The stages of a pipeline work on different parts of the batch at the same time.
         """
         part = batch / self.num_stages
         share = self.stage_layers / self.model.num_layers
@@ -463,8 +471,8 @@ class _Layout:
         return self.replicas * part / step_s * filled
 
     def _exchange_s(self, part: float) -> float:
-        """What the ranks of a stage wait for each other in a step: two sums in each layer, of 16
-        bits for each token and dimension, of which each rank sends and gets nearly twice."""
+        """Seconds per step that the ranks of a stage wait for each other: two sums in each layer,
+        with 16 bits per token and dimension, of which each rank sends and receives nearly twice."""
         if self.num_ranks == 1:
             return 0.0
         is_linked = self.nodes.gpu_memory_gib >= LINKED_GIB
@@ -474,12 +482,12 @@ class _Layout:
         return self.stage_layers * (ALL_REDUCE_S + 2 * sent / link)
 
     def batch(self, sequence: int, limit: int) -> int:
-        """Sequences of so many tokens at once: at least 1, at most `limit`, with a CUDA graph."""
+        """Sequences of this length in one batch: at least 1, at most `limit`, with a CUDA graph."""
         return _graph_size(max(1, min(limit, self.cache_tokens // sequence)))
 
 
 def _best(fitting: list[_Layout], sequence: int, max_num_seqs: int) -> _Layout:
-    """The layout to take, as `plan_pool` says; the keys are in the order of what counts most."""
+    """Choose the layout, as `plan_pool` describes; the keys are in order of importance."""
     speeds = [one.tokens_per_s(one.batch(sequence, max_num_seqs)) for one in fitting]
 
     def merit(pair: tuple[_Layout, float]) -> tuple[float, ...]:
@@ -491,7 +499,7 @@ def _best(fitting: list[_Layout], sequence: int, max_num_seqs: int) -> _Layout:
 
 
 def _graph_size(size: int) -> int:
-    """The largest batch not above `size` that vLLM captures by default: 1, 2, 4 and each 8th."""
+    """The largest batch up to `size` that vLLM captures by default: 1, 2, 4 and multiples of 8."""
     return size // 8 * 8 if size >= 8 else 1 << (size.bit_length() - 1)
 
 
@@ -500,7 +508,7 @@ def _sizes(model: ModelShape, nodes: GpuNodes) -> Iterator[tuple[int, int]]:
     num_ranks = 1
     while num_ranks <= nodes.gpus_per_node:
         stages_per_node = nodes.gpus_per_node // num_ranks
-        # With GPUs left over in each node, Ray would tear a stage apart over two of them.
+        # With GPUs left over in each node, Ray would split a stage over two nodes.
         is_aligned = nodes.gpus_per_node % num_ranks == 0
         num_stages = stages_per_node * (nodes.num_nodes if is_aligned else 1)
         if model.splits_over(num_ranks):
@@ -535,15 +543,15 @@ def _check_limits(
 ) -> None:
     if context is not None and not 0 < context <= model.max_context:
         raise InputError(
-            f"a context of {context} tokens was asked for, {model.name} was made for "
+            f"a context of {context} tokens was requested, but {model.name} was made for "
             f"1 to {model.max_context}"
         )
     if min_context < 1:
         raise InputError(f"min_context must be at least 1, not {min_context}")
     if not 0 < gpu_memory_utilization <= 1:
-        raise InputError(f"gpu_memory_utilization is in (0, 1], not {gpu_memory_utilization}")
+        raise InputError(f"gpu_memory_utilization must be in (0, 1], not {gpu_memory_utilization}")
     if not 1 <= max_num_seqs <= 1024:
-        raise InputError(f"max_num_seqs is 1 to 1024, not {max_num_seqs}")
+        raise InputError(f"max_num_seqs must be 1 to 1024, not {max_num_seqs}")
 
 
 def _nothing_fits(
@@ -554,7 +562,8 @@ def _nothing_fits(
     needed: int,
     usable: float,
 ) -> InputError:
-    """Why no engine fits, told by the roomiest: the context is too long or the model too large."""
+    """Why no engine fits, for the roomiest layout: the context is too long or the model too
+    large."""
     best = max(layouts, key=lambda layout: (layout.cache_tokens, -layout.weights))
     where = f"{nodes.num_nodes} x {nodes.gpus_per_node} GPUs of {nodes.gpu_memory_gib:g} GiB"
     if context is not None and best.cache_tokens > 0:
@@ -562,7 +571,7 @@ def _nothing_fits(
         return InputError(
             f"a context of {context} tokens ({gib:.1f} GiB of key-value cache) does not fit next "
             f"to {model.name} on {where}: the most is {best.cache_tokens} tokens; ask for less, "
-            "quantise the model, or use more or larger GPUs"
+            f"quantise the model, or use {_enough(model, nodes, needed, usable)}"
         )
     weights, overhead = best.weights / GIB, best.overhead / GIB
     return InputError(
@@ -570,8 +579,20 @@ def _nothing_fits(
         f"of {nodes.num_gpus * nodes.gpu_memory_gib:.1f} GiB in all; split over {best.num_gpus} "
         f"GPU(s), each needs {weights:.1f} GiB for weights, {overhead:.1f} for overhead and a "
         f"cache for {needed} tokens, of the {usable / GIB:.1f} GiB that vLLM may take; "
-        "quantise the model, or use more or larger GPUs"
+        f"quantise the model, or use {_enough(model, nodes, needed, usable)}"
     )
+
+
+def _enough(model: ModelShape, nodes: GpuNodes, needed: int, usable: float) -> str:
+    """The fewest GPUs of this size that hold an engine, in one node or in nodes of eight."""
+    counts = [(1, 2), (1, 4), (1, 8), *((num_nodes, 8) for num_nodes in range(2, MOST_NODES + 1))]
+    for num_nodes, gpus_per_node in counts:
+        larger = GpuNodes(num_nodes, gpus_per_node, nodes.gpu_memory_gib)
+        layouts = (_Layout(model, larger, tp, pp, usable) for tp, pp in _sizes(model, larger))
+        if any(layout.cache_tokens >= needed for layout in layouts):
+            nodes_of = f"{num_nodes} nodes of " if num_nodes > 1 else ""
+            return f"{nodes_of}{gpus_per_node} or more GPUs of this size, or larger ones"
+    return "larger GPUs"
 
 
 def _describe_model(model: ModelShape) -> str:
@@ -596,15 +617,15 @@ def _describe_engines(plan: PoolPlan) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """A config whose fields are asked for by name; older models have other names for them."""
+    """A config whose fields are read by name; older models use other names for them."""
 
     model: str
     values: Mapping[str, Any]
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        """The first of the fields that is there, else the default; 0 is as good as not there.
+        """The first of the fields that is present, else the default; 0 counts as missing.
 
-        Raises `InputError` when there is neither.
+        Raises `InputError` if there is neither.
         """
         found = next((name for name in names if self.values.get(name)), None)
         if found is None and default is not None:
@@ -625,15 +646,15 @@ class _Fields:
 
     @property
     def is_gemma(self) -> bool:
-        """Gemma's class ties its embeddings, so its files do not say so."""
+        """Gemma's class ties its embeddings, so its files do not state it."""
         return str(self.values.get("model_type", "")).startswith("gemma")
 
 
 def with_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a model as an engine serves it with `engine.options`: `quantization` of weights
-    whose files are not quantised, and `kv_cache_dtype` of one byte a number.
+    """The config of a model as an engine serves it with `engine.options`: with the `quantization`
+    of weights whose files are not quantised, and with a `kv_cache_dtype` of one byte per number.
 
-    A method that is not known changes nothing, so that the plan is for more memory than it takes.
+    An unknown method changes nothing, so that the plan overestimates the memory.
     """
     served = dict(config)
     method = ONLINE_QUANTIZATION.get(str(options.get("quantization")))
@@ -645,13 +666,14 @@ def with_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the text model, which one with images keeps inside its own."""
+    """The config of the text model, which a multimodal model nests inside its config."""
     inner = config.get("text_config") or {}
     return dict(config) | {key: value for key, value in inner.items() if value is not None}
 
 
 def _dtype_bytes(fields: _Fields) -> float:
-    """Bytes of a number that is not quantised; a config without a dtype is taken for 16 bits."""
+    """Bytes of a number that is not quantised; a config without a dtype is assumed to use 16
+    bits."""
     value = fields.values.get("dtype") or fields.values.get("torch_dtype") or "bfloat16"
     name = str(value).removeprefix("torch.")
     if name not in DTYPE_BYTES:
@@ -663,9 +685,9 @@ def _dtype_bytes(fields: _Fields) -> float:
 
 
 def _layer_bytes(fields: _Fields, dtype_bytes: float) -> float:
-    """Bytes a parameter of the layers, from `quantization_config` where there is one.
+    """Bytes per parameter of the layers, from `quantization_config` if there is one.
 
-    A group of weights shares a scale of 16 bits and a zero point as wide as a weight.
+    A group of weights shares a scale of 16 bits and a zero point that is as wide as a weight.
     """
     quantization = fields.values.get("quantization_config")
     if not quantization:
@@ -681,7 +703,7 @@ def _layer_bytes(fields: _Fields, dtype_bytes: float) -> float:
 
 
 def _bits_and_group(quantization: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Bits of a weight and weights that share a scale (None: so many that it does not count)."""
+    """Bits per weight, and how many weights share a scale (None: so many that it is negligible)."""
     method = quantization.get("quant_method")
     if method in {"fp8", "fbgemm_fp8"}:
         return 8, None
@@ -697,7 +719,7 @@ def _bits_and_group(quantization: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _experts(fields: _Fields, num_layers: int) -> Experts | None:
-    """The experts, under whichever of the names in use; None for a dense model."""
+    """The experts, under any of the names in use; None for a dense model."""
     count = fields.integer("num_experts", "num_local_experts", "n_routed_experts", default=0)
     if count == 0:
         return None
@@ -713,7 +735,7 @@ def _experts(fields: _Fields, num_layers: int) -> Experts | None:
 
 
 def _num_sparse_layers(fields: _Fields, num_layers: int) -> int:
-    """Layers with experts: each `decoder_sparse_step`-th, but neither first nor named ones."""
+    """Number of layers with experts: every `decoder_sparse_step`-th, without excluded ones."""
     step = fields.integer("decoder_sparse_step", default=1)
     first = fields.integer("first_k_dense_replace", default=0)
     dense = set(fields.values.get("mlp_only_layers") or [])
@@ -736,7 +758,7 @@ def _latent_attention(fields: _Fields) -> LatentAttention | None:
 
 
 def _check_layer_types(fields: _Fields) -> None:
-    """Refuse a model with layers of another kind, whose numbers would be plain wrong."""
+    """Refuse a model with other kinds of layers, whose numbers would be wrong."""
     unknown = set(fields.values.get("layer_types") or []) - COUNTED_LAYERS
     if unknown:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What the pool is given to do: questions, a handler for each, and a ledger for the rows."""
+"""What the pool works on: questions, a handler for each, and a ledger for the rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cluster.inference.schedule import DatasetQuota, Questions
 from cluster.store.folder import Folder
 
 _TURNS_TO_ASK = 3
-"""Turns of the event loop after which the chains of a new question have asked for their slots: one
-for its own task, one for theirs, and one to spare."""
+"""Turns of the event loop after which the chains of a new question have requested their slots: one
+for its task, one for theirs, and one to spare."""
 
 
 class Slots:
-    """How many generations may run at once; chains come in turn.
+    """Limits how many generations run at once; chains are served in turn.
 
-    A question is begun when no chain waits any more, so that an engine always has its number in
-    flight while only few questions are open, and those of one question run together and share
+    A question begins when no chain is waiting any more. So an engine always has its full number in
+    flight while only few questions are open, and the chains of one question run together and share
     their prefix.
     """
 
@@ -43,7 +43,7 @@ class Slots:
 
     @contextlib.asynccontextmanager
     async def take(self, count: int) -> AsyncIterator[None]:
-        """Hold the slots of one request for `count` generations; at most all that there are."""
+        """Hold the slots of one request for `count` generations, at most all that there are."""
         count = min(count, self._num_slots)
         await self._acquire(count)
         try:
@@ -61,13 +61,12 @@ class Slots:
         try:
             await turn
         except asyncio.CancelledError:
-            # It may have been given its slots in the same moment.
+            # It may have received its slots at the same moment.
             self._release(count if turn.done() and not turn.cancelled() else 0)
             raise
 
     def _release(self, count: int) -> None:
-        """Give slots back, and the free ones to the caller that came first; no caller passes
-        another."""
+        """Return slots, and give free ones to callers in the order in which they came."""
         self._free += count
         while self._waiting:
             turn, wanted = self._waiting[0]
@@ -80,9 +79,9 @@ class Slots:
         self._nobody_waits.set()
 
     async def room(self) -> None:
-        """Wait until no chain waits for a slot, those of questions begun just now included.
+        """Wait until no chain is waiting for a slot, including those of questions begun just now.
 
-        One caller passes at a time: all who wait here would begin a question at once.
+        Callers pass one at a time; otherwise all waiting callers would begin a question at once.
         """
         async with self._door:
             for _ in range(_TURNS_TO_ASK):
@@ -92,15 +91,15 @@ class Slots:
 
 
 class Handler(Protocol):
-    """What is done with one question. Sent to the workers, so it must pickle."""
+    """Processes one question. It is sent to the workers, so it must be picklable."""
 
     @property
     def width(self) -> int:
-        """How many generations of one question run at once."""
+        """How many generations of one question run at the same time."""
 
     @property
     def generations(self) -> Mapping[int | None, int]:
-        """How many generations one question takes, by their token limits; for the time left."""
+        """How many generations one question takes, by token limit; for the estimated time left."""
 
     async def __call__(
         self,
@@ -111,16 +110,16 @@ class Handler(Protocol):
     ) -> dict[str, Any]:
         """The finished ledger row of a question; takes a slot for each chain of generations.
 
-        `previous` is the row of the attempt before: only what failed in it is done again.
+        `previous` is the row of the previous attempt: only what failed in it is repeated.
         """
 
     def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
-        """The ledger row of a question that is given up, without its attempt."""
+        """The ledger row of a question that is abandoned, without an attempt."""
 
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """One kind of work: the questions, what is done with each, and the ledger for the rows."""
+    """One kind of work: the questions, their handler, and the ledger for the rows."""
 
     name: str
     folder: Folder
@@ -128,6 +127,6 @@ class GenerationJob:
     handler: Handler
     questions: Questions
     shares: Mapping[str, DatasetQuota] = field(default_factory=dict)
-    """By dataset, where it is not the default."""
+    """Quotas by dataset; others have the default."""
     max_tokens: int | None = None
-    """Generated for all datasets together; checked, like a share, when a question is begun."""
+    """Limit on generated tokens of all datasets together; checked when a question is begun."""

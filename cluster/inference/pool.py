@@ -1,16 +1,16 @@
 """The engine pool: Ray Data maps a pool of engines over chunks of questions.
 
-On the driver: the numbers of the chunks, the progress line, and the check at the end. In a task:
-which questions are open, and the plan file that says which chunk holds which. On a worker (a Ray
-Data actor): one engine, several chunks at once, all of whose questions share the engine's one
-continuous batch; finished rows go from the worker straight to part files. What crosses: chunk
-numbers out, receipts of a few numbers back, and counters once a second.
+The driver handles the numbers of the chunks, the progress line, and the check at the end. A task
+finds the questions that are open, and writes the plan file that assigns them to chunks. A worker (a
+Ray Data actor) has one engine and several chunks at once, whose questions share the continuous
+batch of the engine; it writes finished rows directly to part files. Chunk numbers are sent to the
+workers, and receipts with a few numbers come back, as do counters once a second.
 
-Jobs of different kinds for the same weights (reasoning paths, predictions of the base model) run
-side by side on the same warm engines.
+Jobs of different kinds for the same weights (reasoning paths, predictions of the base model) run in
+parallel on the same engines.
 
-The engines that the pool starts with are one placement group: it holds all their GPUs, or none and
-waits (`cluster.gpus`). Further ones take what is free, one by one.
+The first engines of the pool are one placement group, which holds all their GPUs or waits
+(`cluster.gpus`). Further engines take GPUs one by one as they become free.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from cluster.session import StopRequest
 from cluster.store.ledger import Ledger, compact, new_execution
 
 STOP_S = 6.0
-"""How long the workers get to make durable what is finished, once the run is asked to stop."""
+"""Seconds that the workers get to save finished rows after the run was asked to stop."""
 ASK_EVERY_S = 0.1
 RANK_CPUS = 0.1
 """Logical CPUs of one of vLLM's own workers in a placement group."""
@@ -53,8 +53,8 @@ RANK_CPUS = 0.1
 _REPOSITORY = str(Path(__file__).resolve().parents[2])
 
 _AS_URGENT_AS_OTHERS = {"RAY_worker_niceness": "0"}
-"""Ray gives its workers nice 15. On a CPU the threads of an engine wait for each other, so that
-whatever takes the processor from one of them, if only Ray's own services, holds up all."""
+"""Ray runs its workers at nice 15. On a CPU the threads of an engine wait for each other, so
+anything that takes the processor from one of them, even Ray's services, delays all of them."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class PoolSummary:
     """What one execution of the pool did, for the manifest."""
 
     wall_s: float
-    """From the call to the last row, engine starts included."""
+    """Seconds from the call to the last row, including engine starts."""
     generating_s: float
-    """From the first chunk begun on a ready engine to the last row durable."""
+    """Seconds from the first chunk on a ready engine to the last saved row."""
     counts: dict[str, float]
-    """Sums over all workers, see `EngineWorker`."""
+    """Sums over all workers; see `EngineWorker`."""
     weights: dict[str, str] = field(default_factory=dict)
     """Fingerprints of what the engines served (`cluster.models.weight_digests.check_loaded`)."""
 
     def facts(self) -> dict[str, Any]:
-        """What a step's manifest says of it; shares between 0 and 1."""
+        """The facts for a step's manifest; shares are between 0 and 1."""
         counts = Counter(self.counts)
         engine_s = counts["busy_s"] + counts["idle_s"]
         return {
@@ -104,13 +104,14 @@ def run_jobs(
     gpu_wait_s: float | None = None,
     limit: int | None = None,
 ) -> PoolSummary:
-    """Do every job's open questions, or `limit` of each, on one pool of engines serving `model`.
+    """Process the open questions of every job, or `limit` of each, on one pool of engines.
 
-    Returns when each question of each job has its row (or a share or the job's tokens are used
-    up) and the engines' processes are gone. Waits for its GPUs, and for `gpu_wait_s` seconds for
-    GPUs that the cluster does not have (null: `cluster.gpus.default_wait_s`). Raises `InputError`
-    when they do not come, `InterruptedRunError` when asked to stop (what was finished is durable),
-    and `GenerationStoppedError` with the engine's own error when its restarts are used up.
+    Returns when each question of each job has its row (or a quota or the job's tokens are used up)
+    and the processes of the engines have ended. Waits for GPUs that are in use, and up to
+    `gpu_wait_s` seconds for GPUs that the cluster does not have (null:
+    `cluster.gpus.default_wait_s`). Raises `InputError` when these do not come,
+    `InterruptedRunError` when asked to stop (finished work is saved), and `GenerationStoppedError`
+    with the engine's error when its restarts are used up.
     """
     started = time.monotonic()
     plans = {job.name: _plan(job, settings, limit) for job in jobs}
@@ -138,7 +139,7 @@ def _compact_and_summarize(job: GenerationJob) -> dict[str, Any]:
 
 
 def num_workers(settings: EngineSettings) -> tuple[int, int]:
-    """Engines to start with, and engines to grow to."""
+    """The number of engines to start with, and the number to grow to."""
     largest = settings.max_workers or settings.min_workers or 1
     smallest = settings.min_workers or largest
     return smallest, max(smallest, largest)
@@ -165,7 +166,7 @@ def _plan(job: GenerationJob, settings: EngineSettings, limit: int | None) -> Op
 
 
 def _check_complete(job: GenerationJob, max_attempts: int) -> None:
-    """Every question has its row, none is left to try again, unless its dataset has enough."""
+    """Check that every question has its row and none has to be retried, unless a quota is full."""
     questions = job.questions.keys()
     ledger = Ledger.read(job.folder)
     closed = set(used_up(ledger.totals(questions), job.shares, job.max_tokens))
@@ -174,7 +175,7 @@ def _check_complete(job: GenerationJob, max_attempts: int) -> None:
         if row["dataset"] not in closed:
             raise DamagedFileError(
                 f"{job.folder.uri}: {left.num_rows} answered questions have no row, "
-                f"{row['question_id']} is one: what was written is gone or damaged; give the "
+                f"{row['question_id']} is one of them: rows are missing or damaged; give the "
                 "same command again"
             )
 
@@ -188,8 +189,8 @@ def _execute(
     stop: StopRequest,
     progress_every_s: float,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Run the pool to its end, or until asked to stop; the counters of all workers, and which
-    weights they served."""
+    """Run the pool until it is done or asked to stop; returns the counters of all workers and the
+    weights that they served."""
     import ray
 
     totals = {job.name: plans[job.name].totals for job in jobs}
@@ -221,7 +222,8 @@ def _execute(
 
 
 def _board(*args: Any) -> Any:
-    """The board, beside the driver. Killed and restarted, it fills again with the next reports."""
+    """The board, on the driver's node. If it is killed, it restarts and is filled by new
+    reports."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -231,7 +233,7 @@ def _board(*args: Any) -> Any:
 
 
 class _Described:
-    """Reads the board and makes the progress line and the bars; also records events."""
+    """Reads the board and formats the progress line and the bars; also records events."""
 
     def __init__(self, board: Any, meter: RateMeter, placement: _WorkerPlacement) -> None:
         self._board, self._meter, self._placement = board, meter, placement
@@ -247,7 +249,7 @@ class _Described:
         return [" | ".join(filter(None, [line, self._placement.lost()])), *others]
 
     def bars(self) -> dict[str, tuple[int, int]]:
-        """Those of the view that the last lines were made of."""
+        """The bars of the view that the last lines were made from."""
         return self._meter.bars(self._view)
 
 
@@ -259,8 +261,8 @@ def _pool_dataset(
     board: Any,
     placement: _WorkerPlacement,
 ) -> Any:
-    """The Ray dataset whose execution does the work. One ready-made block is one chunk: Ray Data
-    keeps only a few slots busy when it has to cut the chunks itself."""
+    """The Ray dataset whose execution does the work. Each block is one chunk, because Ray Data
+    keeps only a few slots busy when it has to split the chunks itself."""
     import ray
 
     smallest, largest = num_workers(settings)
@@ -282,7 +284,7 @@ def _pool_dataset(
 
 
 def _chunks(jobs: Sequence[GenerationJob], plans: Mapping[str, OpenWork]) -> Iterator[pa.Table]:
-    """The chunk numbers of all jobs; the jobs take turns so that all advance."""
+    """The chunk numbers of all jobs; the jobs take turns, so that all advance."""
     queues = [
         [(job.name, plans[job.name].execution, n) for n in range(plans[job.name].num_chunks)]
         for job in jobs
@@ -293,10 +295,10 @@ def _chunks(jobs: Sequence[GenerationJob], plans: Mapping[str, OpenWork]) -> Ite
 
 
 def _consume(dataset: Any, board: Any, stop: StopRequest) -> None:
-    """Run the dataset to its end, or until every worker has stopped as requested.
+    """Run the dataset until it is done, or until every worker has stopped as requested.
 
-    Ray Data waits for the next receipt, which an engine that is still starting does not give: it
-    is interrupted, as by a second Ctrl-C.
+    Ray Data waits for the next receipt, which does not come from an engine that is still starting;
+    the wait is then interrupted, as by a second Ctrl-C.
     """
     ended, stopped = threading.Event(), threading.Event()
     can_interrupt = threading.current_thread() is threading.main_thread()
@@ -326,7 +328,7 @@ def _consume(dataset: Any, board: Any, stop: StopRequest) -> None:
 
 
 def _have_stopped(board: Any) -> bool:
-    """Pass the stop request on; whether every worker has flushed."""
+    """Pass the stop request on; returns whether every worker has flushed."""
     import ray
 
     try:
@@ -350,18 +352,18 @@ def worker_environment(settings: EngineSettings, further: Mapping[str, str]) -> 
     """Ray's runtime environment of a worker."""
     environment = {**engine_environment(settings), **_AS_URGENT_AS_OTHERS, **further}
     if settings.placement_group:
-        # vLLM's workers are of a job of their own, and import `cluster.inference.vllm_loader`.
+        # vLLM's workers belong to a separate job, and import `cluster.inference.vllm_loader`.
         there = os.environ.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_REPOSITORY, there]))
     return {"env_vars": environment}
 
 
 def engines_need(settings: EngineSettings) -> Need:
-    """What the engines that a pool starts with need at the same moment, engine by engine."""
+    """The resources that the first engines of a pool need at the same moment, engine by engine."""
     count = num_workers(settings)[0]
     advice = []
     if count > 1:
-        fewer = "set engine.min_workers to fewer, which are the engines to start with"
+        fewer = "lower engine.min_workers, the number of engines to start with"
         advice.append("lower engine.min_workers" if settings.min_workers else fewer)
     if settings.ranks > 1:
         advice.append("lower engine.tensor_parallel_size or engine.pipeline_parallel_size")
@@ -374,7 +376,7 @@ def engines_need(settings: EngineSettings) -> Need:
 
 
 def _engine_bundles(settings: EngineSettings) -> list[dict[str, float]]:
-    """What one engine takes: all on one node, or what takes the CPUs and then each rank."""
+    """The bundles of one engine: one on a single node, or one with its CPUs and one per rank."""
     worker: dict[str, float] = {"CPU": settings.cpus_per_worker}
     if not settings.placement_group:
         return [worker | {"GPU": settings.gpus_per_worker}]
@@ -386,8 +388,8 @@ def _engine_bundles(settings: EngineSettings) -> list[dict[str, float]]:
 def _first_engines(
     settings: EngineSettings, patience: Patience, stop: StopRequest
 ) -> Iterator[_WorkerPlacement]:
-    """Where the workers go. What the first ones need is reserved for the length of the block, if
-    they need GPUs or a placement group."""
+    """Decide where the workers run. The resources of the first ones are reserved within the block
+    if they need GPUs or a placement group."""
     with contextlib.ExitStack() as held:
         group = None
         if settings.use_gpu or settings.placement_group:
@@ -398,11 +400,11 @@ def _first_engines(
 def place_engines(
     nodes: Sequence[str], num_engines: int, num_ranks: int
 ) -> list[tuple[int, list[int]]]:
-    """Which bundles of a common group each engine takes: that of its worker, those of its ranks.
+    """Assign each engine its bundles in a common group: that of its worker and those of its ranks.
 
-    `nodes` has the node of each bundle, engine by engine the worker's and then its ranks'. Ray
-    spreads equal bundles in any order, so the ranks are dealt out anew, node after node, and each
-    worker is put where ranks of it are, if a worker's bundle is left there.
+    `nodes` has the node of each bundle: for each engine, its worker's and then its ranks'. Ray
+    spreads equal bundles in any order, so the ranks are assigned again, node by node, and each
+    worker is placed with one of its ranks if a worker's bundle is left on that node.
     """
     size = num_ranks + 1
     workers = list(range(0, num_engines * size, size))
@@ -418,10 +420,10 @@ def place_engines(
 
 
 class _WorkerPlacement:
-    """Ray's further arguments for each worker: finite restarts, and where it goes.
+    """Ray's further arguments for each worker: limited restarts, and a place.
 
-    The first workers go into the common group. A further one with a placement group gets one for
-    itself, which Ray Data would not remove: `remove` does at the end.
+    The first workers go into the common group. Each later one with a placement group gets a
+    separate one, which Ray Data would not remove; `remove` does so at the end.
     """
 
     def __init__(self, settings: EngineSettings, group: Any) -> None:
@@ -430,11 +432,11 @@ class _WorkerPlacement:
         self._own_groups: list[Any] = []
 
     def make(self) -> dict[str, Any]:
-        """The arguments of the next worker. By default Ray restarts it for ever."""
+        """The arguments of the next worker. By default Ray would restart it without limit."""
         arguments: dict[str, Any] = {
             "max_restarts": self._settings.max_restarts,
-            # The restarts are the bound. Until Ray knows that a node is gone, which may take it a
-            # minute, a chunk is sent to a worker there again and again.
+            # The restarts are the limit. Until Ray notices that a node is gone, which may take a
+            # minute, it keeps sending a chunk to a worker there.
             "max_task_retries": -1,
         }
         if self._engines:
@@ -454,7 +456,7 @@ class _WorkerPlacement:
         return self._own_groups[-1]
 
     def lost(self) -> str:
-        """What is waited for when a node of the common group is gone; empty when none is."""
+        """What the run waits for when a node of the common group is lost; otherwise empty."""
         if self._group is None or not has_lost_bundles(self._group):
             return ""
         return f"waiting for the GPUs of a lost node: {total(free_nodes(), 'GPU'):g} free"
@@ -467,7 +469,7 @@ class _WorkerPlacement:
 
 
 def _in_bundle(group: Any, bundle: int, with_children: bool) -> Any:
-    """Ray's words for a place in a group; vLLM's own workers are children of an engine's."""
+    """Ray's options for a place in a group; vLLM's own workers are children of an engine's."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     return PlacementGroupSchedulingStrategy(
@@ -478,7 +480,7 @@ def _in_bundle(group: Any, bundle: int, with_children: bool) -> Any:
 
 
 def _placed_engines(settings: EngineSettings, group: Any) -> list[tuple[int, list[int]]]:
-    """The bundles of each of the first engines, once their group is there."""
+    """The bundles of each of the first engines, once their group is granted."""
     import ray
 
     count = num_workers(settings)[0]

@@ -1,9 +1,10 @@
-"""Progress of long work: what the workers count, and the lines a person reads.
+"""Progress of long work: what the workers count, and the lines that a person reads.
 
-On the driver: `ProgressPrinter`, a thread that reads the board and prints. On the board, a Ray
-actor without CPUs: the counters of each worker, by dataset, which it also hands to Ray as metrics
-for Prometheus; which questions were being answered when an engine died; which datasets have
-enough. What crosses: small dictionaries, once a second, and back to the worker whether to stop.
+`ProgressPrinter` is a thread on the driver that reads the board and prints. The board is a Ray
+actor without CPUs. It holds the counters of each worker by dataset, which it also exports as Ray
+metrics for Prometheus, the questions that were being answered when an engine died, and the datasets
+that have enough. Small dictionaries are sent to it once a second; its reply tells a worker whether
+to stop.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ DESCRIBE_EVERY_S = 1.0
 TABLE_EVERY_S = 60.0
 RECORD_EVERY_S = 60.0
 SHOWN_S = 60.0
-"""The rate that is shown is that of the last minute."""
+"""The rate that is shown is the rate over this many seconds."""
 ALIVE_S = 10.0
-"""A worker that has not reported for so long does not count as alive."""
+"""A worker that has not reported for this many seconds counts as dead."""
 
 Key = tuple[str, str]
-"""A job's name and a dataset's."""
+"""The name of a job and that of a dataset."""
 
 METRICS = {
     "num_questions": "Questions of the dataset",
     "num_done": "Questions that have their row",
-    "num_paths": "Reasoning paths made",
+    "num_paths": "Reasoning paths generated",
     "num_accepted": "Paths whose answer is right",
     "num_failed": "Paths that failed",
     "num_truncated": "Paths cut off by a limit",
@@ -51,8 +52,8 @@ METRICS = {
 
 
 class ProgressBoard:
-    """Collects the counters of all workers; plain class, made a Ray actor by
-    `cluster.inference.pool`."""
+    """Collects the counters of all workers; a plain class that `cluster.inference.pool` turns into
+    a Ray actor."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ProgressBoard:
         shares: Mapping[str, Mapping[str, DatasetQuota]],
         max_tokens: Mapping[str, int | None] = MappingProxyType({}),
     ) -> None:
-        """All by job: what stood before, by dataset; what a dataset may have; what all may."""
+        """All by job: the earlier totals and quotas by dataset, and the token limit of the job."""
         self._base: dict[Key, Counter[str]] = {
             (job, dataset): Counter(counts)
             for job, datasets in totals.items()
@@ -86,7 +87,7 @@ class ProgressBoard:
     # What workers call.
 
     def enter_node(self, node_id: str, actor_id: str) -> int:
-        """Which worker of its node this is, from 0; the same again after a restart."""
+        """Which worker of its node this is, from 0; the number stays the same after a restart."""
         places = self._places.setdefault(node_id, [])
         if actor_id not in places:
             places.append(actor_id)
@@ -101,8 +102,8 @@ class ProgressBoard:
         processes: dict[str, Any],
         has_stopped: bool = False,
     ) -> dict[str, Any]:
-        """Replace a worker's counters; returns whether it has to flush and stop, and which
-        datasets have enough. One that `has_stopped` has made its rows durable."""
+        """Replace a worker's counters; returns whether it has to flush and stop, and which datasets
+        have enough. A worker that `has_stopped` has saved its rows."""
         self._counts[worker_id] = counts
         self._datasets[worker_id] = datasets
         self._open[worker_id] = set(open_questions)
@@ -113,8 +114,8 @@ class ProgressBoard:
         return {"stop": self._stopping, "closed": self._used_up()}
 
     def begin_chunk(self, worker_id: str, chunk: str) -> dict[str, int] | None:
-        """None for a new chunk. For one that another worker had begun, so that it must have died:
-        how often each question was being answered when a worker died."""
+        """Returns None for a new chunk. If another worker had begun the chunk, and must therefore
+        have died, returns how often each question was being answered when a worker died."""
         before = self._chunks.get(chunk)
         self._chunks[chunk] = worker_id
         if before is None:
@@ -125,26 +126,27 @@ class ProgressBoard:
         return dict(self._deaths)
 
     def end_chunk(self, chunk: str) -> None:
-        """The chunk is done."""
+        """Note that the chunk is done."""
         self._chunks.pop(chunk, None)
 
     def begin_question(self, worker_id: str, question_id: str) -> None:
-        """Note a question before anything of it is generated: it may be the one that kills."""
+        """Note a question before it is generated, because it may be the one that kills the
+        engine."""
         self._open.setdefault(worker_id, set()).add(question_id)
 
     def note_weights(self, fingerprints: dict[str, str]) -> dict[str, str]:
-        """Note which weights a worker serves; returns those that were noted first."""
+        """Note which weights a worker serves; returns the weights that were noted first."""
         self._weights = self._weights or fingerprints
         return self._weights
 
     def note_error(self, error: str) -> None:
-        """Keep the last words of a worker or an engine."""
+        """Keep the last error message of a worker or an engine."""
         self._last_error = error
 
     # What the driver calls.
 
     def stop(self) -> bool:
-        """Tell every worker, at its next report, to flush and stop; whether all have done so."""
+        """Tell every worker, at its next report, to flush and stop; returns whether all have."""
         self._stopping = True
         return self._stopped.issuperset(self._alive())
 
@@ -156,11 +158,11 @@ class ProgressBoard:
         return self._weights
 
     def processes(self) -> list[dict[str, Any]]:
-        """Node and process ids of every worker that ever reported."""
+        """The node and the process ids of every worker that ever reported."""
         return list(self._processes.values())
 
     def counts(self) -> dict[str, float]:
-        """Sums over all workers that ever reported; of times the first and the last."""
+        """Sums over all workers that ever reported; of times, the first and the last."""
         total: Counter[str] = Counter()
         for counts in self._counts.values():
             total.update({name: n for name, n in counts.items() if not name.endswith("_at")})
@@ -172,7 +174,7 @@ class ProgressBoard:
         return {**total, "num_workers": len(self._counts)}
 
     def view(self) -> dict[str, Any]:
-        """All that a progress line says."""
+        """All facts that a progress line shows."""
         alive = self._alive()
         datasets = self._totals()
         in_flight = sum(self._counts[worker].get("num_in_flight", 0) for worker in alive)
@@ -193,7 +195,7 @@ class ProgressBoard:
 
     def _kinds(self) -> dict[TokenLimit, tuple[int, int, int]]:
         """Generations, their tokens, and generations in flight, by the token limit that the engines
-        were given."""
+        received."""
         total: Counter[str] = Counter()
         for counts in self._counts.values():
             total.update({name: n for name, n in counts.items() if "/" in name})
@@ -222,7 +224,7 @@ class ProgressBoard:
         by_job: dict[str, dict[str, Counter[str]]] = {}
         for (job, dataset), counts in self._totals().items():
             by_job.setdefault(job, {})[dataset] = counts
-        # A retry may take back tokens; what was closed once stays closed.
+        # A retry may lower the token count; a dataset that was closed stays closed.
         self._closed |= {
             (job, dataset)
             for job, totals in by_job.items()
@@ -233,7 +235,7 @@ class ProgressBoard:
     def _export(
         self, datasets: Mapping[Key, Mapping[str, int]], num_alive: int, num_in_flight: float
     ) -> None:
-        """The same numbers as Ray metrics, which every node offers to Prometheus."""
+        """Export the same numbers as Ray metrics, which every node offers to Prometheus."""
         from ray.util.metrics import Gauge
 
         if self._gauges is None:
@@ -254,10 +256,10 @@ class ProgressBoard:
 
 
 class ProgressPrinter:
-    """Shows how far the work is every few seconds while a `with` block runs.
+    """Shows the progress every few seconds while a `with` block runs.
 
-    `describe` gives the line of now, and after it lines to be printed once. On a terminal there is
-    also a bar for each entry of `bars`, which gives what is done and what there is to do.
+    `describe` returns the current line, followed by lines to be printed once. A terminal also shows
+    a bar for each entry of `bars`, which returns the amount that is done and the total.
     """
 
     def __init__(
@@ -286,7 +288,7 @@ class ProgressPrinter:
         self._show(last=True)
 
     def _run(self) -> None:
-        # Described more often than printed: what is complete is said at once.
+        # Described more often than printed, so that a finished dataset is reported at once.
         while not self._done.wait(DESCRIBE_EVERY_S):
             self._show()
 
@@ -298,14 +300,14 @@ class ProgressPrinter:
 
 
 class PoolEvents:
-    """Records the engines that come and go, and once a minute how far the work is."""
+    """Records engines that start and end, and once a minute the progress."""
 
     def __init__(self) -> None:
         self._num_alive = 0
         self._recorded_at = -math.inf
 
     def __call__(self, view: Mapping[str, Any]) -> None:
-        """Look at one view of the board."""
+        """Record what changed in one view of the board."""
         change, self._num_alive = view["num_alive"] - self._num_alive, view["num_alive"]
         if change:
             name = "engines_started" if change > 0 else "engines_lost"
@@ -325,7 +327,7 @@ class PoolEvents:
 
 
 class RateMeter:
-    """Turns views of the board into lines: done, rate, time left."""
+    """Turns views of the board into lines with the amount done, the rate and the time left."""
 
     def __init__(
         self,
@@ -333,7 +335,7 @@ class RateMeter:
         complete: Collection[Key] = (),
         per_question: Mapping[str, Mapping[TokenLimit, int]] = MappingProxyType({}),
     ) -> None:
-        """`complete` are the datasets of which nothing is said, since nothing is left to do;
+        """`complete` lists datasets that are not reported because nothing is left to do;
         `per_question` has the generations of one question by job and token limit."""
         self._step = step
         self._per_question = per_question
@@ -344,15 +346,15 @@ class RateMeter:
         self._table_at = time.monotonic()
 
     def lines(self, view: Mapping[str, Any]) -> list[str]:
-        """The line of now; after it each dataset that was just completed and, once a minute, where
-        the others stand."""
+        """The current line, then each dataset that was just completed and, once a minute, the
+        progress of the others."""
         if not view["num_started"]:
             return [f"{self._step}: starting the engines"]
         return [self._line(view), *self._completed(view), *self._table(view)]
 
     @staticmethod
     def bars(view: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-        """Questions done and questions in all of each job and dataset, for a terminal."""
+        """Finished and total questions of each job and dataset, for a terminal."""
         return {
             f"{job} {dataset}": (counts["num_done"], counts["num_questions"])
             for (job, dataset), counts in view["datasets"].items()
@@ -376,32 +378,32 @@ class RateMeter:
         return " | ".join(filter(None, parts))
 
     def seconds_left(self, view: Mapping[str, Any]) -> float | None:
-        """Until the last question has its row, or a job its last token; None before it is known."""
+        """Seconds until the last question has its row or a job its last token; None if unknown."""
         rate = self._rate(time.monotonic(), view)
         left = [self._tokens_left(view)]
         left += [most - _tokens_of(job, view) for job, most in view["max_tokens"].items()]
         return max(0.0, min(left)) / rate if rate else None
 
     def _rate_shown(self, now: float, tokens: int) -> float | None:
-        """Tokens a second of the last minute; None at first."""
+        """Tokens per second over the last minute; None at first."""
         recent = [each for each in self._shown if now - each[0] <= SHOWN_S]
         self._shown = [*recent, (now, tokens)]
         first_at, first_tokens = self._shown[0]
         return (tokens - first_tokens) / (now - first_at) if now > first_at else None
 
     def _rate(self, now: float, view: Mapping[str, Any]) -> float | None:
-        """Tokens a second since the engines began, but at most over `WINDOW_S`; None at first."""
+        """Tokens per second since the engines began, over at most `WINDOW_S`; None at first."""
         done, tokens, in_flight = _by_kind(view)
         made = sum(tokens.values()) + tokens_in_flight(done, tokens, in_flight)
         if not self._history and not view["num_in_flight"] and not made:
-            return None  # the engines are there, and nothing was asked of them
+            return None  # the engines have started, but nothing was requested yet
         recent = [each for each in self._history if now - each[0] <= WINDOW_S]
         self._history = [*recent, (now, made)]
         first_at, first_made = self._history[0]
         return (made - first_made) / (now - first_at) if now > first_at else None
 
     def _tokens_left(self, view: Mapping[str, Any]) -> float:
-        """Tokens that the open questions still need, as far as they are known."""
+        """Tokens that the open questions still need, as far as this is known."""
         finished, still_open = _questions_by_job(view)
         self._done_before = self._done_before or finished
         new = {job: n - self._done_before.get(job, 0) for job, n in finished.items()}
@@ -428,12 +430,12 @@ class RateMeter:
 
 
 def _by_kind(view: Mapping[str, Any]) -> tuple[dict[TokenLimit, int], ...]:
-    """Generations, their tokens and those in flight, each by the token limit."""
+    """Generations, their tokens and those in flight, by token limit."""
     return tuple({kind: n[i] for kind, n in view["kinds"].items()} for i in range(3))
 
 
 def _questions_by_job(view: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:
-    """Questions that have their row, and questions that still get one, of each job."""
+    """The questions of each job that have their row, and those that still get one."""
     finished: Counter[str] = Counter()
     still_open: Counter[str] = Counter()
     for (job, dataset), counts in view["datasets"].items():

@@ -1,10 +1,10 @@
-"""The schedule of a job: which questions are still open, in what order, in which chunks.
+"""The schedule of a job: which questions are still open, in what order, and in which chunks.
 
-All as Arrow columns, since there may be millions. The order interleaves the datasets by weight, so
-that every dataset advances from the start and a short one can end early. Chunks begin large, to
-keep the number of tasks low, and end small, so that all workers end together. A plan is a Parquet
-file with a row group for each chunk: workers read their questions from storage, and the driver
-only ever handles chunk numbers.
+Everything is in Arrow columns, since there may be millions of questions. The order interleaves the
+datasets by weight, so that every dataset advances from the start and a short one can end early.
+Chunks are large at first, to keep the number of tasks low, and small at the end, so that all
+workers finish together. A plan is a Parquet file with a row group for each chunk: workers read
+their questions from storage, and the driver only handles chunk numbers.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ PLAN_FILE = "plan.parquet"
 LARGEST_CHUNK = 256
 _RETRY_COLUMNS = ("attempt", "previous_file", "previous_row")
 COMPACT_AT = 256
-"""Part files of earlier executions from which on they are compacted before going on."""
+"""The number of part files of earlier executions from which they are compacted first."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions of some splits, as they lie in the Parquet files of a folder."""
+    """The questions of some splits, in the Parquet files of a folder."""
 
     folder: Folder
     splits: tuple[str, ...]
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
-        """Columns of `QUESTION_SCHEMA` and `question_fingerprint`."""
+        """Read the columns of `QUESTION_SCHEMA` and `question_fingerprint`."""
         needed = None if columns is None else sorted({*columns, "split"})
         table = self.folder.read_table(needed)
         return table.filter(pc.is_in(table.column("split"), pa.array(self.splits, pa.string())))
 
     def keys(self) -> pa.Table:
-        """Only what ties a question to its row: id, fingerprint and dataset."""
+        """Read only what links a question to its row: id, fingerprint and dataset."""
         return self.read(["question_id", "question_fingerprint", "dataset"])
 
 
 @dataclass(frozen=True)
 class DatasetQuota:
-    """What a dataset may have of a job; a limit is checked when a question is begun."""
+    """The limits of a dataset in a job; they are checked when a question is begun."""
 
     weight: float = 1.0
     max_tokens: int | None = None
@@ -60,7 +60,7 @@ class DatasetQuota:
         return self.max_tokens is not None or self.max_accepted is not None
 
     def is_used_up(self, num_tokens: float, num_accepted: float) -> bool:
-        """Whether no further question of the dataset is begun."""
+        """Whether no further question of the dataset may begin."""
         return (self.max_tokens is not None and num_tokens >= self.max_tokens) or (
             self.max_accepted is not None and num_accepted >= self.max_accepted
         )
@@ -71,8 +71,8 @@ def used_up(
     shares: Mapping[str, DatasetQuota],
     max_tokens: int | None = None,
 ) -> list[str]:
-    """The datasets of a job of which no further question is begun: those that have their share,
-    and all of them once they have `max_tokens` together."""
+    """The datasets of a job from which no further question may begin: those that have used up their
+    quota, and all of them once they have used `max_tokens` together."""
     if max_tokens is not None and num_tokens(totals) >= max_tokens:
         return list(totals)
     return [
@@ -83,7 +83,7 @@ def used_up(
 
 
 def num_tokens(totals: Mapping[str, Mapping[str, int]]) -> int:
-    """Generated for all datasets together."""
+    """Tokens generated for all datasets together."""
     return sum(total["num_tokens"] for total in totals.values())
 
 
@@ -95,14 +95,14 @@ class OpenWork:
     num_chunks: int
     num_open: int
     totals: dict[str, dict[str, int]]
-    """By dataset, as it stood before: see `Ledger.totals`."""
+    """Earlier totals by dataset; see `Ledger.totals`."""
 
 
 def open_questions(questions: pa.Table, ledger: Ledger, max_attempts: int) -> pa.Table:
-    """The questions without a valid row, or whose failed answers may be tried again.
+    """The questions without a valid row, and those whose failed answers may be retried.
 
-    With the columns `attempt`, and for a retry `previous_file` and `previous_row`: where the row
-    of the attempt before stands.
+    Adds the column `attempt` and, for a retry, `previous_file` and `previous_row`, which locate the
+    row of the previous attempt.
     """
     place = ledger.find(questions)
     found = ledger.index.take(place)
@@ -117,7 +117,7 @@ def open_questions(questions: pa.Table, ledger: Ledger, max_attempts: int) -> pa
 
 
 def interleave(questions: pa.Table, shares: Mapping[str, DatasetQuota]) -> pa.Table:
-    """The questions in the order they are begun: stride scheduling over the datasets.
+    """Order the questions by stride scheduling over the datasets.
 
     The i-th question of a dataset of weight w comes at virtual time (i + 1/2) / w.
     """
@@ -133,8 +133,8 @@ def interleave(questions: pa.Table, shares: Mapping[str, DatasetQuota]) -> pa.Ta
 def chunk_sizes(num_questions: int, num_slots: int, smallest: int) -> list[int]:
     """The sizes of the chunks for `num_slots` chunks in flight over all workers.
 
-    Guided self-scheduling (Polychronopoulos and Kuck, 1987): each chunk is a share of what is
-    left. Never so large that a slot would get none at the start.
+    Guided self-scheduling (Polychronopoulos and Kuck, 1987): each chunk is a fraction of what is
+    left, but never so large that a slot would get none at the start.
     """
     sizes: list[int] = []
     left = num_questions
@@ -161,7 +161,7 @@ def plan_job(
 ) -> OpenWork:
     """Find the open questions of a job and write its plan file; at most `limit` questions.
 
-    Runs as a task, not on the driver: all that grows with the number of questions is here.
+    Runs as a task and not on the driver, because its work grows with the number of questions.
     """
     asked = questions.read()
     ledger = _ledger_to_go_on(folder, schema, asked, max_attempts)
@@ -178,7 +178,7 @@ def plan_job(
 def _ledger_to_go_on(
     folder: Folder, schema: pa.Schema, asked: pa.Table, max_attempts: int
 ) -> Ledger:
-    """The ledger of a job, opened anew where there is work: that of a finished step stays."""
+    """The ledger of a job, opened for writing if there is work; a finished step is left closed."""
     if folder.manifest() is not None:
         ledger = Ledger.read(folder)
         if not open_questions(asked, ledger, max_attempts).num_rows:
@@ -194,14 +194,14 @@ def _write_plan(folder: Folder, questions: pa.Table, sizes: list[int]) -> None:
 
 
 def chunk_folder(execution: str, number: int) -> str:
-    """Where the parts of a chunk stand, relative to the step's folder."""
+    """The folder for the parts of a chunk, relative to the step's folder."""
     return posixpath.join(PARTS, execution, f"{number:06d}")
 
 
 def read_chunk(folder: Folder, execution: str, number: int) -> list[dict[str, Any]]:
     """The questions of one chunk of a plan.
 
-    With `attempt`, and `previous`: the whole row of the attempt before, or None.
+    They have `attempt` and `previous`, the complete row of the previous attempt or None.
     """
     plan = folder.child(posixpath.join(PARTS, execution)).open_parquet(PLAN_FILE)
     return with_previous(folder, plan.read_row_group(number))
@@ -210,7 +210,7 @@ def read_chunk(folder: Folder, execution: str, number: int) -> list[dict[str, An
 def read_chunk_again(
     folder: Folder, execution: str, number: int, max_attempts: int
 ) -> list[dict[str, Any]]:
-    """The same for a chunk whose worker died: what that worker made durable stands."""
+    """The same for a chunk whose worker died; the rows that this worker saved are kept."""
     plan = folder.child(posixpath.join(PARTS, execution)).open_parquet(PLAN_FILE)
     chunk = plan.read_row_group(number)
     written = Ledger.read(folder, chunk_folder(execution, number))
@@ -220,7 +220,7 @@ def read_chunk_again(
 
 
 def with_previous(folder: Folder, chunk: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a chunk with `previous` in the place of where it stands."""
+    """The rows of a chunk with `previous` in place of its location."""
     rows: list[dict[str, Any]] = chunk.drop_columns(list(_RETRY_COLUMNS[1:])).to_pylist()
     places = zip(*(chunk.column(name).to_pylist() for name in _RETRY_COLUMNS[1:]), strict=True)
     tables: dict[str, pa.Table] = {}
@@ -234,7 +234,7 @@ def with_previous(folder: Folder, chunk: pa.Table) -> list[dict[str, Any]]:
 
 
 def summarize(ledger: Ledger, wanted: pa.Table) -> dict[str, Any]:
-    """What a step's manifest says of its rows: totals by dataset, and over all."""
+    """The facts about the rows for a step's manifest: totals by dataset and overall."""
     totals = ledger.totals(wanted)
     over_all = {
         name: sum(total[name] for total in totals.values())

@@ -1,14 +1,14 @@
-"""How long a pool of engines will still take: arithmetic on its counters, nothing is measured here.
+"""How long a pool of engines will still take, computed from its counters.
 
-Whole questions are a poor measure at the beginning: none is finished before the first one has
-passed all stages, and by then much of the work of many others is done. So what is left is counted
-in tokens, by kind of generation. Example::
+Finished questions are a poor measure at the beginning: none is finished before the first one has
+passed all stages, and by then much of the work on many others is done. So the remaining work is
+counted in tokens, by kind of generation. Example::
 
     left = tokens_left(
         expected={24: 800, 32: 800, 90: 1000}, done={24: 160, 32: 40}, tokens={24: 3500, 32: 1200}
     )
 
-A kind of generation is known by its token limit, which is what the engines are told.
+A kind of generation is identified by its token limit, which the engines receive.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 TokenLimit = int | None
-"""The most tokens of a generation; None is what the context leaves."""
+"""The token limit of a generation; None is what the context leaves."""
 
 WINDOW_S = 1800.0
-"""The rate is that of the last half hour. Chains that begin together finish their stages together,
-so that over minutes the rate goes up and down; over hours the length of the texts may change."""
+"""The rate is taken over the last half hour. Chains that begin together finish their stages
+together, so the rate fluctuates over minutes, and over hours the length of the texts may change."""
 ENOUGH = 8
-"""Generations of a kind from which on their mean length is believed."""
+"""The number of generations of a kind from which their mean length is used."""
 
 
 def expected_tokens(
     done: Mapping[TokenLimit, int], tokens: Mapping[TokenLimit, int], kind: TokenLimit
 ) -> float:
-    """Tokens of one generation of a kind: the mean of those that are there.
+    """Expected tokens of one generation of a kind: the mean of those that are finished.
 
-    Before there are enough, it is the kind's limit times the share of their limits that the others
-    used; without any, or without a limit, it is the mean of all.
+    While there are too few, it is the limit of the kind times the fraction of their limits that the
+    others used. Without others, or without a limit, it is the mean of all generations.
     """
     if done.get(kind, 0) >= ENOUGH:
         return tokens[kind] / done[kind]
@@ -47,12 +47,12 @@ def tokens_left(
     done: Mapping[TokenLimit, int],
     tokens: Mapping[TokenLimit, int],
 ) -> float:
-    """Tokens whose time at the full rate is the time that is left.
+    """The tokens that remain, in units of time at the full rate.
 
-    `expected` is how many generations of each kind there will be, `done` how many there are,
-    `tokens` how many tokens these have in all. Of the generations in flight about half is made, and
-    that is not subtracted: at the end they thin out, and an engine that is no longer full takes
-    about so much longer.
+    `expected` is how many generations of each kind there will be, `done` how many are finished, and
+    `tokens` how many tokens these have. About half of the generations in flight is done. It is not
+    subtracted, because at the end fewer generations run, and an engine that is no longer full takes
+    longer by about this amount.
     """
     kinds = {kind: max(0.0, count - done.get(kind, 0)) for kind, count in expected.items()}
     return sum(count * expected_tokens(done, tokens, kind) for kind, count in kinds.items())
@@ -63,7 +63,7 @@ def tokens_in_flight(
     tokens: Mapping[TokenLimit, int],
     in_flight: Mapping[TokenLimit, int],
 ) -> float:
-    """Tokens of the generations that are not finished: each is taken to be half made."""
+    """Tokens of the unfinished generations, each of which is assumed to be half done."""
     return sum(n * expected_tokens(done, tokens, kind) for kind, n in in_flight.items()) / 2
 
 
@@ -73,11 +73,11 @@ def still_expected(
     per_question: Mapping[str, Mapping[TokenLimit, int]],
     done: Mapping[TokenLimit, int],
 ) -> dict[TokenLimit, float]:
-    """How many generations of each kind there will be in all, those done included.
+    """How many generations of each kind there will be in all, including those that are done.
 
-    All by job: the questions that still need a row, those that got one in this execution, and how
-    many generations of each kind one question takes. What was done for more than the finished
-    questions was done for open ones.
+    The arguments are by job: the questions that still need a row, those that got one in this
+    execution, and how many generations of each kind one question takes. Generations beyond those of
+    the finished questions belong to open ones.
     """
     in_all: dict[TokenLimit, float] = dict.fromkeys(done, 0.0)
     of_finished: dict[TokenLimit, float] = dict.fromkeys(done, 0.0)
@@ -86,7 +86,7 @@ def still_expected(
             in_all[kind] = in_all.get(kind, 0.0) + count * open_questions.get(job, 0)
             of_finished[kind] = of_finished.get(kind, 0.0) + count * finished.get(job, 0)
     return {
-        # A chain that failed early, or a question that was set aside, took fewer than planned.
+        # A chain that failed early, or a question that was abandoned, took fewer than planned.
         kind: done.get(kind, 0) + max(0.0, count - max(0.0, done.get(kind, 0) - of_finished[kind]))
         for kind, count in in_all.items()
     }

@@ -1,7 +1,7 @@
-"""vLLM as an engine: everything that knows vLLM except what runs inside its processes.
+"""vLLM as an engine. All code that depends on vLLM is here, except what runs in its processes.
 
-That is in `cluster.inference.vllm_loader`. vLLM itself is imported when an engine starts, so that
-importing this module costs nothing."""
+That is in `cluster.inference.vllm_loader`. vLLM is imported only when an engine starts, so
+importing this module is cheap."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cluster.inference.engine_processes import start_reaper
 from cluster.inference.vllm_options import check_sampling, check_types, refuse_unknown
 
 LOAD_FORMAT = "regenesis_digests"
-"""How the names begin of the loaders that `cluster.inference.vllm_loader` registers in vLLM."""
+"""Prefix of the names of the loaders that `cluster.inference.vllm_loader` registers in vLLM."""
 
 READ_BY_NAME = (
     "auto",
@@ -41,16 +41,16 @@ READ_BY_NAME = (
     "pt",
 )
 """Load formats of vLLM that read a model's files tensor by tensor, so that each can be digested.
-The others read no files, or tensors that were cut and fused before."""
+The others read no files, or tensors that were already split and fused."""
 READ_NO_SAFETENSORS = ("mistral", "npcache", "pt")
-"""Those among them that do not read `model*.safetensors`, the files that a training saves."""
+"""Those of them that do not read `model*.safetensors`, the files that a training saves."""
 
 NEED_QUANTIZED_FILES = (
     *("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin", "moe_wna16"),
     *("compressed-tensors", "modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"),
     *("quark", "fbgemm_fp8", "deepseek_v4_fp8", "gpt_oss_mxfp4"),
 )
-"""Quantizations whose numbers are in the model's files. The others are computed while loading."""
+"""Quantizations that need quantized files. The others are computed while loading."""
 
 _OWN_ARGUMENTS = (
     *("dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
@@ -60,14 +60,14 @@ _RUN_ARGUMENTS = ("model", "trust_remote_code")
 
 _TOKENS_PER_SEQUENCE = 4
 _VLLM_TOKENS = 2048
-"""vLLM's tokens of a step on every card, for an engine inside a program (0.32)."""
+"""vLLM's default number of tokens per step on every card, when it is used as a library (0.32)."""
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
-    """Environment variables a worker must have before vLLM is imported.
+    """Environment variables that a worker must have before vLLM is imported.
 
-    What depends on the machine (cores `auto`, a planned cache) is not among them: the worker sets
-    it itself with `bind_cpu`.
+    Values that depend on the machine (cores `auto`, a planned cache) are not included: the worker
+    sets them with `bind_cpu`.
     """
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if settings.use_gpu:
@@ -80,7 +80,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
 
 
 class VLLMEngine:
-    """vLLM's AsyncLLM: every request joins the one continuous batch as soon as it is made.
+    """vLLM's AsyncLLM: every request joins the shared continuous batch as soon as it arrives.
 
     Raises `InputError` for an option that vLLM does not know, and `ValueError` for an adapter that
     it cannot serve.
@@ -99,7 +99,7 @@ class VLLMEngine:
         if settings.adapter is not None:
             arguments = _adapter_arguments(settings.adapter) | arguments
             self._adapter = _adapter_request(settings.adapter)
-        # vLLM's processes do not notice the death of this one.
+        # vLLM's processes do not notice when this process dies.
         self._reaper = start_reaper()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self._chat = ChatModel.load(model)
@@ -109,14 +109,14 @@ class VLLMEngine:
 
     @staticmethod
     def check_settings(settings: EngineSettings, needs_weight_proof: bool) -> None:
-        """Refuse options that vLLM does not know, and those with which an engine cannot prove that
-        it serves a model that the run trained. Raises `InputError`."""
+        """Refuse options that vLLM does not know, and options with which an engine cannot prove
+        that it serves a model that the run trained. Raises `InputError`."""
         _check_options(settings.options)
         known = vllm_source.dtypes()
         if known and settings.dtype not in known:
             raise InputError(
-                f"engine.dtype {settings.dtype!r}: vLLM computes in {', '.join(known)}; for "
-                "weights of fewer bits set engine.options.quantization"
+                f"engine.dtype {settings.dtype!r}: vLLM computes in {', '.join(known)}; to use "
+                "weights of fewer bits, set engine.options.quantization"
             )
         if needs_weight_proof and (reason := _no_weight_proof(settings.options)):
             raise InputError(
@@ -126,11 +126,11 @@ class VLLMEngine:
 
     @staticmethod
     def check_sampling(field: str, sampling: SamplingSettings) -> None:
-        """Refuse names and values that `SamplingParams` does not take. Raises `InputError`."""
+        """Refuse names and values that `SamplingParams` does not accept. Raises `InputError`."""
         check_sampling(field, sampling)
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
-        """See `TellsWeights`; an adapter is loaded for it. Raises `EngineDiedError`."""
+        """See `TellsWeights`; loads the adapter first. Raises `EngineDiedError`."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if not self._has_digests:
@@ -151,9 +151,9 @@ class VLLMEngine:
     ) -> list[Completion]:
         """`n` answers to one chat; the i-th is drawn with `seed + i`.
 
-        Greedy answers are all the same, so only one is computed. Cancelling takes the request out
-        of the batch. Raises `GenerationError`, `EngineDiedError`, and `ValueError` for sampling
-        options that vLLM refuses whatever the prompt.
+        Greedy answers are all the same, so only one is computed. Cancelling removes the request
+        from the batch. Raises `GenerationError`, `EngineDiedError`, and `ValueError` for sampling
+        options that vLLM refuses for any prompt.
         """
         params = _sampling_params(self._chat.with_stops(sampling))
         prompt = self._chat.prompt(messages, sampling.template_args)
@@ -161,7 +161,7 @@ class VLLMEngine:
         room = self._context - len(ids)
         if room < 1:
             raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens, the model's context {self._context}"
+                f"the prompt has {len(ids)} tokens, but the model's context is {self._context}"
             )
         params.max_tokens = min(sampling.max_tokens or room, room)
         params.min_tokens = min(params.min_tokens, params.max_tokens)
@@ -172,7 +172,7 @@ class VLLMEngine:
         return completions if len(completions) == n else completions * n
 
     async def _generate(self, ids: list[int], params: Any) -> Any:
-        """The final RequestOutput of vLLM, which holds all `params.n` answers."""
+        """The final RequestOutput of vLLM, which has all `params.n` answers."""
         from vllm.exceptions import VLLMError
         from vllm.inputs.engine import tokens_input
 
@@ -190,14 +190,14 @@ class VLLMEngine:
         return final
 
     def _exit_codes(self) -> str:
-        """How the engine's own processes ended, as far as vLLM still knows."""
+        """How the processes of the engine ended, as far as vLLM still knows."""
         with contextlib.suppress(AttributeError):
             codes = self._llm.engine_core.resources.engine_manager.finished_procs()
             return "".join(f" ({name} ended with {code})" for name, code in codes.items())
         return ""
 
     def shutdown(self) -> None:
-        """End the engine's own processes."""
+        """End the processes of the engine."""
         self._llm.shutdown()
         self._reaper.terminate()
         self._reaper.wait()
@@ -210,7 +210,7 @@ def all_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
 
 
 def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
-    """What of AsyncEngineArgs our own settings decide, before `engine.options`."""
+    """The arguments of AsyncEngineArgs that our settings decide, before `engine.options`."""
     arguments: dict[str, Any] = {
         "model": model,
         "dtype": served_dtype(settings),
@@ -227,36 +227,36 @@ def engine_arguments(model: str, settings: EngineSettings) -> dict[str, Any]:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
         arguments |= _batched_tokens(settings)
     else:
-        # A prompt computed in parts rewinds its request's own random generator, which vLLM
-        # 0.32 cannot do on a CPU: the first seeded request cut in two kills the engine.
+        # A prompt that is computed in parts resets the random generator of its request, which vLLM
+        # 0.32 cannot do on a CPU: the first seeded request that is split kills the engine.
         arguments["enable_chunked_prefill"] = False
         if settings.max_model_len is not None:
             arguments["max_num_batched_tokens"] = max(settings.max_model_len, 4096)
     if settings.placement_group:
         arguments["distributed_executor_backend"] = "ray"
     elif settings.gpus_per_worker > 1:
-        # All on this node. Left to itself vLLM would go by the placement group of the whole pool.
+        # All ranks are on this node. By default vLLM would use the placement group of the pool.
         arguments["distributed_executor_backend"] = "mp"
     return arguments
 
 
 def _batched_tokens(settings: EngineSettings) -> dict[str, int]:
-    """Most tokens of one step, prompts included, where vLLM's own 2,048 would hold the batch up.
+    """Token limit of one step, prompts included, if vLLM's default of 2,048 would slow the batch.
 
     Each running sequence takes one token of a step for its next token. Our chains read about 1.1
-    new prompt tokens for each token that they generate, so a full batch needs 2.1 tokens a
+    new prompt tokens for each token that they generate, so a full batch needs 2.1 tokens per
     sequence and step; twice that leaves room for prompts that arrive together. 2,048 are enough
-    for 512 sequences. A larger step needs more memory for activations, so it is not taken earlier.
+    for 512 sequences. A larger step needs more memory for activations, so it is not used earlier.
     """
     needed = _TOKENS_PER_SEQUENCE * settings.max_num_seqs
-    # Without chunked prefill a step must hold a whole context: that vLLM sets by itself.
+    # Without chunked prefill a step must hold a complete context, which vLLM sets itself.
     is_chunked = settings.options.get("enable_chunked_prefill", True)
     return {"max_num_batched_tokens": needed} if is_chunked and needed > _VLLM_TOKENS else {}
 
 
 def _digest_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine arguments with which vLLM's processes digest what they load; none where the
-    options ask for a loader, or a worker extension, that cannot be combined with ours."""
+    """The engine arguments with which vLLM's processes digest what they load; empty if the options
+    name a loader or a worker extension that cannot be combined with ours."""
     load_format = _load_format(options)
     if load_format not in READ_BY_NAME or "worker_extension_cls" in options:
         return {}
@@ -272,11 +272,11 @@ def _load_format(options: Mapping[str, Any]) -> str:
 
 def _no_weight_proof(options: Mapping[str, Any]) -> str | None:
     """Why an engine with these options cannot serve a model that the run trained, or cannot prove
-    that it does; None when it can."""
+    that it does; None if it can."""
     if "worker_extension_cls" in options:
-        return "worker_extension_cls takes the place of the extension that reports loaded weights"
+        return "worker_extension_cls replaces the extension that reports loaded weights"
     if (load_format := _load_format(options)) not in READ_BY_NAME:
-        return f"load_format {load_format} reads no weights that can be compared with saved ones"
+        return f"load_format {load_format} reads no weights that could be compared with saved ones"
     if load_format in READ_NO_SAFETENSORS:
         return f"load_format {load_format} does not read the safetensors files of a tuned model"
     if options.get("config_format", "auto") not in ("auto", "hf"):
@@ -289,12 +289,13 @@ def _no_weight_proof(options: Mapping[str, Any]) -> str | None:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    """Raises `InputError` for names and values that vLLM does not know, and for settings."""
+    """Raise `InputError` for names and values that vLLM does not know, and for separate
+    settings."""
     for name in options:
         if name in _OWN_ARGUMENTS:
             raise InputError(f"engine.options: {name} is a setting; write it as engine.{name}")
         if name in _RUN_ARGUMENTS:
-            raise InputError(f"engine.options: {name} is decided by the run; leave it out")
+            raise InputError(f"engine.options: {name} is set by the run; leave it out")
     if names := vllm_source.argument_names():
         refuse_unknown("engine.options", "AsyncEngineArgs", options, names)
         check_types("engine.options", options, vllm_source.argument_types(), strict=False)
@@ -311,15 +312,15 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _adapter_arguments(adapter: str) -> dict[str, Any]:
-    """The engine arguments for one LoRA adapter, checked: one that vLLM fails to load in the
-    middle of the work ends the engine."""
+    """The engine arguments for one LoRA adapter. It is checked first, because an adapter that vLLM
+    cannot load would end the engine in the middle of the work."""
     from vllm.config.lora import LoRAConfig, MaxLoRARanks
     from vllm.lora.peft_helper import PEFTHelper
 
     try:
         peft = PEFTHelper.from_local_dir(adapter, None)
         rank = max(peft.r, *peft.rank_pattern.values(), 0)
-        # vLLM knows only some ranks; a smaller adapter is padded.
+        # vLLM supports only some ranks; a smaller adapter is padded.
         max_rank = min(known for known in get_args(MaxLoRARanks) if known >= rank)
         peft.validate_legal(LoRAConfig(max_lora_rank=max_rank))
     except OSError as error:
@@ -338,9 +339,9 @@ def _adapter_request(adapter: str) -> Any:
 
 
 def _sampling_params(sampling: SamplingSettings) -> Any:
-    """The SamplingParams of the settings, without what depends on the prompt.
+    """The SamplingParams of the settings, apart from what depends on the prompt.
 
-    Raises `ValueError` naming the option that vLLM does not know or refuses.
+    Raises `ValueError` that names the option which vLLM does not know or refuses.
     """
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
@@ -364,7 +365,7 @@ def _sampling_params(sampling: SamplingSettings) -> Any:
 
 
 def _option(name: str, value: Any) -> Any:
-    """An option's value as vLLM wants it: two options are classes of their own."""
+    """An option's value in the form that vLLM expects: two options are instances of its classes."""
     from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
 
     classes = {
@@ -373,14 +374,14 @@ def _option(name: str, value: Any) -> Any:
     }
     if name not in classes or not isinstance(value, Mapping):
         return value
-    # vLLM ignores a name it does not know here, and would then generate freely.
+    # vLLM ignores an unknown name here and would then generate without the constraint.
     known = [field.name for field in dataclasses.fields(classes[name]) if field.init]
     refuse_unknown(f"sampling.options.{name}", classes[name].__name__, value, known)
     return classes[name](**value)
 
 
 def _completions(output: Any, num_prompt_tokens: int) -> list[Completion]:
-    """The answers of a RequestOutput in the order of their seeds."""
+    """The answers of a RequestOutput, in the order of their seeds."""
     answers = sorted(output.outputs, key=lambda answer: answer.index)
     for answer in answers:
         if answer.finish_reason in ("abort", "error"):
@@ -398,7 +399,7 @@ def _completions(output: Any, num_prompt_tokens: int) -> list[Completion]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a generation failed, in one line: vLLM wraps what it did not expect in an empty error."""
+    """Why a generation failed, in one line: vLLM wraps unexpected errors in an empty one."""
     cause = error.__cause__
     return _one_line(cause if not str(error) and isinstance(cause, Exception) else error)
 

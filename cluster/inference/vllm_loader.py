@@ -1,8 +1,8 @@
-"""Inside vLLM's own processes: what each of them digests of the tensors that it reads.
+"""Code inside vLLM's processes: each process digests the tensors that it reads.
 
-vLLM imports this file in every process of an engine before that loads its model, since it is named
-as `worker_extension_cls`; nothing else imports it. The tensors stay where they are; on request
-their digests (`cluster.models.weight_digests`) go to the engine.
+vLLM imports this file in every process of an engine before it loads the model, because the file is
+named as `worker_extension_cls`; nothing else imports it. The tensors stay in the process; their
+digests (`cluster.models.weight_digests`) are sent to the engine on request.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cluster.inference.vllm_engine import LOAD_FORMAT, READ_BY_NAME
 from cluster.models.weight_digests import with_digests
 
 _models: defaultdict[str, dict[str, str]] = defaultdict(dict)
-"""By the model's folder: a draft model is loaded in the same process."""
+"""Keyed by the model's folder, because a draft model is loaded in the same process."""
 _adapter: dict[str, str] = {}
 
 
 def _register(load_format: str, loader: type[Any], num_threads: int | None = None) -> None:
-    """Register a loader of vLLM once more, under our name for its format: it digests the tensors
+    """Register one of vLLM's loaders again under our name for its format. It digests the tensors
     before vLLM fuses, shards and quantizes them."""
 
     @register_model_loader(f"{LOAD_FORMAT}_{load_format}")
@@ -40,14 +40,14 @@ def _register(load_format: str, loader: type[Any], num_threads: int | None = Non
 
 
 for _format in READ_BY_NAME:
-    # This one frees a file's tensors when it goes on to the next file, so none is read ahead.
+    # This loader frees a file's tensors before it opens the next, so none is read ahead.
     _ahead = 1 if _format == "fastsafetensors" else None
     _loader = RunaiModelStreamerLoader if _format == "runai_streamer" else DefaultModelLoader
     _register(_format, _loader, _ahead)
 
 
 def _digest_adapters() -> None:
-    """Wrap what gets the tensors of an adapter: for these vLLM has no loader to register."""
+    """Wrap the function that reads an adapter, since vLLM has no loader for it to register."""
     make = LoRAModel.from_lora_tensors.__func__
 
     def from_lora_tensors(cls: Any, lora_model_id: int, tensors: Any, *args: Any, **kw: Any) -> Any:
@@ -61,10 +61,10 @@ _digest_adapters()
 
 
 class LoadedTensors:
-    """What vLLM adds to its worker class: a method for `collective_rpc`."""
+    """The methods that vLLM adds to its worker class, for `collective_rpc`."""
 
     model_config: Any
 
     def loaded_tensors(self) -> dict[str, dict[str, str]]:
-        """The digests of all that this process read, by name, of the `model` and the `adapter`."""
+        """The digests of all tensors that this process read for the `model` and the `adapter`."""
         return {"model": _models[self.model_config.model], "adapter": _adapter}

@@ -1,7 +1,7 @@
-"""Whether vLLM will take an option: its name, its type and its range, without importing vLLM.
+"""Check that vLLM accepts an option: its name, type and range, without importing vLLM.
 
-Names and types are read from the installed vLLM's source (`cluster.inference.vllm_source`). A type
-that is a class of vLLM's own is left to vLLM; so are rules that concern several options.
+Names and types are read from the source of the installed vLLM (`cluster.inference.vllm_source`). A
+type that is one of vLLM's classes is left to vLLM; so are rules that concern several options.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ CLASSES = {
     "structured_outputs": "StructuredOutputsParams",
     "repetition_detection": "RepetitionDetectionParams",
 }
-"""Sampling options that are classes of vLLM's own, which a config gives as a mapping."""
+"""Sampling options whose type is one of vLLM's classes, which a config gives as a mapping."""
 
 _Rule = tuple[Callable[[Any], bool], str]
 _PENALTY: _Rule = (lambda value: -2 <= value <= 2, "between -2 and 2")
 _LOGPROBS: _Rule = (lambda value: value >= -1, "-1 or more")
 _TEXTS: _Rule = (
     lambda value: all(isinstance(each, str) and each for each in value),
-    "texts, and none empty",
+    "non-empty texts",
 )
 RANGES: Mapping[str, _Rule] = {
     "presence_penalty": _PENALTY,
@@ -37,12 +37,12 @@ RANGES: Mapping[str, _Rule] = {
     "min_tokens": (lambda value: value >= 0, "0 or more"),
     "logprobs": _LOGPROBS,
     "prompt_logprobs": _LOGPROBS,
-    "stop": (lambda value: "" not in [*value] and value != "", "texts, and none empty"),
+    "stop": (lambda value: "" not in [*value] and value != "", "non-empty texts"),
     "bad_words": _TEXTS,
     "stream_interval": (lambda value: value >= 1, "1 or more"),
     "thinking_token_budget": _LOGPROBS,
 }
-"""What vLLM asks of a value in addition to its type (SamplingParams._verify_args of 0.32)."""
+"""What vLLM requires of a value besides its type (SamplingParams._verify_args of 0.32)."""
 
 _TYPES: Mapping[str, Any] = {
     each.__name__: each for each in (int, float, bool, str, list, dict, tuple, set)
@@ -50,10 +50,10 @@ _TYPES: Mapping[str, Any] = {
 
 
 def check_sampling(field: str, sampling: SamplingSettings) -> None:
-    """Raises `InputError` for what `SamplingParams` would refuse; `field` is where the config has
-    the settings."""
+    """Raise `InputError` for values that `SamplingParams` would refuse; `field` is the place of the
+    settings in the config."""
     if sampling.temperature > 2:
-        raise InputError(f"{field}.temperature {sampling.temperature:g}: vLLM takes 0 to 2")
+        raise InputError(f"{field}.temperature {sampling.temperature:g}: vLLM accepts 0 to 2")
     types, where = vllm_source.sampling_types(), f"{field}.options"
     if not types:
         return
@@ -64,7 +64,7 @@ def check_sampling(field: str, sampling: SamplingSettings) -> None:
             known = vllm_source.sampling_fields(CLASSES[name])
             refuse_unknown(f"{where}.{name}", CLASSES[name], value, known)
         elif value is not None and name in RANGES and not RANGES[name][0](value):
-            raise InputError(f"{where}.{name} {value!r}: it has to be {RANGES[name][1]}")
+            raise InputError(f"{where}.{name} {value!r}: it must be {RANGES[name][1]}")
     least, most = sampling.options.get("min_tokens") or 0, sampling.max_tokens
     if most is not None and least > most:
         raise InputError(
@@ -75,9 +75,9 @@ def check_sampling(field: str, sampling: SamplingSettings) -> None:
 def check_types(
     field: str, options: Mapping[str, Any], types: Mapping[str, str], *, strict: bool
 ) -> None:
-    """Raises `InputError` for a value that is not of the type in vLLM's source.
+    """Raise `InputError` for a value that does not have the type in vLLM's source.
 
-    With `strict` a text that could be read as a number is none.
+    With `strict`, a text that could be parsed as a number is not accepted as one.
     """
     for name, value in options.items():
         if value is None:
@@ -87,12 +87,12 @@ def check_types(
             pydantic.TypeAdapter(kind).validate_python(value, strict=strict)
         except pydantic.ValidationError:
             raise InputError(
-                f"{field}.{name} {value!r}: vLLM takes {types[name]}; correct the value"
+                f"{field}.{name} {value!r}: vLLM accepts {types[name]}; correct the value"
             ) from None
 
 
 def _known_type(source: str) -> Any:
-    """The type that an annotation means; any where it names what is vLLM's own."""
+    """The type that an annotation denotes; any type if it names one of vLLM's classes."""
     try:
         return eval(source, {"__builtins__": {}}, dict(_TYPES))  # noqa: S307, of installed code
     except (NameError, AttributeError, TypeError, SyntaxError):

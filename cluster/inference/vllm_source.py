@@ -1,8 +1,9 @@
-"""Which names the installed vLLM knows, read from its source: importing it takes seconds.
+"""The names that the installed vLLM knows, read from its source, because importing it takes
+seconds.
 
-So a misspelt option is refused by a driver that never imports vLLM. Each function gives an empty
-tuple where there is no such source (another vLLM keeps its names elsewhere): nothing is refused
-then, and vLLM itself has the last word when an engine starts.
+This lets a driver that never imports vLLM refuse a misspelt option. Each function returns an empty
+tuple if the source does not have the expected form (another vLLM may define its names elsewhere).
+Nothing is refused then, and vLLM itself checks the options when an engine starts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 
 def argument_names() -> tuple[str, ...]:
-    """The fields of `AsyncEngineArgs`, that is of `EngineArgs` and what it adds."""
+    """The fields of `AsyncEngineArgs`, which are those of `EngineArgs` and its additions."""
     return tuple(argument_types())
 
 
@@ -26,7 +27,7 @@ def sampling_names() -> tuple[str, ...]:
 
 
 def sampling_types() -> dict[str, str]:
-    """The arguments of `SamplingParams.from_optional`, and their types as its source has them."""
+    """The arguments of `SamplingParams.from_optional`, with their types in the source."""
     for node in ast.walk(_parsed("sampling_params.py")):
         if isinstance(node, ast.FunctionDef) and node.name == "from_optional":
             arguments = [*node.args.args, *node.args.kwonlyargs]
@@ -46,7 +47,7 @@ def sampling_fields(name: str) -> tuple[str, ...]:
 
 
 def argument_types() -> dict[str, str]:
-    """The fields of `AsyncEngineArgs`, and their types as its source has them."""
+    """The fields of `AsyncEngineArgs`, with their types in the source."""
     return {name: kind for node in _argument_classes() for name, kind in _fields(node).items()}
 
 
@@ -66,7 +67,7 @@ def quantization_methods() -> tuple[str, ...]:
 
 
 def has_plugins() -> bool:
-    """Whether other packages add to vLLM, for example load formats and quantizations."""
+    """Whether other packages extend vLLM, for example by load formats and quantizations."""
     found = importlib.metadata.entry_points(group="vllm.general_plugins")
     return any(not (each.dist and each.dist.name.startswith("vllm")) for each in found)
 
@@ -89,7 +90,7 @@ def _fields(node: ast.ClassDef) -> dict[str, str]:
 
 
 def _literal(file: str, name: str) -> tuple[str, ...]:
-    """The texts in a module's `name = Literal[...]`."""
+    """The texts in `name = Literal[...]` of a module."""
     for node in _parsed(file).body:
         if isinstance(node, ast.Assign) and name in _names(node):
             return tuple(

@@ -1,16 +1,16 @@
 """A worker of the pool: one engine, and the questions that share its continuous batch.
 
-Runs as an actor of Ray Data (`cluster.inference.pool`), one chunk of questions a call, several
-calls at once. A finished row is durable within `flush_s` seconds. What goes wrong stays as small as
-it can:
+It runs as an actor of Ray Data (`cluster.inference.pool`) and gets one chunk of questions per call,
+with several calls at once. A finished row is saved within `flush_s` seconds. Failures stay as small
+as possible:
 
-* a request that failed is one failed answer, tried again up to `max_attempts`;
-* a question whose handling failed is set aside with the reason;
-* an engine that died takes its worker with it: Ray starts another and hands it the same chunks.
-  A question that was being answered then runs with no other such question beside it, so that the
-  one which kills its engine is found out, and set aside.
+* a request that fails is one failed answer, and is tried again up to `max_attempts` times;
+* a question whose handler fails is marked as failed, with the reason;
+* an engine that dies ends its worker: Ray starts another one and gives it the same chunks.
+  Questions that were being answered then run one at a time, so that the one that kills its engine
+  is found and marked as failed.
 
-Weights that are not those which the run saved end the run before anything is generated.
+If the weights are not those that the run saved, the run ends before anything is generated.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ from cluster.store.ledger import SUMMED, PartWriter
 
 REPORT_EVERY_S = 1.0
 LIST_PROCESSES_EVERY_S = 20.0
-"""Looking through all processes of a machine takes as long as a step of a small model."""
+"""Listing all processes of a machine takes as long as a step of a small model."""
 LAST_FLUSH_S = 10.0
-"""How long a worker whose engine died waits for its rows to be written, once the store answers."""
+"""How long a worker whose engine died waits until its rows are written, if the store answers."""
 DEATHS_OF_ITS_OWN = 2
-"""Engine deaths from which on a question may be to blame: the first was shared with others."""
+"""The number of engine deaths from which a question may be to blame; the first was shared."""
 MAX_FAILURES_IN_A_ROW = 100
-"""Questions set aside one after the other, with none answered between: the fault is not theirs."""
+"""Limit on failed questions in a row without an answer; beyond it, they are not the cause."""
 
 
 class EngineWorker:
-    """One engine and the chunks it works on. A plain class: a test may call it directly."""
+    """One engine and its chunks. This is a plain class, so a test can call it directly."""
 
     def __init__(
         self,
@@ -93,18 +93,19 @@ class EngineWorker:
                 self._bind_cpu(self._model_folder)
             return make_engine(self._model_folder, self._settings)
         except Exception as error:
-            # Ray says that the actor died; the board keeps why.
+            # Ray only reports that the actor died; the board keeps the reason.
             self._board.note_error.remote(f"the engine did not start: {_one_line(error)}")
             raise
 
     def _fetch(self) -> str:
-        """The model's files on this node. A server that gets chats needs not even a tokenizer."""
+        """The model's files on this node. A server that gets chats does not even need a
+        tokenizer."""
         if not self._settings.needs_model:
             return self._model.path
         return self._model.fetch("small" if self._settings.is_endpoint else "all")
 
     def _bind_cpu(self, folder: str) -> None:
-        """Give this engine its share of the node's cores and memory, where the config does not."""
+        """Give this engine its share of the node's cores and memory, unless the config sets it."""
         import ray
 
         context = ray.get_runtime_context()
@@ -114,7 +115,7 @@ class EngineWorker:
         bind_cpu_share(folder, self._settings, ray.get(place), on_node)
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
-        """Do one chunk; returns its receipt once every finished row is durable."""
+        """Process one chunk; returns its receipt once every finished row is saved."""
         if self._reporter is None:
             self._reporter = asyncio.create_task(self._report_forever())
         if self._weights_check is None:
@@ -132,12 +133,12 @@ class EngineWorker:
         finally:
             self._state.num_chunks -= 1
         if self._state.died:
-            await asyncio.Event().wait()  # a receipt would say that the chunk is done
+            await asyncio.Event().wait()  # a receipt would report the chunk as done
         return chunk
 
     async def _check_served(self) -> None:
-        """Raises `InputError` when the engine serves other weights than the run saved, or another
-        model, or in another number type, than the pool's first engine."""
+        """Raise `InputError` when the engine serves weights other than those that the run saved, or
+        another model or number type than the first engine of the pool."""
         facts = dict(self._engine.facts)
         loaded = await self._engine.loaded_weights()
         if loaded is not None:
@@ -158,7 +159,7 @@ class EngineWorker:
         writer = PartWriter(job.folder.child(folder), job.schema)
         deaths = await self._board.begin_chunk.remote(self._worker_id, key)
         if deaths is None and not await asyncio.to_thread(writer.folder.is_empty):
-            deaths = {}  # the board that knew of the worker before was killed, too
+            deaths = {}  # the board that knew the previous worker was also killed
         if deaths is None:
             asked = await asyncio.to_thread(read_chunk, job.folder, execution, chunk)
         else:
@@ -179,7 +180,7 @@ class EngineWorker:
         keeper: _RowKeeper,
         deaths: dict[str, int] | None,
     ) -> None:
-        """Begin the questions one after the other as slots come free, and wait for them all."""
+        """Begin the questions one by one as slots become free, and wait for all of them."""
         async with asyncio.TaskGroup() as group:
             for question in asked:
                 await self._slots.room()
@@ -196,7 +197,7 @@ class EngineWorker:
         keeper: _RowKeeper,
         deaths: dict[str, int] | None,
     ) -> None:
-        """One question to its last attempt; carefully when an engine died with its chunk."""
+        """Try one question until its last attempt; alone if an engine died with its chunk."""
         question_id = question["question_id"]
         num_deaths = deaths.get(question_id, 0) if deaths else 0
         if num_deaths >= max(DEATHS_OF_ITS_OWN, self._settings.max_attempts):
@@ -206,7 +207,7 @@ class EngineWorker:
             return
         async with self._alone if num_deaths else contextlib.nullcontext():
             if self._state.dying:
-                return  # what had waited for its turn is not to blame
+                return  # a question that waited for its turn is not to blame
             with self._state.answering(question_id):
                 if deaths is not None:
                     await self._board.begin_question.remote(self._worker_id, question_id)
@@ -215,7 +216,7 @@ class EngineWorker:
     async def _attempts(
         self, job: GenerationJob, question: dict[str, Any], keeper: _RowKeeper
     ) -> None:
-        """Try until nothing failed or the attempts are used up; every attempt's row is kept."""
+        """Try until nothing fails or the attempts are used up; the row of each attempt is kept."""
         previous = question["previous"]
         for attempt in range(question["attempt"], self._settings.max_attempts):
             row = await self._try(job, question, previous) | {"attempt": attempt}
@@ -240,7 +241,7 @@ class EngineWorker:
         return row
 
     async def _die(self, error: BaseException) -> None:
-        """End this process, so that Ray starts another; first let every chunk keep its rows."""
+        """End this process, so that Ray starts another; first let every chunk save its rows."""
         if self._state.died:
             return
         self._state.died = True
@@ -287,7 +288,7 @@ class EngineWorker:
 
 
 class _State:
-    """What the calls of one worker share."""
+    """The state that the calls of one worker share."""
 
     def __init__(self) -> None:
         self.counts: dict[str, float] = {}
@@ -308,7 +309,7 @@ class _State:
 
     @contextlib.contextmanager
     def answering(self, question_id: str) -> Iterator[None]:
-        """The question is open within the block, and stays so when the engine dies."""
+        """Mark the question as open within the block; it stays open if the engine dies."""
         self.open.add(question_id)
         try:
             yield
@@ -320,19 +321,19 @@ class _State:
                 self.open.discard(question_id)
 
     def stop(self) -> None:
-        """Begin no further question and give up those begun; their rows were never promised."""
+        """Begin no further question and cancel the open ones, whose rows were never promised."""
         self.stopping.set()
         for task in self._tasks:
             task.cancel()
 
     def note(self, name: str, *, first: bool = False) -> None:
-        """Note the time of an event, its first or its latest one."""
+        """Record the time of an event, its first or its latest occurrence."""
         if not (first and name in self.counts):
             self.counts[name] = time.time()
 
 
 class _RowKeeper:
-    """Keeps the finished rows of a chunk: durable after so many rows or seconds."""
+    """Keeps the finished rows of a chunk and saves them after a number of rows or seconds."""
 
     def __init__(
         self, job: GenerationJob, writer: PartWriter, settings: EngineSettings, state: _State
@@ -349,7 +350,7 @@ class _RowKeeper:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Make all rows durable that were kept. Raises `OSError` as the file system does."""
+        """Save all rows that were kept. Raises `OSError` as the file system does."""
         self._closing = True
         self._full.set()
         try:
@@ -358,9 +359,9 @@ class _RowKeeper:
             self._state.num_keepers -= 1
 
     def keep(self, row: dict[str, Any], previous: dict[str, Any] | None) -> None:
-        """Take a finished row, which takes the place of the one of the attempt before.
+        """Accept a finished row, which replaces the row of the previous attempt.
 
-        Raises `StorageError` when rows wait for a store that is away and the disk is full, too.
+        Raises `StorageError` if rows wait for a store that is away and the node's disk is full.
         """
         self._waiting.add((row, _counts_of(row, previous)))
         if len(self._waiting) >= self._settings.flush_rows:
@@ -396,7 +397,7 @@ def _counts_of(row: Mapping[str, Any], previous: Mapping[str, Any] | None) -> di
 
 
 class _MeteredEngine:
-    """An engine with a time limit for each generation, and counters of what it did."""
+    """An engine with a time limit for each generation, and counters of its work."""
 
     def __init__(self, engine: Engine, timeout_s: float | None, counts: dict[str, float]) -> None:
         self._engine, self._timeout_s, self._counts = engine, timeout_s, counts
@@ -440,16 +441,16 @@ class _MeteredEngine:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """See `TellsFacts`; empty for an engine that tells none."""
+        """See `TellsFacts`; empty for an engine that has no facts to report."""
         return self._engine.facts if isinstance(self._engine, TellsFacts) else {}
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]] | None:
-        """See `TellsWeights`; None for an engine that cannot tell."""
+        """See `TellsWeights`; None for an engine that cannot report them."""
         engine = self._engine
         return await engine.loaded_weights() if isinstance(engine, TellsWeights) else None
 
     def _change_in_flight(self, change: int, kind: str = "") -> None:
-        """Time-weighted sums: seconds with any generation in flight, and generation-seconds."""
+        """Update time-weighted sums: seconds with any generation, and generation-seconds."""
         now = time.monotonic()
         past, self._changed_at = now - self._changed_at, now
         counts = self._counts
@@ -461,7 +462,7 @@ class _MeteredEngine:
             self._count(f"in_flight/{kind}", change)
 
     def _count(self, name: str, number: int) -> None:
-        """Count by kind of generation, which is its token limit, for the time that is left."""
+        """Count by kind of generation, which is its token limit, for the estimated time left."""
         self._counts[name] = self._counts.get(name, 0) + number
 
     def counts(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""From chat messages to token ids and back: the one place where a chat template is applied.
+"""From chat messages to token ids and back: the only place where a chat template is applied.
 
-Training, synthesis and evaluation all take their prompt ids from `prompt_ids`, so they cannot
-drift apart, and no text that already holds a BOS is tokenised a second time.
+Training, synthesis and evaluation all get their prompt ids from `prompt_ids`, so they cannot
+diverge, and no text that already contains a BOS is tokenized a second time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cluster.errors import InputError
 from cluster.inference.engine import Completion, SamplingSettings
 from cluster.thinking import TurnReader, is_mark, read_turn
 
-# For base models, whose tokenizer has no chat template: plain text, one role a paragraph.
+# For base models, whose tokenizer has no chat template: plain text with one paragraph per role.
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}{{ message.role.capitalize() }}: {{ message.content }}\n\n"
@@ -27,11 +27,11 @@ PLAIN_TEMPLATE = (
 
 
 PLAIN_STOPS = ("\nUser:",)
-"""Where a model that continues the plain text begins the next turn."""
+"""Where a model that continues the plain text would begin the next turn."""
 
 CLOCK = "strftime_now"
-"""The function with which a template writes today's date. As a template argument it is the date, as
-in 2026-11-29, that the template writes whatever the day."""
+"""The function with which a template writes today's date. As a template argument it is a fixed
+date, such as 2026-11-29, that the template writes instead."""
 
 _PROBE = "What is 17 plus 25?"
 _ANSWER = "It is forty-two."
@@ -43,11 +43,11 @@ class Prompt:
 
     token_ids: list[int]
     opened: str
-    """How the template begins the model's thinking, for example `<think>`; mostly empty."""
+    """How the template begins the model's thinking, such as `<think>`; usually empty."""
 
 
 class ChatModel:
-    """The tokenizer of a model, and what follows from it for prompts and answers."""
+    """The tokenizer of a model, and how it converts prompts and answers."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -56,18 +56,18 @@ class ChatModel:
 
     @classmethod
     def load(cls, model: str) -> ChatModel:
-        """Of a local folder or hub name. Raises `InputError` as `load_tokenizer` does."""
+        """Load a local folder or hub name. Raises `InputError` as `load_tokenizer` does."""
         return cls(load_tokenizer(model))
 
     def prompt(
         self, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]
     ) -> Prompt:
-        """The prompt of a chat."""
+        """The prompt for a chat."""
         ids = prompt_ids(self.tokenizer, messages, template_args)
         return Prompt(ids, self._reader.opened(ids, messages[-1]["content"]))
 
     def read(self, sampled: Completion, prompt: Prompt) -> Completion:
-        """The completion with its thinking and its answer, and no ids of what its text lacks."""
+        """Split a completion into thinking and answer, and drop ids that are not in its text."""
         if not sampled.token_ids:
             return replace(sampled, turn=read_turn(sampled.text, prompt.opened))
         ids = self._reader.ids_of_text(sampled.token_ids, sampled.text)
@@ -77,7 +77,7 @@ class ChatModel:
         return replace(sampled, token_ids=ids, num_counted_tokens=sampled.num_tokens, turn=turn)
 
     def with_stops(self, sampling: SamplingSettings) -> SamplingSettings:
-        """The sampling that also ends an answer where the template would end the turn."""
+        """The sampling settings, which also end an answer where the template ends the turn."""
         options = dict(sampling.options)
         if self.tokenizer.chat_template == PLAIN_TEMPLATE:
             given = options.get("stop") or []
@@ -90,7 +90,7 @@ class ChatModel:
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a local folder or hub name, with `PLAIN_TEMPLATE` where it has no own.
+    """Load a tokenizer from a local folder or the hub, with `PLAIN_TEMPLATE` if it has no template.
 
     Raises `InputError` for a template that does not show the user's message.
     """
@@ -101,14 +101,14 @@ def load_tokenizer(model: str) -> Any:
         tokenizer.chat_template = PLAIN_TEMPLATE
     if not _shows_its_message(tokenizer):
         raise InputError(
-            f"model.path {model!r}: a prompt of its chat template does not hold the question; "
+            f"model.path {model!r}: prompts from its chat template do not contain the question; "
             "correct the template"
         )
     return tokenizer
 
 
 def _shows_its_message(tokenizer: Any) -> bool:
-    """Whether a prompt holds the message. A template that makes none fails where one is made."""
+    """Whether a prompt contains the message. A template that fails does so later, at a prompt."""
     import jinja2
 
     try:
@@ -120,10 +120,10 @@ def _shows_its_message(tokenizer: Any) -> bool:
 def prompt_ids(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]
 ) -> list[int]:
-    """The ids the model sees before it answers; `template_args` such as `enable_thinking`.
+    """The ids that the model sees before it answers; `template_args` such as `enable_thinking`.
 
-    They begin with one BOS where the tokenizer begins a text with one, whatever the template does.
-    A control token that someone typed into a message is text.
+    They begin with one BOS if the tokenizer begins texts with one, whatever the template does. A
+    control token that a user typed into a message is treated as text.
     """
     if any(num_control_tokens(tokenizer, message["content"]) for message in messages):
         ids = _ids_of_typed(tokenizer, messages, template_args)
@@ -139,7 +139,7 @@ def prompt_ids(
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **template_args: Any) -> str:
-    """A chat as the template writes it."""
+    """The text of a chat that the template renders."""
     chat: list[dict[str, Any]] = [dict(message) for message in messages]
     if _wants_parts(tokenizer, str(tokenizer.chat_template)):
         chat = [each | {"content": [{"type": "text", "text": each["content"]}]} for each in chat]
@@ -150,7 +150,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **template_
 
 @lru_cache(maxsize=16)
 def _wants_parts(tokenizer: Any, template: str) -> bool:
-    """Whether a template reads a message as a list of parts, and finds nothing in a text."""
+    """Whether a template expects a message as a list of parts and ignores plain text."""
     import jinja2
 
     shown = []
@@ -165,7 +165,7 @@ def _wants_parts(tokenizer: Any, template: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds the special tokens of a tokenizer in a text, and those that mark thinking."""
+    """A pattern that finds the tokenizer's special tokens and the marks of thinking in a text."""
     added = tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special or is_mark(token.content)}
     names = {*names, *tokenizer.all_special_tokens} - {""}
@@ -181,7 +181,7 @@ def control_token_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def num_control_tokens(tokenizer: Any, text: str) -> int:
-    """How many control tokens of the model a text holds as somebody typed them."""
+    """The number of the model's control tokens that a text contains as typed characters."""
     tokens = _control_tokens(tokenizer)
     return len(tokens.findall(text)) if tokens else 0
 
@@ -189,9 +189,9 @@ def num_control_tokens(tokenizer: Any, text: str) -> int:
 def _ids_of_typed(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], template_args: Mapping[str, Any]
 ) -> list[int]:
-    """The ids of a chat whose messages are tokenised as text, apart from what the template writes.
+    """The ids of a chat whose messages are tokenized as text, apart from what the template writes.
 
-    A mark that the tokenizer does not call special stays a token; nothing can be done about it.
+    A mark that the tokenizer does not declare as special remains a token; this cannot be avoided.
     """
     places = [f"\u2063{number}\u2063" for number in range(len(messages))]
     chat = [{**m, "content": place} for m, place in zip(messages, places, strict=True)]
@@ -207,21 +207,21 @@ def _ids_of_typed(
 
 
 def target_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text with its control tokens, without what the tokenizer would add to it."""
+    """The ids of a text with its control tokens, without those that the tokenizer would add."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 def typed_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text in which a special token is only its characters."""
+    """The ids of a text in which special tokens are treated as plain characters."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return ids
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
-    """The token with which the template ends an assistant's message; the EOS where it has none.
+    """The token with which the template ends an assistant's message; otherwise the EOS.
 
-    It need not be the EOS: Gemma's is `<end_of_turn>`, Llama 3's `<|eot_id|>`. None where the
+    It may differ from the EOS: Gemma's is `<end_of_turn>`, Llama 3's `<|eot_id|>`. None if the
     tokenizer has neither.
     """
     chat = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _ANSWER}]
@@ -233,7 +233,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 
 def end_turn(ids: Sequence[int], end: int, others: Sequence[int] = ()) -> list[int]:
-    """The ids with the end of the turn once at their end, in the place of any `others` there."""
+    """The ids with exactly one end-of-turn token at the end, in place of any `others` there."""
     ends = {end, *others}
     kept = len(ids)
     while kept and ids[kept - 1] in ends:

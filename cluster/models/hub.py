@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it gives what the config names, and if not, one sentence why."""
+"""The Hugging Face hub: check that it provides what the config names; if not, say why."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def hub_errors(
 ) -> Iterator[None]:
     """Turn whatever the hub's libraries raise within the block into one `InputError`.
 
-    `field` is the setting that names the model or dataset, `name` its value, and `instead` what a
-    person without the hub can do; `also` are further errors of the library that is used.
+    `field` is the setting that names the model or dataset, `name` its value, and `instead` what to
+    do without the hub; `also` lists further errors of the library that is used.
     """
     from huggingface_hub import errors
 
@@ -33,7 +33,7 @@ def hub_errors(
 
 
 def _http_error() -> type[Exception]:
-    """What the library that `huggingface_hub` asks with raises; which one that is has changed."""
+    """The errors of the HTTP library of `huggingface_hub`, which changed between versions."""
     from huggingface_hub import errors
 
     kind: type[Exception] = vars(errors)["HTTPError"]
@@ -41,7 +41,7 @@ def _http_error() -> type[Exception]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong at the hub, and what to do there."""
+    """What went wrong at the hub, and what to do about it."""
     from huggingface_hub import errors
 
     for found, reason in (
@@ -60,12 +60,12 @@ def _reason(error: BaseException) -> str:
         ),
         (
             errors.RemoteEntryNotFoundError,
-            "the Hugging Face hub has it, but without a file that is needed; correct the name",
+            "the Hugging Face hub has it, but a required file is missing; correct the name",
         ),
         (errors.HFValidationError, "this is not a valid name on the Hugging Face hub; correct it"),
         (
             (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError),
-            "it was not downloaded before, and the Hugging Face hub cannot be reached; see to the "
+            "it was not downloaded before, and the Hugging Face hub cannot be reached; check the "
             "network",
         ),
     ):
@@ -82,16 +82,16 @@ def _reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it; libraries wrap the one that says most."""
+    """An error and its causes; libraries wrap the one that says most."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def check_hub_model(name: str) -> None:
-    """Refuse a model that the hub does not give to this machine. Raises `InputError`.
+    """Refuse a model that this machine cannot get from the hub. Raises `InputError`.
 
-    Asks for one small file, without trying again; a model that was downloaded before needs no hub.
+    Requests one small file, without retries; a model that was downloaded before needs no hub.
     """
     from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url, try_to_load_from_cache
 
@@ -103,9 +103,9 @@ def check_hub_model(name: str) -> None:
 
 
 def hub_file(name: str, file: str) -> Path | None:
-    """A small file of a model of the hub; None where the model has none of that name.
+    """Download a small file of a model from the hub; None if the model has no such file.
 
-    Raises `InputError` when the hub does not give it.
+    Raises `InputError` when the hub does not provide it.
     """
     from huggingface_hub import errors, hf_hub_download
 
@@ -114,6 +114,6 @@ def hub_file(name: str, file: str) -> Path | None:
         try:
             return Path(hf_hub_download(name, file, etag_timeout=_TIMEOUT_S))
         except errors.LocalEntryNotFoundError:
-            return None  # offline, and not among the files that were downloaded
+            return None  # offline, and not downloaded before
         except errors.EntryNotFoundError:
             return None

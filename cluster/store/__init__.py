@@ -1,1 +1,1 @@
-"""The run folder: files, steps with manifests, the ledger of rows, one holder at a time."""
+"""The run folder: files, steps with manifests, the ledger of rows, and the holder of a run."""

@@ -1,13 +1,14 @@
-"""What a run's folder holds that nothing needs any more: found, said, then removed.
+"""Files in a run's folder that are no longer needed: find them, list them, then remove them.
 
-* part files of a finished step whose rows are all in compacted files (a crash left them)
+* part files of a finished step whose rows are all in compacted files (left by a crash)
 * checkpoints of a finished training
-* with `superseded`: steps that the config which was run last does not use
+* with `superseded`: steps that the last config does not use
 
-Only what a step of a run made can go: a folder with the name of a step and its fingerprint, at the
-place where steps are, that holds the manifest of just this step or, while it is not finished, rows
-of a ledger or checkpoints. A step that is not finished and was written to within the last minutes
-stays. The command holds the run meanwhile (`cluster.store.holder`), so that no step is at work.
+Only files that a step of a run created can be removed: a folder whose name is that of a step and
+its fingerprint, in the place of the steps, that contains the manifest of just this step or, while
+it is unfinished, checkpoints or rows of a ledger. An unfinished step that was written to within the
+last minutes is kept. The command holds the run in the meantime (`cluster.store.holder`), so no step
+is at work.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cluster.store.step import RUN_FILE, STEPS_FILE
 
 CHECKPOINTS = "checkpoints"
 FRESH_S = 600.0
-"""Not finished and written to within these seconds, by the clock of the storage itself."""
+"""An unfinished step is kept if it was written to within these seconds of the storage's clock."""
 
 _PARENT = re.compile(r"base|round_\d+")
 _STEP = re.compile(
@@ -39,7 +40,7 @@ _STEP = re.compile(
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that can go, and why."""
+    """A folder that can be removed, and why."""
 
     folder: Folder
     num_bytes: int
@@ -47,14 +48,14 @@ class Leftover:
 
 
 def check_is_run(run: Folder) -> None:
-    """Raises `InputError` when the folder is not that of a run."""
+    """Raise `InputError` when the folder is not that of a run."""
     if run.read_json(RUN_FILE) is None:
         raise InputError(f"{run.uri} is not the folder of a run: it has no {RUN_FILE}")
 
 
 def find_leftovers(run: Folder, *, superseded: bool = False) -> list[Leftover]:
-    """What could be removed. Raises `InputError` when the folder is not that of a run, and with
-    `superseded` when it does not say which steps are in use."""
+    """Find what can be removed. Raises `InputError` when the folder is not that of a run, and, with
+    `superseded`, when its list of the steps in use is missing."""
     check_is_run(run)
     used = _steps_in_use(run) if superseded else None
     found: list[Leftover] = []
@@ -62,14 +63,14 @@ def find_leftovers(run: Folder, *, superseded: bool = False) -> list[Leftover]:
         step = run.child(name)
         if used is not None and name not in used:
             if _may_go(run, step):
-                found.append(_leftover(step, "the config that was run last does not use it"))
+                found.append(_leftover(step, "the last config does not use it"))
         elif step.manifest() is not None:
             found += _within(step)
     return found
 
 
 def _steps_in_use(run: Folder) -> set[str]:
-    """The steps of the config that was run last. Raises `InputError` when that is not known."""
+    """The steps of the last config. Raises `InputError` when they are not known."""
     used = run.read_json(STEPS_FILE)
     if used is None or not _is_sound(used):
         raise InputError(
@@ -87,7 +88,7 @@ def _is_sound(used: Any) -> bool:
 
 
 def _step_names(run: Folder) -> list[str]:
-    """Folders named as steps are: `questions-3f2ac81d09be`, `round_0/paths-...`."""
+    """Folders that are named like steps: `questions-3f2ac81d09be`, `round_0/paths-...`."""
     names = run.folder_names()
     below = [posixpath.join(p, n) for p in names if _PARENT.fullmatch(p) for n in _names(run, p)]
     return sorted(n for n in (*names, *below) if _STEP.fullmatch(posixpath.basename(n)))
@@ -98,7 +99,7 @@ def _names(run: Folder, parent: str) -> list[str]:
 
 
 def _may_go(run: Folder, step: Folder) -> bool:
-    """Whether a step made this folder, and is not at work on it."""
+    """Whether a step created this folder and is not working on it."""
     if step.is_local and Path(step.path).is_symlink():
         return False
     if (manifest := step.read_json(MANIFEST)) is not None:
@@ -122,7 +123,7 @@ def _is_of_step(step: Folder, manifest: Any) -> bool:
 
 
 def _storage_time(run: Folder) -> float:
-    """About now, by the clock that stamps the files: when this command took the run."""
+    """Approximately now, by the clock that stamps the files: when this command took the run."""
     if run.claim is None:
         return time.time()
     holders = run.child(HOLDERS)
@@ -139,7 +140,7 @@ def _within(step: Folder) -> Iterator[Leftover]:
 
 
 def _is_at_work(step: Folder) -> bool:
-    """Whether anything was written since the step was finished."""
+    """Whether anything was written after the step was finished."""
     finished = step.written_at([MANIFEST])
     return step.written_at(step.walk(PARTS)) > finished
 
@@ -155,7 +156,7 @@ def _leftover(folder: Folder, reason: str) -> Leftover:
 
 
 def format_leftovers(leftovers: list[Leftover]) -> str:
-    """One line each, and the sum."""
+    """One line for each folder, and the total."""
     lines = [f"{_size(left.num_bytes)}  {left.folder.uri}: {left.reason}" for left in leftovers]
     total = sum(left.num_bytes for left in leftovers)
     return "\n".join([*lines, f"{_size(total)}  in all, {total} bytes in {len(lines)} folders"])
@@ -166,17 +167,17 @@ def _size(num_bytes: int) -> str:
 
 
 def ask_to_delete(leftovers: list[Leftover]) -> bool:
-    """Ask on the terminal. Raises `InputError` where there is none to ask on."""
+    """Ask on the terminal. Raises `InputError` when there is no terminal."""
     if not sys.stdin.isatty():
         raise InputError(
-            "clean asks before it deletes, and there is no terminal to ask on; nothing was "
-            "deleted: give --yes, or --dry-run to see the list only"
+            "clean asks before it deletes, but there is no terminal to ask on; nothing was "
+            "deleted: give --yes, or --dry-run to only see the list"
         )
     answer = input(f"delete these {len(leftovers)} folders? [y/N] ")
     return answer.strip().lower() in ("y", "yes")
 
 
 def remove_leftovers(leftovers: list[Leftover]) -> None:
-    """Remove them all."""
+    """Remove all of them."""
     for leftover in leftovers:
         leftover.folder.delete()

@@ -1,8 +1,8 @@
-"""Create an object unless there is one of its name, which pyarrow's file systems cannot do.
+"""Create an object only if its name is free, which pyarrow's file systems cannot do.
 
-S3 and Google Cloud Storage decide this themselves when a request says so (`If-None-Match: *`);
-`obstore` makes that one request. It takes region, endpoint and keys from the file system that the
-run uses, and where that has none from the environment, as pyarrow does.
+S3 and Google Cloud Storage check this themselves when a request asks for it (`If-None-Match: *`);
+`obstore` makes that request. It takes region, endpoint and keys from the run's file system, or, as
+pyarrow does, from the environment.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from cluster.store.network import one_line
 
 
 def create_object(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes) -> bool:
-    """Write an object unless it exists; whether it was written. Raises `OSError`.
+    """Write an object unless it exists; returns whether it was written. Raises `OSError`.
 
-    On other file systems (HDFS, one written in Python) it looks first and then writes: two commands
-    that begin in the same moment are not told apart there.
+    On other file systems (HDFS, or one written in Python) it checks first and then writes: two
+    commands that begin at the same moment may both succeed there.
     """
     store = _store(filesystem, path.partition("/")[0])
     if store is None:
@@ -56,7 +56,7 @@ def _put(store: Any, key: str, data: bytes) -> bool:
 
 
 def _store(filesystem: pyarrow.fs.FileSystem, bucket: str) -> Any:
-    """The bucket for obstore; None for a file system that it does not know."""
+    """The bucket for obstore; None for an unknown file system."""
     if filesystem.type_name not in ("s3", "gcs"):
         return None
     try:
@@ -75,8 +75,8 @@ _RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=10)}
 
 
 def _s3_options(filesystem: Any) -> dict[str, Any]:
-    """How pyarrow reaches S3, in the words of obstore."""
-    # The only way to its options: what it hands to pickle.
+    """How pyarrow reaches S3, as options of obstore."""
+    # The pickled form is the only access to its options.
     known: dict[str, Any] = filesystem.__reduce__()[1][0]
     options: dict[str, Any] = {"region": known.get("region") or None}
     if endpoint := known.get("endpoint_override"):

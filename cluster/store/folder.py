@@ -1,9 +1,9 @@
-"""Where a run keeps its things: folders on any pyarrow file system.
+"""The storage of a run: folders on any pyarrow file system.
 
-A file is written whole, read, listed, and removed when nothing needs it: no append and no lock, so
-an object store can hold a run. On a disk a file gets its name once it is whole. A step is finished
-when its `manifest.json` exists, which is written last. docs/STORAGE.md says what is checked, and
-what a power cut can take.
+Files are written as a whole, read, listed, and removed when nothing needs them. There are no
+appends and no locks, so an object store can hold a run. On a disk a file gets its name once it is
+complete. A step is finished when its `manifest.json` exists, which is written last. docs/STORAGE.md
+says what is checked, and what a power failure can lose.
 
 Example::
 
@@ -38,15 +38,15 @@ from cluster.store.network import OUTAGE_S, bare, one_line, open_filesystem, sto
 
 MANIFEST = "manifest.json"
 HOLDERS = "holders"
-"""The folder within a run's in which its holders are written down (`cluster.store.holder`)."""
+"""The folder in a run's folder that records its holders (`cluster.store.holder`)."""
 OPENED = "opened-"
-"""A file `opened-<epoch>.json` in a step's folder says which holder began to work on it, and which
-files of the holders before it count."""
+"""A file `opened-<epoch>.json` in a step's folder records which holder began to work on the step,
+and which files of earlier holders count."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That this command holds a run: where the holders are listed, and the number of its own."""
+    """Proof that this command holds a run: the folder of the holders, and this holder's number."""
 
     holders: str
     epoch: int
@@ -54,7 +54,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of a run. Cheap to make and to send to a worker; nothing exists until written."""
+    """A folder of a run. It is cheap to create and to send; nothing exists until it is written."""
 
     filesystem: pyarrow.fs.FileSystem
     path: str
@@ -65,7 +65,7 @@ class Folder:
         """The folder at a local path or a URI (`s3://`, `gs://`, `hdfs://`, `file://`).
 
         A store on a network may be away for `outage_s` seconds (`cluster.store.network`). Raises
-        `InputError` when no file system answers to the URI, or when it holds a key.
+        `InputError` when no file system is known for the URI, or when it holds a key.
         """
         refuse_key("the folder", uri)
         if slip := re.match(r"([a-z][a-z0-9+]+):/(?!/)", uri):
@@ -82,7 +82,7 @@ class Folder:
 
     @property
     def uri(self) -> str:
-        """How a person would write it: the plain path when local, else with its scheme."""
+        """The plain path if local, otherwise with its scheme."""
         return self.path if self.is_local else f"{bare(self.filesystem).type_name}://{self.path}"
 
     @property
@@ -109,12 +109,16 @@ class Folder:
         return replace(self, path=posixpath.join(self.path, name))
 
     @property
+    def parent(self) -> Folder:
+        return replace(self, path=posixpath.dirname(self.path))
+
+    @property
     def epoch(self) -> int:
-        """The number of the holder that this command is; 0 for one that holds nothing."""
+        """The number of the holder that this command is; 0 if it holds nothing."""
         return self.claim.epoch if self.claim else 0
 
     def check_claim(self) -> None:
-        """Raises `TakenOverError` when another command has taken the run since, and `StorageError`
+        """Raise `TakenOverError` when another command has taken the run since, and `StorageError`
         when its folder was removed."""
         if self.claim is None:
             return
@@ -124,17 +128,17 @@ class Folder:
         if latest < self.claim.epoch:
             raise StorageError(
                 f"the run folder {posixpath.dirname(self.claim.holders)} was removed while this "
-                "command worked on it; give the same command again to begin again"
+                "command worked on it; repeat the command to begin again"
             )
 
     def latest_epoch(self, prefix: str = OPENED, suffix: str = ".json") -> int:
-        """The highest number in the names of its files `<prefix><number><suffix>`; 0 for none."""
+        """The highest number in file names `<prefix><number><suffix>`; 0 if there are none."""
         names = [name for name in self.file_names(suffix) if name.startswith(prefix)]
         numbers = (name.removeprefix(prefix).removesuffix(suffix) for name in names)
         return max((int(n) for n in numbers if n.isdigit()), default=0)
 
     def file_names(self, suffix: str = "") -> list[str]:
-        """The names of the files directly in it, sorted; empty when it does not exist."""
+        """The sorted names of the files directly in it; empty if it does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         return sorted(
             info.base_name
@@ -143,11 +147,11 @@ class Folder:
         )
 
     def walk(self, below: str = "") -> list[str]:
-        """All files in it at any depth, or below one of its folders, as paths relative to it."""
+        """All files in it at any depth, or below one of its subfolders, as relative paths."""
         return list(self.sizes(below))
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """The bytes of those files by their paths, sorted; by one listing."""
+        """The size of each of those files by sorted path, from one listing."""
         start = posixpath.join(self.path, below).rstrip("/")
         selector = pyarrow.fs.FileSelector(start, allow_not_found=True, recursive=True)
         prefix = self.path.rstrip("/") + "/"
@@ -159,7 +163,7 @@ class Folder:
         return dict(sorted(files.items()))
 
     def folder_names(self) -> list[str]:
-        """The names of the folders directly in it, sorted; empty when it does not exist."""
+        """The sorted names of the folders directly in it; empty if it does not exist."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         return sorted(
             info.base_name
@@ -168,35 +172,35 @@ class Folder:
         )
 
     def written_at(self, names: Iterable[str]) -> float:
-        """When the newest of some of its files was written, in seconds since 1970; 0 for none."""
+        """When the newest of the files was written, in seconds since 1970; 0 without files."""
         paths = [posixpath.join(self.path, name) for name in names]
         stamps = [info.mtime_ns or 0 for info in self.filesystem.get_file_info(paths)]
         return max(stamps, default=0) / 1e9
 
     def num_bytes(self, names: Iterable[str]) -> int:
-        """The size of some of its files together."""
+        """The total size of some of its files."""
         paths = [posixpath.join(self.path, name) for name in names]
         return sum(info.size or 0 for info in self.filesystem.get_file_info(paths))
 
     def delete_files(self, names: Iterable[str]) -> None:
-        """Remove files by their paths relative to the folder; one that is gone is no error."""
+        """Remove files by their relative paths; a file that is gone is not an error."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(posixpath.join(self.path, name))
 
     def delete(self) -> None:
-        """Remove the folder and all in it; one that is not there is no error."""
+        """Remove the folder and everything in it; a missing folder is not an error."""
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path)
 
     def delete_if_empty(self) -> None:
-        """Remove the folder from a disk unless something is in it; a store keeps no folders."""
+        """Remove the folder from a disk if it is empty; an object store has no folders."""
         if self.is_local:
             with contextlib.suppress(OSError):
                 Path(self.path).rmdir()
 
     def is_empty(self) -> bool:
-        """Whether nothing at all is there, apart from what a killed write left behind."""
+        """Whether it contains nothing, apart from what a killed write left behind."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         return all(
             info.base_name.startswith(_UNFINISHED)
@@ -204,7 +208,7 @@ class Folder:
         )
 
     def write_bytes(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write one whole file, making the folder; a failed write leaves nothing of that name.
+        """Write one complete file, creating the folder; a failed write leaves no file of that name.
 
         Raises `StorageError` with the file and its size.
         """
@@ -226,18 +230,18 @@ class Folder:
             raise
         except OSError as error:
             fix = (
-                "Free some space or restore the permission to write, then give"
+                "Free some space or restore the permission to write, then"
                 if self.is_local
-                else "When the storage answers again, give"
+                else "When the storage answers again,"
             )
             raise StorageError(
                 f"{self.uri}/{name} ({num_bytes} bytes) cannot be written: "
-                f"{error.strerror or one_line(error)}; what was finished is kept. {fix} the same "
-                "command again"
+                f"{error.strerror or one_line(error)}; finished work is kept. {fix} repeat the "
+                "command"
             ) from error
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one of that name; whether it was written.
+        """Write a file unless its name exists; returns whether it was written.
 
         Of several processes that try at once exactly one succeeds: on a disk, and on an object
         store by a conditional request (`cluster.store.conditional`). Raises `StorageError`.
@@ -268,7 +272,7 @@ class Folder:
         return is_created or bool(failures and self.read_bytes(name) == data)
 
     def read_buffer(self, name: str) -> pa.Buffer:
-        """The whole file, in one request. Raises `FileNotFoundError`."""
+        """The complete file, in one request. Raises `FileNotFoundError`."""
         with self.filesystem.open_input_file(posixpath.join(self.path, name)) as file:
             return file.read_buffer(file.size())
 
@@ -279,25 +283,25 @@ class Folder:
                 yield block
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file. Raises `FileNotFoundError`."""
+        """The complete file. Raises `FileNotFoundError`."""
         return bytes(self.read_buffer(name).to_pybytes())
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
     def read_json(self, name: str) -> Any | None:
-        """The value, or None when the file is missing or torn by a crash."""
+        """The value, or None if the file is missing or was cut off by a crash."""
         try:
             return json.loads(self.read_bytes(name))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             return None
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one Parquet file in one go."""
+        """Write a table as one Parquet file."""
         self.write_bytes(name, parquet_bytes(table))
 
     def open_parquet(self, name: str) -> pq.ParquetFile:
-        """The Parquet file for streaming, whose pages are checked as they are read.
+        """Open the Parquet file for streaming; its pages are checked as they are read.
 
         Raises what pyarrow raises for a damaged file.
         """
@@ -307,7 +311,7 @@ class Folder:
         return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=is_far)
 
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """One whole file as a table. Raises `DamagedFileError` when it is missing or damaged."""
+        """One complete file as a table. Raises `DamagedFileError` if it is missing or damaged."""
         try:
             data = self.read_buffer(name)
         except FileNotFoundError:
@@ -321,7 +325,7 @@ class Folder:
         """
         names = self.file_names(".parquet")
         if not names:
-            raise DamagedFileError(f"{self.uri} holds no Parquet file")
+            raise DamagedFileError(f"{self.uri} contains no Parquet file")
         return pa.concat_tables([self._read_columns(name, columns) for name in names])
 
     def _read_columns(self, name: str, columns: list[str] | None) -> pa.Table:
@@ -330,10 +334,10 @@ class Folder:
         except BROKEN_PARQUET:
             return self.read_parquet(
                 name, columns
-            )  # tells damage from a store that does not answer
+            )  # distinguishes damage from a store that does not answer
 
     def commit(self, manifest: dict[str, Any]) -> None:
-        """Say that the step is finished. Nothing of it is written after this."""
+        """Record that the step is finished. None of its files are written after this."""
         self.check_claim()
         facts = manifest | ({"epoch": self.epoch} if self.epoch else {})
         self.write_json(MANIFEST, facts | {"xxh3": _hash_of(facts)})
@@ -342,21 +346,21 @@ class Folder:
     def manifest(self) -> dict[str, Any] | None:
         """What `commit` wrote, or None while the step is not finished.
 
-        Nor is it by the manifest of a holder that wrote it after another one had begun anew.
-        Raises `DamagedFileError` for one that is not as it was written.
+        A manifest that a holder wrote after another one had begun anew does not count. Raises
+        `DamagedFileError` if the manifest differs from what was written.
         """
         value = self.read_json(MANIFEST)
         if not isinstance(value, dict):
             return None
-        if value.pop("xxh3", None) not in (None, _hash_of(value)):  # none by an earlier version
+        if value.pop("xxh3", None) not in (None, _hash_of(value)):  # earlier versions wrote no hash
             raise DamagedFileError(
-                f"{self.uri}/{MANIFEST} is damaged; put back what was there, or delete it to have "
-                "the step finished again"
+                f"{self.uri}/{MANIFEST} is damaged; restore the original, or delete it to "
+                "finish the step again"
             )
         return value if value.get("epoch", 0) >= self.latest_epoch() else None
 
     def sync(self, names: Iterable[str]) -> None:
-        """Have a disk keep files and the folders they are in, also when the power fails.
+        """Make a disk keep files and their folders even after a power failure.
 
         An object store keeps what it has acknowledged. Raises `StorageError`.
         """
@@ -384,15 +388,15 @@ class Folder:
 
 
 BROKEN_PARQUET = (pa.ArrowException, OSError, MemoryError, KeyError, ValueError)
-"""What pyarrow raises for one; `OSError` also where the storage cannot be read."""
+"""What pyarrow raises for a broken file; `OSError` also when the storage cannot be read."""
 _UNFINISHED = ".writing-"
-"""How the name of a file begins that is being written on a disk."""
+"""The prefix of a file name while the file is being written on a disk."""
 
 
 def parquet_bytes(table: pa.Table, row_groups: Sequence[int] = ()) -> pa.Buffer:
-    """A table as a Parquet file whose pages carry checksums; all files are written by this.
+    """A table as a Parquet file whose pages have checksums; all Parquet files are written this way.
 
-    `row_groups` is the number of rows of each; by default all are one.
+    `row_groups` has the number of rows of each group; by default there is one group.
     """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -413,7 +417,7 @@ def table_of(data: pa.Buffer, name: str, columns: list[str] | None = None) -> pa
 
 
 def num_rows(data: pa.Buffer, name: str) -> int:
-    """How many rows a Parquet file has. Raises `DamagedFileError` with the name."""
+    """The number of rows of a Parquet file. Raises `DamagedFileError` with the name."""
     with _parsing(name):
         return int(pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows)
 
@@ -429,7 +433,7 @@ def _parsing(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _written_aside(path: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
-    """A file with the data next to where it is to be; it is gone after the block."""
+    """A temporary file with the data, in the target's folder; it is removed after the block."""
     work = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
     try:
         work.write_bytes(data)
@@ -439,7 +443,7 @@ def _written_aside(path: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
 
 
 def _create_file(path: Path, data: bytes) -> bool:
-    """Give data a name on a disk, whole, unless there is such a file; whether it was done."""
+    """Create a complete file on a disk unless its name exists; returns whether it was created."""
     with _written_aside(path, data) as work:
         try:
             path.hardlink_to(work)
@@ -449,7 +453,7 @@ def _create_file(path: Path, data: bytes) -> bool:
             if error.errno not in _NO_LINKS:
                 raise
             try:
-                path.open("xb").close()  # a file system without links: empty for a moment
+                path.open("xb").close()  # without hard links the file is empty for a moment
             except FileExistsError:
                 return False
             work.replace(path)
@@ -460,7 +464,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def _hash_of(facts: Any) -> str:
-    """A hash of JSON values, whatever the order of the keys."""
+    """A hash of JSON values, independent of the order of keys."""
     plain = json.loads(json.dumps(facts))
     text = json.dumps(plain, sort_keys=True)
     return str(xxhash.xxh3_128(text.encode()).hexdigest())

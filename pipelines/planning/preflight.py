@@ -88,7 +88,7 @@ def refuse_reserved_arguments(config: Config, recipe: Recipe, until: str | None)
         for name in asking.sampling.template_args:
             if name in RESERVED or name.endswith("_token"):
                 raise InputError(
-                    f"{asking.field}.template_args.{name} is decided by the run; leave it out"
+                    f"{asking.field}.template_args.{name} is set by the run; leave it out"
                 )
 
 

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from cluster.errors import DamagedFileError
 from cluster.inference.engine import EngineSettings
 from cluster.inference.job import GenerationJob
 from cluster.inference.schedule import DatasetQuota
 from cluster.models.model import Model
+from cluster.remote import run_task
 from cluster.session import StopRequest
 from cluster.settings import content_of, fingerprint, versioned
+from cluster.store.folder import Folder
+from cluster.store.ledger import adopt_rows
 from cluster.store.step import Step
 from cluster.terminal import say
 from pipelines.config import Config
@@ -98,6 +102,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """
     if round_.paths.is_done:
         return
+    take_over_rows(round_.paths)
     jobs = [(round_.paths, job(run, round_))]
     engine = run.config.synthesis.engine
     if engine is None and round_.number == 0 and not run.base_predictions.is_done:
@@ -106,6 +111,55 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     say(summary(rows))
     for totals in of_others:
         say(predictions.summary(run.base_predictions, totals))
+
+
+HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset")
+"""Settings of the synthesis that decide how many paths a question has, and change none of them."""
+
+
+def take_over_rows(step: Step) -> None:
+    """Begin with the paths of finished steps that differ only in how many paths a question has.
+
+    The ids and the seeds of a path follow from its guideline and the number of its sample, so what
+    both steps have is not generated again.
+    """
+    for source in _siblings(step):
+        try:
+            number = run_task(adopt_rows, step.folder, source, PATHS_SCHEMA)
+        except DamagedFileError as error:
+            say(f"note: {error}; its paths are made again")
+            continue
+        if number:
+            say(f"paths: {number} questions keep the paths that they have in {source.name}")
+
+
+def _siblings(step: Step) -> list[Folder]:
+    """Those steps, the one with the most paths first."""
+    found: list[tuple[int, Folder]] = []
+    for folder in step.siblings():
+        try:
+            manifest = folder.manifest() or {}
+        except DamagedFileError:
+            continue
+        if _has_same_paths(manifest.get("content", {}), step.content):
+            found.append((manifest["rows"]["num_paths"], folder))
+    return [folder for _, folder in sorted(found, key=lambda each: -each[0])]
+
+
+def _has_same_paths(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two contents make the same of each path that both have."""
+
+    def others(content: Mapping[str, Any]) -> dict[str, Any]:
+        synthesis = {k: v for k, v in content.get("synthesis", {}).items() if k not in HOW_MANY}
+        return {**content, "synthesis": synthesis, "guidelines": None}
+
+    def texts(content: Mapping[str, Any]) -> dict[str, Any]:
+        return {each["guideline_id"]: each for each in content.get("guidelines", ())}
+
+    mine, yours = texts(one), texts(other)
+    shared = mine.keys() & yours.keys()
+    same_texts = all(mine[name] == yours[name] for name in shared)
+    return same_texts and fingerprint(others(one)) == fingerprint(others(other))
 
 
 def summary(rows: Mapping[str, Any]) -> str:

@@ -270,21 +270,24 @@ async def run_chain(
     question: Question,
     specs: Sequence[PathSpec],
     attempt: int = 0,
+    num_made: int = 0,
 ) -> list[ReasoningPath]:
     """Run one path through its generations, or several samples that share every prompt; ungraded.
 
+    The first `num_made` of the samples are there already, and the others get the same seeds as if
+    all were asked for together.
     A generation that failed ends its path with `error` filled, and a thought that never ended ends
     it cut off: the next stage would go on without what this one should have said. An engine that
     died raises, since no other path would fare better.
     """
-    paths = [_begun_path(spec) for spec in specs]
+    paths = [_begun_path(spec) for spec in specs[num_made:]]
     for name in recipe.settings.chain:
         # A retry draws anew: what rambled past the context once would do so again.
         again = [attempt] if attempt else []
         seed = stable_seed(recipe.settings.seed, specs[0].path_id, name, *again)
         messages = stage_messages(name, recipe, question, specs[0], paths[0].texts)
         sampling = recipe.settings.stages.of(name)
-        responses = await respond(engine, messages, sampling, seed, len(specs))
+        responses = await respond(engine, messages, sampling, seed + num_made, len(paths))
         paths = [
             _with_response(path, STAGES[name], response)
             for path, response in zip(paths, responses, strict=True)
@@ -343,18 +346,19 @@ async def run_chains(
 ) -> list[ReasoningPath]:
     """All paths of one pass over a question, none waiting for another path's stage.
 
-    Of those of the `previous` attempt, only the paths that failed are run again.
+    Of those of the `previous` attempt, only the paths that failed or are missing are run.
     """
     attempt = previous.attempt + 1 if previous else 0
     whole = {path.path_id: path for path in previous.paths if not path.error} if previous else {}
     specs = recipe.specs(question, is_hinted=is_hinted)
 
     async def run(group: list[PathSpec]) -> list[ReasoningPath]:
-        async with slots.take(len(group)):
-            return await run_chain(engine, recipe, question, group, attempt)
+        # All that share a prompt fail together, so what is there comes before what is missing.
+        num_made = next(n for n, spec in enumerate(group) if spec.path_id not in whole)
+        async with slots.take(len(group) - num_made):
+            return await run_chain(engine, recipe, question, group, attempt, num_made)
 
-    made = await asyncio.gather(
-        *(run(group) for group in requests([s for s in specs if s.path_id not in whole]))
-    )
-    paths = whole | {path.path_id: path for group in made for path in group}
+    groups = (g for g in requests(specs) if any(spec.path_id not in whole for spec in g))
+    made = await asyncio.gather(*map(run, groups))
+    paths = {path.path_id: path for group in made for path in group} | whole
     return [paths[spec.path_id] for spec in specs]

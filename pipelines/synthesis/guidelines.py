@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.errors import InputError
+from cluster.settings import read_yaml
 from pipelines.synthesis.stages import PATH, STAGES
 
 GUIDELINES_FILE = Path(__file__).with_name("guidelines.yaml")
@@ -23,7 +22,6 @@ _OTHER_FIELDS: dict[str, frozenset[str]] = {
     "expand": frozenset({"guidelines"}),
 }
 _NEEDED_FIELDS = {name: stage.fields for name, stage in STAGES.items()} | _OTHER_FIELDS
-_OPTIONAL_PROMPTS = {*_OTHER_FIELDS, *(s.name for s in STAGES.values() if s.came_later)}
 _FIELDS_OF_STAGES = frozenset(
     {"question", "guideline", "answer_format"}
     | {stage.column for stage in STAGES.values() if stage != PATH}
@@ -63,7 +61,7 @@ class Prompts:
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
     """The guidelines of a YAML file: a list of `{id, text}`. Raises `InputError`."""
-    return check_guidelines(_read_yaml(path), str(path))
+    return check_guidelines(read_yaml(path), str(path))
 
 
 def check_guidelines(rows: Any, path: str) -> tuple[Guideline, ...]:
@@ -90,16 +88,17 @@ def _read_guideline(path: str, number: int, row: Any) -> Guideline:
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours for those of no stage that it leaves out.
+    """The prompts of a YAML file; ours for those that it leaves out.
 
     Raises `InputError`.
     """
-    tree = _read_yaml(path)
-    given = set(tree) if isinstance(tree, dict) else set()
-    if not set(_NEEDED_FIELDS) - _OPTIONAL_PROMPTS <= given <= set(_NEEDED_FIELDS):
-        needed = ", ".join(name for name in _NEEDED_FIELDS if name not in _OPTIONAL_PROMPTS)
-        optional = ", ".join(sorted(_OPTIONAL_PROMPTS))
-        raise InputError(f"{path}: expected the prompts {needed}, and perhaps {optional}")
+    tree = read_yaml(path)
+    known = ", ".join(_NEEDED_FIELDS)
+    if not isinstance(tree, dict) or not tree:
+        raise InputError(f"{path}: expected prompts as `name: text`; the names are {known}")
+    for name in tree:
+        if name not in _NEEDED_FIELDS:
+            raise InputError(f"{path}: there is no prompt {name!r}; the names are {known}")
     for name, text in tree.items():
         _check_prompt(path, name, text)
     ours = {} if path == PROMPTS_FILE else load_prompts().texts
@@ -121,12 +120,3 @@ def _check_prompt(path: Path, stage: str, text: Any) -> None:
         raise InputError(f"{path}: the prompt {stage} has {{{min(unknown)}}}; known: {known}")
     if lacking := _NEEDED_FIELDS[stage] - fields:
         raise InputError(f"{path}: the prompt {stage} lacks {{{min(lacking)}}}")
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no file {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error

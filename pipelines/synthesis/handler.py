@@ -95,7 +95,10 @@ class SynthesizePaths:
         """Whether no path was right; what an earlier attempt made with a hint is kept, too."""
         if not self.recipe.settings.hint_stages:
             return False
-        were_hinted = previous is not None and any(path.is_hinted for path in previous.paths)
+        if previous is None or previous.attempt < 0:  # no attempt was made with these settings
+            were_hinted = False
+        else:
+            were_hinted = any(path.is_hinted for path in previous.paths)
         return were_hinted or not any(path.verdict == Verdict.CORRECT for path in graded)
 
     def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:

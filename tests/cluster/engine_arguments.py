@@ -19,9 +19,12 @@ import yaml
 from cluster.errors import InputError
 from cluster.inference.engine import EngineSettings
 from cluster.inference.engine_sizing import fit_to_nodes
-from cluster.inference.gpu_plan import GpuNodes, ModelShape, plan_pool, with_options
+from cluster.inference.gpu_plan import GIB, GpuNodes, ModelShape, plan_pool, with_options
 from cluster.inference.vllm_engine import engine_arguments
 from cluster.models.model import Model
+from pipelines.config import load_config
+from training.placement import Node, Nodes, check_training_fits, place
+from training.settings import TrainingSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CARDS = {
@@ -135,9 +138,44 @@ def row(case: Case) -> str:
     )
 
 
+def training_rows() -> Iterator[str]:
+    """The training of every shipped config for GPUs, on every number of every card."""
+    for file in sorted((REPOSITORY / "configs").glob("*.yaml")):
+        config = load_config(file)
+        if config.engine.use_gpu:
+            folder = shape_folder(config.model.path)
+            shape = json.loads((folder / "config.json").read_text())
+            model = ModelShape.from_config(shape, name="the model")
+            for card in CARDS:
+                for count in COUNTS:
+                    where = f"{file.stem:28} {count:2} x {card:8}"
+                    yield f"{where} {training(config.training, model, card, count)}"
+
+
+def training(settings: TrainingSettings, model: ModelShape, card: str, num_gpus: int) -> str:
+    """How a training is placed on nodes of at most eight such cards, 4 CPUs and 128 GiB a card."""
+    per_node = min(num_gpus, 8)
+    node = Node(
+        "node",
+        num_cpus=4 * per_node,
+        num_gpus=per_node,
+        memory=128 * GIB * per_node,
+        dtype="float32",
+        card_memory=CARDS[card] * GIB,
+        card_dtype="bfloat16",
+    )
+    nodes = Nodes([node] * (num_gpus // per_node))
+    try:
+        check_training_fits(settings, model, nodes)
+    except InputError as error:
+        return f"REFUSED: {error}"
+    return place(settings, nodes).sentence
+
+
 def table() -> str:
-    """All rows."""
-    return "".join(f"{row(case)}\n" for case in cases())
+    """All rows: those of the engines, and after an empty line those of the training."""
+    engines = "".join(f"{row(case)}\n" for case in cases())
+    return engines + "\n" + "".join(f"{row}\n" for row in training_rows())
 
 
 if __name__ == "__main__":

@@ -164,7 +164,9 @@ def test_file_of_another_step_is_named_in_the_place_of_ours_and_next_to_it(
     ours.write_bytes(whole)
     beside = Path(step.folder.path) / foreign.name
     shutil.copy(foreign, beside)
-    with pytest.raises(DamagedFileError, match=f"{re.escape(foreign.name)} is not the step's"):
+    with pytest.raises(
+        DamagedFileError, match=f"{re.escape(foreign.name)} does not belong to the step"
+    ):
         check_steps([step])
 
 
@@ -175,7 +177,7 @@ def test_step_lists_what_it_made_and_not_what_was_put_there_before(tmp_path: Pat
     with pytest.raises(DamagedFileError, match=r"foreign\.parquet is damaged"):
         step.commit()
     step.commit(made=["questions.parquet"])
-    with pytest.raises(DamagedFileError, match=r"foreign\.parquet is not the step's"):
+    with pytest.raises(DamagedFileError, match=r"foreign\.parquet does not belong to the step"):
         check_steps([step])
 
 
@@ -183,7 +185,7 @@ def test_folder_of_another_step_under_our_name_is_refused(tmp_path: Path) -> Non
     step, other = (finish(tmp_path, "examples", seed) for seed in (0, 1))
     shutil.rmtree(step.folder.path)
     shutil.copytree(other.folder.path, step.folder.path)
-    with pytest.raises(DamagedFileError, match="that of another step"):
+    with pytest.raises(DamagedFileError, match="belongs to another step"):
         check_steps([step])
 
 

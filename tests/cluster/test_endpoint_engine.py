@@ -180,7 +180,7 @@ def test_endpoint_waits_as_long_as_a_throttling_server_asks() -> None:
         ("drop", EngineDiedError, "ServerDisconnectedError"),
         ("500", GenerationError, "HTTP 500"),
         ("garbage", GenerationError, "the reply is not a completion"),
-        ("empty", GenerationError, "1 answers were asked for, and 0 came"),
+        ("empty", GenerationError, "1 answers were requested, but 0 came"),
     ],
 )
 def test_endpoint_that_goes_on_so_ends_the_worker_only_where_all_would_fail(

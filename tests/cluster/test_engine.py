@@ -498,9 +498,9 @@ def test_slow_top_p_warns_where_it_slows(
     [
         ("temperature", "temperature is a separate setting; write it next to options"),
         ("max_tokens", "max_tokens is a separate setting; write it next to options"),
-        ("n", "n is decided by the run; leave it out"),
-        ("seed", "seed is decided by the run; leave it out"),
-        ("output_kind", "output_kind is decided by the run; leave it out"),
+        ("n", "n is set by the run; leave it out"),
+        ("seed", "seed is set by the run; leave it out"),
+        ("output_kind", "output_kind is set by the run; leave it out"),
     ],
 )
 def test_sampling_option_that_is_a_setting_is_refused(name: str, remedy: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ TABLE = Path(__file__).with_name("engine_arguments.txt")
 def test_arguments_of_every_config_on_every_card_are_those_of_the_committed_table() -> None:
     """`python -m tests.cluster.engine_arguments` writes the table again."""
     assert table().splitlines() == TABLE.read_text().splitlines()
+
+
+def test_every_refusal_names_hardware_that_would_do() -> None:
+    refusals = [line for line in TABLE.read_text().splitlines() if "REFUSED" in line]
+    assert refusals
+    for line in refusals:
+        assert re.search(r"use .* or more GPUs of this size|it would fit ", line), line
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,10 @@ def test_type_is_decided_once_for_a_run_whatever_the_machine_that_goes_on_with_i
     assert pin_dtype(auto, folder) == (engine, "")  # it was said
     cpu_info.write_text(WITHOUT)
     engine, told = pin_dtype(auto, folder)
-    assert (engine.dtype, told) == ("bfloat16", "engine.dtype auto is bfloat16, as this run began")
+    assert (engine.dtype, told) == (
+        "bfloat16",
+        "engine.dtype auto is bfloat16, as at the start of this run",
+    )
     assert pin_dtype(auto, Folder.open(str(tmp_path / "other")))[0].dtype == "float32"
 
 

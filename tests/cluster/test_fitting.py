@@ -62,7 +62,7 @@ def test_fit_with_a_size_given_starts_as_many_engines_as_the_gpus_hold(
     fitted, said = fit_engines(settings(tensor_parallel_size=2), model)
     assert (fitted.max_workers, fitted.cpus_per_worker) == (4, 0.5)
     assert said == (
-        "A node has fewer CPUs than its engines would take: engine.cpus_per_worker is 0.5 "
+        "A node has fewer CPUs than its engines would use: engine.cpus_per_worker is 0.5 "
         "instead of 1."
     )
     given = settings(tensor_parallel_size=2, max_workers=1, cpus_per_worker=0.1)

@@ -64,13 +64,13 @@ def test_has_room_places_each_bundle_on_one_node(
         (
             [{"GPU": 8.0, "CPU": 1.0}],
             None,
-            "waiting for 8 GPUs: 8 of 16 free, 1 of 2 CPUs that go along (2 min 10 s), "
+            "waiting for 8 GPUs: 8 of 16 free, 1 of 2 CPUs for them (2 min 10 s), "
             "to start 2 engines",
         ),
         (
             [{"GPU": 2.0, "CPU": 8.0}] * 4,
             900,
-            "waiting for 8 GPUs: 8 of 16 free, not together where they have to be "
+            "waiting for 8 GPUs: 8 of 16 free, not together on one node "
             "(2 min 10 s of at most 15 min 00 s), to start 2 engines",
         ),
     ],
@@ -87,19 +87,19 @@ def test_waiting_line_says_what_is_short(
         (
             [{"CPU": 2.0}],
             30,
-            "2 engines need 8 GPUs (4 together on one node), and the cluster has no GPU after a "
+            "2 engines need 8 GPUs (4 together on one node), but the cluster has no GPU after a "
             "wait of 30 s; set Y, or run on at least 8 GPUs (4 together on one node)",
         ),
         (
             [{"GPU": 2.0, "CPU": 9.0}] * 2,
             0,
-            "2 engines need 8 GPUs (4 together on one node) at once, and the cluster has 4 GPUs "
+            "2 engines need 8 GPUs (4 together on one node) at once, but the cluster has 4 GPUs "
             "(2 + 2 on its nodes); lower X, or run on at least 8 GPUs (4 together on one node)",
         ),
         (
             [{"GPU": 8.0, "CPU": 1.0}],
             0,
-            "2 engines need 2 CPUs at once, and the cluster has 1 CPU; lower X, or run on at least "
+            "2 engines need 2 CPUs at once, but the cluster has 1 CPU; lower X, or run on at least "
             "2 CPUs",
         ),
     ],
@@ -164,7 +164,7 @@ def test_more_than_the_cluster_has_is_refused_at_once_on_a_ray_of_our_own_else_a
     gpu_node: None,
 ) -> None:
     wait_for_room(one_gpu_each(8), Patience(), StopRequest())
-    with pytest.raises(InputError, match="9 GPUs at once, and the cluster has 8 GPUs; lower X"):
+    with pytest.raises(InputError, match="9 GPUs at once, but the cluster has 8 GPUs; lower X"):
         wait_for_room(one_gpu_each(9), Patience(), StopRequest())
     with pytest.raises(InputError, match="has 8 GPUs after a wait of 1 s; lower X"):
         wait_for_room(one_gpu_each(9), Patience(gpu_wait_s=1.0), StopRequest())

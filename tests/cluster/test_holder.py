@@ -142,7 +142,7 @@ def test_holder_whose_file_is_torn_is_judged_by_its_signs(tmp_path: Path, data: 
     run.child(HOLDERS).write_bytes("000001.json", data)
     with hold(run) as held:
         assert held.epoch == 2
-    assert "did not say" in str(cluster.store.holder.Holder(1, {}))
+    assert "an unknown command" in str(cluster.store.holder.Holder(1, {}))
 
 
 def test_holder_is_created_once_also_without_links(

@@ -105,7 +105,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ("gated", "access to it is restricted"),
         ("missing", "nothing of this name"),
         ("revision", "no such revision"),
-        ("empty", "without a file that is needed"),
+        ("empty", "a required file is missing"),
         ("broken", "cannot be downloaded"),
         ("no name", "not a valid name on the Hugging Face hub"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import InputError
-from cluster.models.model import PACKAGED_MODELS, check_model, local_model, model_identity
+from cluster.models.model import PACKAGED_MODELS, check_model, local_model, model_files
 
 
 def test_packaged_model_is_converted_once_and_repaired_when_damaged(tmp_path: Path) -> None:
@@ -42,17 +42,21 @@ def test_model_that_cannot_be_loaded_is_refused(
 
 def test_model_hub_name_is_left_to_the_hub() -> None:
     check_model("mistralai/Mistral-7B-Instruct-v0.3")
-    assert (
-        model_identity("mistralai/Mistral-7B-Instruct-v0.3") == "mistralai/Mistral-7B-Instruct-v0.3"
-    )
+    assert model_files("mistralai/Mistral-7B-Instruct-v0.3") is None
+
+
+def identity_of(folder: Path) -> str:
+    files = model_files(str(folder))
+    assert files
+    return files.identity
 
 
 def test_model_identity_changes_with_its_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"12")
-    before = model_identity(str(tmp_path))
+    before = identity_of(tmp_path)
     (tmp_path / "config.json").write_text('{"a": 1}')
-    assert model_identity(str(tmp_path)) != before
+    assert identity_of(tmp_path) != before
 
 
 def test_packaged_models_are_known_by_their_hash() -> None:
@@ -63,9 +67,9 @@ def test_model_identity_changes_with_weights_of_the_same_size(tmp_path: Path) ->
     (tmp_path / "config.json").write_text("{}")
     weights = bytearray(5_000_000)
     (tmp_path / "model.safetensors").write_bytes(weights)
-    before = model_identity(str(tmp_path))
-    assert model_identity(str(tmp_path)) == before
+    before = identity_of(tmp_path)
+    assert identity_of(tmp_path) == before
     # Fine-tuning moves every tensor: here a hundredth of one.
     weights[2_000_000:2_050_000] = b"x" * 50_000
     (tmp_path / "model.safetensors").write_bytes(weights)
-    assert model_identity(str(tmp_path)) != before
+    assert identity_of(tmp_path) != before

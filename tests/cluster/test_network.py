@@ -114,7 +114,7 @@ def test_network_an_outage_that_does_not_end_is_one_sentence(
     s3_proxy: CountingProxy, folder: Folder
 ) -> None:
     s3_proxy.mode = "away"
-    with pytest.raises(StorageError, match=r"x \(1 bytes\) cannot be written: .*same command"):
+    with pytest.raises(StorageError, match=r"x \(1 bytes\) cannot be written: .*repeat the command"):
         folder.waiting(0).write_bytes("x", b"1")
 
 

@@ -389,7 +389,7 @@ def test_plan_context_asked_for_is_kept_or_refused() -> None:
     assert _plan(LLAMA_8B_LONG, 1, 1, GB_24, context=16384).max_model_len == 16384
     with pytest.raises(InputError, match=r"32768 tokens \(4.0 GiB .* the most is 21248 tokens"):
         _plan(LLAMA_8B_LONG, 1, 1, GB_24, context=32768)
-    with pytest.raises(InputError, match="8193 tokens was asked for, m was made for 1 to 8192"):
+    with pytest.raises(InputError, match="8193 tokens was requested, but m was made for 1 to 8192"):
         _plan(LLAMA_8B, 1, 8, GB_80, context=8193)
 
 
@@ -416,23 +416,36 @@ def test_plan_smaller_cache_values_hold_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "nodes", "numbers"),
+    ("config", "nodes", "numbers", "enough"),
     [
-        (LLAMA_70B, GpuNodes(1, 1, GB_80), ("131.4 GiB of 79.1 GiB", "1 GPU(s)", "71.2 GiB")),
+        (
+            *(LLAMA_70B, GpuNodes(1, 1, GB_80)),
+            *(("131.4 GiB of 79.1 GiB", "1 GPU(s)", "71.2 GiB"), "2 or more GPUs"),
+        ),
         # Each GPU would hold its weights, but neither overhead nor cache beside them.
-        (LLAMA_70B, GpuNodes(2, 2, GB_40), ("of 157.6 GiB", "32.9 GiB for", "35.5 GiB")),
-        (LLAMA_70B | AWQ, GpuNodes(1, 1, GB_48), ("37.0 GiB of 44.4 GiB", "3.4 for overhead")),
-        (DEEPSEEK_V3, GpuNodes(1, 8, GB_80), ("626.7 GiB of 632.8 GiB in all", "8 GPU(s)")),
+        (
+            *(LLAMA_70B, GpuNodes(2, 2, GB_40)),
+            *(("of 157.6 GiB", "32.9 GiB for", "35.5 GiB"), "8 or more GPUs"),
+        ),
+        (
+            *(LLAMA_70B | AWQ, GpuNodes(1, 1, GB_48)),
+            *(("37.0 GiB of 44.4 GiB", "3.4 for overhead"), "2 or more GPUs"),
+        ),
+        (
+            *(DEEPSEEK_V3, GpuNodes(1, 8, GB_80)),
+            *(("626.7 GiB of 632.8 GiB in all", "8 GPU(s)"), "2 nodes of 8 or more GPUs"),
+        ),
+        (DEEPSEEK_V3, GpuNodes(1, 8, 4.0), ("626.7 GiB of 32.0 GiB in all",), "larger GPUs"),
     ],
 )
-def test_plan_that_fits_nowhere_says_the_numbers_and_the_mend(
-    config: dict[str, Any], nodes: GpuNodes, numbers: tuple[str, ...]
+def test_plan_that_fits_nowhere_says_the_numbers_and_what_would_do(
+    config: dict[str, Any], nodes: GpuNodes, numbers: tuple[str, ...], enough: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         plan_pool(ModelShape.from_config(config, name="big"), nodes)
     message = str(caught.value)
     assert message.startswith("big does not fit on")
-    assert "quantise the model, or use more or larger GPUs" in message
+    assert f"quantise the model, or use {enough}" in message
     assert all(number in message for number in numbers), message
 
 

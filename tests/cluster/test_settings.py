@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,16 @@ import pytest
 from cluster.errors import InputError
 from cluster.settings import content_of, fingerprint, load_settings
 from pipelines.config import Config
-from tests.conftest import REPOSITORY
+from pipelines.strategy import with_strategy
+from tests.conftest import REPOSITORY, arithmetic
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
+TREE: dict[str, Any] = {
+    "run": "r",
+    "model": {"path": "m"},
+    "questions": {"datasets": arithmetic("sums", 0, num_train=1, num_dev=0, num_test=1)},
+}
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
@@ -48,32 +55,64 @@ def test_config_every_file_in_the_repository_loads(path: Path) -> None:
     ],
 )
 def test_config_wrong_value_names_field_and_mend(
-    scripted_config: dict[str, Any], write_config: WriteConfig, override: str, expected: str
+    write_config: WriteConfig, override: str, expected: str
 ) -> None:
-    path = write_config(scripted_config)
+    path = write_config(TREE)
     with pytest.raises(InputError) as caught:
         load_settings(Config, path, [override])
     message = str(caught.value)
     assert expected in message
-    assert str(path) in message
+    assert message.startswith(f"--set {override.partition('=')[0]}: ")
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("override", ["rounds", "=1", "a..b=1", "rounds=[1", "run.name=x"])
-def test_config_malformed_override_is_refused(
-    scripted_config: dict[str, Any], write_config: WriteConfig, override: str
+def test_config_mistake_is_said_of_the_file_or_of_the_override_that_made_it(
+    write_config: WriteConfig,
 ) -> None:
+    def said(*overrides: str, **tree: Any) -> str:
+        path = write_config(TREE | tree)
+        with pytest.raises(InputError) as caught:
+            load_settings(Config, path, overrides, with_strategy)
+        return str(caught.value).replace(str(path), "FILE")
+
+    both = ("training.seed=3", "training.max_length=-1", "engine.use_gpu=false")
+    assert said(*both).startswith("--set training.max_length: training.max_length: ")
+    assert said("training.seed=3", train=1).startswith("FILE: unknown setting train")
+    twice = said("engine.use_gpu=maybe", train=1)
+    assert twice.startswith("FILE: unknown setting train")
+    assert said("synthesis.strategy=stair").startswith("--set synthesis.strategy: ")
+    across = said("examples.verdict=majority", "synthesis.hint_stages=[path]")
+    assert across.startswith("--set synthesis.hint_stages: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("training.lr=1e-5", "did you mean training.learning_rate?"),
+        ("training.learning_rat=1", "did you mean training.learning_rate?"),
+        ("training.batch=1", "known here: "),
+        ("training.ga=1", "known here: "),
+    ],
+)
+def test_config_guess_is_near_or_none(write_config: WriteConfig, override: str, hint: str) -> None:
+    with pytest.raises(InputError, match=re.escape(hint)):
+        load_settings(Config, write_config(TREE), [override])
+
+
+@pytest.mark.parametrize("override", ["rounds", "=1", "a..b=1", "rounds=[1", "run.name=x"])
+def test_config_malformed_override_is_refused(write_config: WriteConfig, override: str) -> None:
     with pytest.raises(InputError, match="--set"):
-        load_settings(Config, write_config(scripted_config), [override])
+        load_settings(Config, write_config(TREE), [override])
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: [1", "is not YAML"),
+        ("a: [1", "line 1: this is not YAML"),
         ("- 1", "expected settings"),
         ("", "found nothing"),
-        ("run: a\nrun: b", "given twice"),
+        ("run: a\nrun: b", "line 2: .*'run' is given twice, first in line 1"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3", "line 4: .*'b' is given twice, first in line 2"),
         ("run: !!binary YQ==", "quote it"),
     ],
 )
@@ -84,8 +123,8 @@ def test_config_broken_file_is_refused(tmp_path: Path, text: str, expected: str)
         load_settings(Config, path)
 
 
-def test_config_date_is_a_text(scripted_config: dict[str, Any], write_config: WriteConfig) -> None:
-    config = load_settings(Config, write_config(scripted_config), ["run=2024-01-01"])
+def test_config_date_is_a_text(write_config: WriteConfig) -> None:
+    config = load_settings(Config, write_config(TREE), ["run=2024-01-01"])
     assert config.run == "2024-01-01"
 
 
@@ -95,20 +134,14 @@ def test_config_missing_file_names_those_that_are_there(tmp_path: Path) -> None:
         load_settings(Config, tmp_path / "gone.yaml")
 
 
-def test_override_scientific_notation_is_a_number(
-    scripted_config: dict[str, Any], write_config: WriteConfig
-) -> None:
-    config = load_settings(
-        Config, write_config(scripted_config), ["training.learning_rate=1e-6", "rounds=2"]
-    )
+def test_override_scientific_notation_is_a_number(write_config: WriteConfig) -> None:
+    config = load_settings(Config, write_config(TREE), ["training.learning_rate=1e-6", "rounds=2"])
     assert config.training.learning_rate == 1e-6
     assert config.rounds == 2
 
 
-def test_content_leaves_out_extent_and_operational_settings(
-    scripted_config: dict[str, Any], write_config: WriteConfig
-) -> None:
-    path = write_config(scripted_config)
+def test_content_leaves_out_extent_and_operational_settings(write_config: WriteConfig) -> None:
+    path = write_config(TREE)
     before = load_settings(Config, path)
     operational = load_settings(Config, path, ["engine.chunk_size=99", "engine.max_num_seqs=99"])
     content = load_settings(Config, path, ["engine.dtype=float32"])

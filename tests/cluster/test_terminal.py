@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
-from cluster.terminal import ProgressLine, format_table
+import pytest
+
+from cluster.terminal import ProgressLine, format_table, say
 
 
 class Terminal(io.StringIO):
@@ -34,3 +36,13 @@ def test_line_on_a_terminal_is_rewritten_and_left_at_the_end() -> None:
 def test_table_has_even_columns() -> None:
     table = format_table([["name", "n"], ["a long one", "12"]])
     assert table == "| name       | n  |\n|------------|----|\n| a long one | 12 |"
+
+
+def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    say("red \x1b[31m, title \x1b]0;gone\x07, \x9b2J, back\rover, \u202eturned\tand\nkept \u00e9")
+    shown, rest = capsys.readouterr().out.split(", back")
+    assert shown == r"red \x1b[31m, title \x1b]0;gone\x07, \x9b2J"
+    assert rest == "\\rover, \\u202eturned\tand\nkept \u00e9\n"
+    stream = io.StringIO()
+    ProgressLine(0.0, stream).show("d\x1b[2J: 3", lasting=["q\x1bc"], due=True)
+    assert "\x1b" not in stream.getvalue()

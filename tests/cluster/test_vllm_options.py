@@ -36,7 +36,7 @@ def settings(**options: Any) -> EngineSettings:
         ({"load_format": "mistral"}, "does not read the safetensors files of a tuned model"),
         ({"load_format": "pt"}, "does not read the safetensors files of a tuned model"),
         ({"config_format": "mistral"}, r"does not read a tuned model's config\.json"),
-        ({"worker_extension_cls": "mine.Extension"}, "worker_extension_cls takes the place"),
+        ({"worker_extension_cls": "mine.Extension"}, "worker_extension_cls replaces the"),
         ({"quantization": "awq"}, "quantization awq needs quantized files"),
         ({"quantization": "compressed-tensors"}, "needs quantized files"),
     ],
@@ -58,7 +58,7 @@ def test_options_that_cannot_prove_the_weights_are_refused_only_where_the_run_tr
         ({"quantization": "bitsandbytes"}, "no quantization 'bitsandbytes'; it has awq, "),
         ({"dtype": "float32"}, r"dtype is a setting; write it as engine\.dtype"),
         ({"tensor_parallel_size": 2}, r"write it as engine\.tensor_parallel_size"),
-        ({"trust_remote_code": True}, "trust_remote_code is decided by the run; leave it out"),
+        ({"trust_remote_code": True}, "trust_remote_code is set by the run; leave it out"),
     ],
 )
 def test_options_that_vllm_does_not_know_or_that_are_settings_are_always_refused(

@@ -162,6 +162,29 @@ def test_prompts_malformed_file_is_refused(
         load_prompts(path)
 
 
+def test_prompts_that_a_file_leaves_out_are_ours(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("adapt: Rewrite {guideline} for {question}")
+    ours, merged = load_prompts(), load_prompts(path)
+    assert merged.texts == {**ours.texts, "adapt": "Rewrite {guideline} for {question}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adapd: Rewrite {guideline}", "there is no prompt 'adapd'; the names are adapt"),
+        ("just a text", "expected prompts as `name: text`"),
+        ("", "expected prompts as"),
+        ("hint: '{answer}'\nhint: '{answer}!'", "line 2: .*'hint' is given twice"),
+    ],
+)
+def test_prompts_file_with_other_names_is_refused(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        load_prompts(path)
+
+
 def test_chain_each_stage_sees_what_the_one_before_wrote() -> None:
     engine = Recorder()
     plan = recipe(stages={"adapt": {"max_tokens": 11}, "path": {"max_tokens": 99}})
@@ -471,6 +494,28 @@ def test_plain_chain_asks_the_evaluation_prompt_for_many_answers_at_once() -> No
 def test_plain_chain_more_samples_keep_the_first_ones() -> None:
     few, many = (chains(Asked(), recipe(chain=["path"], samples=n)) for n in (32, 48))
     assert many[:32] == few
+
+
+@pytest.mark.parametrize("num_before", [1, 16, 20, 33])
+def test_plain_chain_taken_over_samples_are_asked_for_no_more_and_the_others_are_the_same(
+    num_before: int,
+) -> None:
+    few, many = (chains(Asked(), recipe(chain=["path"], samples=n)) for n in (num_before, 40))
+    engine = Asked()
+    grown = chains(engine, recipe(chain=["path"], samples=40), {"attempt": -1, "paths": few})
+    assert grown == many
+    assert sum(engine.counts) == 40 - num_before
+
+
+def test_chains_taken_over_paths_of_guidelines_stay_and_the_others_are_the_same() -> None:
+    one, more = recipe(guidelines_per_question=3), recipe(guidelines_per_question=5, samples=2)
+    few, many = chains(Stages(), one), chains(Stages(), more)
+    engine = Stages()
+    assert chains(engine, more, {"attempt": -1, "paths": few}) == many
+    assert len(engine.asked) == 3 * (10 - 3)
+    engine = Stages()
+    assert chains(engine, one, {"attempt": -1, "paths": many}) == few
+    assert engine.asked == []
 
 
 COLOURS = Question(

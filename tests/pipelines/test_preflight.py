@@ -16,7 +16,7 @@ from cluster.errors import InputError
 from pipelines.config import Config, load_config
 from pipelines.plan import check_run
 from pipelines.planning.base_checks import Base, look_at_base, num_positions
-from pipelines.planning.hardware import Readiness, refuse_nodes
+from pipelines.planning.hardware import Readiness, engines_of, refuse_nodes
 from pipelines.planning.preflight import askings, check_base, describe, engines
 from pipelines.synthesis.chain import Recipe
 from tests.conftest import arithmetic, run_driver
@@ -85,13 +85,13 @@ PATH = "synthesis.stages.path"
 CONFIGS = [
     ([f"{PATH}.options={{repetition_penality: 1.1}}"], "did you mean repetition_penalty"),
     ([f"{PATH}.options={{repetition_penalty: 0}}"], f"{PATH}.options.repetition_penalty 0"),
-    ([f"{PATH}.options={{repetition_penalty: high}}"], "vLLM takes float"),
+    ([f"{PATH}.options={{repetition_penalty: high}}"], "vLLM accepts float"),
     (["synthesis.stages.adapt.options={presence_penalty: 3}"], "between -2 and 2"),
-    ([f"{PATH}.options={{stop: ['']}}"], "none empty"),
-    ([f"{PATH}.options={{stop_token_ids: [end]}}"], "vLLM takes list"),
+    ([f"{PATH}.options={{stop: ['']}}"], "non-empty"),
+    ([f"{PATH}.options={{stop_token_ids: [end]}}"], "vLLM accepts list"),
     ([f"{PATH}.options={{min_tokens: 4000}}"], "is more than"),
     ([f"{PATH}.options={{structured_outputs: {{regexp: x}}}}"], "did you mean regex"),
-    ([f"{PATH}.temperature=2.5"], "vLLM takes 0 to 2"),
+    ([f"{PATH}.temperature=2.5"], "vLLM accepts 0 to 2"),
     (["synthesis.judge=all", "synthesis.stages.judge.options={top: 1}"], "stages.judge.options"),
     (
         ["synthesis.expand_guidelines=2", "synthesis.stages.expand.options={sop: a}"],
@@ -102,10 +102,10 @@ CONFIGS = [
     (["engine.options={block_sise: 32}"], "did you mean block_size"),
     (["engine.omp_threads_bind=0-9999"], "has no core"),
     (["engine.omp_threads_bind=zero"], "give cores as in 0-3"),
-    ([f"{PATH}.template_args={{messages: []}}"], f"{PATH}.template_args.messages is decided"),
+    ([f"{PATH}.template_args={{messages: []}}"], f"{PATH}.template_args.messages is set"),
     (["evaluation.template_args={add_generation_prompt: false}"], "evaluation.template_args.add"),
-    ([f"{PATH}.template_args={{tools: []}}"], "is decided by the run"),
-    ([f"{PATH}.template_args={{bos_token: x}}"], "is decided by the run"),
+    ([f"{PATH}.template_args={{tools: []}}"], "is set by the run"),
+    ([f"{PATH}.template_args={{bos_token: x}}"], "is set by the run"),
     (["synthesis.guidelines_per_question=99"], "there are 25 guidelines"),
     (["training.tracking.wandb_project=p"], "wandb, which is not installed"),
     (["training.tracking.mlflow_experiment=e"], "mlflow, which is not installed"),
@@ -178,8 +178,8 @@ BASES: list[tuple[Edit, list[str], str]] = [
         [],
         "no tokenizer can be loaded",
     ),
-    (template("Solve this:"), [], "does not hold the question"),
-    (template("{{ messages[0].text }}"), [], "does not hold the question"),
+    (template("Solve this:"), [], "do not contain the question"),
+    (template("{{ messages[0].text }}"), [], "do not contain the question"),
     (template("{{ raise_exception('only for tools') }}"), [], "only for tools"),
     (template("{% if %}"), [], "makes no prompt"),
     (
@@ -343,7 +343,7 @@ def test_dry_run_refuses_what_the_model_shows(tree: dict[str, Any], tmp_path: Pa
     template("Solve this:")(Path(tree["model"]["path"]))
     result = run_driver("run", path, "--dry-run")
     assert result.returncode == InputError.exit_code
-    assert "does not hold the question" in result.stderr
+    assert "do not contain the question" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
@@ -368,3 +368,14 @@ def test_unreachable_ray_is_one_sentence(
     assert result.returncode == InputError.exit_code
     assert "Ray cannot be reached" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_engine_of_the_paths_alone_is_waited_for_as_well(load: Callable[..., Config]) -> None:
+    of_paths = '{"use_gpu": true, "tensor_parallel_size": 4}'
+    config = load(f"synthesis.engine={of_paths}")
+    assert config.synthesis.engine is not None
+    steps = {"paths", "examples", "model", "predictions", "scores"}
+    assert engines_of(config, steps) == [config.synthesis.engine, config.engine]
+    assert engines_of(config, {"predictions"}) == [config.engine]
+    assert engines_of(load(), {"guidelines", "paths", "predictions"}) == [load().engine]
+    assert engines_of(config, {"model", "scores"}) == []

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pipelines.strategies as package
 from cluster.errors import InputError
 from cluster.settings import laid_over
 from pipelines.strategy import strategies, with_strategy
@@ -39,3 +41,20 @@ def test_trees_are_laid_over_branch_by_branch() -> None:
     above = {"a": {"y": 5}, "b": {"new": 1}, "c": 7}
     assert laid_over(below, above) == {"a": {"x": 1, "y": 5}, "b": {"new": 1}, "c": 7}
     assert below == {"a": {"x": 1, "y": 2}, "b": 3, "c": {"z": 1}}
+
+
+def test_stray_file_among_the_strategies_breaks_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.py").write_text("import nothing_of_the_kind")
+    (tmp_path / "torn.py").write_text("STRATEGY = (")
+    (tmp_path / "copy of star.py").write_text("STRATEGY = 5")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    strategies.cache_clear()
+    try:
+        assert "regenesis" in strategies()
+        assert not {"notes", "torn", "copy of star"} & set(strategies())
+        with pytest.raises(InputError, match=r"file of 'notes' has no strategy .*nothing_of_the"):
+            with_strategy({"synthesis": {"strategy": "notes"}})
+    finally:
+        strategies.cache_clear()

@@ -12,7 +12,9 @@ import pyarrow as pa
 from cluster.store.folder import Folder
 from tests.training.conftest import make_rows
 from training.data.batches import mismatched_examples
-from training.settings import DpoSettings, KtoSettings, TrainingSettings
+from training.objectives.dpo import DpoSettings
+from training.objectives.kto import KtoSettings
+from training.settings import TrainingSettings
 
 _IDS = pa.list_(pa.int32())
 _PAIRS = pa.schema(

@@ -185,7 +185,7 @@ def test_refuse_broken_weights_names_the_tensor(tiny_model: Path) -> None:
     refuse_broken_weights(model, "tiny")
     with torch.no_grad():
         model.model.norm.weight[3] = torch.nan
-    with pytest.raises(InputError, match=r"tiny: model\.norm\.weight holds values that are not"):
+    with pytest.raises(InputError, match=r"tiny: model\.norm\.weight contains values that are not"):
         refuse_broken_weights(model, "tiny")
 
 

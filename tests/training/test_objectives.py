@@ -17,6 +17,7 @@ from tests.training import trl_losses
 from tests.training.conftest import make_rows
 from tests.training.preferences import log_prob, write_preferences
 from tests.training.trl_losses import MODEL, REFERENCE, made_model, pairs, unpaired
+from training.answers import answer_tokens, micro_parts
 from training.checks import largest_batch
 from training.data.batches import (
     Example,
@@ -28,9 +29,10 @@ from training.data.batches import (
 from training.data.examples import read_examples, survey
 from training.data.sequences import REFERENCES, Sequences
 from training.memory import BatchSize
-from training.objectives import answer_tokens, dpo_parts, kto_parts, log_ratios, micro_parts
+from training.objectives.dpo import DpoSettings, dpo_parts
+from training.objectives.kto import KtoSettings, kto_parts
 from training.packing import use_packed_attention
-from training.settings import DpoSettings, KtoSettings, PlacedTraining
+from training.settings import PlacedTraining
 from training.steps import StepData, WorkerBatch
 
 DPO = PlacedTraining(
@@ -108,7 +110,7 @@ def test_dpo_with_nll_equals_the_loss_of_trl() -> None:
     micro = collate(sequences, 0)
     share = WorkerBatch([micro], 0, 0, num_tokens, num_examples=4, mismatched=[])
     settings = DPO.model_copy(update={"dpo": trl_losses.DPO})
-    parts = micro_parts(made_model(MODEL), micro, share, settings, "cpu", kl=None)
+    parts = micro_parts(made_model(MODEL), micro, share, settings, None)
     assert parts["loss"].item() == pytest.approx(TRL_DPO, abs=1e-5)
     assert parts["preference_loss"].item() > 0.1, "the reference must show"
 
@@ -120,11 +122,11 @@ def test_kto_equals_the_loss_of_trl() -> None:
         for name in ("completion_ids", "KL_completion_ids")
     )
     model = made_model(MODEL)
-    kl = log_ratios(answer_tokens(model, mismatched, "cpu"), mismatched).mean().clamp(min=0)
+    kl = answer_tokens(model, mismatched, "cpu").log_ratios(mismatched).mean().clamp(min=0)
     assert kl > 0.01, "it must show"
     share = WorkerBatch([micro], 0, 0, 1, num_examples=8, mismatched=[mismatched])
     settings = KTO.model_copy(update={"kto": trl_losses.KTO})
-    parts = micro_parts(model, micro, share, settings, "cpu", kl)
+    parts = micro_parts(model, micro, share, settings, kl)
     assert parts["loss"].item() == pytest.approx(TRL_KTO, abs=1e-5)
 
 
@@ -139,7 +141,7 @@ def _parts(model: Any, preferences: Folder, settings: PlacedTraining) -> dict[st
         table = table.append_column(name, pa.array(random.normal(-20, 5, table.num_rows)))
     share = StepData(table, whole, 0, 1).share(0)
     [micro] = share.micro_batches
-    return micro_parts(model, micro, share, whole, "cpu", kl=torch.zeros(()))
+    return micro_parts(model, micro, share, whole, torch.zeros(()))
 
 
 def _gradient(model: Any, loss: Any) -> Any:
@@ -206,7 +208,7 @@ def test_micro_parts_of_nothing_are_nothing_but_reach_every_weight(
         use_packed_attention(model)
     table = read_examples(preferences, DPO if settings is SFT else settings)
     share = StepData(table, DPO if settings is SFT else settings, 0, 1).share(0)
-    parts = micro_parts(model, form([], 0), share, settings, "cpu", kl=torch.zeros(()))
+    parts = micro_parts(model, form([], 0), share, settings, torch.zeros(()))
     assert [part.item() for part in parts.values()] == [0.0] * len(parts)
     assert _gradient(model, parts["loss"]).abs().max() == 0
 

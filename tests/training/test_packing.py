@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
+from training.answers import answer_loss
 from training.data.batches import Example, collate, pack
-from training.objectives import answer_loss
 from training.packing import NAME, packed_attention, refuse_leak, use_packed_attention
 
 SHAPE: dict[str, Any] = {

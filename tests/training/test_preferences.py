@@ -23,8 +23,10 @@ from tests.training.matrix import (
 )
 from tests.training.preferences import add_references, preference_rows, write_preferences
 from training.fine_tune import fine_tune
+from training.objectives.dpo import DpoSettings
+from training.objectives.kto import KtoSettings
 from training.reference import REFERENCE
-from training.settings import DpoSettings, KtoSettings, PlacedTraining
+from training.settings import PlacedTraining
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"objective": "dpo", "dpo": DpoSettings(beta=0.3, nll_weight=0.2)},

@@ -6,7 +6,8 @@ import pytest
 
 from cluster.settings import content_of
 from training.deepspeed_engine import deepspeed_config
-from training.settings import DpoSettings, LoraSettings, PlacedTraining, TrainingSettings
+from training.objectives.dpo import DpoSettings
+from training.settings import LoraSettings, PlacedTraining, TrainingSettings
 
 
 @pytest.mark.parametrize(
@@ -15,9 +16,9 @@ from training.settings import DpoSettings, LoraSettings, PlacedTraining, Trainin
         ({"global_batch_size": 10, "micro_batch_size": 4}, "set it to 12"),
         ({"global_batch_size": 10, "num_workers": 2}, "= 2 x 4 = 8; set it to 16"),
         ({"packing": True, "num_workers": 128}, "nothing to 112 of 128 workers .* to 16 or less"),
-        ({"num_workers": 0}, "should be auto or a whole number from 1 on, not 0"),
+        ({"num_workers": 0}, "should be auto or a whole number of at least 1, not 0"),
         ({"gpus_per_worker": "all"}, "should be auto, 0 or 1, not 'all'"),
-        ({"cpus_per_worker": True}, "should be auto or a whole number from 1 on, not True"),
+        ({"cpus_per_worker": True}, "should be auto or a whole number of at least 1, not True"),
         ({"offload_optimizer": True, "zero_stage": 0}, "zero_stage 1, 2 or 3"),
         ({"offload_weights": True, "zero_stage": 2}, "needs zero_stage 3"),
         ({"offload_folder": "/nvme", "zero_stage": 3}, "offload_optimizer or offload_weights"),
@@ -26,7 +27,7 @@ from training.settings import DpoSettings, LoraSettings, PlacedTraining, Trainin
         ({"dataset_weights": {"a": 1.0}, "dataset_temperature": 2.0}, "not both"),
         ({"mix": "per_dataset", "dataset_temperature": 2.0}, "mixes nothing"),
         ({"objective": "dpo", "packing": True, "row_tokens": 3000}, "less than twice max_length"),
-        ({"objective": "kto", "weight_by": "vote_share"}, "leave it out of objective kto"),
+        ({"objective": "kto", "weight_by": "vote_share"}, "leave it out for objective kto"),
         (
             {"objective": "dpo", "dpo": DpoSettings(preference_weight=0, nll_weight=0)},
             "nothing is learned",

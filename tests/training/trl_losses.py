@@ -14,7 +14,8 @@ import tempfile
 from typing import Any
 
 from tests.training.conftest import make_rows
-from training.settings import DpoSettings, KtoSettings
+from training.objectives.dpo import DpoSettings
+from training.objectives.kto import KtoSettings
 
 DPO = DpoSettings(beta=0.3, preference_weight=1.0, nll_weight=0.2)
 KTO = KtoSettings(beta=0.3, desirable_weight=1.0, undesirable_weight=1.3)

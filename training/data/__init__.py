@@ -1,1 +1,1 @@
-"""From examples to the batches that a worker trains on."""
+"""Turns examples into the batches that a worker trains on."""

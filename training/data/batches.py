@@ -1,18 +1,18 @@
-"""Which examples make a batch, and what of them is learnt: pure functions on rows.
+"""Which examples form a batch, and which of their tokens are learned: pure functions on rows.
 
 One example with a prompt of three tokens and a target of two::
 
     input_ids  5  6  7  8  9
     labels     .  .  .  8  9      (. is -100: no loss)
 
-It packed into one row with an example of one prompt and one target token::
+Packed into one row with an example of one prompt token and one target token, it is::
 
     input_ids     5  6  7  8  9  5  3
     labels        .  .  .  8  9  .  3
     position_ids  0  1  2  3  4  0  1
     ends          5  7
 
-Which examples form a step depends on the seed and the example ids alone, never on files, blocks,
+Which examples form a step depends only on the seed and the example ids, never on files, blocks,
 packing or the number of workers.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
+"""The label that torch's cross entropy ignores."""
 
 Tokens = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
@@ -37,18 +37,18 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Example:
-    """What one row trains: answer `target` after `prompt`. Token ids."""
+    """What one row trains: to answer `target` after `prompt`. Both are token ids."""
 
     example_id: str
     prompt: Sequence[int]
     target: Sequence[int]
     weight: float = 1.0
-    """How much each of its target tokens counts, against those of other examples."""
+    """The weight of each of its target tokens, relative to those of other examples."""
     reference: float = 0.0
-    """The target's log-probability under the model that the training starts from; of meaning
-    where preferences are learnt."""
+    """The target's log-probability under the model from which the training starts; used only with
+    preferences."""
     is_desirable: bool = True
-    """Whether it is to become likelier; this matters only where preferences are learned."""
+    """Whether it should become more likely; used only with preferences."""
 
     @property
     def length(self) -> int:
@@ -57,7 +57,7 @@ class Example:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What goes through the model at once: arrays of [rows, tokens].
+    """A batch that goes through the model at once: arrays of [rows, tokens].
 
     A padded batch has an attention mask; a packed one is a single row and has positions and ends.
     """
@@ -65,7 +65,7 @@ class MicroBatch:
     input_ids: Tokens
     labels: Tokens
     weights: Weights
-    """Of each label; of no meaning where nothing is learned."""
+    """The weight of each label; meaningless where nothing is learned."""
     references: Weights
     """[examples]; see `Example`."""
     are_desirable: Flags
@@ -73,21 +73,21 @@ class MicroBatch:
     attention_mask: Tokens | None = None
     """1 for tokens, 0 for padding."""
     position_ids: Tokens | None = None
-    """Within each packed example."""
+    """Positions within each packed example."""
     ends: tuple[int, ...] = ()
     """Where each packed example ends: the column after its last token."""
 
 
 def labels_of(example: Example) -> list[int]:
-    """One label per token of prompt and target: the target's own ids, -100 on the prompt."""
+    """One label per token of prompt and target: the ids of the target, and -100 on the prompt."""
     return [IGNORED] * len(example.prompt) + list(example.target)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
-    """The examples as one array, padded on the right to the longest.
+    """Combine the examples into one array, padded on the right to the longest.
 
-    Without examples, one row of two padding tokens and no labels: a worker that has nothing left
-    in the last batch still takes part in the collective operations.
+    Without examples, it is one row of two padding tokens without labels: a worker that has nothing
+    left in the last batch still takes part in the collective operations.
     """
     width = max((example.length for example in examples), default=2)
     shape = (max(len(examples), 1), width)
@@ -106,10 +106,10 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
 
 
 def pack(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
-    """The examples one after another in a single row, each with positions from 0.
+    """Place the examples one after another in a single row, each with positions from 0.
 
-    Without examples, two padding tokens and no labels, as in `collate`. No label crosses from one
-    example into the next: each begins with a prompt.
+    Without examples, it is two padding tokens without labels, as in `collate`. No label crosses
+    from one example into the next, because each begins with a prompt.
     """
     ids = [token for example in examples for token in [*example.prompt, *example.target]]
     labels = [label for example in examples for label in labels_of(example)]
@@ -126,7 +126,7 @@ def pack(examples: Sequence[Example], pad_token_id: int) -> MicroBatch:
 
 
 def _preferences(examples: Sequence[Example]) -> tuple[Weights, Flags]:
-    """What a micro-batch holds of its examples' places among preferences."""
+    """The values of a micro-batch that preferences need."""
     return (
         np.array([example.reference for example in examples], dtype=np.float32),
         np.array([example.is_desirable for example in examples], dtype=np.bool_),
@@ -134,7 +134,7 @@ def _preferences(examples: Sequence[Example]) -> tuple[Weights, Flags]:
 
 
 def example_numbers(micro: MicroBatch) -> Tokens:
-    """Of each token, the number of its example within the micro-batch: [rows, tokens]."""
+    """For each token, the number of its example within the micro-batch: [rows, tokens]."""
     rows, width = micro.input_ids.shape
     if not micro.ends:
         return np.repeat(np.arange(rows), width).reshape(rows, width)
@@ -142,9 +142,9 @@ def example_numbers(micro: MicroBatch) -> Tokens:
 
 
 def answer_positions(labels: Tokens) -> Tokens:
-    """The positions whose next token is learnt in some row: only they need logits.
+    """The positions whose next token is learned in some row; only these need logits.
 
-    At least one position, so that a batch without labels still reaches the output head.
+    There is at least one position, so that a batch without labels still reaches the output head.
     """
     positions = np.flatnonzero((labels[:, 1:] != IGNORED).any(axis=0))
     return positions if positions.size else np.zeros(1, dtype=np.int64)
@@ -159,9 +159,9 @@ def epoch_order(
 ) -> list[int]:
     """The indices of the ids in the order of one epoch: sorted by a hash of seed, epoch and id.
 
-    With `quotas`, an epoch takes so many examples of each dataset. A dataset is an endless stream
-    of passes over its examples, each in an order of its own, and an epoch takes the next piece of
-    it: over a training all of its examples are seen equally often, give or take one.
+    With `quotas`, an epoch uses this many examples of each dataset. A dataset is an endless stream
+    of passes over its examples, each in a different order, and an epoch takes the next piece of the
+    stream: during a training all of its examples are used equally often, give or take one.
     """
     if quotas is None:
         return sorted(range(len(example_ids)), key=lambda i: _hash(seed, epoch, example_ids[i]))
@@ -170,7 +170,7 @@ def epoch_order(
         for dataset, quota in quotas.items()
         for number, index in _piece(example_ids, datasets, dataset, seed, epoch * quota, quota)
     ]
-    # The piece has the smallest hashes of its pass, so the order within the epoch needs others.
+    # A piece consists of the smallest hashes of its pass, so the epoch's order uses other hashes.
     chosen.sort(key=lambda pair: _hash(seed, epoch, f"{pair[0]}/{example_ids[pair[1]]}"))
     return [index for _, index in chosen]
 
@@ -183,7 +183,7 @@ def _piece(
     start: int,
     count: int,
 ) -> list[tuple[int, int]]:
-    """Elements of a dataset's stream of passes from `start` on: (pass, index of the example)."""
+    """Elements of a dataset's stream of passes from `start` on, as (pass, index of the example)."""
     members = [index for index, name in enumerate(datasets) if name == dataset]
     passes = range(start // len(members), (start + count - 1) // len(members) + 1)
     stream = [
@@ -202,9 +202,9 @@ def _hash(seed: int, epoch: int | str, name: str) -> bytes:
 def mismatched_examples(
     example_ids: Sequence[str], question_ids: Sequence[str], seed: int
 ) -> list[int]:
-    """For each example one of another question: the next in an order of the ids by their hash.
+    """For each example, one of another question: the next one in the order of the hashed ids.
 
-    Where there is no other question, the example itself.
+    It is the example itself if there is no other question.
     """
     order = sorted(range(len(example_ids)), key=lambda i: _hash(seed, "other", example_ids[i]))
     found = list(range(len(order)))
@@ -220,9 +220,9 @@ def mix_quotas(
 ) -> dict[str, int] | None:
     """Examples of each dataset in an epoch, which has as many as there are in all.
 
-    A dataset's share is proportional to its weight, or without weights to n^(1/temperature): 1
-    leaves the examples as they are, a high temperature gives all datasets the same share. None
-    when every example is simply taken once an epoch. Rounded by largest remainders.
+    A dataset's share is proportional to its weight or, without weights, to n^(1/temperature): 1
+    keeps the proportions, and a high temperature gives all datasets the same share. None if every
+    example is simply used once per epoch. Rounded by largest remainders.
     """
     if weights is None and temperature == 1:
         return None
@@ -240,12 +240,12 @@ def mix_quotas(
 
 
 def steps_per_epoch(num_examples: int, global_batch_size: int) -> int:
-    """Steps of one epoch; the last may hold fewer examples than the others."""
+    """Steps of one epoch; the last one may have fewer examples than the others."""
     return math.ceil(num_examples / global_batch_size)
 
 
 def batch_of_step(order: Sequence[int], step: int, global_batch_size: int) -> list[int]:
-    """The indices trained at a step, given the order of the epoch it belongs to."""
+    """The indices of the examples of a step, given the order of its epoch."""
     within = step % steps_per_epoch(len(order), global_batch_size)
     return list(order[within * global_batch_size : (within + 1) * global_batch_size])
 
@@ -253,13 +253,13 @@ def batch_of_step(order: Sequence[int], step: int, global_batch_size: int) -> li
 def micro_batches(
     batch: Sequence[int], lengths: Sequence[int], micro_batch_size: int, num_ranks: int, rank: int
 ) -> list[list[int]]:
-    """One rank's share of a global batch, as micro-batches of like lengths.
+    """One rank's share of a global batch, as micro-batches of examples with similar lengths.
 
-    `lengths` holds the tokens of each element of `batch`. The batch is sorted by length and dealt
-    round the ranks, so that little is padded and ranks that wait for each other have like work;
-    the gradient of a batch is a sum and does not know the order. A last batch that is too small
-    gives some ranks fewer micro-batches: all ranks' lists are filled to the same number with
-    empty ones, and there is always at least one.
+    `lengths` has the tokens of each element of `batch`. The batch is sorted by length and dealt to
+    the ranks in turn, so that there is little padding and the ranks, which wait for each other,
+    have similar work. The gradient of a batch is a sum, so the order does not matter. If the last
+    batch is too small, some ranks have fewer micro-batches: the lists of all ranks are filled with
+    empty ones to the same length, which is at least one.
     """
     by_length = sorted(range(len(batch)), key=lambda i: (-lengths[i], batch[i]))
     unit = micro_batch_size * num_ranks
@@ -275,10 +275,10 @@ def packed_micro_batches(
 ) -> list[list[int]]:
     """One rank's share of a global batch, as rows of at most `row_tokens` tokens to be packed.
 
-    `lengths` holds the tokens of each element of `batch`, none above `row_tokens`. All ranks get
-    the same number of rows, the fewest for which it works out: the longest example first, each
-    into the row that is emptiest, so that ranks that wait for each other have like work. Rows
-    may be empty; there is always at least one.
+    `lengths` has the tokens of each element of `batch`, none above `row_tokens`. All ranks get the
+    same number of rows, the smallest that works: the longest example comes first, and each goes
+    into the emptiest row, so that the ranks, which wait for each other, have similar work. Rows may
+    be empty; there is always at least one.
     """
     rounds = max(1, math.ceil(sum(lengths) / (row_tokens * num_ranks)))
     while (rows := _fill_rows(batch, lengths, rounds * num_ranks, row_tokens)) is None:
@@ -289,7 +289,7 @@ def packed_micro_batches(
 def _fill_rows(
     batch: Sequence[int], lengths: Sequence[int], num_rows: int, row_tokens: int
 ) -> list[list[int]] | None:
-    """The batch over so many rows, fullest row first; None when one would be too full."""
+    """Distribute the batch over this many rows, fullest first; None if a row would overflow."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
     loads = [(0, row) for row in range(num_rows)]
     for i in sorted(range(len(batch)), key=lambda i: (-lengths[i], batch[i])):

@@ -1,17 +1,18 @@
-"""The training examples as they lie on storage: counted by the driver, read by the workers.
+"""The stored training examples, which the driver counts and the workers read.
 
 A row (Parquet; token ids only)::
 
     example_id        "gsm8k/train/00042/regenesis/decompose/0"
     question_id       "gsm8k/train/00042"
-    dataset           "gsm8k"                   read when the config asks for datasets
-    prompt_token_ids  [1, 9690, 198, ...]       what the model is asked
-    target_token_ids  [504, 1690, ..., 2]       what it is to answer, its end-of-turn token last
+    dataset           "gsm8k"                   read when the config needs datasets
+    prompt_token_ids  [1, 9690, 198, ...]       the model's input
+    target_token_ids  [504, 1690, ..., 2]       its answer, ending with the end-of-turn token
     vote_share        0.84                      read when `training.weight_by` names it
 
-With `objective: dpo` the rows are those of `preference_pairs/` beside them, whose `chosen_id` and
-`chosen_token_ids` become the id and the target, with `rejected_token_ids` besides; with `kto` those
-of `unpaired_preferences/`, whose `completion_token_ids` become the target, with a `label`.
+With `objective: dpo` the rows are those of `preference_pairs/` in the same folder, whose
+`chosen_id` and `chosen_token_ids` become the id and the target, with `rejected_token_ids` in
+addition. With `kto` they are those of `unpaired_preferences/`, whose `completion_token_ids` become
+the target, with a `label`.
 """
 
 from __future__ import annotations
@@ -30,52 +31,23 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from training.objectives import OBJECTIVES
 from training.settings import TrainingSettings
-
-PAIRS = "preference_pairs"
-UNPAIRED = "unpaired_preferences"
-"""Where the preferences lie within the folder of the examples."""
-
-_STORED_NAMES: dict[str, dict[str, str]] = {
-    "sft": {},
-    "dpo": {"example_id": "chosen_id", "target_token_ids": "chosen_token_ids"},
-    "kto": {"target_token_ids": "completion_token_ids"},
-}
-"""How a column is called on storage, where the trainer calls it otherwise."""
-
-_COLUMNS: dict[str, list[str]] = {
-    "sft": [],
-    "dpo": ["rejected_token_ids"],
-    "kto": ["question_id", "label"],
-}
-"""What an objective reads besides ids, prompts and targets."""
-
-_NOTHING_THERE = {
-    "sft": "no training examples in {}; make some, or leave its questions out",
-    "dpo": (
-        "no preference pairs in {}: training.objective dpo needs questions with a kept path and a "
-        "wrong one; make more paths a question, or set training.objective: sft"
-    ),
-    "kto": (
-        "no right or wrong paths in {}, which training.objective kto needs; make more paths a "
-        "question, or set training.objective: sft"
-    ),
-}
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a folder of examples holds for a training."""
+    """What a folder of examples contains for a training."""
 
     num_examples: int
     num_dropped_too_long: int
     num_truncated: int
     counts: dict[str, int]
-    """Kept examples of each dataset; empty when the training does not ask for datasets."""
+    """Kept examples of each dataset; empty if the training does not need datasets."""
     digest: str
-    """Of the kept ids, whatever their order: 16 hex digits."""
+    """Hash of the kept ids, in any order: 16 hex digits."""
     num_undesirable: int = 0
-    """Kept wrong paths, which only kto learns from."""
+    """Kept wrong paths, which only kto uses."""
 
     @property
     def num_kept(self) -> int:
@@ -83,11 +55,13 @@ class Survey:
 
 
 def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = None) -> Survey:
-    """Count the examples, of one dataset or of all, and check them; one row group in memory.
+    """Count and check the examples of one dataset or of all, with one row group in memory.
 
-    Raises `InputError` when there are too few, when an id comes twice, when a prompt or a target is
-    empty, when a weight is no positive number, and when kto would see only right or wrong paths.
+    Raises `InputError` when there are too few, when an id appears twice, when a prompt or a target
+    is empty, when a weight is not a positive number, and when kto would see only right or only
+    wrong paths.
     """
+    objective = OBJECTIVES[settings.objective]
     ids: list[str] = []
     kept: list[str] = []
     counts: Counter[str] = Counter()
@@ -102,8 +76,8 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
         kept.extend(itertools.compress(names, fits))
         if "dataset" in batch.schema.names:
             counts.update(itertools.compress(batch.column("dataset").to_pylist(), fits))
-        if settings.objective == "kto":
-            labels = itertools.compress(batch.column("label").to_pylist(), fits)
+        if objective.label is not None:
+            labels = itertools.compress(batch.column(objective.label).to_pylist(), fits)
             num_undesirable += sum(not label for label in labels)
         longest = max([longest, *lengths])
         num_truncated += sum(n > settings.max_length for n in itertools.compress(lengths, fits))
@@ -112,8 +86,8 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
     _refuse_useless(ids, kept, longest, settings, where)
     _refuse_too_few(len(kept), settings, where)
     _refuse_unweighted(counts, settings)
-    if settings.objective == "kto":
-        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, where)
+    if objective.label is not None:
+        _refuse_one_sided(len(kept) - num_undesirable, num_undesirable, settings, where)
     digest = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
     num_dropped = len(ids) - len(kept)
     return Survey(
@@ -124,9 +98,9 @@ def survey(folder: Folder, settings: TrainingSettings, dataset: str | None = Non
 def read_examples(
     folder: Folder, settings: TrainingSettings, dataset: str | None = None
 ) -> pa.Table:
-    """The examples that are learnt, none longer than allowed; about 4 bytes a token in memory.
+    """The examples to train on, none longer than allowed; about 4 bytes per token in memory.
 
-    With dpo `rejected_token_ids` stand beside the target, with kto a `question_id` and a `label`.
+    With dpo there is also `rejected_token_ids`, with kto a `question_id` and a `label`.
     """
     table = pa.Table.from_batches(_batches(folder, settings, dataset))
     table = table.filter(_fits(table, settings)).combine_chunks()
@@ -140,14 +114,14 @@ def read_examples(
 
 
 def _fits(rows: pa.Table | pa.RecordBatch, settings: TrainingSettings) -> pa.Array:
-    """Which rows are learnt: short enough, or short enough once their answers are cut."""
+    """Which rows are used: those short enough, possibly after their answers are cut."""
     if settings.too_long == "drop":
         return pc.less_equal(_lengths(rows), settings.max_length)
     return pc.less(pc.list_value_length(rows.column("prompt_token_ids")), settings.max_length)
 
 
 def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
-    """Each list without what exceeds its room."""
+    """Each list, cut to the room that it has."""
     lengths = pc.list_value_length(lists).to_numpy()
     kept = np.minimum(lengths, room)
     starts = np.cumsum(lengths) - lengths
@@ -159,7 +133,8 @@ def _cut(lists: pa.ListArray, room: npt.NDArray[np.int64]) -> pa.ListArray:
 
 def _columns(settings: TrainingSettings, dataset: str | None) -> list[str]:
     """The columns that a training reads."""
-    columns = ["example_id", "prompt_token_ids", "target_token_ids", *_COLUMNS[settings.objective]]
+    of_objective = OBJECTIVES[settings.objective].columns
+    columns = ["example_id", "prompt_token_ids", "target_token_ids", *of_objective]
     if dataset is not None or settings.is_mixed:
         columns.append("dataset")
     if settings.weight_by is not None:
@@ -171,7 +146,7 @@ def _batches(
     folder: Folder, settings: TrainingSettings, dataset: str | None
 ) -> Iterator[pa.RecordBatch]:
     source, names = _source(folder, settings), _columns(settings, dataset)
-    stored = [_STORED_NAMES[settings.objective].get(name, name) for name in names]
+    stored = [OBJECTIVES[settings.objective].stored_names.get(name, name) for name in names]
     for file_name in source.file_names(".parquet"):
         file = source.open_parquet(file_name)
         missing = set(stored) - set(file.schema_arrow.names)
@@ -187,28 +162,27 @@ def _batches(
 
 
 def _source(folder: Folder, settings: TrainingSettings) -> Folder:
-    """Where the rows of an objective lie, given the folder of the examples."""
-    if settings.objective == "sft":
-        return folder
-    return folder.child(PAIRS if settings.objective == "dpo" else UNPAIRED)
+    """The folder with the rows of an objective, given the folder of the examples."""
+    within = OBJECTIVES[settings.objective].folder
+    return folder if within is None else folder.child(within)
 
 
 def _answers(rows: pa.Table | pa.RecordBatch) -> list[str]:
-    """The columns with what answers a prompt: the target, and with pairs what was rejected."""
+    """The columns with answers to a prompt: the target and, with pairs, the rejected answer."""
     return [
         name for name in ("target_token_ids", "rejected_token_ids") if name in rows.schema.names
     ]
 
 
 def longest_answers(rows: pa.Table | pa.RecordBatch) -> pa.Array:
-    """Tokens of each row's target, or of what was rejected where that is longer."""
+    """Tokens of each row's target, or of the rejected answer if that is longer."""
     return pc.max_element_wise(
         *(pc.list_value_length(rows.column(name)) for name in _answers(rows))
     )
 
 
 def _lengths(rows: pa.Table | pa.RecordBatch) -> pa.Array:
-    """Tokens of prompt and longest answer together, per row."""
+    """Tokens of prompt and longest answer together, for each row."""
     return pc.add(pc.list_value_length(rows.column("prompt_token_ids")), longest_answers(rows))
 
 
@@ -219,7 +193,7 @@ def _refuse_empty(batch: pa.RecordBatch, names: list[str], folder: Folder) -> No
             if not count:
                 raise InputError(
                     f"example {name!r} in {folder.uri} has no {column}: the first token to learn "
-                    "needs one before it, and one to learn; drop the example"
+                    "needs a token before it; drop the example"
                 )
 
 
@@ -239,7 +213,7 @@ def _refuse_useless(
     ids: list[str], kept: list[str], longest: int, settings: TrainingSettings, where: str
 ) -> None:
     if not ids:
-        raise InputError(_NOTHING_THERE[settings.objective].format(where))
+        raise InputError(OBJECTIVES[settings.objective].nothing_there.format(where))
     twice, count = Counter(ids).most_common(1)[0]
     if count > 1:
         raise InputError(f"example {twice!r} appears twice in {where}; ids must be distinct")
@@ -254,30 +228,32 @@ def _refuse_too_few(number: int, settings: TrainingSettings, where: str) -> None
     if settings.min_examples is None and number < settings.global_batch_size:
         raise InputError(
             f"{number} examples in {where} do not fill one batch of training.global_batch_size "
-            f"{settings.global_batch_size}; lower it, make more, or set training.min_examples"
+            f"{settings.global_batch_size}; lower it, generate more, or set training.min_examples"
         )
     if number < (settings.min_examples or 0):
         raise InputError(
             f"{number} examples in {where} are fewer than training.min_examples "
-            f"{settings.min_examples}; lower it or make more"
+            f"{settings.min_examples}; lower it or generate more"
         )
 
 
 def _refuse_unweighted(counts: Mapping[str, int], settings: TrainingSettings) -> None:
-    """A dataset without a weight; one with a weight may have no examples, as one set aside."""
+    """Refuse a dataset without a weight. A dataset with a weight may have no examples."""
     weights = settings.dataset_weights
     unknown = [] if weights is None else sorted(set(counts) - set(weights))
     if unknown:
         raise InputError(
-            f"training.dataset_weights names {', '.join(sorted(weights or ()))}; there are also "
-            f"examples of {', '.join(unknown)}: give each a weight"
+            f"training.dataset_weights names {', '.join(sorted(weights or ()))}; but there are "
+            f"also examples of {', '.join(unknown)}: give each a weight"
         )
 
 
-def _refuse_one_sided(num_right: int, num_wrong: int, where: str) -> None:
+def _refuse_one_sided(
+    num_right: int, num_wrong: int, settings: TrainingSettings, where: str
+) -> None:
     if not num_right or not num_wrong:
         missing = "wrong" if num_right else "right"
         raise InputError(
-            f"no {missing} paths in {where}: training.objective kto learns from right and wrong "
-            "ones; make more paths a question, or set training.objective: sft"
+            f"no {missing} paths in {where}: training.objective {settings.objective} learns from "
+            "right and wrong ones; generate more paths per question, or set training.objective: sft"
         )

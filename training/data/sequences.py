@@ -1,12 +1,12 @@
-"""The token sequences that each example stands for: pure reading of the trainer's table.
+"""The token sequences of each example: pure reading of the trainer's table.
 
-An example of `objective: sft` is one sequence, its prompt and target. Where preferences are learnt
-there is another one beside it, with the same prompt::
+An example of `objective: sft` is one sequence, its prompt and target. With preferences there is a
+second one with the same prompt::
 
-    dpo   1 9690 | 504 72 2      target: what was chosen      learnt, likelier
-          1 9690 | 504 71 2      other: what was rejected     learnt, less likely
-    kto   1 9690 | 504 72 2      target: right or wrong       learnt, as its label says
-          1 9690 | 88 19 2       other: another prompt's      only looked at, for the divergence
+    dpo   1 9690 | 504 72 2      target: the chosen answer    learned, more likely
+          1 9690 | 504 71 2      other: the rejected answer   learned, less likely
+    kto   1 9690 | 504 72 2      target: right or wrong       learned as labelled
+          1 9690 | 88 19 2       other: another prompt's      only for the divergence
 
 Importing this module imports neither torch nor transformers.
 """
@@ -20,16 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from training.data.batches import Example, mismatched_examples
+from training.data.batches import Example
+from training.objectives import OBJECTIVES
+from training.objectives.objective import OtherAnswer
 from training.settings import TrainingSettings
 
 REFERENCES = ("target_reference", "other_reference")
-"""Columns with the log-probabilities of both sequences under the model that training starts from;
+"""Columns with the log-probabilities of both sequences under the model from which training starts;
 `training.reference` adds them."""
 
 
 class Sequences:
-    """The sequences of a table's examples, by the number of their row."""
+    """The sequences of a table's examples, by row number."""
 
     def __init__(self, table: pa.Table, settings: TrainingSettings) -> None:
         self._table = table
@@ -39,15 +41,22 @@ class Sequences:
         self._targets = table.column("target_token_ids").combine_chunks()
         self._weights = _numbers(table, settings.weight_by, 1.0)
         self._references = [_numbers(table, name, 0.0) for name in REFERENCES]
+        self._objective = OBJECTIVES[settings.objective]
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def learnt(self, index: int) -> list[Example]:
         """What an example trains: one sequence, or a pair with the chosen one first."""
-        if self._settings.objective == "dpo":
+        if self._objective.learns_other:
             return [self.target(index), self.other(index)]
         return [self.target(index)]
+
+    def looked_at(self, index: int) -> Example | None:
+        """What goes through the model without being learnt, before a step; None: nothing."""
+        if self._objective.other_answers is None or self._objective.learns_other:
+            return None
+        return self.other(index)
 
     def target(self, index: int) -> Example:
         return Example(
@@ -60,36 +69,29 @@ class Sequences:
         )
 
     def other(self, index: int) -> Example:
-        """The rejected answer, or with kto the answer to another prompt, cut to `max_length`."""
-        if self._settings.objective == "dpo":
-            answer = self._rejected[index].values
-        else:
-            answer = self._targets[self._mismatched[index]].values
+        """The other answer to the same prompt, cut to `max_length` (`Objective.other_answers`)."""
         of_target = self.target(index)
         room = self._settings.max_length - len(of_target.prompt)
         return replace(
             of_target,
-            target=answer.to_numpy()[:room],
+            target=self._other_answers(index)[:room],
             weight=0.0,
             reference=float(self._references[1][index]),
             is_desirable=False,
         )
 
     @cached_property
-    def _rejected(self) -> pa.ListArray:
-        return self._table.column("rejected_token_ids").combine_chunks()
-
-    @cached_property
     def _labels(self) -> npt.NDArray[np.bool_]:
-        if self._settings.objective != "kto":
+        if self._objective.label is None:
             return np.ones(len(self), dtype=np.bool_)
-        labels: npt.NDArray[np.bool_] = self._table.column("label").to_numpy()
+        labels: npt.NDArray[np.bool_] = self._table.column(self._objective.label).to_numpy()
         return labels
 
     @cached_property
-    def _mismatched(self) -> list[int]:
-        questions = self._table.column("question_id").to_pylist()
-        return mismatched_examples(self._ids, questions, self._settings.seed)
+    def _other_answers(self) -> OtherAnswer:
+        if self._objective.other_answers is None:
+            raise LookupError(f"{self._objective.name} has one answer to each prompt")
+        return self._objective.other_answers(self._table, self._settings.seed)
 
 
 def _numbers(table: pa.Table, column: str | None, default: float) -> npt.NDArray[np.float32]:
