@@ -7,6 +7,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -114,7 +115,9 @@ def test_network_an_outage_that_does_not_end_is_one_sentence(
     s3_proxy: CountingProxy, folder: Folder
 ) -> None:
     s3_proxy.mode = "away"
-    with pytest.raises(StorageError, match=r"x \(1 bytes\) cannot be written: .*repeat the command"):
+    with pytest.raises(
+        StorageError, match=r"x \(1 bytes\) cannot be written: .*repeat the command"
+    ):
         folder.waiting(0).write_bytes("x", b"1")
 
 
@@ -233,3 +236,28 @@ def test_network_refusals_are_told_from_outages(
     with pytest.raises(StoreRefusedError if is_refusal else type(error)):
         wait_out(call, "s3://d", outage_s=60)
     assert (next(calls) == 1) == is_refusal
+
+
+def test_network_ray_train_keeps_a_checkpoint_through_an_outage(
+    s3_proxy: CountingProxy, folder: Folder, tmp_path: Path
+) -> None:
+    from ray.train import Checkpoint
+    from ray.train.v2._internal.execution.storage import StorageContext
+
+    local = tmp_path / "local"
+    (local / "step").mkdir(parents=True)
+    for name in ("shard_0.pt", "shard_1.pt", "step/state.json"):
+        (local / name).write_bytes(os.urandom(200_000))
+    storage = StorageContext(folder.path, "checkpoints", folder.filesystem)
+    s3_proxy.requests.clear()
+    s3_proxy.refuse_next = 7
+    checkpoint = Checkpoint.from_directory(str(local))
+    kept = storage.persist_current_checkpoint(checkpoint, "step-000002")
+    assert len(s3_proxy.refused) == 7
+    assert s3_proxy.count("PUT") == 3
+    assert len(s3_proxy.requests) <= 5
+    s3_proxy.refuse_next = 4
+    restored = pickle.loads(pickle.dumps(kept))
+    with restored.as_directory() as found:
+        for name in ("shard_0.pt", "shard_1.pt", "step/state.json"):
+            assert (Path(found) / name).read_bytes() == (local / name).read_bytes()
