@@ -33,7 +33,7 @@ class ClusterSettings(Settings):
     address: Annotated[str | None, OPERATIONAL] = None
     """The address of a running cluster (`auto` or host:port); null starts a local one unless
     RAY_ADDRESS or a job names one."""
-    num_cpus: Annotated[int, OPERATIONAL, Field(gt=0)] | None = None
+    num_cpus: Annotated[Annotated[int, Field(gt=0)] | None, OPERATIONAL] = None
     """Logical CPUs of a local cluster; null uses all that the machine has."""
     object_store_gib: Annotated[float, OPERATIONAL, Field(gt=0)] = 1.0
     """Size of the object store of a local cluster, which only carries chunks and receipts."""
