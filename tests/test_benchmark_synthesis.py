@@ -113,7 +113,7 @@ def test_options_default_to_every_side_and_all_guidelines() -> None:
     ("argv", "said"),
     [
         (["--sides", "a,x"], "no side 'x'"),
-        (["--guidelines", "26"], "there are 25"),
+        (["--guidelines", "26"], "there are only 25"),
         (["--repeats", "0"], "not a number above 0"),
         (["--max-tokens", "16,24"], "give three numbers"),
         (["--questions-file", "none.jsonl"], "no such file"),

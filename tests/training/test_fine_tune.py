@@ -6,9 +6,11 @@ import hashlib
 import json
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StorageError
 from cluster.models.model import Model
 from cluster.models.weight_digests import WEIGHTS, write_list
 from cluster.store.folder import Folder
+from tests.small_disk import small_disk
 from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
 from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
@@ -341,6 +344,35 @@ def test_fine_tune_that_diverges_is_ended_and_not_tried_again(
         fine_tune(_model(tiny_model), examples, output, settings, on_step=steps.append)
     assert [step["step"] for step in steps] == [1.0], "the first step moved all weights away"
     assert "config.json" not in output.file_names()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "24m") as made:
+        yield made.path
+
+
+@pytest.mark.slow
+def test_fine_tune_on_a_full_disk_is_ended_once_and_goes_on_from_its_checkpoint(
+    tiny_model: Path, examples: Folder, ray_cluster: str, disk: Path
+) -> None:
+    ballast = disk / "ballast"
+    output = Folder.open(str(disk / "model"))
+    steps: list[float] = []
+
+    def fill(metrics: dict[str, float]) -> None:
+        steps.append(metrics["step"])
+        if metrics["step"] == 3 and not ballast.exists():  # after the checkpoint of two steps
+            free = shutil.disk_usage(disk).free
+            ballast.write_bytes(bytes(free - 100_000))
+
+    with pytest.raises(StorageError, match=r"checkpoints/step-\d+ \(\d+ bytes\).*No space left"):
+        fine_tune(_model(tiny_model), examples, output, WITH_CHECKPOINTS, on_step=fill)
+    assert steps == sorted(set(steps)), "no step was made a second time"
+    ballast.unlink()
+    resumed = _run(tiny_model, examples, output, WITH_CHECKPOINTS)
+    assert resumed.steps[0]["step"] > 1
+    assert resumed.metrics["weights_sha256"] == write_list(Path(output.path))
 
 
 @pytest.mark.slow

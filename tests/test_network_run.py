@@ -1,0 +1,84 @@
+"""A whole run on an object store that is away twice, its requests counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger
+from tests.cluster.s3_proxy import CountingProxy
+from tests.conftest import LOCAL_CLUSTER, SCRIPTED_ENGINE, arithmetic, run_driver
+
+AWAY_S = 25.0
+
+
+class Outages:
+    """The store is away for a while from the first request on that writes one of these paths."""
+
+    def __init__(self, proxy: CountingProxy, *begins: str) -> None:
+        self._proxy, self.left = proxy, list(begins)
+        self._lock = threading.Lock()
+        proxy.before = self._look
+
+    def _look(self, method: str, path: str) -> None:
+        with self._lock:
+            found = [text for text in self.left if method in ("PUT", "POST") and text in path]
+            if found and self._proxy.mode == "on":
+                self.left.remove(found[0])
+                self._proxy.mode = "away"
+                threading.Timer(AWAY_S, self._end).start()
+
+    def _end(self) -> None:
+        self._proxy.mode = "on"
+
+
+@pytest.fixture
+def network_config(s3_proxy: CountingProxy, model_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """As `scripted_config`, on the store, with a Ray whose workers have its keys."""
+    return {
+        "run": tmp_path.name,
+        "model": {"path": str(model_folder)},
+        "questions": {
+            "datasets": arithmetic("sums", 0, num_train=24, num_dev=4, num_test=8)
+            | arithmetic("far_sums", 10**6, "out_of_domain", num_dev=0, num_test=4)
+        },
+        "synthesis": {"guidelines_per_question": 3},
+        "training": {
+            "learning_rate": 1e-3,
+            "num_epochs": 1,
+            "global_batch_size": 8,
+            "min_examples": 1,
+            "dtype": "float32",
+            "checkpoint_every_n_steps": 2,
+        },
+        "engine": {**SCRIPTED_ENGINE, "options": {"latency_s": 0.05}},
+        "cluster": {**LOCAL_CLUSTER},
+        "storage": {"root": s3_proxy.uri("bucket/runs"), "cache": str(tmp_path / "cache")},
+    }
+
+
+@pytest.mark.slow
+def test_run_on_a_store_that_is_away_twice_ends_as_on_a_disk(
+    network_config: dict[str, Any],
+    write_config: Callable[[dict[str, Any]], Path],
+    s3_proxy: CountingProxy,
+    tmp_path: Path,
+) -> None:
+    outages = Outages(s3_proxy, "/parts/", "/checkpoints/step-")
+    run = run_driver("run", write_config(network_config))
+    assert run.returncode == 0, run.stderr
+    assert not outages.left
+    assert "| in_domain/sums " in run.stdout
+    assert run.stderr.count("has not answered for") == run.stderr.count("answers again after") == 2
+    folder = Folder.open(s3_proxy.uri(f"bucket/runs/{network_config['run']}"))
+    (paths,) = (name for name in folder.child("round_0").folder_names() if name.startswith("paths"))
+    assert len(list(Ledger.read(folder.child(f"round_0/{paths}")).rows())) == 24
+    counts = Counter(method for method, _ in s3_proxy.requests)
+    weights = [path for _, path in s3_proxy.requests if "/model.safetensors" in path]
+    assert (dict(counts), len(weights)) == (0, 0)
