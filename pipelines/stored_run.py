@@ -14,22 +14,21 @@ import pyarrow as pa
 import yaml
 
 from cluster.errors import InputError
-from cluster.settings import fingerprint
+from cluster.settings import Settings, fingerprint
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, is_ledger_file
 from cluster.store.step import STEPS_FILE
-from pipelines.config import Config
 
 CONFIG_FILE = "config.yaml"
 """The resolved config that was run last, in the run's folder."""
 
 
-def resolved_config(config: Config) -> str:
+def resolved_config(config: Settings) -> str:
     """The config with all its defaults, as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def record_config(config: Config, folder: Folder) -> None:
+def record_config(config: Settings, folder: Folder) -> None:
     """Keep the config as the one that was run last, and under a name that no other one takes."""
     resolved = resolved_config(config)
     for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
