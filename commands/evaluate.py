@@ -17,7 +17,7 @@ from evaluation.shots import read_shots
 from pipelines.examination.datasets import ASKED, asked_datasets
 from pipelines.examination.examine import begin_examination, examine, write_lm_eval_logs
 from pipelines.examination.models import examined_models
-from pipelines.examination.settings import DEFAULT_RUN, load_settings
+from pipelines.examination.settings import DEFAULT_RUN, EvaluateSettings, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table of all models and tasks."""
-    settings = load_settings(arguments.config, arguments.set, _completion(arguments))
+    settings = settings_of_arguments(arguments)
     models = examined_models(
         arguments.model,
         settings.engine,
@@ -72,6 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
             write_lm_eval_logs(examination, logs)
         say(f"evaluation folder: {examination.folder.uri}")
     return 0
+
+
+def settings_of_arguments(arguments: argparse.Namespace) -> EvaluateSettings:
+    """The settings of the config with the arguments. Raises `InputError`."""
+    return load_settings(arguments.config, arguments.set, _completion(arguments))
 
 
 def _completion(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], dict[str, Any]]:

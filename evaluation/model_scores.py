@@ -13,6 +13,7 @@ the commonest answer of all n samples is right.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -206,10 +207,7 @@ def format_measures(measures: Sequence[Measure]) -> str:
         rows.setdefault((each.split, each.group, each.task, each.model), {})[
             each.reading, each.metric
         ] = each
-    several = len({(split, group) for split, group, _, _ in rows}) > 1
-    names = {
-        key: ["/".join((key[0], key[1], key[2])) if several else key[2], key[3]] for key in rows
-    }
+    names = {key: [_task_name(rows, key), key[3]] for key in rows}
     order = sorted(rows, key=lambda key: _place(measures, key))
     head = ["task", "model", "n", "commonest", "strict", "tolerant", "read", "cut off", "failed"]
     table = [[*head, "tokens"], *([*names[key], *_cells(rows[key])] for key in order)]
@@ -222,6 +220,13 @@ def format_measures(measures: Sequence[Measure]) -> str:
         ]
         tables.append(format_table([["task", "model", *metrics], *sampled]))
     return "\n\n".join(tables)
+
+
+def _task_name(rows: Iterable[tuple[str, ...]], key: tuple[str, ...]) -> str:
+    """The task, with its split and its group where the rows have several of them."""
+    parts = zip(zip(*rows, strict=True), key, strict=True)
+    split, group = ([own] if len(set(all_)) > 1 else [] for all_, own in itertools.islice(parts, 2))
+    return "/".join([*split, *group, key[2]])
 
 
 def _place(measures: Sequence[Measure], key: tuple[str, ...]) -> tuple[object, ...]:
