@@ -36,7 +36,7 @@ class ClusterSettings(Settings):
     num_cpus: Annotated[int, OPERATIONAL, Field(gt=0)] | None = None
     """Logical CPUs of a local cluster; null uses all that the machine has."""
     object_store_gib: Annotated[float, OPERATIONAL, Field(gt=0)] = 1.0
-    """Object store of a local cluster. Only chunks of questions and receipts go through it."""
+    """Size of the object store of a local cluster, which only carries chunks and receipts."""
     progress_every_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 5.0
     """Seconds between two progress lines when the output is not a terminal."""
     gpu_wait_s: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None

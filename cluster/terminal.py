@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from cluster.events import logger
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys instead of showing them, except line ends and tabs."""
+"""Characters that a terminal interprets instead of showing, except line ends and tabs."""
 
 
 def printable(text: str) -> str:

@@ -163,9 +163,10 @@ def _compared(pairs: Pairs, *, tolerant: bool) -> Iterator[Comparison]:
     groups: dict[str, dict[str, list[tuple[Answer, Answer]]]] = {}
     for first, other in pairs.pairs:
         groups.setdefault(first.group, {}).setdefault(first.task, []).append((first, other))
-    for group, tasks in groups.items():
+    for group, tasks in sorted(groups.items()):
         lines = [
-            _line(pairs, group, task, answers, tolerant=tolerant) for task, answers in tasks.items()
+            _line(pairs, group, task, answers, tolerant=tolerant)
+            for task, answers in sorted(tasks.items())
         ]
         yield from lines
         if len(lines) > 1:

@@ -62,12 +62,12 @@ FAILED = "the generation failed"
 
 
 class EvaluationSettings(Settings):
-    """How a model is examined: zero-shot and greedy, as in the paper."""
+    """How a model is evaluated: zero-shot and greedy, as in the paper."""
 
     max_tokens: Annotated[int, Field(gt=0)] = 2048
-    """Most tokens of one answer, a thinking part included."""
+    """Token limit of one answer, including its thinking."""
     template_args: dict[str, Any] = {}
-    """Passed to the chat template; training prompts are made with the same."""
+    """Arguments of the chat template; training prompts use the same."""
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -111,24 +111,24 @@ class Prediction:
 
     question: Question
     response: str | None = None
-    """Without the thinking, where there was any; None where there is none and `error` says why."""
+    """Without the thinking, if there was any; None if there is no response and `error` says why."""
     thinking: str | None = None
     finish_reason: str | None = None
     num_tokens: int | None = None
     num_prompt_tokens: int | None = None
     predicted: str | None = None
     verdict: str | None = None
-    """None until it is graded."""
+    """None until the prediction is graded."""
     read_as: str | None = None
     error: str | None = None
     samples: tuple[Sample, ...] = ()
 
     def graded(self) -> Prediction:
-        """The prediction with the verdict of today's grader; a stored row itself never changes.
+        """The prediction with the verdict of the current grader; a stored row itself never changes.
 
-        So a grader that changed judges predictions as it judges training paths. The last number or
-        letter counts too, and `read_as` says so, so that both the strict and the tolerant accuracy
-        can be taken from one grade.
+        A changed grader thus judges predictions and training paths in the same way. The last number
+        or letter counts too, and `read_as` says so, so that one grade gives both the strict and the
+        tolerant accuracy.
         """
         samples = tuple(sample.graded(self.question) for sample in self.samples)
         columns = _grade_of(self.response, self.finish_reason, self.error, self.question)
@@ -136,7 +136,7 @@ class Prediction:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Prediction:
-        """A stored prediction; columns that came after it was stored may be missing."""
+        """A stored prediction; columns that were added after it was stored may be missing."""
         own: dict[str, Any] = {field.name: row.get(field.name) for field in fields(cls)}
         samples = tuple(Sample(**sample) for sample in own["samples"] or ())
         return cls(**own | {"question": Question.from_row(row), "samples": samples})
@@ -227,7 +227,7 @@ class PredictAnswer:
         return tuple(map(_sample, responses))
 
     def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
-        """The row of a question without an answer, and why."""
+        """The row of a question without an answer, with the reason."""
         return Prediction(Question.from_row(question), error=reason).graded().to_row()
 
 

@@ -1,7 +1,7 @@
-"""One prompt, n responses, each with its grade: what predictions and reasoning paths are made of.
+"""One prompt and n graded responses: the basis of predictions and reasoning paths.
 
-A prediction is the only response to a prompt, a plain chain of thought one of many; a longer chain
-asks for a response at each of its stages and is graded by the last one.
+A prediction is the only response to its prompt, and a plain chain of thought is one of many. A
+longer chain has a response at each of its stages and is graded by the last one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from evaluation.question import Question
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model answered, or the reason why it did not."""
+    """A model's answer, or the reason why there is none."""
 
     seed: int
     completion: Completion | None
-    """None where the generation failed."""
+    """None if the generation failed."""
     error: str | None = None
 
 
@@ -33,9 +33,9 @@ async def respond(
     seed: int,
     n: int = 1,
 ) -> list[Response]:
-    """`n` responses to one prompt, with the seeds that follow on `seed`.
+    """`n` responses to one prompt, with consecutive seeds that start at `seed`.
 
-    A generation that fails (its prompt is too long, its time is up, the engine refuses it) is a
+    A generation that fails (the prompt is too long, the time is up, the engine refuses it) is a
     response with an error. An engine that died raises `EngineDiedError`.
     """
     try:

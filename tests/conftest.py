@@ -128,7 +128,7 @@ SCRIPTED_ENGINE: dict[str, Any] = {
 """The `engine` of a config: small chunks, so that a few questions keep several in flight."""
 
 LOCAL_CLUSTER = {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.2}
-"""For a run that starts a Ray of its own, as on a laptop."""
+"""For a run that starts its own Ray, as on a laptop."""
 
 
 def driver_command(*arguments: str | Path) -> list[str]:
@@ -136,7 +136,7 @@ def driver_command(*arguments: str | Path) -> list[str]:
 
 
 def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-    """The driver as a user starts it, in a process of its own."""
+    """The driver as a user starts it, in a separate process."""
     return subprocess.run(
         driver_command(*arguments),
         cwd=REPOSITORY,

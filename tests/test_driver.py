@@ -1,5 +1,5 @@
-"""The driver as a whole, in processes of its own: real Ray, real Parquet, real DeepSpeed on a model
-of two layers; only the engine is scripted, so that every row can be foretold.
+"""The complete driver, in separate processes: real Ray, real Parquet, real DeepSpeed on a model
+of two layers; only the engine is scripted, so that every row is predictable.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def test_run_nothing_to_learn_from_says_why_and_keeps_the_paths(
     options = "engine.options={wrong_share: 100}"
     result = run_driver("run", write_config(scripted_config), "--set", options)
     assert result.returncode == 3
-    assert "of 72 paths were dropped: 72 wrong;" in result.stderr
+    assert "the 72 paths were dropped (72 wrong);" in result.stderr
     assert len(ledger_rows(step_folder(scripted_config, "paths"))) == 24
 
 
@@ -282,7 +282,7 @@ def test_run_broken_engine_ends_with_its_own_error(
         ({"rouds": 1}, "did you mean rounds?"),
         (
             {"questions": {"datasets": arithmetic("a", 0, "out_of_domain", num_dev=0, num_test=2)}},
-            "one has to be in_domain",
+            "set a dataset's domain to in_domain",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What goes wrong stays as small as it can: a generation, a question, an engine, a full disk."""
+"""Failures stay as small as possible: a generation, a question, an engine, a full disk."""
 
 from __future__ import annotations
 

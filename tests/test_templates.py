@@ -1,4 +1,4 @@
-"""Imitated chat templates of today's families, on a tokenizer of bytes with their special tokens.
+"""Imitated chat templates of current model families, on a byte tokenizer with special tokens.
 
 Each family goes through the prompts of synthesis, training and evaluation, with a model that closes
 its thinking and one that never does.

@@ -93,7 +93,8 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     beat = _Beat(held, mine)
     beat.start()
     try:
-        yield held
+        with _interruptible():
+            yield held
     except BaseException as error:
         if isinstance(beat.lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
@@ -105,6 +106,21 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
         if beat.lost is None:
             with contextlib.suppress(StorageError):
                 holders.create(mine.released_name, b"")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt the block even where a shell script started the command with `&`, which
+    makes it ignore that signal: `_Beat` sends it when another command has taken the run."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _take(run: Folder, take_over: bool) -> Holder:

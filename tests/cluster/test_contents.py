@@ -1,4 +1,4 @@
-"""What a finished step holds is listed, and compared before it is used."""
+"""The files of a finished step are listed, and compared before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`clean` removes what the steps of a run made and nothing needs, and nothing else."""
+"""`clean` removes exactly the files that a run's steps created and that nothing needs."""
 
 from __future__ import annotations
 

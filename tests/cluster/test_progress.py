@@ -175,7 +175,7 @@ def test_board_closes_all_datasets_of_a_job_that_has_its_tokens(
     kept = board(150, b=DatasetQuota(max_accepted=7))
     report(kept, "w1", a={"num_tokens": tokens[0]})
     reply = report(kept, "w2", b={"num_tokens": tokens[1]})
-    # The predictions beside them have no bound.
+    # The predictions that run at the same time have no limit.
     assert reply["closed"] == ({("paths", "a"), ("paths", "b")} if is_closed else set())
     # A retry that takes tokens back opens nothing again.
     assert report(kept, "w1", a={"num_tokens": -100})["closed"] == reply["closed"]

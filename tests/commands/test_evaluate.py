@@ -37,7 +37,7 @@ def test_models_are_evaluated_resumed_and_compared(
     first = run_driver(*command, "--model", one)
     assert first.returncode == 0, first.stderr
     assert "| mean " not in first.stdout  # the two tasks are of different groups
-    assert "| test/out_of_domain/far_sums | one " in first.stdout
+    assert "| out_of_domain/far_sums | one " in first.stdout
     num_answers = len(log.read_text().splitlines())
     assert num_answers == 12 * 2  # a greedy request and one for both samples
 
@@ -55,9 +55,8 @@ def test_models_are_evaluated_resumed_and_compared(
     assert "| in_domain/sums " in table
     assert "| +0 -0 " in table
     assert "warning" not in table
-    assert "12 pairs" not in table
     foreign = compare(capsys, out / "models" / "one", f"lm={logs / 'two'}")
-    assert "| in_domain/sums     | one   | lm " in foreign
+    assert "| in_domain/sums         | one   | lm " in foreign
     assert "note" not in foreign  # paired by id, and judged by our grader
     check_file_of_another_tool(rows, out, tmp_path, capsys)
 
