@@ -19,7 +19,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import InputError, InterruptedRunError
-from cluster.inference.engine import check_engine_options, check_sampling_options
+from cluster.inference.engine import (
+    check_engine_options,
+    check_engine_server,
+    check_sampling_options,
+)
 from cluster.inference.job import GenerationJob
 from cluster.inference.schedule import Questions
 from cluster.models.model import Model
@@ -154,9 +158,13 @@ def _check_asking(settings: EvaluateSettings, asking: Asking) -> None:
 
 
 def _look_at(settings: EvaluateSettings, planned: PlannedModel) -> None:
-    """Make the prompt once with the model's own tokenizer. Raises `InputError`."""
+    """Ask the server, or make the prompt once with the model's own tokenizer, where the model has
+    questions left. Raises `InputError`."""
     examined = planned.examined
-    if planned.step.is_done or not examined.is_local:
+    if planned.step.is_done:
+        return
+    check_engine_server(examined.engine)
+    if not examined.is_local:
         return
     asking = _asking(examined, planned.evaluation)
     contexts = {} if asking.engine.is_endpoint else {"engine": asking.engine}

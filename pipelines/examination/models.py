@@ -104,7 +104,7 @@ def _server(
     if not (mark and name):
         raise InputError(f"--model {given}: write the server's URL, a # and the model's name there")
     known = engine.endpoint.model_dump() if engine.endpoint else {}
-    known |= {"url": url, "model": name}
+    known |= {"url": url, "model": name, "prompts": "chat"}
     if key_variable is not None:
         known["key_variable"] = key_variable
     endpoint = settings_of(EndpointSettings, known, f"--model {given}")
