@@ -23,8 +23,8 @@ def store(run: Path, parent: str, said: dict[str, str], *, finished: bool = True
     step = Step.below(folder, "predictions", {"of": parent, "said": said})
     rows = []
     for number, response in said.items():
-        ids = (f"t/test/{number}", "t", "test", "in_domain")
-        question = Question(*ids, f"What is {number}?", number, "number")
+        text = f"What is {number}?"
+        question = Question(f"t/test/{number}", "t", "test", "in_domain", text, number, "number")
         prediction = Prediction(question, response, finish_reason="stop").graded()
         rows.append(prediction.to_row() | {"attempt": 0})
     PartWriter(step.folder, PREDICTIONS_SCHEMA).write(rows)

@@ -31,8 +31,8 @@ def test_models_are_evaluated_resumed_and_compared(
     log = tmp_path / "answers.log"
     scripted_config["engine"]["options"] = {"log_file": str(log), "wrong_share": 0}
     out, logs = tmp_path / "evaluation", tmp_path / "logs"
-    command = ("evaluate", "--config", write_config(scripted_config), "--tasks", "sums,far_sums")
-    command += ("--out", out, "--samples", "2", "--log-samples", logs)
+    command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
+    command += ["--tasks", "sums,far_sums", "--out", out, "--samples", "2", "--log-samples", logs]
     one, two = f"one={model_folder}", f"two={model_folder}"
     first = run_driver(*command, "--model", one)
     assert first.returncode == 0, first.stderr
