@@ -45,7 +45,7 @@ from evaluation.statistics import (
 READINGS = {"strict": False, "tolerant": True}
 """Each reading, and whether it is tolerant."""
 MEAN = "mean"
-"""Stands for the tasks of a group, each counted once."""
+"""The task of the rows that count each task of a group once."""
 BOOTSTRAP_DRAWS = 2_000
 
 

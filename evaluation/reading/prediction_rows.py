@@ -66,7 +66,7 @@ def _answer(place: str, row: Mapping[str, Any], task: str) -> Answer:
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    """What stands in a column under the first of its names that the row has."""
+    """The value of a column under the first of its names that the row has."""
     names = (name for name in NAMES.get(column, (column,)) if row.get(name) is not None)
     return row.get(next(names, ""))
 
