@@ -23,10 +23,10 @@ def printable(text: str) -> str:
     return _COMMANDS.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
-def say(text: str) -> None:
-    """Print and log lines that remain on the terminal."""
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print lines that stay, at once, and log them; without a stream they go to stdout."""
     text = printable(text)
-    print(text, flush=True)
+    print(text, file=stream or sys.stdout, flush=True)
     logger.info("%s", text)
 
 

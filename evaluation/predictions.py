@@ -13,7 +13,6 @@ The answer is greedy. Where samples are asked for, too, the row also has `sample
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,7 +28,7 @@ from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
 from evaluation.prompt import Message
 from evaluation.question import QUESTION_SCHEMA, Question
-from evaluation.responses import Response, grade_columns, respond
+from evaluation.responses import PromptHandler, Response, Row, grade_columns, respond
 from evaluation.shots import Shot, few_shot_messages
 
 PREDICTIONS_SCHEMA = ledger_schema(
@@ -171,64 +170,49 @@ def _grade_of(
 
 
 @dataclass(frozen=True)
-class PredictAnswer:
+class PredictAnswer(PromptHandler):
     """The pool's handler for the `predictions` step."""
 
-    settings: EvaluationSettings
     shots: tuple[Shot, ...] = ()
     """Shown before the question."""
     samples: SampleSettings | None = None
-    """Drawn besides the greedy answer."""
+    """Drawn in addition to the greedy answer."""
 
     @property
     def width(self) -> int:
-        return self.samples.number if self.samples else 1
+        return self.samples.number if self.samples else self.n
 
     @property
     def generations(self) -> Mapping[int | None, int]:
-        return {self.settings.max_tokens: 1 + (self.samples.number if self.samples else 0)}
+        return {self.sampling.max_tokens: self.n + (self.samples.number if self.samples else 0)}
 
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        """The row of the greedy answer and of the samples.
+    def messages(self, question: Question) -> list[Message]:
+        """The prompt of every evaluation, after the examples if there are any."""
+        return few_shot_messages(question, self.shots)
 
-        What an earlier attempt answered is kept.
-        """
-        asked = Question.from_row(question)
-        known = Prediction.from_row(previous) if previous else Prediction(asked, error="not asked")
-        messages = few_shot_messages(asked, self.shots)
-        if known.error:
-            async with slots:
-                [response] = await respond(engine, messages, self.settings.sampling, seed=0)
-            known = replace(_prediction(asked, response), samples=known.samples)
-        if self.samples and (not known.samples or any(s.error for s in known.samples)):
-            async with slots.take(self.samples.number):
-                samples = await self._draw(engine, asked, messages, self.samples)
-            known = replace(known, samples=samples)
-        graded = await asyncio.to_thread(known.graded)
-        return graded.to_row()
+    async def answers(
+        self, engine: Engine, question: Question, slots: Slots, previous: Row | None
+    ) -> list[Response]:
+        """The greedy answer, then the samples."""
+        greedy = await super().answers(engine, question, slots, previous)
+        if self.samples is None:
+            return greedy
+        number, seed = self.samples.number, first_seed(question.question_id)
+        drawn = {"temperature": self.samples.temperature, "top_p": self.samples.top_p}
+        sampling = self.sampling.model_copy(update=drawn)
+        async with slots.take(number):
+            sampled = await respond(engine, self.messages(question), sampling, seed, number)
+        return [*greedy, *sampled]
 
-    async def _draw(
-        self,
-        engine: Engine,
-        asked: Question,
-        messages: Sequence[Message],
-        wanted: SampleSettings,
-    ) -> tuple[Sample, ...]:
-        drawn = {"temperature": wanted.temperature, "top_p": wanted.top_p}
-        sampling = self.settings.sampling.model_copy(update=drawn)
-        seed = first_seed(asked.question_id)
-        responses = await respond(engine, messages, sampling, seed, wanted.number)
-        return tuple(map(_sample, responses))
+    def row(self, question: Question, answers: Sequence[Response]) -> Row:
+        """The row of the greedy answer, with the samples."""
+        greedy, *sampled = answers
+        prediction = _prediction(question, greedy)
+        return replace(prediction, samples=tuple(map(_sample, sampled))).graded().to_row()
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
-        """The row of a question without an answer, with the reason."""
-        return Prediction(Question.from_row(question), error=reason).graded().to_row()
+    def failed_row(self, question: Question, reason: str) -> Row:
+        """The row of a question without an answer, and why."""
+        return Prediction(question, error=reason).graded().to_row()
 
 
 def first_seed(question_id: str) -> int:

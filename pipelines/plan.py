@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.events import KeptLog, timed
 from cluster.inference.engine import check_engine_options
 from cluster.models.hub import check_hub_model
 from cluster.models.model import Model, base_model, is_hub_name, tuned_model
@@ -20,7 +21,7 @@ from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
-from pipelines.config import NO_TRAINING, Config
+from pipelines.config import NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Branch, Round, Run
@@ -64,14 +65,16 @@ def serves_tuned_model(until: str | None) -> bool:
 
 @contextmanager
 def begin_run(
-    config: Config, until: str | None = None, *, take_over: bool = False
+    config: Config, log: KeptLog, until: str | None = None, *, take_over: bool = False
 ) -> Iterator[Run]:
-    """Hold the run's folder and make its first step, the questions.
+    """Hold the run's folder, keep the log in it, and make its first step, the questions.
 
     Raises `InputError` for an invalid question, in which case nothing is left behind; `HeldError`
     when another command works on the run; `DamagedFileError` when a file of a finished step is
     missing.
     """
+    for warning in warnings_of(config):
+        say(f"warning: {warning}")
     folder, base = check_run(config, until)
     if is_hub_name(base.path):
         check_hub_model(base.path)
@@ -79,9 +82,12 @@ def begin_run(
         # A new folder is not touched until its questions turn out to be valid.
         if check_run_folder(folder, config.run):
             folder = stack.enter_context(hold(folder, take_over=take_over))
-        facts = questions.make(config, folder)
+            log.keep_in(folder)
+        with timed("step", step="questions"):
+            facts = questions.make(config, folder)
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
+            log.keep_in(folder)
         keep_template_facts(folder, base)
         run = plan_run(config, folder, base, facts)
         check_steps(all_steps(run), contents=False)

@@ -149,6 +149,12 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
     )
 
 
+def log_of(run: Path, command: str) -> str:
+    """What the last call of a command on a run has logged."""
+    last = max((run / "logs").glob(f"*-{command}*"))
+    return (last / "log.txt").read_text()
+
+
 def ledger_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows that a reader of the ledger gets, without those it leaves aside."""
     rows = Ledger.read(Folder.open(str(folder))).rows()

@@ -202,7 +202,7 @@ def paths_row(family: Family, engine: Says, **settings: Any) -> dict[str, Any]:
 
 
 def predicted(family: Family, engine: Says) -> dict[str, Any]:
-    handler = PredictAnswer(EvaluationSettings(template_args=dict(family.args)))
+    handler = PredictAnswer(EvaluationSettings(template_args=dict(family.args)).sampling)
     row = QUESTION.to_row() | {"question_fingerprint": QUESTION.fingerprint}
     return asyncio.run(handler(engine, row, Slots(1), None))
 

@@ -37,6 +37,7 @@ from typing import Any
 
 from cluster.errors import HeldError, StorageError, TakenOverError
 from cluster.store.folder import HOLDERS, Claim, Folder
+from cluster.terminal import say
 
 BEAT_EVERY_S = 3.0
 DEAD_AFTER_S = 30.0
@@ -209,7 +210,7 @@ def _gives_signs(holders: Folder, holder: Holder) -> bool:
             return True
         if not told and waited > 2 * BEAT_EVERY_S:
             told = True
-            print(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life from {holder}", flush=True)
+            say(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life from {holder}")
     return False
 
 

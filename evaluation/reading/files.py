@@ -68,7 +68,7 @@ def open_file(location: str) -> Any:
             f"or all of them with a star such as {location}/*.parquet"
         )
     raise InputError(
-        f"there is no question file {location}{nearest(name, there)}; "
+        f"no question file {location}{nearest(name, there)}; "
         "relative paths start at questions.folder"
     )
 

@@ -222,7 +222,7 @@ def _record_steps(examination: Examination) -> None:
 
 def _ask(examination: Examination, planned: PlannedModel, stop: StopRequest) -> None:
     evaluation, engine = planned.evaluation, planned.examined.engine
-    handler = PredictAnswer(evaluation, evaluation.shots, evaluation.samples)
+    handler = PredictAnswer(evaluation.sampling, evaluation.shots, evaluation.samples)
     schema = SAMPLED_SCHEMA if evaluation.samples else PREDICTIONS_SCHEMA
     job = GenerationJob(
         planned.examined.name, planned.step.folder, schema, handler, examination.asked()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from cluster.events import timed
 from cluster.inference.engine import EngineSettings
 from cluster.inference.job import GenerationJob
 from cluster.inference.pool import finish_job
@@ -52,8 +53,14 @@ def content(expansion: Expansion, engine: EngineSettings, base: Model) -> dict[s
 def make(run: Run, stop: StopRequest) -> None:
     """Generate the proposals, and keep those that are new and general."""
     step, expansion = run.guidelines_step, run.expansion
-    if step is None or expansion is None or step.is_done:
+    if step is None or expansion is None:
         return
+    with timed("step", step="guidelines"):
+        if not step.is_done:
+            _propose(run, step, expansion, stop)
+
+
+def _propose(run: Run, step: Step, expansion: Expansion, stop: StopRequest) -> None:
     prompts = write_prompts(expansion, step.folder)
     handler = ProposeGuideline(expansion.sampling, expansion.seed)
     job = GenerationJob("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)

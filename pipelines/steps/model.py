@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from cluster.events import record
 from cluster.gpus import wait_until_free
-from cluster.inference.progress import format_seconds
+from cluster.inference.progress import RECORD_EVERY_S, format_seconds
 from cluster.models.model import Model
 from cluster.models.weight_digests import check_saved
 from cluster.remote import run_task
@@ -86,11 +88,16 @@ class TrainingProgress:
     def __init__(self, name: str, every_s: float) -> None:
         self._name = name
         self._line = ProgressLine(every_s, sys.stdout)
+        self._recorded_at = -math.inf
 
     def __call__(self, facts: Mapping[str, float]) -> None:
         """Show one step; `fine_tune` documents `facts`."""
         line = f"{self._name}: {training_line(facts)}"
-        if facts["step"] == facts["num_steps"]:
+        is_last = facts["step"] == facts["num_steps"]
+        if is_last or time.monotonic() - self._recorded_at >= RECORD_EVERY_S:
+            self._recorded_at = time.monotonic()
+            record("training_rate", model=self._name, **facts)
+        if is_last:
             self._line.end(line)
         else:
             self._line.show(line, due=facts["step"] == 1)

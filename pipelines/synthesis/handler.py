@@ -23,6 +23,7 @@ from cluster.inference.job import Slots
 from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
 from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
+from evaluation.responses import QuestionHandler
 from pipelines.synthesis.chain import Previous, Recipe, run_chains
 from pipelines.synthesis.judge import judge_paths
 from pipelines.synthesis.reasoning_path import PATH_TYPE, ReasoningPath
@@ -39,7 +40,7 @@ PATHS_SCHEMA = ledger_schema(
 
 
 @dataclass(frozen=True)
-class SynthesizePaths:
+class SynthesizePaths(QuestionHandler[ReasoningPath]):
     """The pool's handler for the `paths` step."""
 
     recipe: Recipe
@@ -62,19 +63,15 @@ class SynthesizePaths:
             counts[getattr(settings.stages, stage).max_tokens] += self.width
         return counts
 
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        """The question's row, with all its paths."""
-        asked, before = Question.from_row(question), Previous.from_row(previous)
-        paths = await self._pass(engine, asked, slots, before)
+    async def answers(
+        self, engine: Engine, question: Question, slots: Slots, previous: dict[str, Any] | None
+    ) -> list[ReasoningPath]:
+        """All paths of the question, graded and judged."""
+        before = Previous.from_row(previous)
+        paths = await self._pass(engine, question, slots, before)
         if self._needs_hint(paths, before):
-            paths += await self._pass(engine, asked, slots, before, is_hinted=True)
-        return self._row(asked, paths) | count_paths(paths)
+            paths += await self._pass(engine, question, slots, before, is_hinted=True)
+        return paths
 
     async def _pass(
         self,
@@ -101,11 +98,14 @@ class SynthesizePaths:
             were_hinted = any(path.is_hinted for path in previous.paths)
         return were_hinted or not any(path.verdict == Verdict.CORRECT for path in graded)
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
-        """The row of a question that has no paths, with the reason."""
-        asked = Question.from_row(question)
-        num_failed = len(self.recipe.specs(asked))
-        return self._row(asked, []) | {"error": reason, "num_failed": num_failed}
+    def row(self, question: Question, answers: Sequence[ReasoningPath]) -> dict[str, Any]:
+        """The question's row, with all its paths."""
+        return self._row(question, answers) | count_paths(answers)
+
+    def failed_row(self, question: Question, reason: str) -> dict[str, Any]:
+        """The row of a question that has no paths, and why."""
+        num_failed = len(self.recipe.specs(question))
+        return self._row(question, []) | {"error": reason, "num_failed": num_failed}
 
     def _row(self, question: Question, paths: Sequence[ReasoningPath]) -> dict[str, Any]:
         return question.to_row() | {

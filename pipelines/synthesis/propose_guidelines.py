@@ -24,14 +24,14 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from cluster.inference.engine import Completion, Engine, SamplingSettings
-from cluster.inference.job import Slots
+from cluster.inference.engine import Completion, SamplingSettings
 from cluster.inference.schedule import Questions
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, ledger_schema
 from cluster.thinking import read_turn
+from evaluation.prompt import Message
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
-from evaluation.responses import respond
+from evaluation.responses import PromptHandler, Response
 from pipelines.selection.similarity import shingles, similarity
 from pipelines.synthesis.chain import Recipe, stable_seed
 from pipelines.synthesis.guidelines import Guideline, check_guidelines
@@ -129,41 +129,31 @@ def write_prompts(expansion: Expansion, folder: Folder) -> Questions:
 
 
 @dataclass(frozen=True)
-class ProposeGuideline:
+class ProposeGuideline(PromptHandler):
     """The pool's handler for the `guidelines` step."""
 
-    sampling: SamplingSettings
     seed: int
 
-    @property
-    def width(self) -> int:
-        return 1
+    def messages(self, question: Question) -> list[Message]:
+        """The text of `Expansion.prompts`."""
+        return [{"role": "user", "content": question.question}]
 
-    @property
-    def generations(self) -> Mapping[int | None, int]:
-        return {self.sampling.max_tokens: 1}
+    def seed_of(self, question: Question, attempt: int) -> int:
+        """Another one for each proposal and attempt."""
+        again = [attempt] if attempt else []
+        return stable_seed(self.seed, "expand", question.question_id, *again)
 
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+    def row(self, question: Question, answers: Sequence[Response]) -> dict[str, Any]:
         """The row of one proposal, as the model wrote it."""
-        asked = Question.from_row(question)
-        again = [previous["attempt"] + 1] if previous else []
-        seed = stable_seed(self.seed, "expand", asked.question_id, *again)
-        messages = [{"role": "user", "content": asked.question}]
-        async with slots:
-            [response] = await respond(engine, messages, self.sampling, seed)
+        [response] = answers
         if response.completion is None:
-            return self.mark_failed(question, response.error or "")
-        return self._row(asked) | _response_columns(response.completion) | {"seed": seed}
+            return self.failed_row(question, response.error or "")
+        columns = _response_columns(response.completion) | {"seed": response.seed}
+        return self._row(question) | columns
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
-        """The row of a proposal that was not generated, with the reason."""
-        return self._row(Question.from_row(question)) | {"error": reason, "num_failed": 1}
+    def failed_row(self, question: Question, reason: str) -> dict[str, Any]:
+        """The row of a proposal that was not made, and why."""
+        return self._row(question) | {"error": reason, "num_failed": 1}
 
     def _row(self, question: Question) -> dict[str, Any]:
         further = {"question_fingerprint": question.fingerprint, "error": None, "num_failed": 0}

@@ -56,7 +56,7 @@ class Answer:
 
 
 def predict(answer: Completion | Exception, **settings: Any) -> dict[str, Any]:
-    handler = PredictAnswer(EvaluationSettings(**settings))
+    handler = PredictAnswer(EvaluationSettings(**settings).sampling)
     return asyncio.run(handler(Answer(answer), asked(), Slots(1), None))
 
 
@@ -88,7 +88,7 @@ def test_prediction_row_fits_the_ledger_with_the_question_and_its_grade() -> Non
 def test_prediction_is_greedy_with_the_templates_arguments() -> None:
     engine = Answer(Completion("4", [1], "stop", 9))
     settings = EvaluationSettings(max_tokens=77, template_args={"enable_thinking": False})
-    asyncio.run(PredictAnswer(settings)(engine, asked(), Slots(1), None))
+    asyncio.run(PredictAnswer(settings.sampling)(engine, asked(), Slots(1), None))
     [(messages, sampling, seed, n)] = engine.asked
     assert messages == answer_messages(QUESTION)
     assert (sampling.temperature, sampling.max_tokens, seed, n) == (0.0, 77, 0, 1)
@@ -107,7 +107,7 @@ def test_prediction_failed_request_is_one_failed_answer(error: GenerationError) 
 def test_prediction_that_failed_gives_its_slot_back(error: Exception) -> None:
     async def scenario() -> None:
         slots = Slots(1)
-        handler = PredictAnswer(EvaluationSettings())
+        handler = PredictAnswer(EvaluationSettings().sampling)
         for _ in range(3):
             with contextlib.suppress(EngineDiedError):
                 await handler(Answer(error), asked(), slots, None)
@@ -160,7 +160,8 @@ class Drawn:
 
 
 def draw(engine: Drawn, previous: dict[str, Any] | None = None) -> dict[str, Any]:
-    handler = PredictAnswer(EvaluationSettings(), samples=SampleSettings(number=4, temperature=0.7))
+    wanted = SampleSettings(number=4, temperature=0.7)
+    handler = PredictAnswer(EvaluationSettings().sampling, samples=wanted)
     assert (handler.width, handler.generations) == (4, {2048: 5})
     return asyncio.run(handler(engine, asked(), Slots(4), previous))
 
@@ -177,14 +178,11 @@ def test_samples_are_graded_and_stored_with_the_greedy_answer() -> None:
     assert prediction.graded() == prediction
 
 
-def test_only_the_samples_that_failed_are_drawn_again() -> None:
+def test_samples_that_failed_are_counted_and_leave_the_greedy_answer() -> None:
     failed = draw(Drawn(fails=True))
-    assert failed["num_failed"] == 4
-    assert failed["verdict"] == "correct"
-    engine = Drawn()
-    again = draw(engine, previous=failed)
-    assert [n for _, _, _, n in engine.asked] == [4]
-    assert (again["num_failed"], again["response"]) == (0, failed["response"])
+    assert (failed["num_failed"], failed["verdict"], failed["error"]) == (4, "correct", None)
+    assert [sample["error"] for sample in failed["samples"]] == ["the request was refused"] * 4
+    assert draw(Drawn(), previous=failed | {"attempt": 0})["num_failed"] == 0
 
 
 def test_examples_are_turns_before_the_question_in_its_own_form() -> None:
@@ -193,7 +191,8 @@ def test_examples_are_turns_before_the_question_in_its_own_form() -> None:
         Shot(question="Is 2 even?", response="\\boxed{yes}", answer_type="boolean"),
     )
     engine = Drawn()
-    asyncio.run(PredictAnswer(EvaluationSettings(), shots)(engine, asked(), Slots(1), None))
+    handler = PredictAnswer(EvaluationSettings().sampling, shots)
+    asyncio.run(handler(engine, asked(), Slots(1), None))
     messages = engine.asked[0][0]
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
     assert messages[0]["content"].endswith("number in \\boxed{}.")

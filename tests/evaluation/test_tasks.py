@@ -601,7 +601,7 @@ def test_missing_shard_of_a_task_is_refused(tmp_path: Path) -> None:
     for number in (0, 2):
         table = pa.Table.from_pylist([{"question": f"{number}?", "answer": "#### 2"}])
         pq.write_table(table, tmp_path / "main" / f"test-0000{number}-of-00003.parquet")
-    assert "is one of 3 files, and 2 of them are given" in complaint("gsm8k", tmp_path)
+    assert "is one of 3 files, but only 2 of them are given" in complaint("gsm8k", tmp_path)
 
 
 def test_element_that_is_there_twice_is_refused(tmp_path: Path) -> None:

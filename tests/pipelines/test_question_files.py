@@ -165,11 +165,11 @@ def test_json_number_keeps_its_digits(tmp_path: Path, written: str, expected: st
     [
         ("id,question,answer,answer\n1,a?,2,3\n", "has the column 'answer' twice"),
         ("id,question,answer,,\n1,a?,2,,\n", "has a column without a name twice"),
-        ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, and"),
+        ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, but"),
         ("id;question, long;answer\n1;a?;2\n", "can be split at a comma or a semicolon; set"),
         ("id;question;answer\n1;a?;3,5\n", "q.csv:2, column 'answer': the number '3,5'"),
         ("1,a?,2\n2,b?,3\n", "file has no header line, name its columns with source.header"),
-        ("one?\ntwo?\n", "there are one?; say"),
+        ("one?\ntwo?\n", "the columns are one?; set"),
     ],
 )
 def test_csv_that_would_lose_something_is_refused(tmp_path: Path, data: str, said: str) -> None:
@@ -306,7 +306,7 @@ def test_all_shards_are_read_by_a_star(tmp_path: Path, numbers: tuple[int, ...])
 )
 def test_missing_shard_is_refused(tmp_path: Path, test: Any) -> None:
     write_shards(tmp_path, 0, 2)
-    with pytest.raises(InputError, match=r"one of 3 files, and 2 of them are given \(number 0, 2"):
+    with pytest.raises(InputError, match=r"of 3 files, but only 2 of them are given \(number 0, 2"):
         load(tmp_path, test)
 
 
