@@ -85,16 +85,13 @@ def _completion(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], dic
     shots = [shot.model_dump() for shot in read_shots(arguments.shots)] if arguments.shots else None
 
     def complete(tree: dict[str, Any]) -> dict[str, Any]:
-        questions, evaluation = (
-            dict(tree.get("questions") or {}),
-            dict(tree.get("evaluation") or {}),
-        )
+        questions = dict(tree.get("questions") or {})
+        evaluation = dict(tree.get("evaluation") or {})
         given = questions.get("datasets") or {}
         datasets = asked_datasets(given, names, arguments.split, arguments.limit)
         if arguments.samples is not None:
-            evaluation["samples"] = (evaluation.get("samples") or {}) | {
-                "number": arguments.samples
-            }
+            samples = evaluation.get("samples") or {}
+            evaluation["samples"] = samples | {"number": arguments.samples}
         if shots is not None:
             evaluation["shots"] = shots
         whole = tree | {"questions": questions | {"datasets": datasets}, "evaluation": evaluation}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
@@ -122,8 +122,8 @@ def _measures(answers: Sequence[Prediction]) -> Iterator[tuple[str, str, Number]
 
 def _of_samples(answers: Sequence[Prediction], *, tolerant: bool) -> Iterator[tuple[str, Number]]:
     """pass@k and maj@n of questions that all have the same number of samples."""
-    numbers = {len(each.samples) for each in answers if each.samples}
     sampled = [each for each in answers if each.samples]
+    numbers = {len(each.samples) for each in sampled}
     if len(numbers) != 1:
         return
     [num] = numbers
@@ -154,18 +154,13 @@ def _over_questions(values: Sequence[float]) -> Number:
 
 def _means(measures: Sequence[Measure]) -> Iterator[Measure]:
     """Of each metric that every task has, the mean over the tasks of a group."""
-    num_tasks = len({each.task for each in measures})
-    named = dict.fromkeys((each.reading, each.metric) for each in measures)
-    num_questions = sum(
-        e.num_questions for e in measures if (e.reading, e.metric) == next(iter(named))
-    )
-    for reading, metric in named:
+    sizes = {each.task: each.num_questions for each in measures}
+    for reading, metric in dict.fromkeys((each.reading, each.metric) for each in measures):
         each = [m for m in measures if (m.reading, m.metric) == (reading, metric)]
-        if len(each) == num_tasks:
-            first = each[0]
-            number = _mean(each)
-            yield Measure(
-                first.model, first.split, first.group, MEAN, reading, metric, *number, num_questions
+        if len(each) == len(sizes):
+            value, low, high = _mean(each)
+            yield replace(
+                each[0], task=MEAN, value=value, low=low, high=high, num_questions=sum(sizes.values())
             )
 
 
