@@ -160,7 +160,12 @@ def _means(measures: Sequence[Measure]) -> Iterator[Measure]:
         if len(each) == len(sizes):
             value, low, high = _mean(each)
             yield replace(
-                each[0], task=MEAN, value=value, low=low, high=high, num_questions=sum(sizes.values())
+                each[0],
+                task=MEAN,
+                value=value,
+                low=low,
+                high=high,
+                num_questions=sum(sizes.values()),
             )
 
 
