@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     logs = Folder.open(arguments.log_samples) if arguments.log_samples else None
     with (
-        begin_examination(settings, models, take_over=arguments.take_over) as examination,
-        kept_log(examination.folder, "evaluate"),
+        kept_log("evaluate") as log,
+        begin_examination(settings, models, log, take_over=arguments.take_over) as examination,
         ray_session(settings.cluster) as stop,
     ):
         say(f"logs: {log_folder()}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import InputError, InterruptedRunError
+from cluster.events import KeptLog, timed
 from cluster.inference.engine import (
     check_engine_options,
     check_engine_server,
@@ -101,9 +102,14 @@ class Examination:
 
 @contextmanager
 def begin_examination(
-    settings: EvaluateSettings, models: Sequence[ExaminedModel], *, take_over: bool = False
+    settings: EvaluateSettings,
+    models: Sequence[ExaminedModel],
+    log: KeptLog,
+    *,
+    take_over: bool = False,
 ) -> Iterator[Examination]:
-    """Hold the folder, store the questions and look at each model, before anything is generated.
+    """Hold the folder, keep the log in it, store the questions and look at each model, before
+    anything is generated.
 
     Raises `InputError` for what is wrong with a question, a model, an engine or the folder.
     """
@@ -115,12 +121,14 @@ def begin_examination(
         # A new folder is left alone until its questions turn out to be good.
         if check_run_folder(folder, settings.run):
             folder = stack.enter_context(hold(folder, take_over=take_over))
+            log.keep_in(folder)
         every_s = settings.cluster.progress_every_s
         arguments = (settings.questions, folder, settings.run, every_s)
         facts = run_apart(questions_step.store_questions, *arguments)
         say(questions_step.summary(facts))
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
+            log.keep_in(folder)
         planned = [_plan_model(settings, folder, facts, model) for model in models]
         examination = _plan(settings, folder, facts, planned)
         check_steps(examination.steps(), contents=False)
@@ -139,7 +147,8 @@ def examine(examination: Examination, stop: StopRequest) -> list[Measure]:
         if stop.is_set():
             raise InterruptedRunError("stopped between two models")
         if not planned.step.is_done:
-            _ask(examination, planned, stop)
+            with timed("step", model=planned.examined.name, step="predictions"):
+                _ask(examination, planned, stop)
     return _score(examination)
 
 
