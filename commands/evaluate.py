@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.events import kept_log
+from cluster.notify import announced
 from cluster.session import log_folder, ray_session
 from cluster.store.folder import Folder
 from cluster.terminal import say
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     logs = Folder.open(arguments.log_samples) if arguments.log_samples else None
     with (
         kept_log("evaluate") as log,
+        announced(settings.cluster.notify, settings.run),
         begin_examination(settings, models, log, take_over=arguments.take_over) as examination,
         ray_session(settings.cluster) as stop,
     ):

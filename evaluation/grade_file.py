@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cluster.errors import InputError
-from evaluation.extraction.custom_grader import load_grader
+from evaluation.extraction.custom_grader import read_grader
 from evaluation.grader import Verdict, grade
 from evaluation.question import ANSWER_TYPES, AnswerType, Question
 from evaluation.reading.files import unpacked
@@ -80,10 +80,10 @@ def question_of(row: Row, place: str) -> Question:
 
     Raises `InputError` with the place and the field.
     """
-    grader = row.get("grader") or ""
+    grader = str(row.get("grader") or "")
     if grader:
         try:
-            load_grader(str(grader))
+            grader = read_grader(grader)
         except InputError as error:
             raise InputError(f"{place}, field 'grader': {error}") from error
     answer_type = _answer_type(row, place)
@@ -102,7 +102,7 @@ def question_of(row: Row, place: str) -> Question:
         answer_type=answer_type,
         choices=choices,
         aliases=_texts(row, "aliases", place),
-        grader=str(grader),
+        grader=grader,
         grader_data=_grader_data(row),
     )
 

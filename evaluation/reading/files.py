@@ -21,6 +21,7 @@ import pyarrow.fs
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from cluster.store.network import open_filesystem
 from evaluation.reading.names import nearest
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xml")
@@ -41,6 +42,10 @@ _OTHER_FORMATS = {
 """The first bytes of a file, the format that they indicate, and what to do."""
 
 _SHARD = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
+_NUMBERED = re.compile(
+    r"(?P<before>(?:.*[-_. ])?(?:part|shard|chunk|split|file)?[-_.]?)(?P<number>\d{1,6})"
+    r"(?P<after>\.[^-\d]*)"
+)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -53,11 +58,11 @@ def suffix_of(location: str) -> str:
 def open_file(location: str) -> Any:
     """The file opened for reading, as it is stored. Raises `InputError`, with the nearest name."""
     try:
-        filesystem, inner = pyarrow.fs.FileSystem.from_uri(location)
+        filesystem, inner = open_filesystem(location)
         found = filesystem.get_file_info(inner).type
         if found == pyarrow.fs.FileType.File:
             _check_suffix(location)
-            return filesystem.open_input_file(inner)
+            return _opened(filesystem, inner)
         parent, name = posixpath.split(inner)
         there = Folder(filesystem, parent).file_names()
     except (OSError, pa.ArrowInvalid) as error:
@@ -71,6 +76,14 @@ def open_file(location: str) -> Any:
         f"no question file {location}{nearest(name, there)}; "
         "relative paths start at questions.folder"
     )
+
+
+def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> Any:
+    """A file; one on a network is read in one request, and not in small pieces."""
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return filesystem.open_input_file(path)
+    parent, name = posixpath.split(path)
+    return pa.BufferReader(Folder(filesystem, parent).read_buffer(name))
 
 
 def _check_suffix(location: str) -> None:
@@ -88,12 +101,34 @@ def matching_files(location: str) -> list[str]:
     if "*" not in name:
         return [location]
     try:
-        names = fnmatch.filter(Folder.open(parent).file_names(), name)
+        there = Folder.open(parent).file_names()
+        # As in a shell, a star stands for no hidden file.
+        visible = [file for file in there if not file.startswith(".") or name.startswith(".")]
+        names = fnmatch.filter(visible, name)
     except OSError as error:
         raise InputError(f"cannot list {parent}: {error}") from error
     if not names:
         raise InputError(f"no file in {parent} matches {name}; fix the name")
+    _check_gaps(parent, names)
     return [f"{parent}/{name}" for name in names]
+
+
+def _check_gaps(parent: str, names: Iterable[str]) -> None:
+    """Raise `InputError` where files are counted from 0 or 1, and one within is missing."""
+    found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for name in names:
+        part = _NUMBERED.fullmatch(name)
+        if part:
+            found[part["before"], part["after"]].add(int(part["number"]))
+    for (before, after), numbers in found.items():
+        missing = sorted(set(range(min(numbers), max(numbers))) - numbers)
+        if min(numbers) <= 1 and 0 < len(missing) < len(numbers):
+            raise InputError(
+                f"{parent} has the files {before}{min(numbers)}{after} to "
+                f"{before}{max(numbers)}{after} without number "
+                f"{', '.join(map(str, missing[:5]))}; copy what is missing, or list "
+                "the files by their names"
+            )
 
 
 def check_shards(locations: Iterable[str]) -> None:
