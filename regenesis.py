@@ -43,6 +43,8 @@ COMMANDS = {
     "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses (see docs/GRADING.md)",
+    "evaluate": "evaluate any models on any tasks (see docs/EVALUATION.md)",
+    "compare": "compare models on the questions that they have in common (see docs/EVALUATION.md)",
     "settings": "list every setting with its kind, values, default and meaning",
     "doctor": "check the machine, the cluster and the storage; exit code 1 when a check fails",
 }

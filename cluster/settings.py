@@ -109,7 +109,7 @@ def load_settings(
     `complete` may fill in what the tree leaves out, before the defaults do. Raises `InputError`
     that names the file or the override, the field, the value and what to do.
     """
-    return overridden_settings(root, _read_settings(Path(path)), overrides, str(path), complete)
+    return overridden_settings(root, read_settings(Path(path)), overrides, str(path), complete)
 
 
 def overridden_settings(
@@ -201,7 +201,8 @@ def read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: this is not YAML: {reason}; correct the file") from error
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read the tree of settings in a YAML file. Raises `InputError`."""
     if not path.exists():
         known = sorted(str(p) for p in path.parent.glob("*.yaml"))
         there = f"; there are {', '.join(known)}" if known else ""

@@ -63,7 +63,7 @@ def grade_row(row: Row, place: str) -> Row:
         raise InputError(f"{place}, field 'thinking_opened': expected true, false or null")
     result = grade(
         response,
-        _question(row, place),
+        question_of(row, place),
         read_last=True,
         finished=finished,
         thinking_opened=opened,
@@ -75,7 +75,11 @@ def grade_row(row: Row, place: str) -> Row:
     }
 
 
-def _question(row: Row, place: str) -> Question:
+def question_of(row: Row, place: str) -> Question:
+    """The question of a row with `answer` and `answer_type`; its id is the `place`.
+
+    Raises `InputError` with the place and the field.
+    """
     grader = str(row.get("grader") or "")
     if grader:
         try:

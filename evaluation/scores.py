@@ -10,12 +10,11 @@ the paper does. The mean is conditional on these tasks: it says nothing about ot
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -26,7 +25,13 @@ from cluster.terminal import format_table
 from evaluation.grader import ReadAs, Verdict
 from evaluation.predictions import Prediction
 from evaluation.question import Question
-from evaluation.statistics import macro_mean, paired_difference, wilson_interval
+from evaluation.statistics import (
+    Interval,
+    macro_mean,
+    mean_of_intervals,
+    paired_difference,
+    wilson_interval,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,24 @@ class Score:
     tolerant_difference_without: tuple[float, ...] = ()
 
 
-def is_read(prediction: Prediction) -> bool:
+class Graded(Protocol):
+    """What has a grade: a prediction, or one of several samples."""
+
+    @property
+    def verdict(self) -> str | None:
+        """See `evaluation.grader.Verdict`."""
+
+    @property
+    def read_as(self) -> str | None:
+        """See `evaluation.grader.ReadAs`."""
+
+
+def is_read(prediction: Graded) -> bool:
     """Whether the response clearly states its answer."""
     return prediction.read_as in (ReadAs.BOXED, ReadAs.PHRASE)
 
 
-def is_correct(prediction: Prediction, *, tolerant: bool) -> bool:
+def is_correct(prediction: Graded, *, tolerant: bool) -> bool:
     """Whether the answer is right; tolerant also accepts the last number or letter."""
     is_right = prediction.verdict == Verdict.CORRECT
     return is_right and (tolerant or is_read(prediction))
@@ -160,8 +177,7 @@ _INTERVALS = ("base_strict", "tuned_strict", "strict_difference", "tolerant_diff
 def mean_score(scores: Sequence[Score]) -> Score:
     """The mean over tasks, each counted once, with leave-one-task-out for three tasks or more.
 
-    The tasks have different questions, so their intervals are combined as in Zou and Donner (2008):
-    the squared distances from the estimates are added.
+    The tasks have different questions, so their intervals are independent.
     """
     first, num = scores[0], len(scores)
     changes: dict[str, Any] = {
@@ -170,10 +186,8 @@ def mean_score(scores: Sequence[Score]) -> Score:
         if isinstance(getattr(first, field.name), float | None)
     }
     for name in _INTERVALS:
-        for side in ("low", "high"):
-            distances = (getattr(s, name) - getattr(s, f"{name}_{side}") for s in scores)
-            distance = math.sqrt(sum(each**2 for each in distances)) / num
-            changes[f"{name}_{side}"] = changes[name] + (-distance if side == "low" else distance)
+        mean = mean_of_intervals([_interval(score, name) for score in scores])
+        changes |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
     if num > 2:
         changes["left_out"] = tuple(score.task for score in scores)
         for name in ("strict_difference", "tolerant_difference"):
@@ -181,6 +195,10 @@ def mean_score(scores: Sequence[Score]) -> Score:
             changes[f"{name}_without"] = tuple(means.without[score.task] for score in scores)
     num_questions = sum(score.num_questions for score in scores)
     return replace(first, task="mean", num_questions=num_questions, **changes)
+
+
+def _interval(score: Score, name: str) -> Interval:
+    return Interval(*(getattr(score, f"{name}{end}") for end in ("", "_low", "_high")))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -247,15 +265,15 @@ _ACCURACY: Columns = (
     ("commonest", lambda s: _commonest(s)),
     (
         "strict, base",
-        lambda s: _with_interval(s.base_strict, s.base_strict_low, s.base_strict_high),
+        lambda s: format_share(s.base_strict, s.base_strict_low, s.base_strict_high),
     ),
     (
         "tuned",
-        lambda s: _with_interval(s.tuned_strict, s.tuned_strict_low, s.tuned_strict_high),
+        lambda s: format_share(s.tuned_strict, s.tuned_strict_low, s.tuned_strict_high),
     ),
     (
         "difference",
-        lambda s: _difference(
+        lambda s: format_difference(
             s.strict_difference, s.strict_difference_low, s.strict_difference_high
         ),
     ),
@@ -265,7 +283,7 @@ _ANSWERS: Columns = (
     ("tolerant", lambda s: _change(s.base_tolerant, s.tuned_tolerant)),
     (
         "difference",
-        lambda s: _difference(
+        lambda s: format_difference(
             s.tolerant_difference, s.tolerant_difference_low, s.tolerant_difference_high
         ),
     ),
@@ -324,25 +342,28 @@ def _has_kinds(score: Score) -> bool:
 
 
 def _commonest(score: Score) -> str:
-    by_kind = f" {_percent(score.commonest_by_kind)}*" if _has_kinds(score) else ""
-    return f"{_percent(score.commonest_answer)}{by_kind}"
+    by_kind = f" {percent(score.commonest_by_kind)}*" if _has_kinds(score) else ""
+    return f"{percent(score.commonest_answer)}{by_kind}"
 
 
 def _change(base: float, tuned: float) -> str:
-    return f"{_percent(base)} > {_percent(tuned)}"
+    return f"{percent(base)} > {percent(tuned)}"
 
 
 def _tokens(mean: float | None) -> str:
     return "?" if mean is None else f"{mean:.0f}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share between 0 and 1 in percent, with one decimal."""
     return f"{100 * share:.1f}"
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{_percent(value)} [{_percent(low)}, {_percent(high)}]"
+def format_share(value: float, low: float, high: float) -> str:
+    """A share and its interval in percent."""
+    return f"{percent(value)} [{percent(low)}, {percent(high)}]"
 
 
-def _difference(value: float, low: float, high: float) -> str:
+def format_difference(value: float, low: float, high: float) -> str:
+    """A difference and its interval in points, with their signs."""
     return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

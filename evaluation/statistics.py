@@ -134,6 +134,21 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
+def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
+    """The mean of independent estimates, each counted once, with its interval.
+
+    Distances from the estimates to the ends add up in squares (Zou and Donner, 2008). Raises
+    ValueError without an estimate.
+    """
+    if not intervals:
+        raise ValueError("a mean needs an estimate")
+    num = len(intervals)
+    value = sum(each.value for each in intervals) / num
+    below = math.sqrt(sum((each.value - each.low) ** 2 for each in intervals)) / num
+    above = math.sqrt(sum((each.high - each.value) ** 2 for each in intervals)) / num
+    return Interval(value, value - below, value + above)
+
+
 class MacroMean(NamedTuple):
     """The mean over tasks, each counted once, and the mean without each of them."""
 

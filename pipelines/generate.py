@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.events import record
 from cluster.inference.engine import EngineSettings, check_engine_server
@@ -12,15 +12,39 @@ from cluster.inference.engine_sizing import fit_engines
 from cluster.inference.job import GenerationJob
 from cluster.inference.pool import PoolSummary, finish_job, run_jobs
 from cluster.models.model import Model
-from cluster.session import StopRequest
+from cluster.session import ClusterSettings, StopRequest, StorageSettings
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
-from pipelines.config import Config
+from pipelines.planning.estimate import CostSettings
+
+
+class GeneratingConfig(Protocol):
+    """What these functions read of a config."""
+
+    @property
+    def run(self) -> str:
+        """The name of the run's folder below `storage.root`."""
+
+    @property
+    def engine(self) -> EngineSettings:
+        """Of the engines that serve the model."""
+
+    @property
+    def cluster(self) -> ClusterSettings:
+        """For the progress and the waiting."""
+
+    @property
+    def storage(self) -> StorageSettings:
+        """Where the run is."""
+
+    @property
+    def cost(self) -> CostSettings:
+        """What the hours are worth."""
 
 
 def generate(
-    config: Config,
+    config: GeneratingConfig,
     model: Model,
     jobs: Sequence[tuple[Step, GenerationJob]],
     stop: StopRequest,
@@ -39,7 +63,7 @@ def generate(
 
 
 def run_engines(
-    config: Config,
+    config: GeneratingConfig,
     model: Model,
     jobs: Sequence[GenerationJob],
     stop: StopRequest,

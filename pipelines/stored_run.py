@@ -15,26 +15,25 @@ import yaml
 
 from cluster.errors import InputError
 from cluster.secrets import host_only
-from cluster.settings import fingerprint
+from cluster.settings import Settings, fingerprint
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, is_ledger_file
 from cluster.store.step import STEPS_FILE
-from pipelines.config import Config
 
 CONFIG_FILE = "config.yaml"
 """The resolved config of the last run, in the run's folder."""
 
 
-def resolved_config(config: Config) -> str:
+def resolved_config(config: Settings) -> str:
     """The config with all its defaults, as YAML; of who is told of the end, only the host or the
     program is shown, since the rest may be a secret."""
     tree = config.model_dump(mode="json")
-    if config.cluster.notify is not None:
-        tree["cluster"]["notify"] = host_only(config.cluster.notify)
+    if (notify := tree["cluster"]["notify"]) is not None:
+        tree["cluster"]["notify"] = host_only(notify)
     return yaml.safe_dump(tree, sort_keys=False)
 
 
-def record_config(config: Config, folder: Folder) -> None:
+def record_config(config: Settings, folder: Folder) -> None:
     """Record the config as the last one, and also under a name that no other config has."""
     resolved = resolved_config(config)
     for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):

@@ -51,19 +51,21 @@ class TemplateFacts:
         identity = self.identity or base.identity
         return replace(base, identity=identity, needs_turns=self.needs_turns)
 
+    def with_date(self, settings: Any) -> Any:
+        """Settings with `template_args` that have the date, where the template writes one."""
+        if self.date is None:
+            return settings
+        arguments = {CLOCK: self.date} | settings.template_args
+        return settings.model_copy(update={"template_args": arguments})
+
     def dated(self, config: Config) -> Config:
         """The config with the date among the arguments of a template that writes it."""
         if self.date is None:
             return config
-        date = {CLOCK: self.date}
-
-        def with_date(settings: Any) -> Any:
-            return settings.model_copy(update={"template_args": date | settings.template_args})
-
         stages = config.synthesis.stages
-        dated = {name: with_date(getattr(stages, name)) for name in type(stages).model_fields}
+        dated = {name: self.with_date(getattr(stages, name)) for name in type(stages).model_fields}
         synthesis = config.synthesis.model_copy(update={"stages": stages.model_copy(update=dated)})
-        evaluation = with_date(config.evaluation)
+        evaluation = self.with_date(config.evaluation)
         return config.model_copy(update={"synthesis": synthesis, "evaluation": evaluation})
 
 

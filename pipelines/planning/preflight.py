@@ -9,7 +9,7 @@ torch nor transformers. Each check is a function in a table and raises a single 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import InputError
@@ -24,6 +24,7 @@ from pipelines.config import Config
 from pipelines.planning.base_checks import Asking, Base, UnsureError, look_at_base
 from pipelines.synthesis.chain import PathSpec, Recipe, stage_messages
 from pipelines.synthesis.propose_guidelines import Expansion
+from training.settings import TrainingSettings
 from training.tracking import refuse_missing_trackers
 
 SAMPLE = Question(
@@ -87,26 +88,34 @@ def refuse_sampling(config: Config, recipe: Recipe, until: str | None) -> None:
 def refuse_reserved_arguments(config: Config, recipe: Recipe, until: str | None) -> None:
     """Refuse template arguments whose names are used to render prompts."""
     for asking in askings(config, recipe):
-        for name in asking.sampling.template_args:
-            if name in RESERVED or name.endswith("_token"):
-                raise InputError(
-                    f"{asking.field}.template_args.{name} is set by the run; leave it out"
-                )
+        refuse_reserved(asking)
+
+
+def refuse_reserved(asking: Asking) -> None:
+    """Raises `InputError` for a template argument of one prompt."""
+    for name in asking.sampling.template_args:
+        if name in RESERVED or name.endswith("_token"):
+            raise InputError(f"{asking.field}.template_args.{name} is set by the run; leave it out")
 
 
 def refuse_missing_cores(config: Config, recipe: Recipe, until: str | None) -> None:
     """Refuse cores that this machine does not have, if the engines run on it."""
     for name, engine in engines(config):
-        if engine.use_gpu or engine.is_endpoint or not starts_cluster(config.cluster):
-            continue
-        field = f"{name}.omp_threads_bind"
-        there = sorted(os.sched_getaffinity(0))
-        for core in parse_cores(field, engine.omp_threads_bind):
-            if core not in there:
-                raise InputError(
-                    f"{field} {engine.omp_threads_bind}: this machine has no core {core}; its "
-                    f"{len(there)} cores end at {there[-1]}; name existing ones, or set it to auto"
-                )
+        if starts_cluster(config.cluster):
+            refuse_cores_not_here(f"{name}.omp_threads_bind", engine)
+
+
+def refuse_cores_not_here(field: str, engine: EngineSettings) -> None:
+    """Raises `InputError` for cores of an engine that this machine does not have."""
+    if engine.use_gpu or engine.is_endpoint:
+        return
+    there = sorted(os.sched_getaffinity(0))
+    for core in parse_cores(field, engine.omp_threads_bind):
+        if core not in there:
+            raise InputError(
+                f"{field} {engine.omp_threads_bind}: this machine has no core {core}; its "
+                f"{len(there)} cores end at {there[-1]}; name existing ones, or set it to auto"
+            )
 
 
 def refuse_trackers(config: Config, recipe: Recipe, until: str | None) -> None:
@@ -146,6 +155,17 @@ def check_base(
     asked = [a for a in askings(config, recipe) if a.engine.needs_model or a.name == "evaluation"]
     contexts = {name: each for name, each in engines(config) if not each.is_endpoint}
     training = config.training if trains(until) else None
+    return look_apart(path, cache, asked, contexts, training)
+
+
+def look_apart(
+    path: str,
+    cache: str,
+    asked: Sequence[Asking],
+    contexts: Mapping[str, EngineSettings],
+    training: TrainingSettings | None,
+) -> Base:
+    """`look_at_base` in another process. Raises `InputError`."""
     try:
         return run_apart(look_at_base, path, cache, asked, contexts, training)
     except UnsureError:  # a look without torch takes a second or two; with torch, longer

