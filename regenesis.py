@@ -40,6 +40,8 @@ COMMANDS = {
     "run": "start or continue a self-improvement run",
     "plan": "generate the first 20 questions and estimate the cost of the whole run",
     "select": "count what other filters would keep of a run's paths; this changes nothing",
+    "show": "show the state of a run, the lineage of a path, or all runs of a folder",
+    "analyse": "make the tables behind a report: yields, funnel, coverage, changes",
     "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses (see docs/GRADING.md)",
