@@ -1,4 +1,4 @@
-# The commands that people and CI use. Everything runs in .venv, which is made on first use.
+# The commands that people and CI use. Everything runs in .venv, which is created on first use.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +35,7 @@ format: setup
 EXTRAS :=
 setup: $(VENV)/installed $(EXTRAS:%=$(VENV)/installed-%)
 
-# The lock is complete and has the hash of each file, so pip resolves nothing and takes only those
+# The lock is complete and has the hash of each file, so pip resolves nothing and accepts only those
 # files. PyTorch's CPU wheel comes from pip's configured find-links where there is one, otherwise
 # from PyTorch's own index; both have the same file.
 $(VENV)/installed: $(LOCK) commands/launcher.sh
@@ -54,7 +54,7 @@ $(VENV)/installed-%: requirements/%.lock $(VENV)/installed
 
 # All locks from pyproject.toml. uv does not read pip's configuration: on a machine that has
 # PyTorch's CPU wheel in a folder, give it as WHEELS=folder. An extra's lock has only what the CPU
-# lock lacks, in versions that go with it.
+# lock lacks, in compatible versions.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" .make/uv/bin/uv pip compile --quiet \
   --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 pyproject.toml
 CPU = --extra cpu --override requirements/cpu-overrides.txt --no-emit-find-links \
@@ -72,7 +72,7 @@ lock:
 clean:
 	rm -rf runs .mypy_cache .pytest_cache .ruff_cache
 
-# Shows what vLLM's CUDA build makes of every shipped config on pretended cards. It needs no GPU, but a
+# Shows how vLLM's CUDA build resolves every shipped config on simulated cards. It needs no GPU, but a
 # C compiler and 9 GB for a separate environment. For one card: make check-gpu CARDS=H100
 check-gpu: .venv-gpu/installed
 	.venv-gpu/bin/python -m tests.gpu.check_gpu $(CARDS)

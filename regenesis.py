@@ -24,10 +24,10 @@ from cluster.errors import EARLY_ENDS, InputError, InterruptedRunError
 from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.session import StopRequest, log_folder, ray_session
-from cluster.terminal import is_unread, printable, say
+from cluster.terminal import is_unread, say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
-from pipelines.config import Config, load_config, warnings_of
+from pipelines.config import Config, load_config
 from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
@@ -39,7 +39,7 @@ from pipelines.stored_run import StoredRun, resolved_config
 COMMANDS = {
     "run": "start or continue a self-improvement run",
     "plan": "generate the first 20 questions and estimate the cost of the whole run",
-    "select": "count what other filters would keep of a run's paths; this changes nothing",
+    "select": "count what other filters would keep of a run's paths; changes no step",
     "show": "show the state of a run, the lineage of a path, or all runs of a folder",
     "watch": "follow a run from another terminal or machine until it ends",
     "analyse": "make the tables behind a report: yields, funnel, coverage, changes",
@@ -94,12 +94,10 @@ def run(
     """
     config = config if isinstance(config, Config) else load_config(str(config))
     check_until(until)
-    for warning in warnings_of(config):
-        say(f"warning: {warning}")
     with (
+        kept_log("run") as log,
         announced(config.cluster.notify, config.run),
-        begin_run(config, until, take_over=take_over) as begun,
-        kept_log(begun.folder, "run"),
+        begin_run(config, log, until, take_over=take_over) as begun,
         ray_session(config.cluster) as stop,
     ):
         say(f"logs: {log_folder()}")
@@ -187,10 +185,10 @@ def main(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except EARLY_ENDS as error:
-        print(printable(f"regenesis: {error}"), file=sys.stderr)
+        say(f"regenesis: {error}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("regenesis: interrupted", file=sys.stderr)
+        say("regenesis: interrupted", sys.stderr)
         return InterruptedRunError.exit_code
 
 

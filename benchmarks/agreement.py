@@ -1,16 +1,16 @@
-r"""Agreement of the grader with math-verify on numbers and LaTeX, and every difference explained.
+r"""Agreement of the grader with math-verify on numbers and LaTeX, with reasons for differences.
 
     python -m benchmarks.agreement FOLDER [--limit N] [--json]
     python -m benchmarks.agreement FILE.jsonl [--limit N] [--json]
 
-FILE.jsonl holds graded rows, as `regenesis.py grade` takes them, with the verdict that is expected
-of each in `expect` ("correct" or "not_correct"; without it a row is only compared). Every wrong
-accept and wrong reject is printed, and on numbers and LaTeX the share that math-verify agrees with.
+FILE.jsonl contains rows in the format of `regenesis.py grade`, with the expected verdict of each in
+`expect` ("correct" or "not_correct"; without it a row is only compared). Every wrong accept and
+wrong reject is printed, and the share of numbers and LaTeX on which math-verify agrees.
 
-FOLDER holds question files in JSONL (`answer`, `answer_type`). Each truth is graded against itself
-written differently, against another truth of the same file, and, where it is a number, against
-numbers near it. math-verify is asked with its own defaults. Where the two disagree, the difference
-has to be one of `EXPLANATIONS`; what is left is printed line by line.
+FOLDER contains question files in JSONL (`answer`, `answer_type`). Each truth is graded against
+itself in other notations, against another truth of the same file and, if it is a number, against
+nearby numbers. math-verify is used with its defaults. If the two disagree, the difference has to be
+one of `EXPLANATIONS`; the remaining ones are printed line by line.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ class Pair(NamedTuple):
 
 
 EXPLANATIONS = {
-    "rounded": "math-verify rounds to 6 decimals where one side is a decimal; we compare exactly",
-    "percent": "we take 50% for 50 and for 0.5, math-verify for 0.5 only",
+    "rounded": "math-verify rounds to 6 decimals if one side is a decimal; we compare exactly",
+    "percent": "we accept 50% for 50 and for 0.5, math-verify only for 0.5",
     "words": "a name or a text: we compare words without case, math-verify products of letters",
-    "base": "52_8: we compare digits and base, math-verify drops or reads the subscript its way",
-    "grouping": "a comma or space within a number that only one of the two takes for grouping",
+    "base": "52_8: we compare digits and base, math-verify drops or misreads the subscript",
+    "grouping": "a comma or space within a number that only one of the two reads as grouping",
     "units": "a unit or degrees that only one of the two strips",
-    "computed": "the number type reads numbers and does not compute: \\sqrt{1} is no answer for 1",
+    "computed": "the number type reads numbers and does not compute: \\sqrt{1} does not equal 1",
     "cut": "an answer whose last bracket is missing, which math-verify completes",
-    "bracketed": "a pair, a set or an interval that math-verify takes for one another",
+    "bracketed": "math-verify does not distinguish pairs, sets and intervals",
 }
 
 
 def explanation(pair: Pair) -> str | None:
-    """Which of `EXPLANATIONS` a difference is, None if it is none of them."""
+    """The entry of `EXPLANATIONS` that explains a difference; None if there is none."""
     truth, found = pair.truth, pair.found
     both = f"{truth} {found}"
     if pair.kind == "number" and "\\sqrt" in found:
@@ -85,7 +85,7 @@ def explanation(pair: Pair) -> str | None:
 
 
 def pairs(folder: Path, limit: int | None) -> Iterator[Pair]:
-    """Every pair of every file, at most `limit` truths a file."""
+    """Every pair of every file, with at most `limit` truths per file."""
     for path in sorted(folder.glob("*.jsonl")):
         truths = list(_truths(path))
         random.Random(0).shuffle(truths)
@@ -105,7 +105,7 @@ def _truths(path: Path) -> Iterator[tuple[AnswerType, str]]:
 
 
 def _rewritten(truth: str) -> list[str]:
-    """The truth in other writings that mean the same."""
+    """The truth in other notations with the same meaning."""
     forms = [truth, f" {truth} ", rf"\displaystyle {truth}"]
     if re.fullmatch(r"-?[0-9]+", truth):
         forms += [
@@ -126,7 +126,7 @@ def _rewritten(truth: str) -> list[str]:
 
 
 def _near(truth: str) -> list[str]:
-    """Answers that are wrong though they look like the truth."""
+    """Answers that are wrong although they look like the truth."""
     if re.fullmatch(r"-?[0-9]+(?:\.[0-9]+)?", truth):
         return [f"{truth}1", f"-{truth}".replace("--", ""), f"{truth} + 1", rf"\sqrt{{{truth}}}"]
     return [f"{truth} + 1", f"2 {truth}", truth[:-1]]
@@ -146,14 +146,14 @@ def _theirs(truth: str, found: str) -> bool:
 
 
 class Judged(NamedTuple):
-    """A graded row: where it stands, what is expected, and the two judgements."""
+    """A graded row: its place, the expected verdict, and the two judgements."""
 
     place: str
     row: dict[str, Any]
     expected: bool | None
     ours: bool
     theirs: bool | None
-    """None for a kind of answer that math-verify does not know."""
+    """None for a type of answer that math-verify does not support."""
 
 
 def judged_rows(path: Path, limit: int | None) -> Iterator[Judged]:
@@ -162,7 +162,7 @@ def judged_rows(path: Path, limit: int | None) -> Iterator[Judged]:
         expect = row.get("expect")
         if expect not in ("correct", "not_correct", None):
             raise InputError(
-                f"{place}, field 'expect': {expect!r} is unknown; write correct or not_correct"
+                f"{place}, field 'expect': {expect!r} is unknown; use correct or not_correct"
             )
         graded = grade_row(row, place)
         known = row["answer_type"] in ("number", "math")
@@ -182,7 +182,7 @@ def _theirs_of_text(truth: str, text: str) -> bool:
 
 
 def summary(judged: list[Judged]) -> dict[str, int | float]:
-    """How many rows are judged as expected, and the share that math-verify agrees with."""
+    """The number of rows judged as expected, and the share on which math-verify agrees."""
     compared = [one for one in judged if one.theirs is not None]
     agreed = sum(one.ours == one.theirs for one in compared)
     return {
@@ -218,7 +218,7 @@ def report_rows(path: Path, limit: int | None) -> dict[str, int | float]:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="a folder of question files, or a file of rows")
-    parser.add_argument("--limit", type=int, help="truths a file, or rows, at most")
+    parser.add_argument("--limit", type=int, help="maximum truths per file, or rows")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     logging.disable(logging.CRITICAL)

@@ -1,11 +1,12 @@
-"""bfloat16 against float32 on this processor, in generation: which one `engine.dtype: auto` takes.
+"""bfloat16 against float32 for generation on this processor; `engine.dtype: auto` takes the faster.
 
     python -m benchmarks.dtype --json benchmarks/results/dtype-2-cores.json
 
-Both engines are vLLM with the 135M model of the quickstart, started side by side. They take turns
-with the same prompts, each first in every second turn, so that a machine whose speed changes by the
-minute changes both. Every answer has the same number of tokens. A side's figure is the median of
-its turns in generated tokens a second; the ratio is the median of the turns' own ratios.
+Both engines are vLLM with the 135M model of the quickstart, and run at the same time. They take
+turns with the same prompts, and each is first in every second turn, so that changes in the speed of
+the machine affect both. All answers have the same number of tokens. The figure of a side is the
+median over its turns in generated tokens per second; the ratio is the median of the ratios of the
+turns.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ QUESTION = "A shop sold {0} lamps on Monday and {1} on Tuesday. How many lamps d
 
 
 def engine_settings(dtype: str, num_requests: int) -> EngineSettings:
-    """The quickstart's engine in one type."""
+    """The quickstart's engine with one number type."""
     return EngineSettings(
         use_gpu=False,
         dtype=dtype,
@@ -46,7 +47,7 @@ def engine_settings(dtype: str, num_requests: int) -> EngineSettings:
 
 
 async def tokens_per_s(engine: Engine, turn: int, num_requests: int, num_tokens: int) -> float:
-    """Generated tokens a second of one turn: all requests at once, none of them seen before."""
+    """Generated tokens per second in one turn: all requests at once, none of them seen before."""
     sampling = SamplingSettings(
         temperature=0.7, max_tokens=num_tokens, options={"ignore_eos": True}
     )
@@ -64,7 +65,7 @@ async def tokens_per_s(engine: Engine, turn: int, num_requests: int, num_tokens:
 
 
 async def measure(model: str, repeats: int, num_requests: int, num_tokens: int) -> dict[str, Any]:
-    """The speed of each side in each turn; a turn before the first one is not counted."""
+    """The speed of each side in each turn; an additional first turn is not counted."""
     engines = {}
     for side in SIDES:
         settings = engine_settings(side, num_requests)
@@ -86,7 +87,7 @@ async def measure(model: str, repeats: int, num_requests: int, num_tokens: int) 
 
 
 def result(speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Medians, their ratio, what `auto` takes, and whether that is the faster side."""
+    """The medians, their ratio, what `auto` takes, and whether that is the faster side."""
     flags = this_processor_flags()
     ratios = [a / b for a, b in zip(speeds["bfloat16"], speeds["float32"], strict=True)]
     ratio = statistics.median(ratios)

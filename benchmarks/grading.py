@@ -1,10 +1,10 @@
-"""Grades a second on one core: answers of each kind, alone and behind 4,600 characters.
+"""Grades per second on one core: answers of each type, alone and after 4,600 characters.
 
     python -m benchmarks.grading [--json]
 
-4,600 characters are what 1,000 tokens of worked solution come to. The texts hold numbers, equations
-and the word "box", as real ones do, and math-verify is not asked. Prints the median of five rounds
-for each kind, by processor time; with `--json` the last line is one JSON object.
+4,600 characters correspond to 1,000 tokens of a worked solution. The texts contain numbers,
+equations and the word "box", as real ones do, and math-verify is not used. It prints the median of
+five rounds for each type, by processor time; with `--json` the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CASES |= {
 
 
 def rate(question: Question, text: str) -> float:
-    """Grades a second over one round; every grade has to be right."""
+    """Grades per second in one round; every grade has to be correct."""
     began = time.process_time()
     for _ in range(GRADES):
         verdict = grade(text, question, read_last=True).verdict

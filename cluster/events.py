@@ -16,10 +16,13 @@ minute and at the end.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import logging
 import os
-import tempfile
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,6 +35,7 @@ from cluster.store.folder import Folder
 LOGS = "logs"
 LOG_FILE = "log.txt"
 EVENTS_FILE = "events.jsonl"
+FILES = (LOG_FILE, EVENTS_FILE)
 WRITE_EVERY_S = 60.0
 
 logger = logging.getLogger("regenesis")
@@ -59,80 +63,147 @@ def timed(event: str, **facts: Any) -> Iterator[None]:
 
 
 @contextmanager
-def kept_log(run: Folder, command: str) -> Iterator[None]:
-    """Keep the log and the events of a command, and how it ended, in the folder of its run."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    folder = run.child(LOGS).child(f"{stamp}-{command}")
-    with tempfile.TemporaryDirectory() as local:
-        kept = _KeptFiles(folder, Path(folder.path if folder.is_local else local))
-        level = logger.level
-        logger.setLevel(logging.INFO)
-        for handler in kept.handlers:
-            logger.addHandler(handler)
+def kept_log(command: str, run: Folder | None = None) -> Iterator[KeptLog]:
+    """Keep the log and the events of a command in the folder of its run, and how it ended.
+
+    Without `run`, what is logged is held back until `KeptLog.keep_in` names the folder. A command
+    that ends before that leaves no log. A log that cannot be written ends no command.
+    """
+    log = KeptLog(command)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(log)
+    if run is not None:
+        log.keep_in(run)
+    try:
+        with timed("command", command=command, pid=os.getpid()):
+            yield log
+    except BaseException as error:
+        logger.error("%s ended with %s: %s", command, type(error).__name__, error)
+        raise
+    finally:
+        logger.removeHandler(log)
+        logger.setLevel(level)
+        log.close()
+
+
+class KeptLog(logging.Handler):
+    """The two files of one command."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__()
+        self._title = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}"
+        self._held_back: list[logging.LogRecord] = []
+        self._files: _LocalFiles | _RemoteFiles | None = None
+        self._has_complained = False
+
+    def keep_in(self, run: Folder) -> None:
+        """Write to the folder of this run from now on, and what was held back first."""
+        self.acquire()
         try:
-            with timed("command", command=command, pid=os.getpid()):
-                yield
-        except BaseException as error:
-            logger.error("%s ended with %s: %s", command, type(error).__name__, error)
-            raise
+            folder = _new_folder(run.child(LOGS), self._title)
+            self._files = _LocalFiles(folder) if folder.is_local else _RemoteFiles(run, folder)
+            for entry in self._held_back:
+                self.emit(entry)
+            self._held_back.clear()
+        except OSError as error:
+            self._complain(error)
         finally:
-            for handler in kept.handlers:
-                logger.removeHandler(handler)
-            logger.setLevel(level)
-            kept.close()
+            self.release()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add a line to the log, and one to the events where the record is an event."""
+        if self._files is None:
+            self._held_back.append(record)
+            return
+        try:
+            self._files.add(LOG_FILE, _log_lines(record))
+            if hasattr(record, "event"):
+                self._files.add(EVENTS_FILE, _event_line(record))
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            print(f"the log cannot be written: {error}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """End the writing; what was logged until now is in the folder."""
+        super().close()
+        if self._files is None:
+            return
+        try:
+            self._files.close()
+        except OSError as error:
+            self._complain(error)
 
 
-class _KeptFiles:
-    """The two files, which grow on a local disk and are copied from there to the folder."""
+def _new_folder(logs: Folder, name: str) -> Folder:
+    """A folder that is not there yet: two commands may begin in the same second."""
+    taken = logs.folder_names()
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return logs.child(next(each for each in names if each not in taken))
 
-    def __init__(self, folder: Folder, local: Path) -> None:
-        local.mkdir(parents=True, exist_ok=True)
-        self._folder, self._local = folder, local
-        self.handlers = [logging.FileHandler(local / name) for name in (LOG_FILE, EVENTS_FILE)]
-        self.handlers[0].setFormatter(_LineFormatter())
-        self.handlers[1].setFormatter(_EventFormatter())
-        self.handlers[1].addFilter(lambda entry: hasattr(entry, "event"))
+
+class _LocalFiles:
+    """Files on a disk: a line is there as soon as it is added."""
+
+    def __init__(self, folder: Folder) -> None:
+        below = Path(folder.path)
+        below.mkdir(parents=True, exist_ok=True)
+        # Without a buffer, since the handler of a signal may add a line while another is written.
+        self._files = {name: (below / name).open("ab", buffering=0) for name in FILES}
+
+    def add(self, name: str, text: str) -> None:
+        self._files[name].write(text.encode())
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+class _RemoteFiles:
+    """Objects cannot grow: they are written again once a minute and at the end."""
+
+    def __init__(self, run: Folder, folder: Folder) -> None:
+        self._run, self._folder = run, folder
+        self._texts = {name: io.BytesIO() for name in FILES}
         self._closed = threading.Event()
         self._writer = threading.Thread(target=self._write_forever, name="log", daemon=True)
-        if not folder.is_local:
-            self._writer.start()
+        self._writer.start()
+
+    def add(self, name: str, text: str) -> None:
+        self._texts[name].write(text.encode())
 
     def _write_forever(self) -> None:
         while not self._closed.wait(WRITE_EVERY_S):
-            self._write()
+            with contextlib.suppress(OSError):  # the next one, or the last one, may succeed
+                self._write()
 
     def _write(self) -> None:
-        for name in (LOG_FILE, EVENTS_FILE):
-            try:
-                self._folder.write_bytes(name, (self._local / name).read_bytes())
-            except OSError as error:  # a run does not end because its log cannot be kept
-                logger.warning("the log cannot be written: %s", error)
+        if self._run.is_empty():
+            return  # the run was removed, and its folder has to stay free for another one
+        for name, text in self._texts.items():
+            self._folder.write_bytes(name, text.getvalue())
 
     def close(self) -> None:
-        """Stop writing; everything logged until now is in the folder."""
         self._closed.set()
-        for handler in self.handlers:
-            handler.close()
-        if not self._folder.is_local:
-            self._writer.join()
-            self._write()
+        self._writer.join()
+        self._write()
 
 
-class _LineFormatter(logging.Formatter):
-    """`2026-11-29T17:15:02.120Z INFO ...`, with this head on each line of the message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        head = f"{_time(record.created)} {record.levelname}"
-        return "\n".join(f"{head} {line}" for line in record.getMessage().splitlines() or [""])
+def _log_lines(record: logging.LogRecord) -> str:
+    """`2026-11-29T17:15:02.120Z INFO ...`, a line for each line of the message."""
+    head = f"{_time(record.created)} {record.levelname}"
+    return "".join(f"{head} {line}\n" for line in record.getMessage().splitlines() or [""])
 
 
-class _EventFormatter(logging.Formatter):
-    """One JSON object per line: `at`, `event` and its facts."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts: Mapping[str, Any] = record.__dict__["facts"]
-        event = {"at": _time(record.created), "event": record.__dict__["event"], **facts}
-        return json.dumps(event, ensure_ascii=False, default=str)
+def _event_line(record: logging.LogRecord) -> str:
+    """One JSON object: `at`, `event` and its facts."""
+    facts: Mapping[str, Any] = record.__dict__["facts"]
+    event = {"at": _time(record.created), "event": record.__dict__["event"], **facts}
+    return json.dumps(event, ensure_ascii=False, default=str) + "\n"
 
 
 def _time(seconds: float) -> str:

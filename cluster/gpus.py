@@ -4,7 +4,7 @@ Runs on the driver only, once Ray has started. Two runs that took GPUs one by on
 half of what they need for ever. So a run requests all its GPUs as one placement group, which Ray
 grants completely or not at all, and which an autoscaler sees while the run waits. Example::
 
-    need = Need("8 engines", ({"GPU": 1, "CPU": 1},) * 8, "set engine.min_workers to fewer")
+    need = Need("8 engines", ({"GPU": 1, "CPU": 1},) * 8, "lower engine.min_workers")
     with reserved(need, patience, stop) as group:
         ...  # all 8 GPUs are held by `group`
 

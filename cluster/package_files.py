@@ -1,4 +1,4 @@
-"""What the files of a package add to the program: a strategy, a task."""
+"""The contributions of the files in a package, such as strategies or tasks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from types import ModuleType
 
 
 def found_in(package: ModuleType, name: str) -> tuple[dict[str, object], dict[str, str]]:
-    """What each file of a package calls `name`, and by file why another one has none.
+    """The object `name` of each file in a package and, by file, why another file has none.
 
-    A file that somebody left there, whole or broken, is no reason to stop a run that does not ask
-    for it.
+    A file that does not define it, or that is broken, does not stop a run that does not need it.
     """
     found: dict[str, object] = {}
     others: dict[str, str] = {}

@@ -23,6 +23,7 @@ from pydantic import Field
 from cluster.errors import InputError
 from cluster.reach import check_cluster
 from cluster.settings import OPERATIONAL, Settings
+from cluster.terminal import say
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,10 +34,10 @@ class ClusterSettings(Settings):
     address: Annotated[str | None, OPERATIONAL] = None
     """The address of a running cluster (`auto` or host:port); null starts a local one unless
     RAY_ADDRESS or a job names one."""
-    num_cpus: Annotated[int, OPERATIONAL, Field(gt=0)] | None = None
+    num_cpus: Annotated[Annotated[int, Field(gt=0)] | None, OPERATIONAL] = None
     """Logical CPUs of a local cluster; null uses all that the machine has."""
     object_store_gib: Annotated[float, OPERATIONAL, Field(gt=0)] = 1.0
-    """Object store of a local cluster. Only chunks of questions and receipts go through it."""
+    """Size of the object store of a local cluster, which only carries chunks and receipts."""
     progress_every_s: Annotated[float, OPERATIONAL, Field(gt=0)] = 5.0
     """Seconds between two progress lines when the output is not a terminal."""
     gpu_wait_s: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None
@@ -89,7 +90,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self._event.set()
         name = signal.Signals(number).name
-        print(f"{name}: saving finished work, then stopping", file=sys.stderr, flush=True)
+        say(f"{name}: saving finished work, then stopping", sys.stderr)
 
 
 def in_submitted_job() -> bool:

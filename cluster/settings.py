@@ -118,8 +118,8 @@ def overridden_settings(
     place: str,
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> AnySettings:
-    """The same of a tree that was read from a `place`."""
-    with_overrides(tree, overrides)  # their form is looked at before what they say
+    """The same for a tree that was read from a `place`."""
+    with_overrides(tree, overrides)  # checks their form before their values
 
     def load(num_overrides: int) -> AnySettings:
         return _validated(root, complete(with_overrides(tree, overrides[:num_overrides])))
@@ -133,7 +133,7 @@ def overridden_settings(
 
 
 def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
-    """The number of the override with which a mistake first appears; 0 is the file."""
+    """The number of the first override with which the error appears; 0 is the file."""
     for number in range(num_overrides):
         try:
             load(number)
@@ -180,7 +180,7 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. Raises `InputError` with the line of what is wrong in it."""
+    """The value in a YAML file. Raises `InputError` with the line of an error in it."""
     try:
         text = path.read_text(encoding="utf-8")
         return yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
@@ -237,7 +237,7 @@ def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
 
 
 _REST = " (and "
-"""Begins what a sentence says of further mistakes."""
+"""The beginning of the part of a sentence that counts further errors."""
 
 
 def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
@@ -264,7 +264,8 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is meant: one with these initials, as `lr`, or nearly the same one."""
+    """The known name that was probably meant: one with these initials, such as `lr`, or a similar
+    one."""
     with_initials = [each for each in known if _initials(each) == name.lower()]
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.7)
     return next(iter([*with_initials, *close]), None)

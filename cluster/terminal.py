@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from cluster.events import logger
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that a terminal obeys instead of showing them, except line ends and tabs."""
+"""Characters that a terminal interprets instead of showing, except line ends and tabs."""
 
 
 def printable(text: str) -> str:
@@ -23,10 +23,10 @@ def printable(text: str) -> str:
     return _COMMANDS.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
-def say(text: str) -> None:
-    """Print and log lines that remain on the terminal."""
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print lines that stay, at once, and log them; without a stream they go to stdout."""
     text = printable(text)
-    print(text, flush=True)
+    print(text, file=stream or sys.stdout, flush=True)
     logger.info("%s", text)
 
 

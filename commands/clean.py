@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
 
+from cluster.events import kept_log
 from cluster.store.cleanup import (
     ask_to_delete,
     check_is_run,
@@ -35,10 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     """List what can be removed, ask, and then remove it."""
     folder = Folder.open(arguments.run)
     check_is_run(folder)
-    only_told = arguments.dry_run
-    with nullcontext(folder) if only_told else hold(folder, take_over=arguments.take_over) as held:
+    if arguments.dry_run:
+        say(format_leftovers(find_leftovers(folder, superseded=arguments.superseded)))
+        return 0
+    with hold(folder, take_over=arguments.take_over) as held, kept_log("clean", held):
         leftovers = find_leftovers(held, superseded=arguments.superseded)
         say(format_leftovers(leftovers))
-        if leftovers and not only_told and (arguments.yes or ask_to_delete(leftovers)):
+        if leftovers and (arguments.yes or ask_to_delete(leftovers)):
             remove_leftovers(leftovers)
     return 0

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cluster.terminal import say
 from evaluation.grade_file import format_verdicts, grade_file
 
 
@@ -19,5 +20,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the graded rows to stdout and the number of each verdict to stderr."""
     verdicts = grade_file(Path(arguments.file), sys.stdout)
-    print(format_verdicts(verdicts), file=sys.stderr)
+    say(format_verdicts(verdicts), sys.stderr)
     return 0

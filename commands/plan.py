@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from cluster.events import kept_log
 from cluster.session import ray_session
 from cluster.terminal import say
 from commands.arguments import add_config, add_take_over
@@ -23,14 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the estimate. The run keeps the rows that were generated for it."""
     config = load_config(arguments.config, arguments.set)
-    with (
-        begin_run(config, take_over=arguments.take_over) as begun,
-        ray_session(config.cluster) as stop,
-    ):
-        begin_steps(begun)
-        prepare(begun, stop)
-        estimate = estimate_run_from_probe(begun, stop)
-    say(format_estimate(estimate))
-    for warning in check_budget(estimate, config.budget):
-        say(f"budget: {warning}")
+    with kept_log("plan") as log:
+        with (
+            begin_run(config, log, take_over=arguments.take_over) as begun,
+            ray_session(config.cluster) as stop,
+        ):
+            begin_steps(begun)
+            prepare(begun, stop)
+            estimate = estimate_run_from_probe(begun, stop)
+        say(format_estimate(estimate))
+        for warning in check_budget(estimate, config.budget):
+            say(f"budget: {warning}")
     return 0

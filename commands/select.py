@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.events import kept_log
 from cluster.inference.schedule import Questions
 from cluster.models.model import base_model
 from cluster.remote import run_task
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a table for each round."""
     stored = StoredRun.read(arguments.run)
     config = overridden_settings(Config, stored.config, arguments.set, arguments.run)
-    with ray_session(config.cluster):
+    with kept_log("select", stored.folder), ray_session(config.cluster):
         of_rounds = [Step("paths", paths, {}) for _, paths in stored.rounds_with_paths()]
         check_steps([Step("questions", stored.step("questions"), {}), *of_rounds])
         for number, paths in stored.rounds_with_paths():

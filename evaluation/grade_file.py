@@ -1,14 +1,14 @@
-"""Grading a file of responses: `regenesis.py grade FILE.jsonl`.
+"""Grade a file of responses: `regenesis.py grade FILE.jsonl`.
 
-A line in, and the same row out with three columns more::
+Each line gives the same row with three more columns::
 
     {"response": "So \\boxed{72}.", "answer": "72", "answer_type": "number", "choices": null}
     {..., "predicted": "72", "verdict": "correct", "read_as": "boxed"}
 
-Every other field passes through. Some are used where they are there: `finish_reason` (anything but
-"stop" is a text that was cut off), `thinking_opened` (true where the prompt began the thinking),
-`aliases` (a list of other right answers), and `grader` with `grader_data` (a grader of the
-question's own).
+Other fields are copied. Some are used if they are present: `finish_reason` (any value except "stop"
+means that the text was cut off), `thinking_opened` (true if the prompt began the thinking),
+`aliases` (a list of other right answers), and `grader` with `grader_data` (a custom grader for the
+question).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Row = dict[str, Any]
 def grade_file(path: Path, output: TextIO) -> Counter[str]:
     """Write each row of a JSONL file with its grade; returns the number of rows by verdict.
 
-    Line by line, so that a file of any size can be piped. The last number, letter or truth value
-    of a response counts where nothing clearer was found, and `read_as` then says `last`. A truth
-    that its type cannot hold has the verdict `error`. Raises InputError, with the line, for a file
-    that cannot be read and for a row that is none.
+    It works line by line, so that a file of any size can be piped. The last number, letter or truth
+    value of a response counts if nothing clearer was found; `read_as` is then `last`. A truth that
+    is invalid for its type has the verdict `error`. Raises InputError, with the line, for a file
+    that cannot be read and for an invalid row.
     """
     counts: Counter[str] = Counter()
     for place, row in read_rows(path):
@@ -53,10 +53,10 @@ def format_verdicts(counts: Mapping[str, int]) -> str:
 
 
 def grade_row(row: Row, place: str) -> Row:
-    """The row with `predicted`, `verdict` and `read_as`; `place` is named in an InputError."""
+    """The row with `predicted`, `verdict` and `read_as`; an InputError names `place`."""
     response = row.get("response")
     if not isinstance(response, str):
-        raise InputError(f"{place}, field 'response': expected a text; write the model's text")
+        raise InputError(f"{place}, field 'response': expected a text; give the model's text")
     finished = row.get("finish_reason", "stop") == "stop"
     opened = row.get("thinking_opened") or False
     if not isinstance(opened, bool):
@@ -86,7 +86,7 @@ def _question(row: Row, place: str) -> Question:
     choices = _texts(row, "choices", place)
     if answer_type == "choice" and not choices:
         raise InputError(
-            f"{place}, field 'choices': a choice needs its options; write them as a list of texts"
+            f"{place}, field 'choices': a choice needs its options; give them as a list of texts"
         )
     return Question(
         question_id=place,
@@ -107,14 +107,14 @@ def _answer_type(row: Row, place: str) -> AnswerType:
     value = row.get("answer_type")
     if value not in ANSWER_TYPES:
         raise InputError(
-            f"{place}, field 'answer_type': {value!r} is unknown; write one of "
+            f"{place}, field 'answer_type': {value!r} is unknown; use one of "
             f"{', '.join(ANSWER_TYPES)}"
         )
     return cast(AnswerType, value)
 
 
 def _answer(row: Row, place: str, answer_type: AnswerType) -> str:
-    """The truth as text; JSON's numbers and truth values are written out."""
+    """The truth as text; JSON's numbers and truth values are converted."""
     value = row.get("answer")
     if isinstance(value, bool):
         return ("false", "true")[value]
@@ -125,11 +125,11 @@ def _answer(row: Row, place: str, answer_type: AnswerType) -> str:
             return number_text(value)
         except ValueError as error:
             raise InputError(f"{place}, field 'answer': {error}") from error
-    raise InputError(f"{place}, field 'answer': expected a text or a number; write the truth")
+    raise InputError(f"{place}, field 'answer': expected a text or a number; give the truth")
 
 
 def _grader_data(row: Row) -> str:
-    """The text; anything else as JSON, as the same column of a question file is read."""
+    """The text; any other value as JSON, as in the same column of a question file."""
     value = row.get("grader_data")
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
@@ -146,7 +146,7 @@ def _texts(row: Row, field: str, place: str) -> tuple[str, ...]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, `file.jsonl:12`; blank lines are skipped, gzip is unpacked."""
+    """Each row with its place, `file.jsonl:12`; blank lines are skipped and gzip is unpacked."""
     try:
         with path.open("rb", buffering=0) as stream:
             for place, row in read_json_lines(str(path), unpacked(stream)):

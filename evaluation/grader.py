@@ -1,14 +1,15 @@
-r"""The grader: reads an answer out of a model's text and judges it against the truth.
+r"""The grader: extract an answer from a model's text and judge it against the truth.
 
-The training filter and the reported score both call `grade`, so the two can never disagree.
-Model text is data: nothing in it raises, whatever it holds, and every search is linear or bounded.
+The training filter and the reported score both call `grade`, so the two can never disagree. Model
+text is data: nothing in it raises an error, and every search is linear or bounded.
 
     grade(r"48 + 24 = 72, so \boxed{72}.", question, read_last=False)
     -> Grade(predicted="72", verdict=Verdict.CORRECT, read_as=ReadAs.BOXED)
 
-Where an answer may stand is in `answers.place`, how each kind of answer is read and compared in
-one file a kind beside it. Reading never looks at the truth, so `predicted` may be counted as a
-vote on questions that have none. A question can name a grader of its own (`Question.grader`).
+The answer is located by `evaluation.extraction.answer_extraction`, and each answer type is parsed
+and compared in a separate file of that folder. Extraction never uses the truth, so `predicted` can
+be counted as a vote on unlabelled questions. A question can name a custom grader
+(`Question.grader`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ GRADER_VERSION = "4"
 
 
 class Verdict(enum.StrEnum):
-    """How an answer was judged. `unlabelled`: there is no truth to judge it by; `error`: the truth
-    is none its type can hold."""
+    """How an answer was judged. `unlabelled`: there is no truth to compare with; `error`: the truth
+    is invalid for its type."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -55,9 +56,9 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """`predicted` is canonical where the answer could be read as its type, else the text found.
+    """`predicted` is canonical if the answer could be parsed as its type, otherwise the text found.
 
-    A number with a percent sign keeps it, and one without a finite decimal is given as `1/3`.
+    A number with a percent sign keeps it, and one without a finite decimal is written as `1/3`.
     """
 
     predicted: str | None
@@ -73,11 +74,11 @@ def grade(
     finished: bool = True,
     thinking_opened: bool = False,
 ) -> Grade:
-    """Judge one completion; `finished` is false where the token limit cut it off.
+    """Judge one completion; `finished` is false if the token limit cut it off.
 
-    A box or a phrase counts even in an unfinished text; the last value in it would be chance.
-    With `thinking_opened` the prompt began the thinking; a text that never ends it is truncated.
-    A question's own grader gets the text without its thinking, and what it raises is raised.
+    A box or a phrase counts even in an unfinished text; the last value in it would be accidental.
+    `thinking_opened` means that the prompt began the thinking; a text that never ends it is
+    truncated. A custom grader gets the text without its thinking, and its exceptions are passed on.
     """
     visible = own_answer(text, opened=thinking_opened)
     if visible is None:
@@ -116,7 +117,7 @@ def no_answer(*, finished: bool) -> Grade:
 
 
 def same_answer(first: str, second: str, question: Question) -> bool:
-    """Whether two predicted answers to a question are one vote: `1/2` and `0.5` are."""
+    """Whether two predicted answers to a question are the same vote, as `1/2` and `0.5` are."""
     kind = ANSWER_READERS[question.answer_type]
     choices = tuple(question.choices)
     one, other = (kind.read(kind.clean(answer), choices) for answer in (first, second))
@@ -128,12 +129,13 @@ def same_answer(first: str, second: str, question: Question) -> bool:
 
 
 def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str] = ()) -> str:
-    """The one way to write this truth: `1000.5`, `B`, `yes`, or the stripped text or LaTeX.
+    """The canonical form of this truth: `1000.5`, `B`, `yes`, or the stripped text or LaTeX.
 
-    Raises ValueError, with what to do, for a truth its type cannot hold. A percent sign is dropped.
+    Raises ValueError, with what to do, for a truth that is invalid for its type. A percent sign is
+    dropped.
     """
     if not plain_text(answer):
-        raise ValueError(f"the answer {answer!r} is empty: give every question a truth")
+        raise ValueError(f"the answer {answer!r} is empty; give every question a truth")
     return ANSWER_READERS[answer_type].canonical(answer, tuple(choices))
 
 
@@ -148,12 +150,13 @@ def box(answer: str, answer_type: AnswerType) -> str:
 def _truths(
     answer: str, aliases: tuple[str, ...], kind: AnswerType, choices: Choices
 ) -> tuple[tuple[str, ...], Keys]:
-    """Every way to say a right answer, and their keys; nothing if one is none its type can hold."""
+    """All forms of the right answers, and their keys; empty if one is invalid for its type."""
     try:
         truths = tuple(canonical_answer(truth, kind, choices) for truth in (answer, *aliases))
     except ValueError:
         return (), frozenset()
-    # A percent sign is no part of the canonical answer, but of what may be equal to it.
+    # A percent sign is not part of the canonical answer, but of the answers that may be equal to
+    # it.
     signed = [
         f"{truth}%" if kind == "number" and "%" in plain_text(given) else truth
         for truth, given in zip(truths, (answer, *aliases), strict=True)

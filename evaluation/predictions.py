@@ -11,25 +11,20 @@ A row, for example::
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
 
-from cluster.inference.engine import (
-    Engine,
-    SamplingSettings,
-)
-from cluster.inference.job import Slots
+from cluster.inference.engine import SamplingSettings
 from cluster.settings import Settings
 from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
-from evaluation.prompt import answer_messages
+from evaluation.prompt import Message, answer_messages
 from evaluation.question import QUESTION_SCHEMA, Question
-from evaluation.responses import grade_columns, respond
+from evaluation.responses import PromptHandler, Response, grade_columns
 
 PREDICTIONS_SCHEMA = ledger_schema(
     [
@@ -46,12 +41,12 @@ PREDICTIONS_SCHEMA = ledger_schema(
 
 
 class EvaluationSettings(Settings):
-    """How a model is examined: zero-shot and greedy, as in the paper."""
+    """How a model is evaluated: zero-shot and greedy, as in the paper."""
 
     max_tokens: Annotated[int, Field(gt=0)] = 2048
-    """Most tokens of one answer, a thinking part included."""
+    """Token limit of one answer, including its thinking."""
     template_args: dict[str, Any] = {}
-    """Passed to the chat template; training prompts are made with the same."""
+    """Arguments of the chat template; training prompts use the same."""
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -66,23 +61,23 @@ class Prediction:
 
     question: Question
     response: str | None = None
-    """Without the thinking, where there was any; None where there is none and `error` says why."""
+    """Without the thinking, if there was any; None if there is no response and `error` says why."""
     thinking: str | None = None
     finish_reason: str | None = None
     num_tokens: int | None = None
     num_prompt_tokens: int | None = None
     predicted: str | None = None
     verdict: str | None = None
-    """None until it is graded."""
+    """None until the prediction is graded."""
     read_as: str | None = None
     error: str | None = None
 
     def graded(self) -> Prediction:
-        """The prediction with the verdict of today's grader; a stored row itself never changes.
+        """The prediction with the verdict of the current grader; a stored row itself never changes.
 
-        So a grader that changed judges predictions as it judges training paths. The last number or
-        letter counts too, and `read_as` says so, so that both the strict and the tolerant accuracy
-        can be taken from one grade.
+        A changed grader thus judges predictions and training paths in the same way. The last number
+        or letter counts too, and `read_as` says so, so that one grade gives both the strict and the
+        tolerant accuracy.
         """
         if self.response is None or self.error:
             return replace(self, verdict=Verdict.ERROR.value)
@@ -92,12 +87,12 @@ class Prediction:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Prediction:
-        """A stored prediction; columns that came after it was stored may be missing."""
+        """A stored prediction; columns that were added after it was stored may be missing."""
         own = (field.name for field in fields(cls) if field.name != "question")
         return cls(Question.from_row(row), **{name: row.get(name) for name in own})
 
     def to_row(self) -> dict[str, Any]:
-        """A row of `PREDICTIONS_SCHEMA`, without the number of its attempt."""
+        """A row of `PREDICTIONS_SCHEMA`, without the number of the attempt."""
         is_cut = None if self.finish_reason is None else int(self.finish_reason != "stop")
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         del own["question"]
@@ -113,47 +108,30 @@ class Prediction:
         )
 
 
-@dataclass(frozen=True)
-class PredictAnswer:
+class PredictAnswer(PromptHandler):
     """The pool's handler for the `predictions` step."""
 
-    settings: EvaluationSettings
+    def messages(self, question: Question) -> list[Message]:
+        """The prompt of every evaluation."""
+        return answer_messages(question)
 
-    @property
-    def width(self) -> int:
-        return 1
-
-    @property
-    def generations(self) -> Mapping[int | None, int]:
-        return {self.settings.max_tokens: 1}
-
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+    def row(self, question: Question, answers: Sequence[Response]) -> dict[str, Any]:
         """The row of the one answer."""
-        asked = Question.from_row(question)
-        messages = answer_messages(asked)
-        async with slots:
-            [response] = await respond(engine, messages, self.settings.sampling, seed=0)
+        [response] = answers
         completion = response.completion
         if completion is None:
-            return self.mark_failed(question, response.error or "")
+            return self.failed_row(question, response.error or "")
         turn = completion.own_turn
         prediction = Prediction(
-            asked,
+            question,
             response=completion.text if turn.thinking is None else turn.answer or "",
             thinking=turn.thinking,
             finish_reason=completion.end_reason,
             num_tokens=completion.num_tokens,
             num_prompt_tokens=completion.num_prompt_tokens,
         )
-        graded = await asyncio.to_thread(prediction.graded)
-        return graded.to_row()
+        return prediction.graded().to_row()
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def failed_row(self, question: Question, reason: str) -> dict[str, Any]:
         """The row of a question without an answer, and why."""
-        return Prediction(Question.from_row(question), error=reason).graded().to_row()
+        return Prediction(question, error=reason).graded().to_row()

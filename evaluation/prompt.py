@@ -1,7 +1,7 @@
-"""The one prompt: what a model is trained to answer is what it is asked in evaluation.
+"""The prompt, which is the same in training and in evaluation.
 
-Neither guideline nor structure is in it. The tuned model has to reason well by itself. Beside it
-stand two other forms (`Form`) in which a question may be learned, and is never evaluated.
+It contains neither a guideline nor a structure, so the tuned model has to reason without them.
+There are two further forms (`Form`) that a question may have in training, but never in evaluation.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Literal
 from evaluation.question import AnswerType, Question
 
 Message = dict[str, str]
-"""One turn of a chat, as chat templates take it: `role` and `content`."""
+"""One turn of a chat in the format of chat templates: `role` and `content`."""
 
 Form = Literal["evaluation", "plain", "answer_only"]
-"""How a question is put: as in evaluation, without being told to think, or asked not to reason."""
+"""The form of a prompt: as in evaluation, without a request to think, or without reasoning."""
 
 _REQUESTS: dict[Form, str] = {
     "evaluation": "Think it through step by step. ",

@@ -1,4 +1,4 @@
-"""The question: what the model must answer, and what counts as the right answer.
+"""The question: what the model has to answer, and the right answer.
 
 A row of the `questions` step, for example::
 
@@ -45,7 +45,7 @@ QUESTION_SCHEMA = pa.schema(
 )
 
 QUESTION_TABLE_SCHEMA = QUESTION_SCHEMA.append(pa.field("question_fingerprint", pa.string()))
-"""A question's row and the fingerprint that ties results to its text."""
+"""A question's row and the fingerprint that links results to its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ class Question:
 
     `answer` is canonical for its type: a plain decimal string or `1/3`, a capital letter by
     position in `choices`, `yes` or `no`, free text, or LaTeX. `choices` is empty unless the type is
-    `choice`. `aliases` are other right answers. `grader` is the import path of a grader of the
-    question's own (`evaluation.extraction.custom_grader`), `grader_data` what that one needs to
-    know. `solution` is how a person came to the answer, where the dataset has it; no model is shown
-    it. `kind` is the part of the dataset that the question belongs to, such as a subject or a
-    subtask; empty where there is none. It changes neither the question nor its fingerprint."""
+    `choice`. `aliases` are other right answers. `grader` is the import path of a custom grader
+    (`evaluation.extraction.custom_grader`), and `grader_data` is what this grader needs to know.
+    `solution` is a worked solution, if the dataset has one; it is not part of any evaluation
+    prompt. `kind` is the part of the dataset that the question belongs to, such as a subject or a
+    subtask, or empty; it changes neither the question nor its fingerprint."""
 
     question_id: str
     dataset: str
@@ -76,16 +76,16 @@ class Question:
 
     @property
     def text(self) -> str:
-        """All the model may see: the question and, when there are any, its lettered options."""
+        """Everything that the model may see: the question and, if any, its lettered options."""
         if not self.choices:
             return self.question
         options = zip(LETTERS, self.choices, strict=False)
         return "\n".join([self.question, *(f"{letter}) {text}" for letter, text in options)])
 
     def with_options(self, order: Sequence[int]) -> Question:
-        """The question with its options in another order, `order[n]` now standing at n.
+        """The question with its options reordered: option `order[n]` moves to position n.
 
-        An empty order leaves it as it is.
+        An empty order changes nothing.
         """
         if not order:
             return self
@@ -95,14 +95,14 @@ class Question:
 
     @property
     def shown_answer(self) -> str:
-        """The right answer as a person would be told it: an option with its letter and text."""
+        """The right answer as it is shown to a person: an option with its letter and text."""
         if self.answer_type != "choice":
             return self.answer
         return f"{self.answer}) {self.choices[LETTERS.index(self.answer)]}"
 
     @property
     def normalized_text(self) -> str:
-        """The text by which two questions are the same one: no case, no runs of white space."""
+        """The text by which questions are compared, without case and runs of white space."""
         return " ".join(self.text.casefold().split())
 
     @property
@@ -121,9 +121,9 @@ class Question:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Question:
-        """The inverse of `to_row`; columns that are not the question's own are left aside.
+        """The inverse of `to_row`; columns that do not belong to the question are ignored.
 
-        Rows of earlier versions lack aliases, a grader of its own, the solution or the kind.
+        Rows of earlier versions lack aliases, a custom grader, the solution or the kind.
         """
         own = {name: row[name] for name in QUESTION_SCHEMA.names if row.get(name) is not None}
         lists = {name: tuple(row.get(name) or ()) for name in ("choices", "aliases")}
@@ -131,7 +131,7 @@ class Question:
 
 
 def shown_letter(letter: str, order: Sequence[int]) -> str:
-    """The letter of an option where the options stand in another order; other text as it is."""
+    """The letter of an option after the options were reordered; other text is unchanged."""
     place = LETTERS.find(letter) if len(letter) == 1 else -1
     return LETTERS[list(order).index(place)] if 0 <= place < len(order) else letter
 
@@ -143,7 +143,7 @@ def own_letter(letter: str, order: Sequence[int]) -> str:
 
 
 def question_table(questions: Sequence[Question]) -> pa.Table:
-    """Questions as rows of `QUESTION_TABLE_SCHEMA`, in their order."""
+    """Questions as rows of `QUESTION_TABLE_SCHEMA`, in order."""
     columns: dict[str, list[Any]] = {
         name: [getattr(question, name) for question in questions] for name in QUESTION_SCHEMA.names
     }

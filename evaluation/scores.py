@@ -1,11 +1,11 @@
-"""The `scores` step: the base and the tuned model side by side, task by task.
+"""The `scores` step: compare the base and the tuned model, task by task.
 
-Two readings of each answer are scored. Strict: only a boxed answer or a clear "the answer is ..."
-counts. Tolerant: the last number or letter counts as well. A model that merely learns to box its
-answers gains in the first and not in the second.
+Each answer is scored in two ways. Strict: only a boxed answer or a clear "the answer is ..."
+counts. Tolerant: the last number or letter counts as well. A model that only learns to box its
+answers improves in the first and not in the second.
 
-Where a domain has several tasks, `all` puts their questions together and `mean` counts each task
-once, as the paper does. The mean is conditional on these tasks: it says nothing of others.
+If a domain has several tasks, `all` combines their questions and `mean` counts each task once, as
+the paper does. The mean is conditional on these tasks: it says nothing about others.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from evaluation.statistics import macro_mean, paired_difference, wilson_interval
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One line of the table; shares between 0 and 1, intervals of 95 %."""
+    """One line of the table; shares are between 0 and 1, and intervals have 95 %."""
 
     split: str
     domain: str
     task: str
     num_questions: int
     commonest_answer: float
-    """What always giving the commonest answer would score."""
+    """The score of always giving the most common answer."""
     commonest_by_kind: float
-    """The same with the commonest answer of each kind of question; where there are no kinds, the
-    same number."""
+    """The same with the most common answer of each kind of question; without kinds, the same
+    number."""
     base_read: float
     """Share of answers that could be read strictly."""
     tuned_read: float
@@ -63,21 +63,21 @@ class Score:
     """Share of answers that the token limit cut off."""
     tuned_truncated: float
     base_tokens: float | None
-    """Mean tokens of an answer; None where no engine told them."""
+    """Mean tokens of an answer; None if no engine reported them."""
     tuned_tokens: float | None
     left_out: tuple[str, ...] = ()
-    """Of a mean over three tasks or more: each task, and the mean differences without it."""
+    """For a mean over three tasks or more: each task, and the mean differences without it."""
     strict_difference_without: tuple[float, ...] = ()
     tolerant_difference_without: tuple[float, ...] = ()
 
 
 def is_read(prediction: Prediction) -> bool:
-    """Whether the response states its answer clearly."""
+    """Whether the response clearly states its answer."""
     return prediction.read_as in (ReadAs.BOXED, ReadAs.PHRASE)
 
 
 def is_correct(prediction: Prediction, *, tolerant: bool) -> bool:
-    """Whether the answer is right; tolerant also takes the last number or letter as the answer."""
+    """Whether the answer is right; tolerant also accepts the last number or letter."""
     is_right = prediction.verdict == Verdict.CORRECT
     return is_right and (tolerant or is_read(prediction))
 
@@ -90,7 +90,7 @@ def score_task(
     base: Mapping[str, Prediction],
     tuned: Mapping[str, Prediction],
 ) -> Score:
-    """The score of one task over its questions, which both models answered."""
+    """The score of one task over its questions, all of which both models answered."""
     before = [base[question.question_id] for question in questions]
     after = [tuned[question.question_id] for question in questions]
     num = len(questions)
@@ -138,14 +138,14 @@ def is_truncated(prediction: Prediction) -> bool:
 
 
 def mean_tokens(predictions: Iterable[Prediction]) -> float | None:
-    """Mean tokens of the answers whose number of tokens is known; None without any."""
+    """Mean tokens of the answers whose number of tokens is known; None if there are none."""
     known = [each.num_tokens for each in predictions if each.num_tokens is not None]
     return sum(known) / len(known) if known else None
 
 
 def commonest_share(questions: Iterable[Question], *, by_kind: bool = False) -> float:
-    """The share of questions that the commonest answer of their task, or of their kind within it,
-    answers."""
+    """The share of questions whose answer is the most common one of their task, or of their kind
+    within it."""
     answers_of: dict[tuple[str, str], Counter[str]] = {}
     for question in questions:
         group = (question.dataset, question.kind if by_kind else "")
@@ -160,8 +160,8 @@ _INTERVALS = ("base_strict", "tuned_strict", "strict_difference", "tolerant_diff
 def mean_score(scores: Sequence[Score]) -> Score:
     """The mean over tasks, each counted once, with leave-one-task-out for three tasks or more.
 
-    Its intervals combine those of the tasks, which have different questions, as Zou and Donner
-    (2008) do: distances from the estimates add up in squares.
+    The tasks have different questions, so their intervals are combined as in Zou and Donner (2008):
+    the squared distances from the estimates are added.
     """
     first, num = scores[0], len(scores)
     changes: dict[str, Any] = {
@@ -191,7 +191,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def compare_scores(
     questions: Sequence[Question], base: Mapping[str, Prediction], tuned: Mapping[str, Prediction]
 ) -> list[Score]:
-    """One score for each task, one for all questions of a domain and one for the mean over its
+    """One score for each task, one for all questions of a domain, and one for the mean over its
     tasks, by split."""
     scores: list[Score] = []
     for split in ("dev", "test"):
@@ -214,9 +214,9 @@ def compare_scores(
 def score_predictions(
     questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
 ) -> list[Score]:
-    """The scores of two models' predictions, judged by today's grader. Runs as a task.
+    """Score two models' predictions with the current grader. Runs as a task.
 
-    For a model tuned on one dataset, all others are out of domain.
+    For a model that was tuned on one dataset, all others are out of domain.
     """
     asked = questions.read()
     answers = [
@@ -235,7 +235,7 @@ def score_predictions(
 
 
 def scores_table(scores: Sequence[Score]) -> pa.Table:
-    """The scores as an Arrow table, a column for each field of `Score`."""
+    """The scores as an Arrow table, with a column for each field of `Score`."""
     return pa.Table.from_pylist([asdict(score) for score in scores])
 
 
@@ -274,14 +274,14 @@ _ANSWERS: Columns = (
     ("tokens", lambda s: f"{_tokens(s.base_tokens)} > {_tokens(s.tuned_tokens)}"),
 )
 WIDTH = 120
-"""Characters of a line, so that a table is read in a terminal."""
+"""Width of a line in characters, so that a table is readable in a terminal."""
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def format_scores(scores: Sequence[Score], split: str = "test") -> str:
-    """One split's tables as Markdown, in percent with 95 % intervals, and what belongs to them.
+    """One split's tables as Markdown, in percent with 95 % intervals, and their notes.
 
-    Test by default: dev is there to choose by, and stays in the Parquet file.
+    By default it is test: dev is for choosing settings, and stays in the Parquet file.
     """
     shown = [score for score in scores if score.split == split]
     tables = [
@@ -296,7 +296,7 @@ def format_scores(scores: Sequence[Score], split: str = "test") -> str:
 
 def _notes(scores: Sequence[Score]) -> Iterator[str]:
     if any(_has_kinds(score) for score in scores):
-        yield "\\* what the commonest answer of each kind of question would score"
+        yield "\\* score of the most common answer of each kind of question"
     for score in scores:
         if score.task == "mean":
             yield _note_of_mean(score)

@@ -1,8 +1,8 @@
-"""Statistics of scores: plain functions on NumPy arrays, which read nothing and write nothing.
+"""Statistics of scores: plain functions on NumPy arrays that read and write no files.
 
-A score is an array of right (1) and wrong (0) over questions, two models on the same questions are
+A score is an array of right (1) and wrong (0) over questions. Two models on the same questions are
 two such arrays in the same order, and samples are an array of questions x samples. Differences are
-the second minus the first. Nothing here depends on SciPy; the tests compare with it.
+the second minus the first. Nothing here depends on SciPy, but the tests compare with it.
 
     exact_mcnemar(base, tuned)  ->  0.0039
 """
@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(num_correct: int, num_questions: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927), good also near 0 and 1."""
+    """The 95 % interval of a share (Wilson, 1927), which is also good near 0 and 1."""
     if num_questions == 0:
         return 0.0, 1.0
     share = num_correct / num_questions
@@ -49,7 +49,7 @@ def paired_difference(base: ArrayLike, tuned: ArrayLike) -> Interval:
     """Tuned minus base over the same questions, with its 95 % interval.
 
     The interval adds half a question to each of the four cells of the paired table (Agresti and
-    Min, 2005), which keeps it honest when few questions changed.
+    Min, 2005), which keeps its coverage when few questions changed.
     """
     gained, lost, num = _changed(base, tuned)
     if num == 0:
@@ -61,7 +61,7 @@ def paired_difference(base: ArrayLike, tuned: ArrayLike) -> Interval:
 
 
 def exact_mcnemar(base: ArrayLike, tuned: ArrayLike) -> float:
-    """The two-sided p value of no difference on the same questions (McNemar, exact binomial)."""
+    """The two-sided p value for no difference on the same questions (McNemar, exact binomial)."""
     gained, lost, _ = _changed(base, tuned)
     num = gained + lost
     tail = sum(math.comb(num, k) for k in range(min(gained, lost) + 1))
@@ -79,19 +79,19 @@ def _changed(base: ArrayLike, tuned: ArrayLike) -> tuple[int, int, int]:
 def clustered_bootstrap(
     values: ArrayLike, clusters: ArrayLike, *, draws: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The mean and its 95 % percentile interval, with whole clusters drawn again.
+    """The mean and its 95 % percentile interval, resampling whole clusters.
 
-    All samples, prompts or forms of one question are a cluster, since they are right together;
-    taken as independent they would make the interval too short. Needs two clusters.
+    All samples, prompts or forms of one question are a cluster, because they are correlated; if
+    they were treated as independent, the interval would be too short. Needs two clusters.
     """
     numbers, names = np.asarray(values, float), np.asarray(clusters)
     _, index = np.unique(names, return_inverse=True)
     sums, sizes = np.bincount(index, numbers), np.bincount(index)
     if len(sizes) < 2:
-        raise ValueError("a bootstrap over clusters needs two of them at least")
+        raise ValueError("a bootstrap over clusters needs at least two of them")
     random = np.random.default_rng(seed)
     means = np.empty(draws)
-    for start in range(0, draws, 1_000):  # 1,000 x clusters numbers at a time
+    for start in range(0, draws, 1_000):  # at most 1,000 x clusters numbers at a time
         rows = min(1_000, draws - start)
         drawn = random.integers(len(sizes), size=(rows, len(sizes)))
         means[start : start + rows] = sums[drawn].sum(1) / sizes[drawn].sum(1)
@@ -100,7 +100,7 @@ def clustered_bootstrap(
 
 
 def clustered_error(values: ArrayLike, clusters: ArrayLike) -> float:
-    """The standard error of a mean whose values are alike within clusters (CR0 sandwich)."""
+    """The standard error of a mean whose values are correlated within clusters (CR0 sandwich)."""
     numbers, names = np.asarray(values, float), np.asarray(clusters)
     _, index = np.unique(names, return_inverse=True)
     sums = np.bincount(index, numbers - numbers.mean())
@@ -110,12 +110,12 @@ def clustered_error(values: ArrayLike, clusters: ArrayLike) -> float:
 def seeds_interval(means: ArrayLike, confidence: float = 0.95) -> Interval:
     """The mean over seeds and its t interval, with seeds - 1 degrees of freedom.
 
-    Each value is the whole result of one seed, such as its difference between two arms. Needs two;
-    with one the interval says nothing of the method, only of the checkpoint.
+    Each value is the complete result of one seed, such as its difference between two arms. It needs
+    two: with one, the interval says nothing about the method, only about the checkpoint.
     """
     values = np.asarray(means, float)
     if values.size < 2:
-        raise ValueError("an interval over seeds needs two seeds at least")
+        raise ValueError("an interval over seeds needs at least two seeds")
     half = t_quantile((1 + confidence) / 2, values.size - 1)
     half *= values.std(ddof=1) / math.sqrt(values.size)
     mean = float(values.mean())
@@ -123,9 +123,9 @@ def seeds_interval(means: ArrayLike, confidence: float = 0.95) -> Interval:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The adjusted p value of each declared comparison (Holm, 1979), in the order given.
+    """The adjusted p value of each declared comparison (Holm, 1979), in the given order.
 
-    Every comparison that was declared belongs in it, also those that were not looked at.
+    It must get every comparison that was declared, including those that were not looked at.
     """
     adjusted, highest = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -135,7 +135,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 class MacroMean(NamedTuple):
-    """The mean over tasks, each counted once, and what it is without each of them."""
+    """The mean over tasks, each counted once, and the mean without each of them."""
 
     value: float
     without: dict[str, float]
@@ -160,14 +160,14 @@ def macro_mean(by_task: Mapping[str, float], groups: Mapping[str, str] | None = 
 
 @dataclass(frozen=True, slots=True)
 class NonInferiority:
-    """Whether a model holds what its base can. `margin` is the loss, in shares, that is allowed."""
+    """Whether a model keeps what its base can do. `margin` is the allowed loss, as a share."""
 
     margin: float
     difference: Interval
     power: float
-    """The chance to show it where there is no loss at all."""
+    """The probability to show it if there is no loss at all."""
     holds: bool | None
-    """None where nothing can be said: the base is too weak, or the power too small."""
+    """None if nothing can be said, because the base is too weak or the power too small."""
 
 
 def non_inferiority(
@@ -181,8 +181,8 @@ def non_inferiority(
 ) -> NonInferiority:
     """Whether tuned loses less than `relative_margin` of the base's share, at one-sided `alpha`.
 
-    A model near chance has nothing to lose, so below `minimum_base` nothing is claimed; and nothing
-    where too few questions are there to show it.
+    A model near chance has nothing to lose, so nothing is claimed below `minimum_base`, or if there
+    are too few questions to show it.
     """
     gained, lost, num = _changed(base, tuned)
     share = float(np.mean(np.asarray(base, bool))) if num else 0.0
@@ -197,7 +197,7 @@ def non_inferiority(
 
 
 def _margin_power(margin: float, discordant: float, num: int, alpha: float) -> float:
-    """The chance that the bound of a difference of 0 lies above -margin."""
+    """The probability that the bound of a difference of 0 is above -margin."""
     error = math.sqrt(max(discordant, 1 / max(num, 1)) / max(num, 1))
     return NORMAL.cdf(margin / error - NORMAL.inv_cdf(1 - alpha))
 
@@ -205,29 +205,30 @@ def _margin_power(margin: float, discordant: float, num: int, alpha: float) -> f
 def questions_for_margin(
     margin: float, discordant: float, *, alpha: float = 0.025, power: float = 0.8
 ) -> int:
-    """How many questions show that a difference of 0 is above -margin with this power."""
+    """The number of questions that shows, with this power, that a difference of 0 is above
+    -margin."""
     if margin <= 0:
-        raise ValueError(f"margin {margin} has to be above 0")
+        raise ValueError(f"margin {margin} must be above 0")
     z = NORMAL.inv_cdf(1 - alpha) + NORMAL.inv_cdf(power)
     return math.ceil(discordant * (z / margin) ** 2)
 
 
 def chance_corrected(correct: ArrayLike, num_options: ArrayLike) -> float:
-    """The share right beyond chance, each question by its own number of options.
+    """The share right beyond chance, with the number of options of each question.
 
-    1 is all right, 0 what guessing gives: (share - mean of 1/k) / (1 - mean of 1/k).
+    1 means all right, 0 means guessing: (share - mean of 1/k) / (1 - mean of 1/k).
     """
     chance = float(np.mean(1 / np.asarray(num_options, float)))
     if chance >= 1:
-        raise ValueError("a question with one option has no chance to be corrected for")
+        raise ValueError("a question with one option cannot be corrected for chance")
     return (float(np.mean(np.asarray(correct, float))) - chance) / (1 - chance)
 
 
 def pass_at_k(num_correct: ArrayLike, num_samples: int, k: int) -> float:
-    """The mean chance that k of the samples hold a right one (Chen et al., 2021, unbiased).
+    """The mean probability that k of the samples contain a right one (Chen et al., 2021, unbiased).
 
-    `num_correct` counts the right ones of each question. Only for samples that could be exchanged;
-    over guidelines it is `coverage_at_k`.
+    `num_correct` counts the right ones of each question. It is only for exchangeable samples; use
+    `coverage_at_k` for guidelines.
     """
     return float(coverage_by_question(num_correct, num_samples, k).mean())
 
@@ -235,8 +236,8 @@ def pass_at_k(num_correct: ArrayLike, num_samples: int, k: int) -> float:
 def coverage_at_k(solved: ArrayLike, k: int) -> float:
     """The mean share of questions that a random subset of k guidelines solves.
 
-    `solved` is questions x guidelines. The guidelines are all there are (a finite population), so
-    this is exact and has no error of drawing.
+    `solved` is questions x guidelines. The guidelines are a finite population, so the result is
+    exact and has no sampling error.
     """
     table = np.asarray(solved, bool)
     return float(coverage_by_question(table.sum(1), table.shape[1], k).mean())
@@ -245,7 +246,7 @@ def coverage_at_k(solved: ArrayLike, k: int) -> float:
 def coverage_by_question(num_correct: ArrayLike, num_samples: int, k: int) -> Floats:
     """1 - C(n - c, k) / C(n, k) of each question, as a product that stays within floats."""
     if not 1 <= k <= num_samples:
-        raise ValueError(f"k = {k} has to be between 1 and the {num_samples} samples there are")
+        raise ValueError(f"k = {k} must be between 1 and the {num_samples} existing samples")
     right = np.asarray(num_correct, np.int64)
     missing = np.ones(right.shape)
     for drawn in range(k):
@@ -295,16 +296,16 @@ def majority_at_k(
     draws: int = 1_000,
     seed: int = 0,
 ) -> float:
-    """The mean chance that the commonest answer of k random samples is right.
+    """The mean probability that the most common answer of k random samples is right.
 
     Answers that were not read (None) have no vote; ties are shared. Samples are drawn without
-    replacement, and where all are taken the result is exact.
+    replacement, and if all are taken the result is exact.
     """
     random = np.random.default_rng(seed)
     chances = []
     for said, right in zip(answers, correct, strict=True):
         if not 1 <= k <= len(said):
-            raise ValueError(f"k = {k} has to be between 1 and the {len(said)} samples there are")
+            raise ValueError(f"k = {k} must be between 1 and the {len(said)} existing samples")
         subsets = (
             [np.arange(k)]
             if k == len(said)
@@ -334,8 +335,8 @@ def detectable_difference(
 ) -> float:
     """The smallest true difference that the exact McNemar test finds with this power.
 
-    `discordant` is the share of questions on which exactly one of the two is right. In shares;
-    infinite where even a difference of all discordant questions would be missed.
+    `discordant` is the share of questions on which exactly one of the two is right. The result is a
+    share; it is infinite if even a difference of all discordant questions would be missed.
     """
     weights = {
         num: float(weight)
@@ -354,13 +355,13 @@ def detectable_difference(
 
 
 def _critical_count(num: int, alpha: float) -> int:
-    """The largest smaller count of `num` changed questions that is significant, -1 for none."""
+    """The largest smaller count of `num` changed questions that is significant; -1 for none."""
     tails = 2 * np.cumsum(binomial_pmf(num, 0.5))[: (num + 1) // 2]
     return int((tails <= alpha).sum()) - 1
 
 
 def _mcnemar_power(weights: Mapping[int, float], critical: Mapping[int, int], gain: float) -> float:
-    """The chance of a significant result, over how many questions change and which way."""
+    """The probability of a significant result, over how many questions change and in which way."""
     power = 0.0
     for num, weight in weights.items():
         chances, count = binomial_pmf(num, gain), critical[num]
@@ -370,7 +371,7 @@ def _mcnemar_power(weights: Mapping[int, float], critical: Mapping[int, int], ga
 
 
 def binomial_pmf(num: int, chance: float) -> Floats:
-    """The chances of 0 to `num` successes."""
+    """The probabilities of 0 to `num` successes."""
     if chance <= 0 or chance >= 1:
         certain: Floats = np.zeros(num + 1)
         certain[num if chance >= 1 else 0] = 1
@@ -383,9 +384,9 @@ def binomial_pmf(num: int, chance: float) -> Floats:
 
 
 def t_quantile(share: float, degrees: int) -> float:
-    """The value below which Student's t with these degrees of freedom lies with this chance."""
+    """The value that Student's t with these degrees of freedom is below with this probability."""
     if not 0 < share < 1 or degrees < 1:
-        raise ValueError(f"share {share} has to be within 0 and 1, degrees {degrees} at least 1")
+        raise ValueError(f"share {share} must be between 0 and 1, and degrees {degrees} at least 1")
     if share < 0.5:
         return -t_quantile(1 - share, degrees)
     high = 1.0
@@ -395,7 +396,7 @@ def t_quantile(share: float, degrees: int) -> float:
 
 
 def t_cdf(value: float, degrees: int) -> float:
-    """The chance that Student's t lies below a value (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """The probability that Student's t is below a value (Abramowitz and Stegun, 26.7.3, 26.7.4)."""
     angle = math.atan2(value, math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     term = cosine if degrees % 2 else 1.0
@@ -411,7 +412,7 @@ def t_cdf(value: float, degrees: int) -> float:
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a rising function crosses 0 between two values, to 12 digits of the higher one."""
+    """Where a rising function crosses 0 between two values, to 12 digits of the larger one."""
     while high - low > 1e-12 * max(1.0, abs(high)):
         middle = (low + high) / 2
         if function(middle) < 0:

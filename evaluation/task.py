@@ -1,14 +1,14 @@
 """Tasks: the benchmarks that the system knows, one file each in `evaluation/tasks/`.
 
-A file there names its benchmark as `TASK`, and that is all it takes to be found::
+A file there defines its benchmark as `TASK` and is found without further registration::
 
     TASK = Task(name="gsm8k", reasoning="mathematics", ..., read_row=read_row)
 
     def read_row(row: SourceRow) -> ParsedRow:
         return ParsedRow(row.text("question"), answer, "number")
 
-`read_task` reads one of three sources into `Question`s: the hub, upstream's own files, or JSONL
-files of ours (`id, dataset, split, question, answer, answer_type, choices`, a line a question).
+`read_task` reads one of three sources into `Question`s: the hub, upstream's files, or our own JSONL
+files (`id, dataset, split, question, answer, answer_type, choices`, one line per question).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PLAIN_NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]+
 
 @dataclass(frozen=True, slots=True)
 class ParsedRow:
-    """An upstream row as a question, before it has an id, a split and a canonical answer."""
+    """An upstream row as a question, before it gets an id, a split and a canonical answer."""
 
     question: str
     answer: str
@@ -52,67 +52,67 @@ class ParsedRow:
     choices: tuple[str, ...] = ()
 
     aliases: tuple[str, ...] = ()
-    """Other answers that are as right."""
+    """Other answers that are equally right."""
 
     key: str | None = None
-    """Its name upstream; None: the rows of a group are numbered in their order."""
+    """Its name upstream; with None, the rows of a group are numbered in order."""
 
     group: str = ""
     """A part of the task that is named in the id, such as `r1` or `word_sorting`."""
 
     solution: str = ""
-    """How a person came to the answer, without the line that only names it."""
+    """A worked solution, without the line that only names the answer."""
 
     kind: str = ""
-    """The part of the task that the question belongs to; the group where nothing else is given."""
+    """The part of the task that the question belongs to; by default its group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A benchmark: what it is, where upstream has it, and how its rows are read."""
+    """A benchmark: what it is, where upstream provides it, and how its rows are read."""
 
     name: str
-    """Also the name of its rows in JSONL files of ours."""
+    """Also the name of its rows in our JSONL files."""
 
     reasoning: Reasoning
     answer_types: tuple[AnswerType, ...]
     domain: Domain
-    """What it is for unless the config says otherwise."""
+    """What it is used for unless the config sets it."""
 
     licence: str
     upstream: str
-    """Who publishes it."""
+    """The publisher."""
 
     files: Mapping[Split, tuple[str, ...]]
-    """The splits, and the files of each in upstream's own repository."""
+    """The splits, and the files of each in upstream's repository."""
 
     read_row: Callable[[SourceRow], ParsedRow]
     aliases_of: Callable[[ParsedRow], tuple[str, ...]] = lambda draft: ()
-    """Other ways to write the answer that are as right, whichever source the row is from."""
+    """Other ways to write the answer that are equally right, whichever source the row is from."""
 
     hub: Hub | None = None
     mirror: str | None = None
-    """A URI (`hf://datasets/...`) of a folder with upstream's own files; read where there is no
+    """A URI (`hf://datasets/...`) of a folder with upstream's files, which is used if there is no
     `hub`."""
 
     counts: Mapping[Split, int] = field(default_factory=dict)
-    """The published numbers of rows, where they are known."""
+    """The published numbers of rows, if known."""
 
     no_training: str | None = None
-    """Why it may not be trained on; None: it may."""
+    """Why it may not be used for training; None if it may."""
 
     no_publishing: str | None = None
     """Why its questions may not be published again; None: they may, unless `no_training` is set."""
 
     id_lists: str | None = None
-    """Upstream's files (a pattern) that list the ids of the rows it takes; None: it takes all."""
+    """Upstream's files (a pattern) that list the ids of the rows in the task; None means all."""
 
     note: str = ""
     """What a reader of its scores has to know."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """Those that upstream has with answers."""
+        """The splits that upstream provides with answers."""
         return tuple(split for split in SPLITS if split in self.files)
 
 
@@ -126,7 +126,7 @@ def tasks() -> Mapping[str, Task]:
 
 
 def find_task(name: str) -> Task:
-    """The task of that name. Raises `InputError` with the nearest names."""
+    """The task with this name. Raises `InputError` with the nearest names."""
     if name not in tasks():
         raise InputError(
             f"no task {name!r}{nearest(name, tasks())}; there are {', '.join(tasks())}"
@@ -135,13 +135,13 @@ def find_task(name: str) -> Task:
 
 
 def plain_number(text: str) -> str | None:
-    """The number without dollar sign and commas, where the text is a plain decimal one, or None."""
+    """The number without dollar sign and commas if the text is a plain decimal; otherwise None."""
     text = text.strip()
     return re.sub("[$,]", "", text) if _PLAIN_NUMBER.fullmatch(text) else None
 
 
 def spoken_list(parts: Sequence[str]) -> tuple[str, ...]:
-    """How a list is also written: `a and b`, and of three `a, b and c` and `a, b, and c`."""
+    """Other forms of a list: `a and b`; for three items `a, b and c` and `a, b, and c`."""
     if len(parts) < 2:
         return ()
     start, comma = ", ".join(parts[:-1]), "," if len(parts) > 2 else ""
@@ -160,11 +160,10 @@ def read_task(
 ) -> Iterator[Question]:
     """The questions of some splits, split by split, in upstream's order.
 
-    `path` is an absolute path or URI of a folder or a file; None: from the hub. `dataset` is what
-    the ids begin with (`gsm8k/train/00042`), the task's own name unless another is given. Raises
-    `InputError` for a file that is not there, an id that stands twice, and a row that is wrong,
-    with file and line; of the wrong rows up to `max_wrong` are left out instead, and what is said
-    about them is put into `wrong`.
+    `path` is an absolute path or URI of a folder or file; None means the hub. The ids begin with
+    `dataset` (`gsm8k/train/00042`), by default the task's name. Raises `InputError` for a missing
+    file, a duplicate id, and an invalid row, with file and line. Up to `max_wrong` invalid rows are
+    skipped instead, and the errors about them are appended to `wrong`.
     """
     dataset, domain = dataset or task.name, domain or task.domain
     wrong = [] if wrong is None else wrong
@@ -205,11 +204,11 @@ def read_task(
             )
 
 
-# ---------------------------------------------------------------------------- rows to drafts
+# ---------------------------------------------------------------------------- rows to questions
 
 
 def _draft(task: Task, split: Split, row: SourceRow, listed: frozenset[str]) -> ParsedRow | None:
-    """The row as a draft; None for one that is not in the list of what the task takes."""
+    """The parsed row; None if it is not in the list of the task's rows."""
     if _is_ours(row):
         return _own_draft(task, split, row)
     draft = task.read_row(row)
@@ -219,12 +218,12 @@ def _draft(task: Task, split: Split, row: SourceRow, listed: frozenset[str]) -> 
         return None
     raise InputError(
         f"{row.place}: {task.id_lists} lists the rows of task {task.name}; "
-        "name the folder that holds both with source.path"
+        "name the folder that contains both with source.path"
     )
 
 
 def _question_id(draft: ParsedRow, dataset: str, split: Split, numbers: Counter[str]) -> str:
-    """`dataset/split/group/key`, where a row without a key is numbered in its group."""
+    """`dataset/split/group/key`; a row without a key is numbered in its group."""
     key = draft.key or f"{numbers[draft.group]:05d}"
     numbers[draft.group] += 1
     own = f"{draft.group}/{key}".removeprefix("/")
@@ -232,7 +231,7 @@ def _question_id(draft: ParsedRow, dataset: str, split: Split, numbers: Counter[
 
 
 def _canonical(task: Task, row: SourceRow, draft: ParsedRow) -> list[str]:
-    """The answer, and behind it its aliases; each once."""
+    """The answer followed by its aliases, without duplicates."""
     answers = [draft.answer, *draft.aliases, *task.aliases_of(draft)]
     try:
         written = [canonical_answer(a, draft.answer_type, draft.choices) for a in answers]
@@ -242,12 +241,13 @@ def _canonical(task: Task, row: SourceRow, draft: ParsedRow) -> list[str]:
 
 
 def _is_ours(row: SourceRow) -> bool:
-    """Whether the row says all that a question is, as no upstream's does."""
+    """Whether the row has all fields of a question, as no upstream row does."""
     return {"id", "split", "question", "answer", "answer_type"} <= row.values.keys()
 
 
 def _own_draft(task: Task, split: Split, row: SourceRow) -> ParsedRow:
-    """A row of our own JSONL; one of another task or split is refused, it would train on a test."""
+    """A row of our JSONL files. A row of another task or split is refused, since it might be
+    test."""
     for column, wanted in (("dataset", task.name), ("split", split)):
         if row.values.get(column, wanted) != wanted:
             raise row.wrong(
@@ -258,7 +258,7 @@ def _own_draft(task: Task, split: Split, row: SourceRow) -> ParsedRow:
         known = ", ".join(ANSWER_TYPES)
         raise row.wrong("answer_type", f"says {answer_type!r}; known are {known}")
     if answer_type not in task.answer_types and "math" in task.answer_types:
-        answer_type = "math"  # LaTeX in a file that has no name for it calls itself a text
+        answer_type = "math"  # a file without this type labels LaTeX as text
     choices = row.options("choices") if row.values.get("choices") else ()
     aliases = row.texts("aliases") if row.values.get("aliases") else ()
     answer = row.written("answer", row.value("answer"))
@@ -275,13 +275,13 @@ def _own_draft(task: Task, split: Split, row: SourceRow) -> ParsedRow:
 
 
 def _kind_in_id(row: SourceRow, name: str) -> str:
-    """What stands between the split and the last part of an id, as in `bbh/test/navigate/0007`."""
+    """The part between the split and the last part of an id, as in `bbh/test/navigate/0007`."""
     prefix = f"{name}/{row.values['split']}/"
     own = row.text("id")
     return own.removeprefix(prefix).rpartition("/")[0] if own.startswith(prefix) else ""
 
 
-# ---------------------------------------------------------------------------- where rows stand
+# ---------------------------------------------------------------------------- sources of rows
 
 
 def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterator[SourceRow]:
@@ -299,14 +299,14 @@ def _rows(task: Task, split: Split, path: str | None, *, alone: bool) -> Iterato
 
 
 def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
-    """The files of a split: `path` itself where it is a file, else those found in the folder."""
+    """The files of a split: `path` itself if it is a file, otherwise those found in the folder."""
     if _file_type(path) == pyarrow.fs.FileType.File:
         name = posixpath.basename(path).removesuffix(".gz")
         others = [other for other in task.splits if other != split and _is_named(name, task, other)]
         if others or not (alone or _is_named(name, task, split)):
             raise InputError(
-                f"{path} is one file, and not the {split} file of {task.name} by its name; "
-                "name the folder, or say with source.splits which one split it is"
+                f"{path} is one file, and its name is not that of the {split} file of {task.name}; "
+                "give the folder, or name the split that it contains with source.splits"
             )
         return [path]
     for layout in _layouts(task, split):
@@ -321,7 +321,7 @@ def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
     wanted = " or ".join(layout[0] for layout in _layouts(task, split))
     raise InputError(
         f"no {split} file of task {task.name} in {path}; looked for {wanted}; "
-        "fix source.path, or name the splits that are there with source.splits"
+        "fix source.path, or name the existing splits with source.splits"
     )
 
 
@@ -330,16 +330,16 @@ def _file_type(path: str) -> pyarrow.fs.FileType:
         filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
         found = filesystem.get_file_info(inner).type
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"cannot look into source.path {path}: {error}") from error
+        raise InputError(f"cannot list source.path {path}: {error}") from error
     if found == pyarrow.fs.FileType.NotFound:
         raise InputError(
-            f"source.path {path} is not there; relative paths start at questions.folder"
+            f"source.path {path} does not exist; relative paths start at questions.folder"
         )
     return found
 
 
 def _layouts(task: Task, split: Split) -> list[tuple[str, ...]]:
-    """The ways in which a folder may hold a split: our JSONL, upstream's files, the hub's."""
+    """The files that a folder may have for a split: our JSONL, upstream's files, the hub's."""
     layouts = [(f"{task.name}.{split}.jsonl",), task.files[split]]
     if task.hub is not None:
         configs = [config or "data" for config in task.hub.configs]
@@ -349,15 +349,15 @@ def _layouts(task: Task, split: Split) -> list[tuple[str, ...]]:
 
 
 def _is_named(name: str, task: Task, split: Split) -> bool:
-    """Whether a file is called like one of the split's."""
+    """Whether a file has the name of one of the split's files."""
     patterns = itertools.chain.from_iterable(_layouts(task, split))
     return any(fnmatch.fnmatchcase(name, posixpath.basename(pattern)) for pattern in patterns)
 
 
 def _find(path: str, pattern: str) -> list[str]:
-    """The files that match in the folder, which may be the repository's root or one inside it.
+    """The files that match in the folder, which may be the repository's root or a folder inside it.
 
-    A star may stand in the last part of the pattern only. Files may be gzip and end in `.gz`.
+    Only the last part of the pattern may contain a star. Files may be gzipped and end in `.gz`.
     """
     parts = pattern.split("/")
     for start in range(len(parts)):
@@ -371,7 +371,7 @@ def _find(path: str, pattern: str) -> list[str]:
 
 
 def _listed_ids(task: Task, path: str | None) -> frozenset[str]:
-    """The ids in upstream's lists of what the task takes; empty where there are no lists."""
+    """The ids in upstream's lists of the task's rows; empty if there are no lists."""
     if task.id_lists is None or path is None or _file_type(path) == pyarrow.fs.FileType.File:
         return frozenset()
     files = [posixpath.split(file) for file in _find(path, task.id_lists)]

@@ -1,1 +1,1 @@
-"""How reasoning paths are made and chosen. Imports `cluster` and `evaluation`."""
+"""The generation and selection of reasoning paths. Imports `cluster` and `evaluation`."""

@@ -1,7 +1,7 @@
-"""The whole config tree, and every rule that concerns more than one branch of it.
+"""The complete config tree, and every rule that concerns more than one of its branches.
 
-Each folder owns its branch, with the rules within it. What one branch asks of another is a function
-in `RULES`. They hold whenever a config is read, so every command obeys them.
+Each folder defines its branch with the rules within it. A rule across branches is a function in
+`RULES`. The rules are checked whenever a config is read, so every command obeys them.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from training.objectives import OBJECTIVES
 from training.settings import TrainingSettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-NO_TRAINING = "questions.datasets: no question to train on; one has to be in_domain"
+NO_TRAINING = "questions.datasets: no question to train on; set a dataset's domain to in_domain"
 
 
 class Config(Settings):
-    """The whole config tree; each folder owns its branch."""
+    """The complete config tree; each folder defines its branch."""
 
     run: Annotated[str, OPERATIONAL, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
     """The name of the run, and of its folder below `storage.root`."""
     rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
-    """Rounds of self-improvement; each synthesises with the model of the one before."""
+    """Rounds of self-improvement; each generates with the model of the previous one."""
     model: ModelSettings
     questions: QuestionSettings
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -60,7 +60,7 @@ class Config(Settings):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file, with its strategy's settings beneath and overrides on top.
+    """Read a YAML file as a config, with the strategy's settings below and overrides on top.
 
     Raises `InputError` that names the file and the field.
     """
@@ -68,8 +68,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file that is meant: `quickstart` or `configs/quickstart.yaml` is a shipped one, wherever
-    the command is given, unless there is a file of that name. Raises `InputError`."""
+    """Find a config file: `quickstart` or `configs/quickstart.yaml` is the shipped one from any
+    folder, unless a file of that name exists. Raises `InputError`."""
     given = Path(path)
     shipped = CONFIGS / (given.name if given.suffix else f"{given.name}.yaml")
     if given.is_file() or given.parent.name not in ("", CONFIGS.name) or given.is_absolute():
@@ -77,33 +77,35 @@ def find_config(path: str | Path) -> Path:
     if shipped.is_file():
         return shipped
     if given.suffix:
-        return given  # the reader says which files are beside it
+        return given  # the reader's error lists the files in that folder
     names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-    raise InputError(f"no config file {path}, and none is shipped by that name; there are {names}")
+    raise InputError(
+        f"no config file {path}, and none is shipped under that name; there are {names}"
+    )
 
 
-# --- rules: each is given the config, and returns a sentence that says what is wrong ------------
+# --- rules: each gets the config and returns a sentence about what is wrong ---------------------
 
 Rule = Callable[[Config], str | None]
 
 
 def one_model_goes_on(config: Config) -> str | None:
-    """A round begins with one model, and a mix per dataset leaves several."""
+    """A round begins with one model, but a mix per dataset gives several."""
     if config.rounds == 1 or config.training.mix != "per_dataset":
         return None
     return (
         f"rounds: {config.rounds} needs one model to continue with, and training.mix: per_dataset "
-        "makes several; set rounds: 1 or training.mix: joint"
+        "gives several; set rounds: 1 or training.mix: joint"
     )
 
 
 def thinking_stays_whole(config: Config) -> str | None:
-    """A target that is cut could lose the end of its thinking."""
+    """A target that is truncated could lose the end of its thinking."""
     if config.examples.thinking != "keep" or config.training.too_long != "truncate":
         return None
     return (
         "training.too_long: truncate could cut through the thinking that "
-        "examples.thinking: keep leaves in; set too_long: drop or thinking: strip"
+        "examples.thinking: keep retains; set too_long: drop or thinking: strip"
     )
 
 
@@ -114,7 +116,7 @@ def preferences_know_wrong_paths(config: Config) -> str | None:
         return None
     return (
         f"training.objective: {config.training.objective} learns from right and wrong paths, "
-        f"and examples.verdict: {verdict} does not tell them apart; set objective: sft or another "
+        f"and examples.verdict: {verdict} does not distinguish them; set objective: sft or another "
         "verdict"
     )
 
@@ -126,17 +128,17 @@ def something_is_trained_on(config: Config) -> str | None:
 
 
 def hints_need_the_truth(config: Config) -> str | None:
-    """A hint shows the ground truth, which a majority vote is meant to do without."""
+    """A hint shows the ground truth, which a majority vote is meant to work without."""
     if not config.synthesis.hint_stages or config.examples.verdict != "majority":
         return None
     return (
-        "synthesis.hint_stages shows the ground truth, and examples.verdict majority is for "
+        "synthesis.hint_stages shows the ground truth, but examples.verdict: majority is for "
         "runs that do not know it; change one of them"
     )
 
 
 def unlabelled_questions_need_a_vote(config: Config) -> str | None:
-    """Where a question has no answer, only the majority of its paths can say what is right."""
+    """Without answers, only a majority of a question's paths can decide what is right."""
     if config.examples.verdict == "majority":
         return None
     unlabelled = (name for name, each in config.questions.datasets.items() if not each.is_labelled)
@@ -159,12 +161,12 @@ RULES: tuple[Rule, ...] = (
 
 
 def warnings_of(config: Config) -> list[str]:
-    """What is allowed and slow, a sentence each."""
+    """Warnings about settings that are allowed but slow or unchecked, one sentence each."""
     engine = config.synthesis.engine or config.engine
     runs_on_cpu = not engine.use_gpu and not engine.is_endpoint
     slow = slow_top_p(map(config.synthesis.stages.of, STAGES), use_gpu=not runs_on_cpu)
     unproved = (
-        "the paths come from an endpoint: which weights it serves is compared with nothing"
+        "the paths come from an endpoint; the weights that it serves cannot be verified"
         if engine.is_endpoint
         else None
     )

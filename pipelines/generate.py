@@ -1,4 +1,4 @@
-"""Runs jobs on engines that serve one model, for the steps that generate."""
+"""Run jobs on engines that serve one model, for the steps that generate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generate(
 ) -> list[dict[str, Any]]:
     """Run jobs on one pool of engines and finish their steps; returns the totals of each.
 
-    `engine` is another one than `config.engine`.
+    `engine` is used instead of `config.engine`.
     """
     summary = run_engines(config, model, [job for _, job in jobs], stop, engine=engine)
     totals: list[dict[str, Any]] = []
@@ -50,7 +50,7 @@ def run_engines(
 ) -> PoolSummary:
     """Run jobs, or the first `limit` questions of each, on one pool of engines for `model`.
 
-    `engine` is another one than `config.engine`.
+    `engine` is used instead of `config.engine`.
     """
     check_engine_server(engine or config.engine)
     run_folder = Folder.open(config.storage.root).child(config.run)

@@ -1,8 +1,8 @@
-"""Lays out a run: asks each step what its folder is named after, and makes none of them.
+"""Lay out a run: ask each step what its folder is named after, without making any step.
 
-Rounds are laid out one after the other. A caller that makes each round before it asks for the next
-gets one that may depend on what the round before showed; a caller that makes nothing gets them all
-as far as they are known.
+Rounds are laid out one after the other. If a caller makes each round before it asks for the next,
+the next round may depend on the results of the previous one. A caller that makes nothing gets all
+rounds as far as they are known.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.events import KeptLog, timed
 from cluster.inference.engine import check_engine_options
 from cluster.models.hub import check_hub_model
 from cluster.models.model import Model, base_model, is_hub_name, tuned_model
@@ -20,7 +21,7 @@ from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
-from pipelines.config import NO_TRAINING, Config
+from pipelines.config import NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Branch, Round, Run
@@ -32,10 +33,10 @@ from pipelines.template_facts import keep_template_facts, template_facts
 
 
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
-    """The run's folder and the base model; `until` is the last step that will be made.
+    """Return the run's folder and the base model; `until` is the last step that will be made.
 
-    Raises `InputError` for what is wrong with either, with the engines, with the guidelines or with
-    the prompts; looks at no question.
+    Raises `InputError` for problems with either of them, the engines, the guidelines or the
+    prompts. It does not look at the questions.
     """
     check_storage_root(config.storage.root)
     _check_engines(config, until)
@@ -47,40 +48,46 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
 
 
 def _check_engines(config: Config, until: str | None) -> None:
-    """Raises `InputError` for an engine that cannot do what the run will ask of it."""
+    """Raise `InputError` for an engine that cannot do what the run will need."""
     check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
     engine = config.synthesis.engine
     if engine is not None:
-        # From the second round on the paths come from a tuned model, where this engine runs it.
+        # From the second round on, the paths come from a tuned model if this engine runs it.
         check_engine_options(engine, engine.needs_model and config.rounds > 1)
 
 
 def serves_tuned_model(until: str | None) -> bool:
-    """Whether a run that ends with this step (None is the last one) generates with a model that it
-    trained."""
+    """Whether a run that ends with this step (None means the last one) generates with a model that
+    it trained."""
     number, _, step = (until or "").rpartition("/")
     return until is None or step in ("predictions", "scores") or number not in ("", "0")
 
 
 @contextmanager
 def begin_run(
-    config: Config, until: str | None = None, *, take_over: bool = False
+    config: Config, log: KeptLog, until: str | None = None, *, take_over: bool = False
 ) -> Iterator[Run]:
-    """Hold the run's folder and make its first step, the questions.
+    """Hold the run's folder, keep the log in it, and make its first step, the questions.
 
-    Raises `InputError`, and leaves nothing, for a question that cannot be asked; `HeldError` when
-    another command works on the run; `DamagedFileError` when a file of a finished step is missing.
+    Raises `InputError` for an invalid question, in which case nothing is left behind; `HeldError`
+    when another command works on the run; `DamagedFileError` when a file of a finished step is
+    missing.
     """
+    for warning in warnings_of(config):
+        say(f"warning: {warning}")
     folder, base = check_run(config, until)
     if is_hub_name(base.path):
         check_hub_model(base.path)
     with ExitStack() as stack:
-        # A new folder is left alone until its questions turn out to be good.
+        # A new folder is not touched until its questions turn out to be valid.
         if check_run_folder(folder, config.run):
             folder = stack.enter_context(hold(folder, take_over=take_over))
-        facts = questions.make(config, folder)
+            log.keep_in(folder)
+        with timed("step", step="questions"):
+            facts = questions.make(config, folder)
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
+            log.keep_in(folder)
         keep_template_facts(folder, base)
         run = plan_run(config, folder, base, facts)
         check_steps(all_steps(run), contents=False)
@@ -88,9 +95,9 @@ def begin_run(
 
 
 def begin_steps(run: Run) -> None:
-    """Check what is finished, and write down the config and its steps: the work begins.
+    """Check the finished steps and record the config and its steps, before the work begins.
 
-    Raises `DamagedFileError`. Needs Ray where there is much to read.
+    Raises `DamagedFileError`. Needs Ray if there is much to read.
     """
     for note in check_steps(all_steps(run)):
         say(f"note: {note}")
@@ -120,7 +127,7 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
 
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:
-    """The rounds, each laid out when it is asked for."""
+    """The rounds, each of which is laid out when it is asked for."""
     generator = run.base
     for number in range(run.config.rounds):
         round_ = plan_round(run, number, generator)
@@ -129,12 +136,12 @@ def lay_out_rounds(run: Run) -> Iterator[Round]:
 
 
 def first_round(run: Run) -> Round:
-    """The round that the base model begins."""
+    """The round that begins with the base model."""
     return plan_round(run, 0, run.base)
 
 
 def next_generator(round_: Round) -> Model:
-    """The model that the next round begins with. `Config` allows one branch where there is one."""
+    """The model with which the next round begins. `Config` then requires a single branch."""
     return round_.branches[0].tuned
 
 
@@ -144,17 +151,17 @@ def all_steps(run: Run) -> list[Step]:
 
 
 def step_names(run: Run) -> list[str]:
-    """The folders of all steps, relative to the run's."""
+    """The folders of all steps, relative to the run's folder."""
     return [step.folder.path.removeprefix(f"{run.folder.path}/") for step in all_steps(run)]
 
 
 def record_steps(run: Run) -> None:
-    """Write down which step folders the run uses, as far as that is known now."""
+    """Record which step folders the run uses, as far as they are known now."""
     run.folder.write_json(STEPS_FILE, step_names(run))
 
 
 def plan_round(run: Run, number: int, generator: Model) -> Round:
-    """The steps of one round; the folder of each follows from what the step is made of."""
+    """The steps of one round; each folder is named after what the step is made from."""
     config, folder = run.config, run.folder.child(f"round_{number}")
     recipe = Recipe.load(number, config.synthesis)
     paths_step = Step.below(
@@ -179,7 +186,7 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
 def _plan_branch(
     run: Run, below: Folder, content: Mapping[str, Any], dataset: str | None
 ) -> Branch:
-    """The steps of one tuned model. Their names end with the dataset, where there is one."""
+    """The steps of one tuned model. Their names end with the dataset, if there is one."""
     suffix = f"-{dataset}" if dataset else ""
     model_step = Step.below(below, f"model{suffix}", content)
     tuned = tuned_model(model_step.folder, run.config.storage.cache)
@@ -192,6 +199,6 @@ def _plan_branch(
 def _plan_predictions(
     config: Config, facts: QuestionFacts, below: Folder, asked: Model, suffix: str = ""
 ) -> Step:
-    """The predictions of one model on all held-out questions."""
+    """The step with one model's predictions on all held-out questions."""
     content = predictions.content(config.evaluation, config.engine, asked)
     return Step.below(below, f"predictions{suffix}", content, facts.extent("dev", "test"))

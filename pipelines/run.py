@@ -1,6 +1,6 @@
 """A run, a round, and a branch of a round: which steps there are, and where they are.
 
-Plain data. `pipelines.plan` lays it out, `pipelines.steps` makes what it names.
+These classes are plain data. `pipelines.plan` creates them, and `pipelines.steps` makes the steps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Branch:
-    """What a round makes of its examples: a tuned model, its answers, their scores."""
+    """What follows from the examples of a round: a tuned model, its predictions, their scores."""
 
     dataset: str | None
-    """The dataset whose examples are learnt; None for all of them."""
+    """The dataset whose examples are used; None uses all of them."""
     tuned: Model
     model: Step
     predictions: Step
@@ -32,19 +32,19 @@ class Branch:
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the models that it begins with, and its steps."""
+    """One round: the models with which it begins, and its steps."""
 
     number: int
     recipe: Recipe
     generator: Model
-    """Synthesises the paths."""
+    """The model that synthesises the paths."""
     start: Model
-    """Is fine-tuned."""
+    """The model that is fine-tuned."""
     training: TrainingSettings
     paths: Step
     examples: Step
     branches: tuple[Branch, ...]
-    """One; with `training.mix: per_dataset` one for each dataset."""
+    """One branch; with `training.mix: per_dataset`, one for each dataset."""
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
@@ -58,7 +58,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Run:
-    """What all rounds of a run share."""
+    """The parts that all rounds of a run share."""
 
     config: Config
     folder: Folder
@@ -67,14 +67,14 @@ class Run:
     questions_step: Step
     expansion: Expansion | None
     guidelines_step: Step | None
-    """None where no further guidelines are proposed."""
+    """None if no further guidelines are proposed."""
     base_predictions: Step
 
     def steps(self) -> list[Step]:
-        """The steps that belong to no round."""
+        """The steps that do not belong to a round."""
         proposed = [self.guidelines_step] if self.guidelines_step else []
         return [self.questions_step, *proposed, self.base_predictions]
 
     def stored_questions(self, *splits: str) -> Questions:
-        """The questions of some splits, as workers read them."""
+        """The questions of some splits, in the form in which workers read them."""
         return Questions(self.questions_step.folder, splits)

@@ -1,7 +1,7 @@
-"""A run as its folder tells of it: what the config was, which steps there are, what they hold.
+"""A run as its folder records it: its config, its steps, and their tables.
 
-For commands that read a run, whichever version of this program made it. They need no model and no
-questions, and change nothing.
+It serves commands that read a run, whichever version of this program made it. They need no model
+and no questions, and change nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cluster.store.step import STEPS_FILE
 from pipelines.config import Config
 
 CONFIG_FILE = "config.yaml"
-"""The resolved config that was run last, in the run's folder."""
+"""The resolved config of the last run, in the run's folder."""
 
 
 def resolved_config(config: Config) -> str:
@@ -30,7 +30,7 @@ def resolved_config(config: Config) -> str:
 
 
 def record_config(config: Config, folder: Folder) -> None:
-    """Keep the config as the one that was run last, and under a name that no other one takes."""
+    """Record the config as the last one, and also under a name that no other config has."""
     resolved = resolved_config(config)
     for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
         folder.write_bytes(name, resolved.encode())
@@ -38,7 +38,7 @@ def record_config(config: Config, folder: Folder) -> None:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """The config that was run last, and the steps that it used."""
+    """The last config of a run, and the steps that it used."""
 
     folder: Folder
     config: Mapping[str, Any]
@@ -46,26 +46,26 @@ class StoredRun:
 
     @classmethod
     def read(cls, uri: str) -> StoredRun:
-        """Raises `InputError` when the folder holds no run that was begun."""
+        """Open the folder. Raises `InputError` when it does not contain a run."""
         folder = Folder.open(uri)
         steps = folder.read_json(STEPS_FILE)
         if not isinstance(steps, list) or CONFIG_FILE not in folder.file_names():
             raise InputError(
                 f"{uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the "
-                "folder that `regenesis.py run` named in its first lines, or run it once more"
+                "folder that `regenesis.py run` named in its first lines, or start the run again"
             )
         config = yaml.safe_load(folder.read_bytes(CONFIG_FILE))
         return cls(folder, _with_names_of_today(config), tuple(steps))
 
     def step(self, name: str) -> Folder:
-        """The folder of the one step whose name begins so, such as `round_0/paths`."""
+        """The folder of the step whose name begins like this, such as `round_0/paths`."""
         return self.folder.child(next(step for step in self.steps if step.startswith(f"{name}-")))
 
     def table(self, name: str) -> pa.Table:
         """The rows of a finished step: `questions`, `base/predictions`, `round_0/paths`, ...
 
         The schemas are those of the steps. Raises `InputError` for a step that the run does not
-        have, that is not finished, or that holds no rows (a model).
+        have, that is not finished, or that contains no rows (a model).
         """
         known = [step.rpartition("-")[0] for step in self.steps]
         if name not in known:
@@ -74,7 +74,7 @@ class StoredRun:
         if folder.manifest() is None:
             raise InputError(f"{name}: the step {folder.uri} is not finished; run the config again")
         if not folder.file_names(".parquet"):
-            raise InputError(f"{name}: the step {folder.uri} holds no table")
+            raise InputError(f"{name}: the step {folder.uri} contains no table")
         if any(is_ledger_file(file) for file in folder.file_names(".parquet")):
             return pa.Table.from_pylist(list(Ledger.read(folder).rows()))
         return folder.read_table()
@@ -87,7 +87,7 @@ class StoredRun:
         return self.folder.child(found[0]) if len(found) == 1 else None
 
     def rounds_with_paths(self) -> Iterator[tuple[int, Folder]]:
-        """The number and the paths of each round that has some."""
+        """The number and the paths of each round that has paths."""
         for number in range(int(self.config["rounds"])):
             paths = self.step(f"round_{number}/paths")
             if not paths.is_empty():
@@ -95,7 +95,7 @@ class StoredRun:
 
 
 def _with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A stored config in which settings that were renamed since have their present names."""
+    """A stored config in which renamed settings have their current names."""
     questions = dict(config.get("questions") or {})
     if "broken" in questions:
         questions["on_error"] = {"set_aside": "skip"}.get(questions.pop("broken"), "stop")

@@ -1,8 +1,8 @@
-"""Strategies: what a published way of self-training sets in the config.
+"""Strategies: the settings that a published self-training method uses.
 
-A strategy is no code of its own. Which stages a path has, how it is drawn, what is kept and what is
-trained from are settings; a file in `pipelines/strategies/` names those of one paper, and what the
-config says itself goes before them. So all share one engine, ledger, filter and trainer.
+A strategy contains no code. The stages of a path, its sampling, what is kept and what is trained on
+are settings; a file in `pipelines/strategies/` has those of one paper, and the settings in a config
+override them. So all strategies share one engine, ledger, filter and trainer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT = "regenesis"
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A way of self-training; its name is that of its file."""
+    """A self-training method; its name is that of its file."""
 
     source: str
     summary: str
@@ -41,9 +41,9 @@ def strategies() -> Mapping[str, Strategy]:
 
 
 def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config tree with the settings of the strategy that it names beneath its own.
+    """A config tree on top of the settings of the strategy that it names.
 
-    Raises `InputError` for a strategy that is not there.
+    Raises `InputError` for an unknown strategy.
     """
     synthesis = tree.get("synthesis")
     name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT

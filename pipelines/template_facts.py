@@ -1,14 +1,14 @@
-"""What a run has to know of its model and its chat template before anything is generated.
+"""What a run has to know about its model and its chat template before anything is generated.
 
-It is kept in the run's folder. For a local folder there is an entry for each digest of the files
-that decide the answers, so an edited template is another model; for another model its name is the
-key. For example::
+The facts are kept in the run's folder. The key of a local model is a digest of the files that
+determine its answers, so an edited template is another model; the key of any other model is its
+name. For example::
 
     {"meta-llama/Llama-3.2-1B-Instruct": {"date": "2026-02-03", "needs_turns": false},
      "3f2ac81d09be": {"date": null, "needs_turns": true, "identity": "{\"folder\": ...}"}}
 
 A template may write today's date. All prompts of a run have the date on which the run began, so
-that a prompt of training stays one of evaluation over midnight.
+that prompts in training and evaluation do not differ after midnight.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ TEMPLATE_FILE = "template.json"
 
 @dataclass(frozen=True, slots=True)
 class TemplateFacts:
-    """See the module; the defaults are those of most templates."""
+    """See the module; most templates have the default facts."""
 
     date: str | None = None
     needs_turns: bool = False
     identity: str | None = None
-    """What the run's folders were named after when it met this local model first: it stays, though
-    a later version may read more files, and though a person corrects a generation config."""
+    """The identity after which the run's folders were named when it first used this local model. It
+    is kept even if a later version reads more files, or the user corrects a generation config."""
 
     @classmethod
     def of(cls, template: str | None) -> TemplateFacts:
-        """The facts of a template; None is one that is not known."""
+        """The facts about a template; None is an unknown template."""
         if template is None:
             return cls()
         date = datetime.now(UTC).date().isoformat() if CLOCK in template else None
         return cls(date, needs_turns=not template or has_mark(template))
 
     def named(self, base: Model) -> Model:
-        """The base model, as later steps depend on it."""
+        """The base model with the identity that later steps depend on."""
         identity = self.identity or base.identity
         return replace(base, identity=identity, needs_turns=self.needs_turns)
 
     def dated(self, config: Config) -> Config:
-        """The config with the date among the arguments of the template, where it writes one."""
+        """The config with the date among the arguments of a template that writes it."""
         if self.date is None:
             return config
         date = {CLOCK: self.date}
@@ -68,9 +68,9 @@ class TemplateFacts:
 
 
 def keep_template_facts(folder: Folder, base: Model) -> None:
-    """Write the facts of the base model into the run's folder, unless they are there.
+    """Write the facts about the base model to the run's folder, unless they are there.
 
-    Raises `InputError` when the model is of the hub, and the hub does not answer, and
+    Raises `InputError` when the model is on the hub and the hub does not answer, and
     `DamagedFileError`.
     """
     stored = _stored(folder)
@@ -82,9 +82,9 @@ def keep_template_facts(folder: Folder, base: Model) -> None:
 
 
 def template_facts(folder: Folder, base: Model) -> TemplateFacts:
-    """The facts of the base model that a run's folder holds, or will hold.
+    """The facts about the base model that a run's folder has or will have.
 
-    The hub is not asked. Raises `DamagedFileError`.
+    It does not contact the hub. Raises `DamagedFileError`.
     """
     stored = _stored(folder)
     if _key(base) in stored:
@@ -97,13 +97,13 @@ def _key(base: Model) -> str:
 
 
 def _of_folder(folder: Folder, base: Model, stored: dict[str, Any]) -> TemplateFacts | None:
-    """The facts of a local model that the run did not meet yet; None for another model."""
+    """The facts about a local model that is new to the run; None for any other model."""
     if base.files is None:
         return None
     facts = replace(TemplateFacts.of(read_template(base.path)), identity=base.files.identity)
     if folder.read_json(STEPS_FILE) is None or any(map(_has_identity, stored.values())):
         return facts
-    # The run was begun by a version that kept the facts by the model's path, and no identity.
+    # An earlier version, which began the run, kept facts by the model's path without an identity.
     former = {**asdict(facts), **stored.get(base.path, {})}
     return TemplateFacts(**former | {"identity": base.files.former_identity})
 
@@ -118,7 +118,7 @@ def _stored(folder: Folder) -> dict[str, Any]:
         return stored
     if TEMPLATE_FILE in folder.file_names(".json"):
         raise DamagedFileError(
-            f"{folder.uri}/{TEMPLATE_FILE} is damaged; put back what was there, or choose another "
-            "run to begin anew"
+            f"{folder.uri}/{TEMPLATE_FILE} is damaged; restore the original, or choose another "
+            "run to begin again"
         )
     return {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -27,11 +28,15 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = "REGENESIS_COVERAGE"
-SAVE_EVERY_S = 3.0
+SAVE_EVERY_S = 5.0
+DAEMONS = re.compile(rb"/ray/(_private/(log_)?monitor|dashboard|autoscaler|_private/runtime_env)")
+"""Programs of Ray that run none of our code, but would take a third of the processor measured."""
 
 
 def measure_this_process(folder: str) -> None:
     """Measure this process until it ends. The `.pth` file calls this in each process."""
+    if DAEMONS.search(Path("/proc/self/cmdline").read_bytes()):
+        return
     measured = _coverage(folder, data_suffix=True)
     measured.start()
     atexit.register(measured.save)

@@ -128,7 +128,7 @@ SCRIPTED_ENGINE: dict[str, Any] = {
 """The `engine` of a config: small chunks, so that a few questions keep several in flight."""
 
 LOCAL_CLUSTER = {"num_cpus": 2, "progress_every_s": 1.0, "object_store_gib": 0.2}
-"""For a run that starts a Ray of its own, as on a laptop."""
+"""For a run that starts its own Ray, as on a laptop."""
 
 
 def driver_command(*arguments: str | Path) -> list[str]:
@@ -136,7 +136,7 @@ def driver_command(*arguments: str | Path) -> list[str]:
 
 
 def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
-    """The driver as a user starts it, in a process of its own."""
+    """The driver as a user starts it, in a separate process."""
     return subprocess.run(
         driver_command(*arguments),
         cwd=REPOSITORY,
@@ -147,6 +147,12 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
         timeout=timeout_s,
         check=False,
     )
+
+
+def log_of(run: Path, command: str) -> str:
+    """What the last call of a command on a run has logged."""
+    last = max((run / "logs").glob(f"*-{command}*"))
+    return (last / "log.txt").read_text()
 
 
 def ledger_rows(folder: Path) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ class Started:
 
 
 class _Rank:
-    """Stands where vLLM has one of its own Ray workers."""
+    """Takes the place of one of vLLM's Ray workers."""
 
     def note(self, log: str) -> None:
         Started.here("worker").append_to(log)

@@ -1,4 +1,4 @@
-"""A server of the OpenAI API that does what a script says, request by request.
+"""An OpenAI-compatible server that follows a script, request by request.
 
 A step of the script is a status with an optional Retry-After (`"500"`, `"429:0.05"`), `drop` (the
 connection is closed without a reply), `cut` (closed within the reply), `stall` (no reply until the

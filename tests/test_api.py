@@ -50,7 +50,11 @@ def test_run_from_python_returns_its_tables(
     kinds = [event["event"] for event in events]
     assert kinds[0] == "command_started"
     assert kinds[-1] == "command_finished"
-    assert {"engines_started", "rate", "generated", "step_finished"} <= set(kinds)
+    assert {"engines_started", "rate", "generated"} <= set(kinds)
+    finished = [event for event in events if event["event"] == "step_finished"]
+    assert [event["step"] for event in finished] == ["questions", "paths", "examples"]
+    assert all(event["seconds"] >= 0 for event in finished)
+    assert kinds.count("step_started") == len(finished)
     assert " INFO paths: " in (log / "log.txt").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Whose turn it is among the sides of a benchmark, and their command line."""
+"""The turns of the sides of a benchmark, and their command line."""
 
 from __future__ import annotations
 

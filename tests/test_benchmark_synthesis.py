@@ -80,7 +80,7 @@ def test_same_work_passes_and_each_difference_is_found() -> None:
         (replace(good, num_generations=good.num_generations | {"path": 1}), "expected 2 of each"),
         (replace(good, num_tokens=good.num_tokens | {"path": 9}), "'path': 10"),
         (replace(good, first_prompts="other"), "other first prompts"),
-        (replace(good, num_prompt_tokens={"adapt": 202}), "tokenized otherwise"),
+        (replace(good, num_prompt_tokens={"adapt": 202}), "tokenized differently"),
     ):
         with pytest.raises(AssertionError, match=said):
             check_same_work([good, other], 2, num_tokens)

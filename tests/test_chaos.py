@@ -67,7 +67,7 @@ class Setting:
     """By the name of the step."""
 
     def write(self, name: str, options: Mapping[str, Any], **engine: Any) -> Path:
-        """The config of one run, in a folder of its own."""
+        """The config of one run, in a separate folder."""
         folder = self.folder / name
         folder.mkdir()
         config = self.config | {

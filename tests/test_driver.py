@@ -1,5 +1,5 @@
-"""The driver as a whole, in processes of its own: real Ray, real Parquet, real DeepSpeed on a model
-of two layers; only the engine is scripted, so that every row can be foretold.
+"""The complete driver, in separate processes: real Ray, real Parquet, real DeepSpeed on a model
+of two layers; only the engine is scripted, so that every row is predictable.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.events import read_events
+from cluster.store.folder import Folder
 from tests.conftest import (
     LOCAL_CLUSTER,
     REPOSITORY,
     arithmetic,
     driver_command,
     ledger_rows,
+    log_of,
     run_driver,
 )
 
@@ -149,7 +152,7 @@ def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
 
 
 def check_select_counts_and_changes_nothing(run: Path) -> None:
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    before = kept_files(run)
     selected = run_driver(
         "select", run, "--set", "examples.verdict=majority", "--set", "examples.max_per_question=1"
     )
@@ -161,7 +164,14 @@ def check_select_counts_and_changes_nothing(run: Path) -> None:
     assert int(row[1]) + sum(dropped.values()) == 72
     assert 0 < int(row[1]) <= 24
     assert {"minority", "duplicate"} <= set(dropped)
-    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert kept_files(run) == before
+    assert " INFO | sums " in log_of(run, "select")
+
+
+def kept_files(run: Path) -> dict[Path, bytes]:
+    """All files of a run but the logs, which each command adds to."""
+    files = [file for file in run.rglob("*") if file.is_file()]
+    return {file: file.read_bytes() for file in files if file.parts[-3] != "logs"}
 
 
 def test_select_of_no_run_says_so(tmp_path: Path) -> None:
@@ -209,6 +219,12 @@ def test_run_two_rounds_second_one_synthesises_with_the_first_ones_model(
     result = run_driver("run", path, "--until", "1/paths")
     assert result.returncode == 0, result.stderr
     assert "round 0, base > tuned" in result.stdout
+    events = read_events(Folder.open(str(run_folder(scripted_config))))
+    finished = [(e.get("round"), e["step"]) for e in events if e["event"] == "step_finished"]
+    of_round = ["paths", "examples", "model", "predictions", "scores"]
+    assert finished == [(None, "questions"), *((0, step) for step in of_round), (1, "paths")]
+    assert {e["step"] for e in events if e["event"] == "training_rate"} >= {1.0}
+    assert {"trained", "generated"} <= {e["event"] for e in events}
     rounds = [run_folder(scripted_config) / f"round_{number}" for number in (0, 1)]
     (model,) = rounds[0].glob("model-*")
     (paths,) = rounds[1].glob("paths-*")
@@ -260,7 +276,7 @@ def test_run_nothing_to_learn_from_says_why_and_keeps_the_paths(
     options = "engine.options={wrong_share: 100}"
     result = run_driver("run", write_config(scripted_config), "--set", options)
     assert result.returncode == 3
-    assert "of 72 paths were dropped: 72 wrong;" in result.stderr
+    assert "the 72 paths were dropped (72 wrong);" in result.stderr
     assert len(ledger_rows(step_folder(scripted_config, "paths"))) == 24
 
 
@@ -282,7 +298,7 @@ def test_run_broken_engine_ends_with_its_own_error(
         ({"rouds": 1}, "did you mean rounds?"),
         (
             {"questions": {"datasets": arithmetic("a", 0, "out_of_domain", num_dev=0, num_test=2)}},
-            "one has to be in_domain",
+            "set a dataset's domain to in_domain",
         ),
     ],
 )

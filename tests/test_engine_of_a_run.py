@@ -1,4 +1,4 @@
-"""The engine of a whole run: what is refused at its start, and paths that come from a server."""
+"""The engine of a complete run: what is refused at the start, and paths from a server."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_engine_of_the_paths_is_checked_for_what_it_is_asked_to_do(tmp_path: Pat
     with pytest.raises(InputError, match="load_format dummy"):
         check_run(two_rounds)
     check_run(overlaid(**ENDPOINT).model_copy(update={"rounds": 2}))
-    with pytest.raises(InputError, match=r"give the endpoint as synthesis\.engine"):
+    with pytest.raises(InputError, match=r"set the endpoint as synthesis\.engine"):
         check_run(load(tmp_path, "llama3_8b", engine_tree=ENDPOINT))
 
 
@@ -108,7 +108,7 @@ def test_engine_of_the_paths_decides_their_folder_and_not_that_of_the_prediction
 def test_warning_says_that_an_endpoint_proves_nothing(tmp_path: Path) -> None:
     assert warnings_of(load(tmp_path, "llama3_8b")) == []
     (warning,) = warnings_of(load(tmp_path, "llama3_8b", paths_engine=ENDPOINT))
-    assert "compared with nothing" in warning
+    assert "cannot be verified" in warning
 
 
 def test_run_learns_the_paths_of_a_server_as_text_of_its_own_model(
@@ -135,7 +135,7 @@ def test_run_learns_the_paths_of_a_server_as_text_of_its_own_model(
     again = run_driver("run", path, "--until", "examples")
     assert again.returncode == 0, again.stderr
     assert done.returncode == 0, done.stderr
-    assert "compared with nothing" in done.stdout
+    assert "cannot be verified" in done.stdout
     assert KEY not in done.stdout
     folder = Path(scripted_config["storage"]["root"]) / scripted_config["run"]
     assert not list(folder.glob("base/predictions-*/manifest.json"))

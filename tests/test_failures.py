@@ -1,4 +1,4 @@
-"""What goes wrong stays as small as it can: a generation, a question, an engine, a full disk."""
+"""Failures stay as small as possible: a generation, a question, an engine, a full disk."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tests.conftest import (
     ledger_rows,
     run_driver,
 )
+from tests.small_disk import small_disk
 
 NUM_TRAIN = 12
 QUESTIONS = [
@@ -196,13 +197,8 @@ def test_failed_generations_are_kept_with_their_reason_and_tried_again(
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        yield disk.path
 
 
 @pytest.mark.slow

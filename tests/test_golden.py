@@ -241,7 +241,7 @@ def test_synthesis_selection_and_scores_are_what_they_were(name: str, model_fold
 
 def test_predictions_and_scores_are_what_they_were() -> None:
     held_out = questions("dev") + questions("test")
-    predict = PredictAnswer(EvaluationSettings())
+    predict = PredictAnswer(EvaluationSettings().sampling)
     base, tuned = (
         answered(predict, held_out, model, PREDICTIONS_SCHEMA) for model in ("base", "model-1")
     )

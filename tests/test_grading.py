@@ -1,4 +1,4 @@
-"""Grading from the command line, and a user's own grader in a whole run."""
+"""Grading from the command line, and a custom grader in a complete run."""
 
 from __future__ import annotations
 

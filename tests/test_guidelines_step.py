@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.synthesis.guidelines import load_guidelines
-from tests.conftest import ledger_rows, run_driver
+from tests.conftest import ledger_rows, log_of, run_driver
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -35,6 +35,7 @@ def test_run_proposed_guidelines_are_followed_beside_the_others_and_made_once(
     assert sorted([*manifest["kept"], *dropped]) == [f"proposed-0{n}" for n in range(6)]
     assert len(ledger_rows(step)) == manifest["rows"]["num_done"] == 6
 
+    assert "INFO step_finished step=guidelines, seconds=" in log_of(folder, "run")
     [paths] = folder.glob("round_0/paths-*")
     rows = ledger_rows(paths)
     assert len(rows) == 4

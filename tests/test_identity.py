@@ -1,4 +1,4 @@
-"""The folders of a run's steps: after an upgrade, what was generated before is found.
+"""The folders of a run's steps: after an upgrade, earlier results are found.
 
 `tests/golden/folders.json` holds, for the shipped configs of commit 811bd38 and for variants of
 one of them, the name and the extent of each step as that commit laid them out. A folder that moves

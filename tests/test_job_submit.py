@@ -1,4 +1,4 @@
-"""`ray job submit` for real: the driver on a Ray head of this machine that a token closes."""
+"""`ray job submit`: the driver on a real Ray head on this machine, protected by a token."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run_to_end(
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head of two CPUs in a session of its own, so that no other cluster here is touched."""
+    """A head with two CPUs in a separate session, so that no other cluster here is affected."""
     # Ray's own RPC ports listen on all interfaces whatever it is told; the token guards them too.
     # Its sockets lie below this folder, and their paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="rg", dir="/tmp"))
@@ -220,7 +220,7 @@ def test_submission_without_the_token_is_refused(
     head: Head, working_dir: Path, tmp_path: Path
 ) -> None:
     known = len(head.jobs(head.environment["RAY_AUTH_TOKEN"]))
-    # A home of its own: Ray reads ~/.ray/auth_token where the environment has no token.
+    # A separate home, because Ray reads ~/.ray/auth_token if the environment has no token.
     stranger = {**without_ray(os.environ), "HOME": str(tmp_path)}
     job = head.submit(working_dir, environment=stranger)
     assert job.returncode != 0

@@ -1,4 +1,4 @@
-"""Many datasets in one run: all on one pool, each with its own share, limits and fate."""
+"""Many datasets in one run: all on one pool, each with its own weight, limits and result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WriteConfig = Callable[[dict[str, Any]], Path]
 
 
 def sums(name: str, number: int, num_train: int, **settings: Any) -> dict[str, Any]:
-    """A dataset of sums with a stream of its own."""
+    """A dataset of sums with a separate stream."""
     settings |= {"num_train": num_train, "num_dev": 0, "num_test": 0}
     return arithmetic(name, number * 100_000, "in_domain", **settings)
 
@@ -48,7 +48,7 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
     path = write_config(scripted_config)
     result = run_driver("run", path, "--until", "paths")
     assert result.returncode == 0, result.stderr
-    assert "questions: broken is SET ASIDE: no question file" in result.stdout
+    assert "questions: broken is SKIPPED: no question file" in result.stdout
     wanted = {f"sums_{number:02d}": 2 + number % 3 for number in range(50)}
     assert rows_by_dataset(scripted_config) == wanted
     totals = manifest(scripted_config)["rows"]["datasets"]

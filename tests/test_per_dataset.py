@@ -17,7 +17,7 @@ WriteConfig = Callable[[dict[str, Any]], Path]
 
 @pytest.fixture
 def two_datasets(scripted_config: dict[str, Any]) -> dict[str, Any]:
-    """Two datasets to learn from, one beside them."""
+    """Two datasets for training, and one for evaluation only."""
     limits: dict[str, Any] = {"num_train": 12, "num_dev": 0, "num_test": 4}
     scripted_config["questions"]["datasets"] = (
         arithmetic("sums", 0, "in_domain", **limits)

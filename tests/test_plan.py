@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.conftest import run_driver
+from tests.conftest import log_of, run_driver
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -41,6 +41,7 @@ def test_plan_probes_twenty_questions_that_the_run_then_keeps(
     again = run_driver("plan", path)
     assert again.stdout.splitlines()[-20:] == first.stdout.splitlines()[-20:]
     assert num_rows(folder) == 20
+    assert "| generations " in log_of(folder, "plan")
 
     refused = run_driver("run", path, "--set", "budget.max_hours=1e-6", "--until", "paths")
     assert refused.returncode == 2
@@ -75,12 +76,16 @@ def test_clean_says_what_goes_and_removes_only_that(
     unasked = run_driver("clean", folder)
     assert (unasked.returncode, left.exists()) == (2, True)
     assert "--yes" in unasked.stderr
+    logs = {file: file.read_bytes() for file in folder.glob("logs/*/*")}
     assert run_driver("clean", folder, "--yes").returncode == 0
+    assert " INFO removed folder=" in log_of(folder, "clean")
     assert not left.exists()
     assert sorted(step.name for step in folder.glob("round_0/paths-*")) == steps
     everything = run_driver("clean", folder, "--superseded", "--yes")
     assert "the last config does not use it" in everything.stdout
     assert [step.name for step in folder.glob("round_0/paths-*")] == [current.name]
+    assert logs
+    assert {file: file.read_bytes() for file in logs} == logs
     after = run_driver("run", path, "--until", "paths", "--set", "synthesis.seed=1", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", after.stdout)
 

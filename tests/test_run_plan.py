@@ -1,4 +1,4 @@
-"""What a config comes to before anything is made: the steps of a run, and their folders."""
+"""The layout of a run before anything is generated: its steps and their folders."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_bound_of_tokens_reaches_the_pool_and_the_dry_run(
     run = plan(base, tmp_path, "budget.generated_tokens=500")
     assert paths_step.job(run, first_round(run)).max_tokens == 500
     assert predictions_step.job(run, run.base_predictions).max_tokens is None
-    assert "end at about 500 generated tokens" in described(run)
+    assert "stop at about 500 generated tokens" in described(run)
     paths = first_round(run).paths
     assert f"{paths.folder.name}: run, at most 300 generations" in described(run)
     paths.commit()
@@ -161,7 +161,7 @@ def test_dry_run_leaves_room_for_all_proposals_until_they_are_made(
     assert re.search(rf"round_0/paths-\w+: run, at most {4 * 28 * 3} generations", told)
     rows = [{"id": "a", "text": "One."}, {"id": "proposed-01", "text": "Another one."}]
     run.guidelines_step.folder.write_bytes("guidelines.yaml", yaml.safe_dump(rows).encode())
-    # Not before its manifest stands.
+    # Not before its manifest is written.
     assert (
         len(guidelines_step.with_proposed(first_round(run).recipe, run.guidelines_step).guidelines)
         == 25

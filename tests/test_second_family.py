@@ -1,7 +1,7 @@
 """A whole round on a base model without a chat template: Gemma 3 270M.
 
 Its packages (250 MB, Gemma licence) are in the extra `dev`. The model continues the plain text with
-turns of its own invention, so nothing would ever end by itself.
+turns that it invents, so nothing would ever end by itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every config in `configs/` loads, and its run can be laid out: with local stand-ins for what
+"""Every config in `configs/` loads, and its run can be laid out: with local substitutes for what
 comes from a hub or from the user's files."""
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_shipped_config_can_be_laid_out(
     assert f"run: {config.stem}" in shown
     for step in ("questions", "paths", "examples", "model", "predictions", "scores"):
         assert f"/{step}-" in shown or f"  {step}-" in shown
-    assert "SET ASIDE" not in shown
+    assert "SKIPPED" not in shown
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

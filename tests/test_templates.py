@@ -1,4 +1,4 @@
-"""Imitated chat templates of today's families, on a tokenizer of bytes with their special tokens.
+"""Imitated chat templates of current model families, on a byte tokenizer with special tokens.
 
 Each family goes through the prompts of synthesis, training and evaluation, with a model that closes
 its thinking and one that never does.
@@ -202,7 +202,7 @@ def paths_row(family: Family, engine: Says, **settings: Any) -> dict[str, Any]:
 
 
 def predicted(family: Family, engine: Says) -> dict[str, Any]:
-    handler = PredictAnswer(EvaluationSettings(template_args=dict(family.args)))
+    handler = PredictAnswer(EvaluationSettings(template_args=dict(family.args)).sampling)
     row = QUESTION.to_row() | {"question_fingerprint": QUESTION.fingerprint}
     return asyncio.run(handler(engine, row, Slots(1), None))
 

@@ -1,4 +1,4 @@
-"""The log-probabilities of the answer tokens of a micro-batch, on which every objective builds.
+"""The log-probabilities of the answer tokens of a micro-batch, which every objective uses.
 
 Runs on the training workers only; importing this module does not import torch.
 """

@@ -24,6 +24,7 @@ from cluster.models.model import Model
 from cluster.remote import run_task
 from cluster.settings import content_of, fingerprint
 from cluster.store.folder import Folder
+from cluster.terminal import say
 from training.data.examples import Survey, survey
 from training.device import device_of
 from training.loop import StepBoard, TrainingJob, train_worker
@@ -89,7 +90,7 @@ def fine_tune(
     _refuse_other_checkpoints(checkpoints, _plan(model, found, placed))
     if _is_our_own_ray():
         refuse_without_room(placed, nodes)
-    print(f"training: {placement.sentence}", file=sys.stderr, flush=True)
+    say(f"training: {placement.sentence}", sys.stderr)
     job = TrainingJob(model, examples, output, placed, dataset)
     progress = _run(job, on_step or (lambda metrics: None))
     del progress["next_step"]
@@ -110,11 +111,10 @@ def _warn_of_few_changes(share: float, settings: PlacedTraining) -> None:
     """Warn when most weights are unchanged: in bfloat16, small steps are lost by rounding."""
     if share < FEW_CHANGES:
         rounded = " or train in float32" if settings.dtype == "bfloat16" else ""
-        print(
+        say(
             f"training: only {share:.1%} of the weights have changed; raise "
             f"training.learning_rate or num_epochs{rounded} if the model should learn more",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
 
 
@@ -175,9 +175,7 @@ def _run(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
     progress = _train_once(job, on_step)
     while progress["next_step"] < progress["num_steps"]:
         done = f"{progress['next_step']} of {progress['num_steps']} steps"
-        print(
-            f"training: a worker had to end after {done}; continuing", file=sys.stderr, flush=True
-        )
+        say(f"training: a worker had to end after {done}; continuing", sys.stderr)
         progress = _train_once(job, on_step)
     return progress
 
@@ -218,7 +216,7 @@ def _follow(future: Future[Any], board: Any, on_step: OnStep) -> None:
                 on_step(metrics)
     except KeyboardInterrupt:
         if has_begun:
-            print("training: writing a checkpoint, then stopping", file=sys.stderr, flush=True)
+            say("training: writing a checkpoint, then stopping", sys.stderr)
             ray.get(board.stop.remote())
             wait([future])
         raise

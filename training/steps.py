@@ -46,7 +46,7 @@ class WorkerBatch:
     """Weight of all answer tokens; without weights, their number. Rejected answers weigh 0."""
     num_examples: int
     mismatched: list[MicroBatch]
-    """Other answers to the examples' prompts, with kto; otherwise empty."""
+    """With kto, other answers to the examples' prompts; otherwise empty."""
 
 
 class StepData:

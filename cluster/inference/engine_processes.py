@@ -63,6 +63,8 @@ def wait_until_gone(workers: Sequence[dict[str, Any]], grace_s: float = GRACE_S)
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from cluster.terminal import say  # here, since `start_reaper` runs this file by itself
+
     by_node: dict[str, list[tuple[int, float]]] = {}
     for worker in workers:
         listed = [(pid, worker["listed_at"]) for pid in worker["pids"]]
@@ -81,7 +83,7 @@ def wait_until_gone(workers: Sequence[dict[str, Any]], grace_s: float = GRACE_S)
         with contextlib.suppress(ray.exceptions.RayError):
             killed = ray.get(wait)
         if killed:
-            print(f"engine processes {killed} did not end by themselves and were killed")
+            say(f"engine processes {killed} did not end by themselves and were killed")
 
 
 def start_reaper() -> subprocess.Popen[bytes]:

@@ -59,7 +59,7 @@ CLEARLY_FASTER = 1.1
 """How much faster a larger engine must be predicted to be than several smaller ones."""
 
 MOST_NODES = 16
-"""Of eight GPUs: how far a refusal looks for the smallest hardware that would do."""
+"""The number of nodes, with eight GPUs each, up to which a refusal looks for enough hardware."""
 
 BLOCK_TOKENS = 16
 """vLLM allocates its cache in blocks of this many tokens."""
@@ -584,7 +584,8 @@ def _nothing_fits(
 
 
 def _enough(model: ModelShape, nodes: GpuNodes, needed: int, usable: float) -> str:
-    """The fewest GPUs of this size that hold an engine, in one node or in nodes of eight."""
+    """Describe the fewest GPUs of this size that hold an engine, in one node or in nodes of
+    eight."""
     counts = [(1, 2), (1, 4), (1, 8), *((num_nodes, 8) for num_nodes in range(2, MOST_NODES + 1))]
     for num_nodes, gpus_per_node in counts:
         larger = GpuNodes(num_nodes, gpus_per_node, nodes.gpu_memory_gib)

@@ -20,13 +20,7 @@ from typing import Any, TextIO
 
 from cluster.events import record
 from cluster.inference.schedule import DatasetQuota, num_tokens, used_up
-from cluster.inference.time_left import (
-    WINDOW_S,
-    TokenLimit,
-    still_expected,
-    tokens_in_flight,
-    tokens_left,
-)
+from cluster.inference.time_left import WINDOW_S, TimeLeft, TokenLimit
 from cluster.terminal import ProgressBars, ProgressLine
 
 DESCRIBE_EVERY_S = 1.0
@@ -197,8 +191,12 @@ class ProgressBoard:
         """Generations, their tokens, and generations in flight, by the token limit that the engines
         received."""
         total: Counter[str] = Counter()
-        for counts in self._counts.values():
-            total.update({name: n for name, n in counts.items() if "/" in name})
+        alive = set(self._alive())
+        for worker, counts in self._counts.items():
+            # What an engine had in flight when it was lost is in flight no more.
+            gone = () if worker in alive else ("in_flight/",)
+            names = [name for name in counts if "/" in name and not name.startswith(gone)]
+            total.update({name: counts[name] for name in names})
         limits = {name.partition("/")[2] for name in total}
         return {
             int(limit) if limit.isdigit() else None: (
@@ -338,8 +336,8 @@ class RateMeter:
         """`complete` lists datasets that are not reported because nothing is left to do;
         `per_question` has the generations of one question by job and token limit."""
         self._step = step
-        self._per_question = per_question
-        self._history: list[tuple[float, float]] = []
+        self._time_left = TimeLeft(per_question)
+        self._history: list[tuple[float, int]] = []
         self._shown: list[tuple[float, int]] = []
         self._done_before: dict[str, int] | None = None
         self._complete = set(complete)
@@ -378,11 +376,20 @@ class RateMeter:
         return " | ".join(filter(None, parts))
 
     def seconds_left(self, view: Mapping[str, Any]) -> float | None:
-        """Seconds until the last question has its row or a job its last token; None if unknown."""
-        rate = self._rate(time.monotonic(), view)
-        left = [self._tokens_left(view)]
-        left += [most - _tokens_of(job, view) for job, most in view["max_tokens"].items()]
-        return max(0.0, min(left)) / rate if rate else None
+        """Until the last question has its row, or a job its last token; None before it is known."""
+        now = time.monotonic()
+        finished, still_open = _questions_by_job(view)
+        self._done_before = self._done_before or finished
+        new = {job: n - self._done_before.get(job, 0) for job, n in finished.items()}
+        kinds = {kind: (done, in_flight) for kind, (done, _, in_flight) in view["kinds"].items()}
+        self._time_left.look(now, kinds)
+        seconds = self._time_left.seconds(now, still_open, new)
+        rate = self._rate(now, view["num_tokens"])
+        if seconds is None or not rate:
+            return seconds
+        bounds: Mapping[str, int] = view["max_tokens"]
+        of_bounds = [(most - _tokens_of(job, view)) / rate for job, most in bounds.items()]
+        return max(0.0, min([seconds, *of_bounds]))
 
     def _rate_shown(self, now: float, tokens: int) -> float | None:
         """Tokens per second over the last minute; None at first."""
@@ -391,25 +398,12 @@ class RateMeter:
         first_at, first_tokens = self._shown[0]
         return (tokens - first_tokens) / (now - first_at) if now > first_at else None
 
-    def _rate(self, now: float, view: Mapping[str, Any]) -> float | None:
-        """Tokens per second since the engines began, over at most `WINDOW_S`; None at first."""
-        done, tokens, in_flight = _by_kind(view)
-        made = sum(tokens.values()) + tokens_in_flight(done, tokens, in_flight)
-        if not self._history and not view["num_in_flight"] and not made:
-            return None  # the engines have started, but nothing was requested yet
+    def _rate(self, now: float, tokens: int) -> float | None:
+        """Tokens a second since the engines began, but at most over `WINDOW_S`; None at first."""
         recent = [each for each in self._history if now - each[0] <= WINDOW_S]
-        self._history = [*recent, (now, made)]
-        first_at, first_made = self._history[0]
-        return (made - first_made) / (now - first_at) if now > first_at else None
-
-    def _tokens_left(self, view: Mapping[str, Any]) -> float:
-        """Tokens that the open questions still need, as far as this is known."""
-        finished, still_open = _questions_by_job(view)
-        self._done_before = self._done_before or finished
-        new = {job: n - self._done_before.get(job, 0) for job, n in finished.items()}
-        done, tokens, _ = _by_kind(view)
-        expected = still_expected(still_open, new, self._per_question, done)
-        return tokens_left(expected, done, tokens)
+        self._history = [*recent, (now, tokens)]
+        first_at, first_tokens = self._history[0]
+        return (tokens - first_tokens) / (now - first_at) if now > first_at else None
 
     def _completed(self, view: Mapping[str, Any]) -> list[str]:
         complete = {
@@ -427,11 +421,6 @@ class RateMeter:
         self._table_at = now
         unfinished = sorted(set(view["datasets"]) - self._complete)
         return [f"  {_describe(key, view)}" for key in unfinished]
-
-
-def _by_kind(view: Mapping[str, Any]) -> tuple[dict[TokenLimit, int], ...]:
-    """Generations, their tokens and those in flight, by token limit."""
-    return tuple({kind: n[i] for kind, n in view["kinds"].items()} for i in range(3))
 
 
 def _questions_by_job(view: Mapping[str, Any]) -> tuple[Counter[str], Counter[str]]:

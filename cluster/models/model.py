@@ -67,7 +67,7 @@ PROMPT_FILES = (
     *("*.model", "*.model.v*", "*.tiktoken", "*.tokenizer", "bpe.codes"),
     *("vocab*.txt", "merges*.txt", "dict*.txt"),
 )
-"""The files besides `*.json` in which a tokenizer keeps its template and its tokens."""
+"""The files besides `*.json` in which a tokenizer stores its template and its tokens."""
 
 
 def check_model(path: str) -> None:
@@ -96,21 +96,21 @@ def is_hub_name(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files of a local model's folder that decide what it answers, each with a hash."""
+    """The files of a local model's folder that determine its answers, each with a hash."""
 
     folder: str
-    """Its name."""
+    """The name of the folder."""
     hashes: Mapping[str, str]
-    """By the path within the folder: weights, `*.json`, and `PROMPT_FILES`."""
+    """Hashes by relative path: weights, `*.json`, and `PROMPT_FILES`."""
     ends: str
-    """The tokens that end an answer by the generation config. Its other values, which a person may
-    correct, change nothing that a run makes."""
+    """The tokens that end an answer in the generation config. Its other values, which a user may
+    correct, do not affect a run."""
 
     @classmethod
     def read(cls, folder: Path) -> ModelFiles:
-        """Hash the files; of the weights, samples from all over each file and not every byte. That
-        distinguishes a model from a fine-tuned copy, quickly and at any size, but does not detect
-        every altered tensor. Raises `InputError` for a file that cannot be read."""
+        """Hash the files. Of the weights, samples from all over each file are hashed, not every
+        byte: that distinguishes a model from a fine-tuned copy, quickly and at any size, but does
+        not detect every altered tensor. Raises `InputError` for a file that cannot be read."""
         patterns = ("*.safetensors", "*.json", *PROMPT_FILES)
         files = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
         try:
@@ -126,7 +126,7 @@ class ModelFiles:
 
     @property
     def former_identity(self) -> str:
-        """The identity in earlier versions, which hashed only weights and `*.json`."""
+        """The identity in earlier versions, which hashed only the weights and `*.json`."""
         known = (".safetensors", ".json")
         return self._named({n: h for n, h in self.hashes.items() if n.endswith(known)})
 
@@ -135,13 +135,13 @@ class ModelFiles:
 
     @property
     def digest(self) -> str:
-        """A hash of what decides the answers; equal digests have equal answers."""
+        """A hash of what determines the answers; equal digests mean equal answers."""
         deciding = {n: h for n, h in self.hashes.items() if n != GENERATION_CONFIG}
         return fingerprint(deciding, self.ends)
 
 
 def model_files(path: str) -> ModelFiles | None:
-    """The files of a local model; None for one of the hub or of a package."""
+    """The files of a local model; None for a model from the hub or a package."""
     folder = Path(path).expanduser()
     return ModelFiles.read(folder) if folder.is_dir() else None
 

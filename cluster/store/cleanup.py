@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
+from cluster.events import record
 from cluster.settings import fingerprint
 from cluster.store.folder import HOLDERS, MANIFEST, OPENED, Folder
 from cluster.store.ledger import PARTS, Ledger, is_ledger_file
@@ -178,6 +179,8 @@ def ask_to_delete(leftovers: list[Leftover]) -> bool:
 
 
 def remove_leftovers(leftovers: list[Leftover]) -> None:
-    """Remove all of them."""
+    """Remove them all, and record each one that is gone."""
     for leftover in leftovers:
         leftover.folder.delete()
+        facts = {"bytes": leftover.num_bytes, "reason": leftover.reason}
+        record("removed", folder=leftover.folder.uri, **facts)

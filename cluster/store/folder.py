@@ -299,7 +299,7 @@ class Folder:
     def manifest(self) -> dict[str, Any] | None:
         """What `commit` wrote, or None while the step is not finished.
 
-        A manifest that a holder wrote after another one had begun anew does not count. Raises
+        A manifest that a holder wrote after another one had started again does not count. Raises
         `DamagedFileError` if the manifest differs from what was written.
         """
         value = self.read_json(MANIFEST)

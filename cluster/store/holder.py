@@ -37,6 +37,7 @@ from typing import Any
 
 from cluster.errors import HeldError, StorageError, TakenOverError
 from cluster.store.folder import HOLDERS, Claim, Folder
+from cluster.terminal import say
 
 BEAT_EVERY_S = 3.0
 DEAD_AFTER_S = 30.0
@@ -93,7 +94,8 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     beat = _Beat(held, mine)
     beat.start()
     try:
-        yield held
+        with _interruptible():
+            yield held
     except BaseException as error:
         if isinstance(beat.lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
@@ -105,6 +107,21 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
         if beat.lost is None:
             with contextlib.suppress(StorageError):
                 holders.create(mine.released_name, b"")
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt the block even where a shell script started the command with `&`, which
+    makes it ignore that signal: `_Beat` sends it when another command has taken the run."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _take(run: Folder, take_over: bool) -> Holder:
@@ -198,7 +215,7 @@ def _gives_signs(holders: Folder, holder: Holder) -> bool:
             return True
         if not told and waited > 2 * BEAT_EVERY_S:
             told = True
-            print(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life from {holder}", flush=True)
+            say(f"waiting {DEAD_AFTER_S:.0f} s for a sign of life from {holder}")
     return False
 
 

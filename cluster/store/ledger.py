@@ -90,7 +90,7 @@ class Ledger:
     torn_files: list[str]
     """Truncated or damaged files. Their rows were never promised; they are generated again."""
     other_files: list[str]
-    """Files that do not count: left by a crash, or by a holder after another had begun anew."""
+    """Files that do not count: left by a crash, or by a holder that was superseded."""
 
     @classmethod
     def read(
@@ -397,10 +397,10 @@ def new_execution(folder: Folder) -> str:
 
 
 def adopt_rows(folder: Folder, source: Folder, schema: pa.Schema) -> int:
-    """Take over the rows of another step as rows of which something is missing; returns how many.
+    """Copy the rows of another step as incomplete rows of this one; returns how many.
 
-    Their attempt is -1, so the next one is the first, and its handler gets what is there. A
-    question that has a row here keeps it. Raises as `Ledger.read` does.
+    Their attempt is -1, so the next attempt is the first one, and its handler gets the paths that
+    exist. A question that already has a row keeps it. Raises as `Ledger.read` does.
     """
     own, other = open_ledger(folder, schema), Ledger.read(source)
     parts = folder.child(f"{PARTS}/{new_execution(folder)}/000000")

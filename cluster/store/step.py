@@ -65,7 +65,7 @@ class Step:
         return self.manifest() is not None
 
     def siblings(self) -> list[Folder]:
-        """The other folders of this kind of step next to it, finished or not."""
+        """The folders of other steps of this kind in the same place, finished or not."""
         below = self.folder.parent
         names = (n for n in below.folder_names() if n.startswith(f"{self.name}-"))
         return [below.child(name) for name in names if name != self.folder.name]

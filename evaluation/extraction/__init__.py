@@ -1,1 +1,1 @@
-"""How an answer is found in a model's text and compared with the truth, one file a kind."""
+"""Extract the answer from a model's text and compare it with the truth; one file per type."""

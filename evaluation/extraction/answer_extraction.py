@@ -1,9 +1,9 @@
-r"""Where in a model's text the answer stands: outside its thinking, in a box, behind a phrase.
+r"""Locate the answer in a model's text: outside its thinking, in a box, or after a phrase.
 
-The first of these that holds something decides: the last filled box, the last `<answer>` tag, the
-last clear phrase ("the answer is X", "Answer: X", "#### X"), and, only where it is asked for, the
-last value of the wanted kind. A box or phrase that its own sentence supposes or denies, or that the
-next one takes back, is left aside, and nothing else is read from it. Nothing here looks at the
+The first of these that contains something decides: the last filled box, the last `<answer>` tag,
+the last clear phrase ("the answer is X", "Answer: X", "#### X"), and, only if requested, the last
+value of the wanted type. If a box or phrase is supposed or denied by its own sentence, or taken
+back by the next one, it is skipped, and nothing else is read from it. Nothing here looks at the
 truth.
 """
 
@@ -26,10 +26,10 @@ from evaluation.extraction.normalize import (
     shorten,
 )
 
-MAX_TAIL = 20_000  # characters in which phrases are looked for
+MAX_TAIL = 20_000  # characters that are searched for phrases
 MAX_TRIED = 50  # boxes, phrases or lines, from the end
-MAX_CONTEXT = 200  # characters beside a phrase or box in which it may be denied
-MAX_BETWEEN = 80  # characters between two boxes that are one list
+MAX_CONTEXT = 200  # characters around a phrase or box that may deny it
+MAX_BETWEEN = 80  # characters between two boxes of the same list
 
 
 class ReadAs(enum.StrEnum):
@@ -46,21 +46,21 @@ class AnswerReader(NamedTuple):
 
     name: str
     clean: Callable[[str], str]
-    """What is done to a text before anything is read from it."""
+    """Cleans a text before anything is read from it."""
     read: Callable[[str, Choices], Reading | None]
-    """The answer that a cleaned text states."""
+    """Reads the answer that a cleaned text states."""
     read_last: Callable[[str, Choices], Reading | None]
-    """The last answer in a line as it stands."""
+    """Reads the last answer in an uncleaned line."""
     canonical: Callable[[str, Choices], str]
-    """The one way to write a truth; ValueError for one that its type cannot hold."""
+    """The canonical form of a truth; ValueError for a truth that is invalid for the type."""
     keys: Callable[[str, Choices], Keys]
-    """What the keys of a right reading share with a canonical truth."""
+    """The keys that a right answer shares with a canonical truth."""
     stands_alone: Callable[[str, Choices, str], bool]
-    """Whether a line that stands apart from its phrase is an answer, and no heading or step."""
+    """Whether a line that is separate from its phrase is an answer, not a heading or a step."""
     same: Callable[[str, str], bool] | None = None
-    """Whether truth and reading, as texts, mean the same though their keys differ."""
+    """Whether truth and answer, as texts, have the same meaning although their keys differ."""
     last_lines: Callable[[list[str]], list[str]] | None = None
-    """The lines in which a last answer may stand; None: all."""
+    """The lines that may contain a last answer; None means all."""
 
 
 _BRACE = re.compile(r"\\.|([{}])", re.DOTALL)
@@ -81,13 +81,13 @@ _PHRASE = re.compile(
       (?:(?:is|was|are|equals|(?:would|should|must|will|has[ ]to)[ ]be)\b(?![ ]not\b)|[=:：]))""",
     re.VERBOSE | re.MULTILINE,
 )
-# What every phrase holds, and how many of its letters the pattern only looks back at.
+# Letters that every phrase contains, and how many of them the pattern only checks by look-behind.
 _CUES = (("answer", 1), ("option", 1), ("choice", 1), ("####", 0))
 _FORMULA = re.compile(
     r"\$\$((?:[^$\\]|\\.)++)\$\$|(?<!\\)\$((?:[^$\\]|\\.)++)\$|\\[(\[]((?:[^\\]|\\(?![)\]]))++)\\[)\]]"
 )
 _AND_OR = re.compile(r",? ?(?:and|or|,)? ?")
-# "Answer:" in the languages of MGSM and some more.
+# "Answer:" in the languages of MGSM and some others.
 _PHRASE_ELSEWHERE = re.compile(
     r"(?i:r[ée]ponse|antwort|l[öo]sung|respuesta|risposta|resposta|jibu|cevap|odpowiedź|đáp án"
     r"|ответ|答案|答え|回答|解答|答|정답|답|الإجابة|الجواب|উত্তর|คำตอบ|సమాధానం|जवाब|उत्तर)"
@@ -112,7 +112,7 @@ _LISTING = re.compile(
     r"[ \t]*(?:[,;/|&+][ \t]*)?(?:(?i:for )\w+ ?\(?\w\)?[ \t,]*)?(?:(?i:and|or|to|as well as|versus"
     r"|vs)\b[ \t]*)?(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
 )
-# Also what begins on the next line: the opening of a display, the mark of a quote.
+# Also what begins on the next line: the opening of a display, or a quotation mark.
 _PHRASE_GAP = re.compile(r"(?:[\s:：*`]|(?<=\n)>|(?<=\n )>|(?:\\\[|\$\$)(?=[ \t]*\n))*+")
 _SENTENCE_END = re.compile(r"[.!?](?=[ \"')]|$)")
 _SENTENCE_OVER = re.compile(r"[.!?][*\"')]*\s")
@@ -129,7 +129,7 @@ _POINTER = re.compile(
 
 
 Span = tuple[int, int]
-"""Where a piece of text begins and ends."""
+"""The start and end of a piece of text."""
 
 
 class _Box(NamedTuple):
@@ -141,7 +141,7 @@ class _Box(NamedTuple):
 def read_answer(
     text: str, kind: AnswerReader, choices: Choices, *, last: bool, finished: bool
 ) -> tuple[ReadAs, Reading | None]:
-    """The first way of reading that finds something, and what it finds."""
+    """The first way of reading that finds something, with what it finds."""
     if kind.name == "math":
         text = _on_one_line(text)
     denied: list[Span] = []
@@ -157,7 +157,7 @@ def read_answer(
 
 
 def find_answer(text: str, *, last: bool, finished: bool) -> tuple[ReadAs, str | None]:
-    """The answer as it stands in the text, line breaks and all, for graders that know its form."""
+    """The unchanged answer, with line breaks, for graders that know its format."""
     for box in reversed(_boxes(text, loose=True)):
         if plain_text(box.content) and not _denies(text, (box.start, box.end)):
             return ReadAs.BOXED, box.content.strip()
@@ -171,7 +171,7 @@ def find_answer(text: str, *, last: bool, finished: bool) -> tuple[ReadAs, str |
 def _read_boxes(
     text: str, kind: AnswerReader, choices: Choices, denied: list[Span]
 ) -> Reading | None:
-    """The last filled box, or those that it is listed with: `\\boxed{1} and \\boxed{-2}`."""
+    """The last filled box, or all boxes of its list: `\\boxed{1} and \\boxed{-2}`."""
     found = [box for box in _boxes(text, loose=kind.name == "text") if kind.clean(box.content)]
     while found:
         group = _last_group(text, found)
@@ -208,16 +208,16 @@ def _last_group(text: str, boxes: list[_Box]) -> list[_Box]:
 
 
 def _denies(text: str, span: Span) -> bool:
-    """Whether the words right before or after a box say that it is not the answer."""
+    """Whether the words directly before or after a box say that it is not the answer."""
     start, end = span
     before = text[max(start - MAX_CONTEXT, 0) : start]
     return residue.denies_next(before) or residue.is_retracted(text[end : end + MAX_CONTEXT])
 
 
 def _boxes(text: str, *, loose: bool = False) -> list[_Box]:
-    """The closed boxes that are in no other, in their order, without the boxes inside them.
+    """The closed outermost boxes in order, without the boxes inside them.
 
-    With `loose`, closing braces behind a box belong to its content: `\\boxed{] ) }}`.
+    With `loose`, closing braces after a box belong to its content: `\\boxed{] ) }}`.
     """
     if "box" not in text:
         return []
@@ -245,7 +245,7 @@ def _boxes(text: str, *, loose: bool = False) -> list[_Box]:
 
 
 def _unboxed(text: str, box: _Box, inside: list[Span]) -> _Box:
-    """The box without the commands and braces of the boxes that it holds."""
+    """The box without the commands and braces of the boxes inside it."""
     cuts = sorted(cut for cut in inside if box.start < cut[0] < box.end)
     if not cuts:
         return box
@@ -258,7 +258,7 @@ def _unboxed(text: str, box: _Box, inside: list[Span]) -> _Box:
 
 
 def _loose_end(text: str, start: int, end: int) -> int:
-    """Where a box ends whose content may hold closing braces that nothing opened."""
+    """Where a box ends whose content may contain unmatched closing braces."""
     line = text[text.rfind("\n", 0, start) + 1 : start]
     more = _CLOSERS.match(text, end + 1)
     if more is None or line.count("{") > line.count("}"):
@@ -267,7 +267,7 @@ def _loose_end(text: str, start: int, end: int) -> int:
 
 
 def _on_one_line(text: str) -> str:
-    """The text with every display and matrix on one line, so that a line holds all of a formula."""
+    """The text with each display and matrix on one line, so that a line has a complete formula."""
     if "\n" not in text or not ("\\begin{" in text or "\\[" in text or "$$" in text):
         return text
     tail = max(len(text) - MAX_TAIL, 0)
@@ -275,14 +275,14 @@ def _on_one_line(text: str) -> str:
 
 
 def _without(text: str, spans: list[Span]) -> str:
-    """The text with spaces in place of some pieces of it."""
+    """The text with some pieces replaced by spaces."""
     for start, end in spans:
         text = text[:start] + re.sub(r"[^\n]", " ", text[start:end]) + text[end:]
     return text
 
 
 def _closing_braces(text: str, start: int) -> dict[int, int]:
-    """Where each opened brace is closed; one pass, so that nested boxes cost no more."""
+    """Where each open brace is closed; a single pass, so that nested boxes are not slower."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for brace in _BRACE.finditer(text, start):
@@ -294,7 +294,8 @@ def _closing_braces(text: str, start: int) -> dict[int, int]:
 
 
 def escape_loose_braces(answer: str) -> str:
-    """The answer as it can stand in a box, which a loose brace or a last backslash would break."""
+    """The answer in a form that fits in a box, which a loose brace or final backslash would
+    break."""
     braces = [found[1] for found in _BRACE.finditer(answer) if found[1]]
     if len(braces) != 2 * len(_closing_braces(answer, 0)):
         answer = _BRACE.sub(lambda brace: "\\" * bool(brace[1]) + brace[0], answer)
@@ -302,7 +303,7 @@ def escape_loose_braces(answer: str) -> str:
 
 
 def tagged(text: str) -> str | None:
-    """What stands in the last `<answer>...</answer>`, None where nothing does."""
+    """The content of the last `<answer>...</answer>`; None if there is none."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
     return text[start + len("<answer>") : end].strip() or None if start >= 0 else None
@@ -315,12 +316,12 @@ def _read_tag(text: str, kind: AnswerReader, choices: Choices) -> Reading | None
 
 
 def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
-    """The phrases behind `tail`, the last one first; only where there are none, foreign ones."""
+    """The phrases after `tail`, the last one first; foreign ones only if there are no others."""
     lowered = text.lower()
     if len(lowered) != len(text):  # a capital with a dot becomes two letters
         found = list(_PHRASE.finditer(text, tail))[::-1]
     else:
-        # Words are found a hundred times faster than the pattern that they belong to.
+        # A search for a word is a hundred times faster than one for its pattern.
         starts = [
             at
             for word, skip in _CUES
@@ -334,7 +335,7 @@ def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
 
 
 def _backwards(text: str, word: str, start: int = 0) -> Iterator[int]:
-    """Where a word stands in a text, the last place first."""
+    """The positions of a word in a text, the last one first."""
     at = text.rfind(word, start)
     while at >= 0:
         yield at
@@ -342,7 +343,7 @@ def _backwards(text: str, word: str, start: int = 0) -> Iterator[int]:
 
 
 class _Remainder(NamedTuple):
-    """What follows a phrase: its line, from where to where, and whether it stands apart."""
+    """The text after a phrase: its line, its start and end, and whether it is on another line."""
 
     line: str
     phrase: int
@@ -352,7 +353,7 @@ class _Remainder(NamedTuple):
 
 
 def _remainders(text: str, *, finished: bool) -> Iterator[_Remainder]:
-    """What follows each phrase, the last one first."""
+    """The text after each phrase, the last one first."""
     tail = max(len(text) - MAX_TAIL, 0)
     for phrase in _phrases(text, tail):
         start = _PHRASE_GAP.match(text, phrase.end()).end()  # type: ignore[union-attr]
@@ -364,7 +365,7 @@ def _remainders(text: str, *, finished: bool) -> Iterator[_Remainder]:
 
 
 def _is_cut(line: str, *, at_end: bool) -> bool:
-    r"""Whether a text that ended early ended in this answer: `\boxed{7` or "The answer is 7"."""
+    r"""Whether a truncated text ended inside this answer: `\boxed{7` or "The answer is 7"."""
     return bool(_BOX.search(line)) or (at_end and not _SENTENCE_OVER.search(line))
 
 
@@ -387,7 +388,7 @@ def _read_phrase(
             continue
         reading = _read_remainder(rest.line, cleaned, kind, choices)
         if reading is None:
-            if kind.name in ("number", "math"):  # the others say themselves what they deny
+            if kind.name in ("number", "math"):  # the others handle denial themselves
                 denied.append((rest.phrase, end))
         elif residue.is_retracted(text[end : end + MAX_CONTEXT]) or _denies_itself(rest.line):
             denied.append((0, end))
@@ -404,14 +405,14 @@ def _denies_itself(line: str) -> bool:
 
 
 def _is_supposed(text: str, phrase: int) -> bool:
-    """Whether the sentence that leads to a phrase supposes or denies it."""
+    """Whether the sentence before a phrase supposes or denies it."""
     before = text[max(phrase - MAX_CONTEXT, 0) : phrase].rpartition("\n")[2]
     over = deque(_SENTENCE_OVER.finditer(before), maxlen=1)
     return residue.is_supposed(before[over[0].end() if over else 0 :])
 
 
 def _text_behind_phrase(text: str, *, finished: bool) -> str | None:
-    """All that follows a phrase that ends its line, else the rest of the phrase's own line."""
+    """Everything after a phrase that ends its line, otherwise the rest of the phrase's line."""
     for rest in _remainders(text, finished=finished):
         cleaned = plain_text(rest.line)
         if not cleaned or _REASONING.match(cleaned) or _POINTER.match(cleaned):
@@ -425,7 +426,7 @@ def _text_behind_phrase(text: str, *, finished: bool) -> str | None:
 def _read_remainder(
     line: str, cleaned: str, kind: AnswerReader, choices: Choices
 ) -> Reading | None:
-    """Read what follows a phrase; an option's text may hold a full stop or a "because"."""
+    """Read the text after a phrase; an option's text may contain a full stop or a "because"."""
     if kind.name == "math":
         formula = stated_formula(line)
         if formula:
@@ -442,7 +443,7 @@ def _read_remainder(
 
 
 def last_formula(line: str) -> tuple[str, str, str] | None:
-    """The last formula of a line, with those it is listed with, and the text before and after."""
+    """The last formula of a line with others of its list, and the text before and after."""
     found = [formula for formula in _FORMULA.finditer(line) if _is_formula(formula)]
     if not found:
         return None
@@ -454,9 +455,9 @@ def last_formula(line: str) -> tuple[str, str, str] | None:
 
 
 def stated_formula(line: str) -> str | None:
-    """The formula that a line opens with or says something "is", with those it is listed with.
+    """The formula that a line begins with, or that follows an "is", with others of its list.
 
-    In "when $x = 3$ the value is $7$" that is `7`; None where the value is no formula.
+    In "when $x = 3$ the value is $7$" it is `7`; None if the value is not a formula.
     """
     found = [formula for formula in _FORMULA.finditer(line) if _is_formula(formula)]
     for index, formula in enumerate(found):
@@ -484,7 +485,7 @@ def _inside(formula: re.Match[str]) -> str:
 
 
 def _is_formula(found: re.Match[str]) -> bool:
-    """Whether dollars enclose a formula and not words between two prices."""
+    """Whether dollar signs enclose a formula, and not words between two prices."""
     return _PROSE.search(_TEXT_IN_FORMULA.sub("", _inside(found))) is None
 
 
@@ -497,7 +498,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _read_last(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
-    """The last value of the wanted type in the last line that holds one."""
+    """The last value of the wanted type, in the last line that contains one."""
     lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
     for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):
         reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)

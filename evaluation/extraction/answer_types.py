@@ -1,4 +1,4 @@
-"""The answer types and how each is read: one line a kind."""
+"""The answer types and how each is read: one line per type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Yes and no, which true and false also say."""
+"""Yes and no, including true and false."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from evaluation.extraction.normalize import NO_READING, Choices, Keys, Reading, 
 
 _TRUTH_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _LETTERS = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
-# "No" before a noun is a determiner: "no one", "no more than 5". A sentence may begin behind it.
+# "No" before a noun is a determiner: "no one", "no more than 5". A sentence may begin after it.
 _NO = (
     r"(?i:no)(?![\w'-])(?!\. ?[0-9])(?=\W*$|\W{0,3}[^\w\s]|\s+(?i:because|since|as|for|it|its|he"
     r"|she|they|we|you|i|this|that|these|those|there|the)\b)"
@@ -35,7 +35,7 @@ _EITHER_OR = re.compile(r"\W*(?i:or|and|/)\W*(?i:not)?\W*|/")
 
 
 def read_boolean(plain: str, choices: Choices) -> Reading | None:
-    """The yes or no a text opens with, behind a few words such as "it is" at most."""
+    """The yes or no with which a text begins, after at most a few words such as "it is"."""
     result = plain.rpartition("=")[2].strip() or plain
     if _NEITHER.match(result):
         return Reading(shorten(plain))
@@ -55,7 +55,7 @@ def _first_part(after: str) -> str:
 
 
 def _contradicts(answer: str, after: str) -> bool:
-    """Whether a later clause is nothing but the other truth value: "Yes. No.", "true or false"."""
+    """Whether a later clause is just the other truth value: "Yes. No.", "true or false"."""
     for clause in _CLAUSES.split(after):
         said = _CLAUSE_WORD.fullmatch(clause)
         if said and (_TRUTH_WORDS[said["word"].casefold()] == answer) == bool(said["not"]):
@@ -69,7 +69,7 @@ def _boolean_reading(word: str) -> Reading:
 
 
 def last_boolean(line: str, choices: Choices) -> Reading | None:
-    """The last yes, no, true or false of a line that is not denied or asked for."""
+    """The last yes, no, true or false of a line that is neither denied nor asked."""
     plain = plain_text(line)
     words = list(_BOOLEAN_WORD.finditer(plain))
     if not words:
@@ -94,10 +94,10 @@ def canonical_boolean(answer: str, choices: Choices = ()) -> str:
     """`yes` or `no`; ValueError for anything else."""
     word = answer.strip(" .!\"'\n\t").casefold()
     if word not in _TRUTH_WORDS:
-        raise ValueError(f"the boolean answer {answer!r} is none: write yes, no, true or false")
+        raise ValueError(f"the boolean answer {answer!r} is invalid: write yes, no, true or false")
     return _TRUTH_WORDS[word]
 
 
 def boolean_keys(canonical: str, choices: Choices = ()) -> Keys:
-    """What an answer must equal to be this truth value."""
+    """The keys that an answer must have to equal this truth value."""
     return frozenset([canonical])

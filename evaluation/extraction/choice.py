@@ -1,7 +1,7 @@
 """Options by letter, by letter with text, or by text alone: `B`, `(B) banana`, `banana`.
 
-A letter beside the text of another option is neither of the two, since both were said. Two options
-with one text are both right where either is.
+A letter with the text of another option counts as neither, since both were named. If two options
+have the same text, either both are right or neither is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Option(NamedTuple):
 
 
 MOST_WORDS, FEW_WORDS = 0.6, 0.3
-"""Who shares so many words with one option, and so few with another, means the first."""
+"""Sharing this many words with one option, and at most this few with others, selects it."""
 
 _LETTERED = re.compile(
     r"(?:(?i:option|choice|answer|letter) ?:? ?)?[(\[{]? ?(?P<letter>[A-Za-z])"
@@ -43,7 +43,7 @@ _LOOSE_LETTER = re.compile(
     r"(?:(?i:option|choice|answer|letter) ?:? ?(?=[A-Za-z]\b)|(?=[B-HJ-Z] )"
     r"|(?=A (?:because|since|as|is|which|and|for|with|or)\b))(?P<letter>[A-Za-z])"
 )
-# Other letters that are said beside the first: "(A)(B)", "A or maybe B", "A) apple, B) banana".
+# Letters named in addition to the first: "(A)(B)", "A or maybe B", "A) apple, B) banana".
 _SECOND_LETTER = re.compile(
     r"\((?P<a>[A-Za-z])\)|(?<![A-Za-z0-9'])(?P<b>[A-Z])\)"
     r"|(?:[,/&|+;]|\b(?:and|or|to|also|maybe|perhaps|possibly|both|but)\b) ?(?i:option |answer )?"
@@ -92,9 +92,9 @@ def _options(choices: Choices) -> tuple[_Option, ...]:
 
 
 def read_choice(plain: str, choices: Choices) -> Reading | None:
-    """The letter, or the option whose text stands there."""
+    """The letter, or the option whose text is given."""
     options = _options(choices)
-    if len(plain) > 2:  # before letters: "A. Lincoln" and "a - b" may be the text of an option
+    if len(plain) > 2:  # first, since an option may read "A. Lincoln" or "a - b"
         by_text = _match_option(plain, choices) or _text_with_letter(plain, choices)
         if by_text is not None:
             return by_text
@@ -111,7 +111,7 @@ def read_choice(plain: str, choices: Choices) -> Reading | None:
 
 
 def _text_with_letter(plain: str, choices: Choices) -> Reading | None:
-    """The option of "banana (B)", which text and letter both have to name."""
+    """The option of "banana (B)", where text and letter have to agree."""
     found = _LETTER_BEHIND.fullmatch(plain)
     named = _match_option(found["text"], choices) if found else None
     if found is None or named is None or not named.keys:
@@ -121,11 +121,11 @@ def _text_with_letter(plain: str, choices: Choices) -> Reading | None:
 
 
 def _says_more(letter: str, rest: str, options: Sequence[_Option]) -> bool:
-    """Whether what follows a letter denies or doubts it, or names another one with it."""
+    """Whether the text after a letter denies or doubts it, or names another one as well."""
     if not rest:
         return False
     own = next(option for option in options if option.letter == letter)
-    if own.text and rest.strip(" .").startswith(own.text):  # which may hold any of these words
+    if own.text and rest.strip(" .").startswith(own.text):  # which may contain any of these
         rest = rest.strip(" .")[len(own.text) :]
     sentence = _REASON_OR_END.split(rest, maxsplit=1)[0]
     if residue.is_retracted(f" {rest}") or _WRONG.search(sentence) or residue.is_hedged(sentence):
@@ -139,7 +139,7 @@ def _says_more(letter: str, rest: str, options: Sequence[_Option]) -> bool:
 
 
 def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | None:
-    """The option's letter a text begins with; "A dog" and "a dog" begin with an article."""
+    """The option letter that begins a text; "A dog" and "a dog" begin with an article instead."""
     found = _LETTERED.match(plain) or _LOOSE_LETTER.match(plain)
     if found is None:
         return None
@@ -148,7 +148,7 @@ def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | N
 
 
 def _names_another(letter: str, rest: str, choices: Choices) -> bool:
-    """Whether what follows a letter begins with another option's text, or most of its words."""
+    """Whether the text after a letter begins with another option's text, or most of its words."""
     text = _TEXT_END.split(rest, maxsplit=1)[0].strip("\"'()*. ") if rest else ""
     if not text:
         return False
@@ -162,13 +162,13 @@ def _names_another(letter: str, rest: str, choices: Choices) -> bool:
 
 
 def _shared(words: frozenset[str], option: _Option) -> float:
-    """The words that a text shares with an option, as a part of all that either has (Jaccard)."""
+    """The words shared by a text and an option, as a share of all their words (Jaccard)."""
     own = frozenset(option.normalized.split())
     return len(words & own) / max(1, len(words | own))
 
 
 def _match_option(plain: str, choices: Choices) -> Reading | None:
-    """The option a text equals: exactly, else normalised, else as a bare number."""
+    """The option that a text equals: exactly, else normalized, else as a bare number."""
     options = _options(choices)
     same = [option for option in options if option.text == plain]
     if not same:
@@ -185,9 +185,9 @@ def _match_option(plain: str, choices: Choices) -> Reading | None:
 
 
 def last_choice(line: str, choices: Choices) -> Reading | None:
-    """The last clear letter of a line, else the option's text that ends last in it.
+    """The last clear letter of a line, otherwise the option whose text ends last in it.
 
-    One that is denied ("D, not B") is left aside; `NO_READING` where all are.
+    A denied letter ("D, not B") is ignored; `NO_READING` if all of them are denied.
     """
     plain = plain_text(line)
     letters = {option.letter for option in _options(choices)}
@@ -213,7 +213,7 @@ def _last_text(plain: str, choices: Choices) -> Reading | None:
         for start in _occurrences(option.normalized, words):
             span = (start, start + len(option.normalized))
             found.setdefault(span, option)
-    # Of two that end alike the longer one was meant.
+    # If two end at the same place, the longer one was meant.
     spans = sorted(found, key=lambda span: (span[1], -span[0]))
     spans = [span for span in spans if not any(_covers(other, span) for other in spans)]
     stated = _last_stated(words, spans)
@@ -228,7 +228,7 @@ def _covers(other: tuple[int, int], span: tuple[int, int]) -> bool:
 
 
 def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
-    """Where the last of these pieces begins that its clause does not deny."""
+    """The start of the last of these pieces that its clause does not deny."""
     denied: list[bool] = []
     for index, (start, end) in enumerate(spans):
         before = text[spans[index - 1][1] if index else 0 : start]
@@ -250,7 +250,7 @@ def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
 
 
 def _occurrences(part: str, line: str) -> Iterator[int]:
-    """Where a text stands in a line as whole words."""
+    """The positions where a text occurs in a line as whole words."""
     at = line.find(part) if part else -1
     while at >= 0:
         end = at + len(part)
@@ -260,7 +260,7 @@ def _occurrences(part: str, line: str) -> Iterator[int]:
 
 
 def without_option_lists(lines: list[str]) -> list[str]:
-    """The lines without those that only repeat the options: "A) ice" and below it "B) fire"."""
+    """The lines without those that only repeat the options: "A) ice" with "B) fire" below it."""
     found = [_LISTED.match(line) for line in lines]
     letters = [match[1].upper() if match else "" for match in found]
     listed = [
@@ -271,7 +271,7 @@ def without_option_lists(lines: list[str]) -> list[str]:
 
 
 def canonical_choice(answer: str, choices: Choices) -> str:
-    """The capital letter; ValueError for what names none or several of the options."""
+    """The capital letter; ValueError for a text that names no option or several."""
     letters = string.ascii_uppercase[: len(choices)]
     text = answer.strip()
     bare = text.strip("().: ").upper()
@@ -288,12 +288,12 @@ def canonical_choice(answer: str, choices: Choices) -> str:
 
 
 def choice_keys(canonical: str, choices: Choices) -> Keys:
-    """What an answer must equal to be this option."""
+    """The keys that an answer must have to equal this option."""
     return frozenset([canonical])
 
 
 def is_lone_option(plain: str, choices: Choices, after: str) -> bool:
-    """Whether a line is an option and no heading: "B) banana", and not "A. First look"."""
+    """Whether a line is an option and not a heading: "B) banana", but not "A. First look"."""
     letter = _LETTERED.match(plain)
     rest = plain[letter.end() if letter else 0 :]
     return not rest or _match_option(rest, choices) is not None

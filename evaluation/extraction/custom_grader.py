@@ -1,13 +1,13 @@
-"""A question's own grader, named by its import path: `my_package.my_module:my_grader`.
+"""A custom grader for questions, named by its import path: `my_package.my_module:my_grader`.
 
-It is called as `evaluation.grader.grade` is, with the text outside the model's thinking, and
-returns an `evaluation.grader.Grade`::
+It is called like `evaluation.grader.grade`, with the text outside the model's thinking, and returns
+an `evaluation.grader.Grade`::
 
     def my_grader(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade: ...
 
-Every process that grades imports it, the driver and the workers on all nodes, and there calls it
-from several threads. What it raises is a fault of its own: while paths and predictions are made the
-question is set aside with it, later it ends the run.
+Every process that grades imports it (the driver and the workers on all nodes) and calls it from
+several threads. Its exceptions are treated as bugs: during generation the question is marked as
+failed, and later they end the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.errors import InputError
 
 @lru_cache(maxsize=256)
 def load_grader(path: str) -> Callable[..., Any]:
-    """The function at an import path. Raises InputError where there is none that can be called."""
+    """The function at an import path. Raises InputError if there is no callable."""
     module_name, _, name = path.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), name]):
         raise InputError(f"the grader {path!r} is no import path; write package.module:function")
@@ -47,6 +47,6 @@ def _check_arguments(path: str, grader: Callable[..., Any]) -> None:
         inspect.signature(grader).bind("text", None, read_last=False, finished=True)
     except TypeError as error:
         raise InputError(
-            f"the grader {path!r} takes other arguments ({error}); define it as "
+            f"the grader {path!r} has other parameters ({error}); define it as "
             "(text, question, *, read_last, finished)"
         ) from error

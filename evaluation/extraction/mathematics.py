@@ -2,10 +2,11 @@ r"""Mathematics in LaTeX: numbers, expressions, equations, sets, intervals, matr
 
     \frac{\sqrt{3}}{3}  equals  1/\sqrt{3};   1 \pm \sqrt{2}  equals  1 - \sqrt{2}, 1 + \sqrt{2}
 
-Most answers are decided by how they are written, once everything that only changes looks is gone.
-The others are compared by `math-verify` in a process of its own (`calculator`). Its time has two
-bounds: texts on which symbolic algebra may run for long are not sent at all (`is_bounded`), and
-the process is ended after some seconds of processor time. Either way the answer counts as wrong.
+Most answers are decided by their notation, once everything that only affects the layout is removed.
+The others are compared by `math-verify` in a separate process (`sandbox`), whose time is limited in
+two ways: texts on which symbolic algebra may run for a long time are not sent at all
+(`is_bounded`), and the process is killed after some seconds of processor time. In both cases the
+answer is wrong.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _UNIT = re.compile(
     r"(?<=[0-9}).]) ?\\(?:text|mbox|textrm|mathrm|operatorname) ?\{ *[A-Za-z][A-Za-z./ ]*\}"
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"
 )
-# Letters that could be variables are units only in a quotient or where they are two.
+# Letters that could be variables are units only in a quotient or in pairs.
 _PLAIN_UNIT = re.compile(
     r"(?<=[0-9}])(?: ?(?:(?:[mck]m|[km]?g|[mk]?[lL]|mi|ft|m)(?:\^ ?\{?[0-9]\}?)? ?/ ?"
     r"(?:hr?|sec|min|ml|kg|[smlLg])|[mck]m|kg|mg|m[lL]|ft|lbs?|hrs?|mph|kph|kmh)| [mgsLV])"
@@ -129,7 +130,7 @@ _NEVER_SENT = re.compile(
 
 
 def clean_mathematics(text: str) -> str:
-    """The formula without delimiters, spacing commands, degrees and units; LaTeX stays LaTeX."""
+    """The formula without delimiters, spacing commands, degrees and units; still as LaTeX."""
     text = unicode_signs(text[:MAX_LINE_LENGTH].replace("`", "").strip().strip("*").strip())
     text = _BOLD.sub("", _GROUPING_SPACE.sub("", text).replace("{,}", ","))
     text = _LOOKS.sub(" ", text.translate(_SIGNS))
@@ -144,7 +145,7 @@ def clean_mathematics(text: str) -> str:
 
 
 def _as_intervals(text: str) -> str:
-    """`x < 2 or x > 3` as the union of two intervals; any other text as it is."""
+    """`x < 2 or x > 3` as the union of two intervals; any other text is unchanged."""
     parts = _OR.split(text)
     if len(parts) < 2:
         return text
@@ -177,9 +178,9 @@ def _greek(name: re.Match[str]) -> str:
 
 
 def read_mathematics(cleaned: str, choices: Choices = ()) -> Reading | None:
-    """The formula; a number in its canonical form, so that equal numbers are one vote.
+    """The formula; a number in its canonical form, so that equal numbers are the same vote.
 
-    Of words also the number they state: "the volume is 120".
+    Words also give the number that they state: "the volume is 120".
     """
     plain = plain_text(cleaned)
     number = exact_number(plain)
@@ -194,7 +195,7 @@ def read_mathematics(cleaned: str, choices: Choices = ()) -> Reading | None:
 
 
 def last_mathematics(line: str, choices: Choices) -> Reading | None:
-    """The last formula of a line, a line that is nothing else, or its last number."""
+    """The last formula of a line, the line if it is only a formula, or its last number."""
     found = last_formula(line)
     if found is None:
         bare = clean_mathematics(line)
@@ -213,12 +214,12 @@ def last_mathematics(line: str, choices: Choices) -> Reading | None:
 
 
 def canonical_mathematics(answer: str, choices: Choices = ()) -> str:
-    """The LaTeX without the white space around it."""
+    """The LaTeX without surrounding white space."""
     return answer.strip()
 
 
 def mathematics_keys(canonical: str, choices: Choices = ()) -> Keys:
-    """What an answer shares with this truth if it is the same by its writing alone."""
+    """The keys that an answer shares with this truth if their notation alone shows equality."""
     keys = _keys(clean_mathematics(canonical), "named", "bare")
     number = exact_number(plain_text(canonical))
     if number is None or not number.shown.endswith("%"):
@@ -227,9 +228,9 @@ def mathematics_keys(canonical: str, choices: Choices = ()) -> Keys:
 
 
 def _keys(cleaned: str, bare: str, named: str) -> Keys:
-    """The formula's writings and value; `x = 5` and `5` share one more, `x = 5` and `y = 5` none.
+    """The formula's notations and value; `x = 5` and `5` share another key, unlike two equations.
 
-    That one begins with `bare` for a formula and with `named` for an equation that names it, and
+    That key begins with `bare` for a formula and with `named` for an equation that names it, and
     for a truth the two are exchanged.
     """
     formula = _exact_part(_MEMBER.sub("", cleaned))
@@ -247,7 +248,7 @@ def _keys(cleaned: str, bare: str, named: str) -> Keys:
 
 
 def _exact_part(formula: str) -> str:
-    r"""What `\frac{1}{3} \approx 0.333` has before its approximation, unless that only names it."""
+    r"""The part of `\frac{1}{3} \approx 0.333` before the approximation, unless it is a name."""
     exact, approximate, _ = formula.partition(r"\approx")
     if not approximate:
         return formula
@@ -260,14 +261,14 @@ def _formula_keys(formula: str) -> Keys:
     number = exact_number(plain_text(formula))
     values: Keys = number.keys if number else frozenset()
     if number and "," in formula:
-        return values  # a comma in a number is none of a list
+        return values  # a comma in a number does not separate a list
     if _WORDS.fullmatch(formula):
         values |= {normalize(plain_text(formula))}
     return values | {_compact(formula)}
 
 
 def _compact(formula: str) -> str:
-    r"""One writing of a formula: `\frac 43`, `\frac{4}3` and `\frac{4}{3}` are one."""
+    r"""A single notation of a formula: `\frac 43`, `\frac{4}3` and `\frac{4}{3}` become equal."""
     text = _FREE_SPACE.sub("", formula).replace(";", ",")
     text = _BARE_ARGUMENTS.sub(_braced, text)
     text = _BARE_BOTTOM.sub(r"\1{\2}", text)
@@ -285,7 +286,7 @@ def _braced(found: re.Match[str]) -> str:
 
 
 def same_mathematics(truth: str, found: str) -> bool:
-    """Whether two formulas mean the same though they are written differently."""
+    """Whether two formulas have the same meaning although they are written differently."""
     truth, found = (
         _exact_part(_MEMBER.sub("", clean_mathematics(text))) for text in (truth, found)
     )
@@ -294,7 +295,7 @@ def same_mathematics(truth: str, found: str) -> bool:
     if _differ_by_case(truth, found):
         return False
     if exact_number(plain_text(truth)) and exact_number(plain_text(found)):
-        return False  # their values were compared
+        return False  # their values have been compared already
     if exact_number(plain_text(truth)) and _has_variable(found):
         return False
     if _WORDS.fullmatch(truth) or _SENTENCE.search(found) or _BASED.search(truth + " " + found):
@@ -305,20 +306,20 @@ def same_mathematics(truth: str, found: str) -> bool:
             return False
         found = result
     elif not _RELATION.search(truth) and _RELATION.search(found):
-        truth, found = found, truth  # math-verify turns the truth's relation into an interval only
+        truth, found = found, truth  # math-verify converts only the truth's relation to an interval
     if not (is_bounded(truth) and is_bounded(found)) or not _same_shape(truth, found):
         return False
     return _same_by_algebra(truth, found)
 
 
 def _has_variable(formula: str) -> bool:
-    """Whether a formula that names nothing has a letter, which math-verify may take for a unit."""
+    """Whether a bare formula contains a letter, which math-verify may treat as a unit."""
     letters = frozenset(_VARIABLE.findall(_FUNCTION.sub("", formula)))
     return not _RELATION.search(formula) and bool(letters - {"e", "i"})
 
 
 def _differ_by_case(truth: str, found: str) -> bool:
-    r"""Whether one has a letter that the other has in the other case only: `2A`, `\Pi`."""
+    r"""Whether one has a letter that the other only has in the other case: `2A`, `\Pi`."""
     names, others = (frozenset(_SYMBOL.findall(text)) for text in (truth, found))
     return any(
         name.swapcase() in others - names for name in names - others if len(name) == 1
@@ -326,7 +327,7 @@ def _differ_by_case(truth: str, found: str) -> bool:
 
 
 def _stated_result(equation: str) -> str | None:
-    """The right side of `x = 5` or `3 + 4 = 7`; None for an equation that is still to be solved."""
+    """The right side of `x = 5` or `3 + 4 = 7`; None for an equation that is not solved yet."""
     *lefts, result = (side.strip() for side in _EQUATION.split(equation))
     if "," in equation or ";" in equation:
         return equation
@@ -344,8 +345,8 @@ def _stated_result(equation: str) -> str | None:
 def is_bounded(formula: str) -> bool:
     """Whether comparing the formula takes milliseconds: short, flat, no huge powers, no sums.
 
-    What is left is at most `MAX_LENGTH` characters with numbers of `MAX_DIGITS` digits, exponents
-    of `MAX_EXPONENT_DIGITS` digits and brackets `MAX_DEPTH` deep.
+    Such a formula has at most `MAX_LENGTH` characters, numbers of `MAX_DIGITS` digits, exponents of
+    `MAX_EXPONENT_DIGITS` digits and brackets that are `MAX_DEPTH` deep.
     """
     if len(formula) > MAX_LENGTH or _LONG_DIGITS.search(formula) or _depth(formula) > MAX_DEPTH:
         return False
@@ -368,7 +369,7 @@ def _depth(formula: str) -> int:
 
 
 def _same_shape(truth: str, found: str) -> bool:
-    """Whether lists, sets and equations have as many members, and a set is no pair.
+    """Whether lists, sets and equations have equally many members, and a set is not a pair.
 
     `math-verify` compares member by member and stops at the shorter of two equation lists.
     """

@@ -1,8 +1,8 @@
-"""A model's words without their make-up: markdown, LaTeX that only changes looks, odd characters.
+"""Plain text without markdown, without LaTeX that only affects the layout, in plain characters.
 
     plain_text(r"**\\text{72}** km")  ->  "72 km"
 
-Every kind of answer is read from such a text, and so is the truth, so that both lose the same.
+Answers of every type are read from such a text, and so is the truth, so both are treated equally.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Keys = frozenset[Fraction | int | str]
 
 
 class Reading(NamedTuple):
-    """An answer that was found: how to show it, and every truth it would equal (maybe none)."""
+    """An answer that was found: its text, and every truth that it would equal (possibly none)."""
 
     shown: str
     keys: Keys = frozenset()
@@ -31,7 +31,7 @@ class Reading(NamedTuple):
 
 
 NO_READING = Reading("")
-"""What stands there is no answer, and nothing before it may count as one: "it is not 5"."""
+"""The text is not an answer, and nothing before it may count as one: "it is not 5"."""
 
 
 _FRACTIONS = {
@@ -59,7 +59,7 @@ _SIGNS = str.maketrans(
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _RAISED = re.compile(r"[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
-_OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # such as those of Arabic
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")  # such as Arabic digits
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:bf|it|rm|tt|sf)|mbox|emph|operatorname|underline"
     r"|boldsymbol|boxed|fbox)\s*+\{([^{}]*+)\}"
@@ -81,7 +81,7 @@ _ARTICLE = re.compile(r"\b(?:an?|the) (?=[^\W\d_])")
 
 
 def plain_text(text: str) -> str:
-    """The text without markdown and without the LaTeX that only changes how it looks."""
+    """The text without markdown and without LaTeX that only affects the layout."""
     text = text[:MAX_LINE_LENGTH].replace("`", "").replace("~", " ")
     if not text.isascii():
         text = unicode_signs(text)
@@ -99,7 +99,7 @@ def plain_text(text: str) -> str:
 
 
 def normalize(plain: str) -> str:
-    """What equal texts share; brackets are kept, as they may be all there is to an answer."""
+    """The form that equal texts share; brackets are kept, since an answer may consist of them."""
     text = _ARTICLE.sub("", _SYMBOL_SPACE.sub("", plain.casefold()))
     inner = text.strip(_OUTER)
     if inner[-1:].isdigit() and f"{inner}!" in text:
@@ -108,7 +108,7 @@ def normalize(plain: str) -> str:
 
 
 def unicode_signs(text: str) -> str:
-    """Signs and digits outside ASCII as the ASCII that means the same: `10⁻³` as `10^{-3}`."""
+    """Signs and digits outside ASCII as their ASCII equivalents: `10⁻³` as `10^{-3}`."""
     text = _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     return _RAISED.sub(_caret, text).translate(_SIGNS)
 
@@ -119,5 +119,5 @@ def _caret(raised: re.Match[str]) -> str:
 
 
 def shorten(text: str) -> str:
-    """What is shown of a text that could not be read."""
+    """The excerpt that is shown of a text that could not be read."""
     return text.strip()[:MAX_LINE_LENGTH]

@@ -1,7 +1,7 @@
 """Numbers, exactly: `1,000.50`, `1\\frac{1}{2}`, `50\\%`, `1.5 \\times 10^3`, `$5 million`, `five`.
 
-Two numbers are equal when their values are, as fractions, without any tolerance. A text that holds
-more than one number, or one that something else changes (`5x`, `2^8`, `5 to 10`), equals none.
+Two numbers are equal if their values, as fractions, are equal without any tolerance. A text with
+more than one number, or with one that something else changes (`5x`, `2^8`, `5 to 10`), equals none.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from evaluation.extraction.number_words import NUMBER_WORDS, with_digits
 MAX_NUMBER_LENGTH = 1_000  # far below the 4,300 digits at which Python's int() and str() refuse
 MAX_EXPONENT = 400
 
-# Patterns. Possessive repeats (`++`) keep each search linear on text made to be slow. Those that
-# run over whole texts open with a plain set of characters, since `re` skips to those ten times
-# faster than it tries a pattern; what must stand before is then looked up behind.
+# Patterns. Possessive repeats (`++`) keep each search linear on adversarial text. Patterns that run
+# over complete texts begin with a plain set of characters, since `re` skips to those ten times
+# faster than it tries a pattern; what must come before is then checked by a look-behind.
 
 _WHOLE = (
     r"(?:[1-9][0-9]{0,2}(?:[, ][0-9]{3}(?![0-9]))++"
-    # 1,00,000 as in India. Counted, as Python 3.11.2 reads on wrongly behind a possessive group.
+    # 1,00,000 as in India. Bounded, since Python 3.11.2 mishandles a possessive group here.
     r"|[1-9][0-9]?(?:,[0-9]{2}(?![0-9])){1,20},[0-9]{3}(?![0-9])|[0-9]++)"
 )
 _UNSIGNED = rf"(?:{_WHOLE}(?:\.[0-9]++)?|\.[0-9]++)"
@@ -59,7 +59,7 @@ _CURRENCY = re.compile(
 _TIMES = re.compile(r"(?<=[0-9] )x(?= [0-9])")
 _AND_A_HALF = re.compile(r"(?<=[0-9]) and (?:a|one) (half|quarter|third|fourth)\b")
 _PART = {"half": " 1/2", "quarter": " 1/4", "third": " 1/3", "fourth": " 1/4"}
-# A sign apart from its number, where nothing before it could be subtracted from.
+# A sign separated from its number, where nothing before it could be subtracted from.
 _NEGATIVE = re.compile(
     r"(?:(?P<lead>^|[=≈:(<>{\[,]|\b(?i:is|are|was|were|be|equals|equal to|to|of|at|gives?|gets?|got"
     r"|have|has|had|so|thus|hence|then|therefore|yields?|obtain|find|by|than|from|exactly|about|only"
@@ -97,7 +97,7 @@ _JOINING = re.compile(r"\b(?:and|or|to|plus|minus|times|divided)\b|^ ?(?:over|by
 _COMPOUND = re.compile(
     r" ?(?!(?:in|of|for|per|at|from|on|over|every|each|out|after|by|with|than|as)\b)[a-z]+,? "
 )
-# Words that make of a number another one: "more than 5", "5 or more".
+# Words that turn a number into another one: "more than 5", "5 or more".
 _CHANGING = re.compile(
     r"(?i:\b(?:more|less|fewer|greater|larger|smaller) than|\bat (?:least|most)|\bup to"
     r"|\bor (?:more|less|fewer)|\band (?:a|one) [a-z]+)\b"
@@ -112,7 +112,7 @@ _GLUED = re.compile(
     r"[A-Za-z]{1,3}[0-9]{2}|^ ?(?:h|hrs?|min|m|s)[0-9]|^[!‰‱]|^[aA](?![A-Za-z])"
     r"|^ ?(?:per (?:mill?e|thousand|hundred|million)|bps)\b"
 )
-# What may not stand beside a number that is to count for itself: signs, LaTeX, variables.
+# What may not be next to a number that counts by itself: signs, LaTeX, variables.
 _MATHEMATICS = re.compile(
     r"[+*^_<>=×÷·±√∛∞π≤≥≠|~{}\\]|[-/](?! ?[A-Za-z])"
     r"|(?<![A-Za-z'.])[b-fi-kn-rt-zXYZ](?![A-Za-z']|\.[A-Za-z])"
@@ -137,10 +137,10 @@ _BULLET = re.compile(r"^[-*•] |^[0-9]{1,2}[.)] (?=[^ ])")  # also "2." before 
 
 
 def read_number(plain: str, choices: Choices = ()) -> Reading | None:
-    """The number a text states; unusable (no keys) if there is more to it than one number.
+    """The number that a text states; unusable (no keys) if there is more than one number.
 
-    Words may stand around it, a second number only after words ("72 clips in 2 months"). None where
-    the text names a number that it does not give for its answer ("the same as in step 5").
+    Words may surround it, and a second number may only come after words ("72 clips in 2 months").
+    None if the text names a number that is not its answer ("the same as in step 5").
     """
     text = _stated(_number_syntax(plain))
     result = _result(text)
@@ -152,7 +152,7 @@ def read_number(plain: str, choices: Choices = ()) -> Reading | None:
         return read_number(spelled) if spelled else None
     before, after = result[: first.start()], result[first.end() :]
     if before and (
-        before.count(" ") > 5  # so far from the cue it is more likely a step than the answer
+        before.count(" ") > 5  # this far from the cue it is probably a step
         or residue.NEGATION.search(before)
         or residue.governs(before)
         or residue.is_guess(before)
@@ -167,7 +167,7 @@ def read_number(plain: str, choices: Choices = ()) -> Reading | None:
 
 
 def _is_another(text: str, number: re.Match[str]) -> bool:
-    """Whether what follows a number changes it or names a second answer."""
+    """Whether the text after a number changes it or names a second answer."""
     second = _NUMBER.search(text, number.end())
     after = text[number.end() :]
     between = text[number.end() : second.start()] if second else after
@@ -188,9 +188,9 @@ def _is_another(text: str, number: re.Match[str]) -> bool:
 
 
 def _stated(text: str) -> str:
-    """What follows the last "is" of a sentence that does not open with its number.
+    """The text after the last "is" of a sentence that does not begin with its number.
 
-    "when x = 3 the value is 7" states 7; "the length is 5 and the width is 6" is left as it is.
+    "when x = 3 the value is 7" states 7; "the length is 5 and the width is 6" is unchanged.
     """
     first = _NUMBER.search(text)
     if first is None or not _WORD.search(text, 0, first.start()):
@@ -206,7 +206,7 @@ def _stated(text: str) -> str:
 
 
 def _is_joined(between: str) -> bool:
-    """Whether what stands between two numbers makes them one value or two answers."""
+    """Whether the text between two numbers makes them one value or two answers."""
     return bool(
         not _WORD.search(between) or _JOINING.search(between) or _COMPOUND.fullmatch(between)
     )
@@ -232,18 +232,18 @@ def _number_syntax(plain: str) -> str:
 
 
 def _slashed(fraction: re.Match[str]) -> str:
-    """`\frac{1}{2}` as `1/2`, kept apart from a whole number before it."""
+    """`\frac{1}{2}` as `1/2`, separated from a whole number before it."""
     before = fraction.string[fraction.start() - 1 : fraction.start()]
     top, bottom = fraction[1] or fraction[2], fraction[3] or fraction[4]
     return f"{' ' if before.isalnum() else ''}{top}/{bottom}"
 
 
 def _result(text: str) -> str | None:
-    """The side of an equation that is its result; None for one that is still to be solved.
+    """The side of an equation that is its result; None for an equation that is not solved yet.
 
-    The text itself where it has no equation, or several.
+    The text itself if it has no equation or several.
     """
-    if any(sign in text for sign in ("=", "≈", "\\", "qual")):  # most texts hold none of them
+    if any(sign in text for sign in ("=", "≈", "\\", "qual")):  # most texts contain none of them
         parts = EQUALS.split(text)
         if len(parts) > 1:
             if any(_COMPARED.search(part) for part in parts[:-1]):
@@ -266,7 +266,7 @@ def _result(text: str) -> str | None:
 
 
 def _chosen_side(parts: list[str], signs: list[str]) -> str | None:
-    """The last side that is one number; of `1/3 ≈ 0.33` the first, since it is exact."""
+    """The last side that is one number; for `1/3 ≈ 0.33` the first, since it is exact."""
     values = [exact_number(part.strip()) for part in parts]
     numbers = [value.shown for value in values if value]
     approximate = "≈" in signs
@@ -287,12 +287,12 @@ def _chosen_side(parts: list[str], signs: list[str]) -> str | None:
 
 
 def _is_name(side: str) -> bool:
-    """Whether a side only names what the other says: `x`, `f(3)`, `Cost of 3 books`, nothing."""
+    """Whether a side only names the value of the other: `x`, `f(3)`, `Cost of 3 books`, nothing."""
     return not _OPERATED.search(side) and exact_number(side.strip()) is None
 
 
 def _is_unknown(side: str, result: str) -> bool:
-    """Whether a side computes with a variable; a letter on both sides is a unit."""
+    """Whether a side contains a variable; a letter on both sides is a unit."""
     letters = {letter for letter in _LONE_LETTER.findall(side) if letter != "a"}
     return bool(_POWER_OF_NAME.search(side) or letters - set(_LONE_LETTER.findall(result)))
 
@@ -305,13 +305,13 @@ def _number_reading(number: re.Match[str]) -> Reading | None:
     shown = shown_number(value)
     if number["percent"] is None:
         return Reading(shown, frozenset([value, f"={shown}"]))
-    # Whether a truth without the sign counts in percent or in shares is for the data set to say:
-    # take both.
+    # The data set decides whether a truth without the sign is in percent or in shares, so both
+    # are accepted.
     return Reading(f"{shown}%", frozenset([value, Fraction(value) / 100, f"{shown}%"]))
 
 
 def shown_number(value: Fraction | int) -> str:
-    """The finite decimal where there is one, else `1/3`."""
+    """The finite decimal if there is one, otherwise `1/3`."""
     return _decimal(value) or f"{value.numerator}/{value.denominator}"
 
 
@@ -325,7 +325,7 @@ def _value(number: re.Match[str]) -> Fraction | int | None:
     if abs(exponent) > MAX_EXPONENT or (bottom and not _unsigned(bottom)):
         return None
     if " and " in number[0] and int(number["over"]) >= int(number["under"]):
-        return None  # "5 and 3/2": two answers, no mixed number
+        return None  # "5 and 3/2" is two answers, not a mixed number
     value = _unsigned(number["over"] or number["top"] or number["decimal"] or "1")
     if bottom:
         value = Fraction(value) / _unsigned(bottom)
@@ -337,13 +337,13 @@ def _value(number: re.Match[str]) -> Fraction | int | None:
 
 
 def _unsigned(digits: str) -> Fraction | int:
-    # An integer equals its fraction, also as a key, and is made ten times faster.
+    # An integer equals its fraction, also as a key, and is created ten times faster.
     whole, _, decimals = _GROUPING.sub("", digits).partition(".")
     return Fraction(int(whole + decimals), 10 ** len(decimals)) if decimals else int(whole)
 
 
 def _decimal(value: Fraction | int) -> str | None:
-    """The finite decimal of a value, None if it has none."""
+    """The finite decimal of a value; None if there is none."""
     if value.denominator == 1:
         return str(value.numerator)
     rest, places = value.denominator, 0
@@ -360,13 +360,13 @@ def _decimal(value: Fraction | int) -> str | None:
 
 
 def exact_number(plain: str) -> Reading | None:
-    """The number that is the whole of a text."""
+    """The number that makes up the whole text."""
     number = _NUMBER.fullmatch(_number_syntax(plain).removesuffix("."))
     return _number_reading(number) if number else None
 
 
 def last_number(line: str, choices: Choices) -> Reading | None:
-    """The last number of a line; `NO_READING` for one that is denied or part of an expression."""
+    """The last number of a line; `NO_READING` if it is denied or part of an expression."""
     plain = plain_text(line).lstrip("> ")
     text = _number_syntax(_BULLET.sub("", plain, count=1))
     numbers = deque(_NUMBER.finditer(text), maxlen=1)
@@ -392,7 +392,7 @@ def last_number(line: str, choices: Choices) -> Reading | None:
 
 
 def _is_denied(before: str, after: str) -> bool:
-    """Whether the clause that holds a last number says that it is not the answer."""
+    """Whether the clause with a last number says that it is not the answer."""
     clause = residue.last_clause(before)
     return bool(
         residue.NEGATION.search(_after_number(clause))
@@ -411,7 +411,7 @@ def _says_something_else(before: str) -> bool:
 
 
 def _after_number(clause: str) -> str:
-    """What follows the last number of a clause, unless "or" makes its negation that of both."""
+    """The text after the last number of a clause, unless "or" extends its negation to both."""
     numbers = deque(_NUMBER.finditer(clause), maxlen=1)
     if not numbers or re.fullmatch(r"\W*(?:or|nor|and)\W*", clause[numbers[0].end() :]):
         return clause
@@ -419,7 +419,7 @@ def _after_number(clause: str) -> str:
 
 
 def _is_operand(before: str, number: str, after: str) -> bool:
-    """Whether a last number is computed with, or a part of a time, a pair or a formula."""
+    """Whether a last number is an operand, or part of a time, a pair or a formula."""
     left = before.rstrip()
     if _RANGE.search(before):
         return False
@@ -436,7 +436,7 @@ def _is_operand(before: str, number: str, after: str) -> bool:
 
 
 def canonical_number(answer: str, choices: Choices = ()) -> str:
-    """`12.5`, or `1/3` where there is no finite decimal; ValueError for what is no number."""
+    """`12.5`, or `1/3` without a finite decimal; ValueError for a text that is not a number."""
     reading = exact_number(plain_text(answer))
     if reading is None:
         raise ValueError(f"the number {answer!r} cannot be read: write digits only, such as 12.5")
@@ -444,7 +444,7 @@ def canonical_number(answer: str, choices: Choices = ()) -> str:
 
 
 def number_keys(canonical: str, choices: Choices = ()) -> Keys:
-    """What an answer must equal to be this number, which may have a percent sign."""
+    """The keys that an answer must have to equal this number, which may have a percent sign."""
     shown = canonical.removesuffix("%")
     if shown != canonical:
         return frozenset([canonical, f"={shown}"])
@@ -453,7 +453,7 @@ def number_keys(canonical: str, choices: Choices = ()) -> Keys:
 
 
 def is_lone_number(plain: str, choices: Choices, after: str) -> bool:
-    """Whether a line is a number with a unit at most: "72 clips", and not "1. Set up the sum"."""
+    """Whether a line is a number with at most a unit: "72 clips", but not "1. Set up the sum"."""
     text = _result(_number_syntax(plain)) or ""
     number = _NUMBER.match(text)
     return number is not None and _UNIT_ONLY.fullmatch(text, number.end()) is not None

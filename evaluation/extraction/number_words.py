@@ -1,4 +1,4 @@
-"""Numbers written in words, where nothing else could be meant: `twenty-five` as `25`.
+"""Numbers in words, where the meaning is unambiguous: `twenty-five` as `25`.
 
 with_digits("two hundred and five apples")  ->  "205 apples"
 with_digits("five and a half")              ->  "5 1/2"
@@ -42,10 +42,10 @@ _SPELLED = re.compile(
     rf"|(?P<top>one|{_TO_99})[ -](?P<bottom>{_PART})\b|(?P<half>half)\b)"
 )
 NUMBER_WORDS = "|".join([*_VALUES, "hundred", *_LARGE, "half", "dozen"])
-"""The words of spelled numbers, as alternatives of a pattern."""
+"""The words of spelled-out numbers, as alternatives in a pattern."""
 _NUMBER_WORD = re.compile(rf"\b(?:{NUMBER_WORDS})\b")
 _SIGN = re.compile(r"(?:minus|negative) $")
-# What may stand before the number: words that only introduce it.
+# What may come before the number: words that only introduce it.
 _OPENING = re.compile(
     r"(?:(?:exactly|only|just|about|approximately|there|are|were|is|was|he|she|it|they|we|has|have"
     r"|had|will|be|a total of|in total) )*"
@@ -57,7 +57,7 @@ _CLOSING = re.compile(
 
 
 def with_digits(text: str) -> str | None:
-    """The text with its one spelled number in digits; None where there is none, or more to it."""
+    """The text with its only spelled-out number in digits; None if there is none, or more."""
     if len(text) > 200:
         return None
     text = text.casefold().strip(" .!")
@@ -90,7 +90,7 @@ def _part(name: str) -> int:
 
 
 def _value(words: str) -> int:
-    """The value of a well-formed number: hundreds multiply, thousands close a group."""
+    """The value of a well-formed number: hundreds multiply, and thousands close a group."""
     total = group = 0
     for word in re.findall(r"[a-z]+", words):
         if word in _VALUES:

@@ -1,13 +1,13 @@
-"""Questions of `reasoning_gym`, judged by their family's own scorer.
+"""Questions of `reasoning_gym`, judged by the scorer of their family.
 
-Most families bring a scorer, because their questions have more than one right answer or an answer
-can be written in more than one way. It needs the whole entry, so the question carries it::
+Most families have a scorer, because their questions have more than one right answer, or an answer
+that can be written in more than one way. It needs the complete entry, so the question carries it::
 
     Question(..., answer_type="text", grader=FAMILY_GRADER,
              grader_data=family_data("countdown", {"max_numbers": 4}, entry))
 
-The scorer runs in `calculator`'s process, because some compute with the answer: it may take for
-ever or raise, and either way the answer is wrong. Only a full score is a right answer.
+The scorer runs in a process of `sandbox`, because some scorers compute with the answer: one may run
+for ever or raise an error, and in both cases the answer is wrong. Only a full score is right.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ KINDS_OF_FAMILIES: Mapping[str, AnswerType] = {
     **dict.fromkeys(_TRUTH_VALUES, "boolean"),
     **dict.fromkeys(_WORDS, "text"),
 }
-"""Families with one right answer that reading it as its kind finds as well as their scorer does, or
-better: some scorers take any truth value, a number without its sign, or words with more behind."""
+"""Families with a single right answer, for which reading it as its type is as good as their scorer
+or better: some scorers accept any truth value, a number without its sign, or extra words at the
+end."""
 
 EXAMPLES = {
     "graph_color": "possible_answer",
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
 }
-"""Where the entries of families without the one answer keep one of the right ones."""
+"""Where the entries of families without a single answer store one of the right ones."""
 
 _FRACTION = re.compile(r"\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}")
 _SIGNS = {r"\times": "×", r"\cdot": "×", r"\div": "÷"}
@@ -62,21 +63,21 @@ MAX_ANSWER_LENGTH = 10 * MAX_LINE_LENGTH  # characters; the largest boards have 
 
 
 def right_answer(family: str, entry: Mapping[str, Any]) -> str:
-    """The entry's answer, or an example of one; it may be empty. Raises ValueError where there is
+    """The entry's answer, or an example of one; it may be empty. Raises ValueError if there is
     none, as in `rush_hour`.
     """
     answer = entry["answer"]
     if answer is None and family in EXAMPLES:
         answer = entry["metadata"][EXAMPLES[family]]
     if answer is None:
-        raise ValueError("it comes without a right answer")
+        raise ValueError("it has no right answer")
     return json.dumps(answer) if isinstance(answer, dict | list) else str(answer)
 
 
 def family_data(family: str, settings: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
-    """What the scorer needs, as a Python literal: tuples and numbers as keys stay what they are.
+    """The scorer's data as a Python literal, which preserves tuples and numeric keys.
 
-    Raises ValueError for an entry that no literal can hold.
+    Raises ValueError for an entry that a literal cannot represent.
     """
     parts = {"question": entry["question"], "answer": entry["answer"]}
     data = repr(
@@ -90,13 +91,13 @@ def family_data(family: str, settings: Mapping[str, Any], entry: Mapping[str, An
         ast.literal_eval(ast.literal_eval(data)["entry"])
     except (ValueError, SyntaxError) as error:
         raise ValueError(
-            f"an entry of {family} cannot be kept as text ({error}): leave its scorer out"
+            f"an entry of {family} cannot be stored as text ({error}): leave its scorer out"
         ) from error
     return data
 
 
 def _without_numpy(value: Any) -> Any:
-    """The same value with Python's own numbers and texts in place of NumPy's."""
+    """The same value with Python's numbers and texts in place of NumPy's."""
     if isinstance(value, Mapping):
         return {_without_numpy(key): _without_numpy(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
@@ -105,7 +106,7 @@ def _without_numpy(value: Any) -> Any:
 
 
 def grade_by_family(text: str, question: Question, *, read_last: bool, finished: bool) -> Grade:
-    """Judge by the family's scorer the answer as it stands in the text, line breaks and all."""
+    """Let the family's scorer judge the unchanged answer, with its line breaks."""
     read_as, answer = find_answer(text, last=read_last and finished, finished=finished)
     if not answer:
         return no_answer(finished=finished)
@@ -116,8 +117,8 @@ def grade_by_family(text: str, question: Question, *, read_last: bool, finished:
 
 
 def _forms(answer: str) -> Iterator[str]:
-    """As it stands, since a board may hold stars; without markdown, since a word may stand in some;
-    and with the signs that scorers know for those of LaTeX.
+    """The answer unchanged, since a board may contain stars; without markdown, since words may be
+    marked up; and with LaTeX signs replaced by those that scorers know.
     """
     yield answer
     lines = answer.replace("\\\\", "\n").splitlines()
@@ -133,7 +134,7 @@ def _forms(answer: str) -> Iterator[str]:
 
 @lru_cache(maxsize=4096)
 def _is_right(forms: tuple[str, ...], data: str) -> bool:
-    """Whether one of these writings gets the full score; they share the time of one request."""
+    """Whether one of these forms gets the full score; they share the time of one request."""
     fitting = [form for form in forms if len(form) <= MAX_ANSWER_LENGTH]
     if not fitting:
         return False

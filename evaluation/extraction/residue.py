@@ -1,9 +1,8 @@
-r"""What is left of a sentence or box next to an answer, and whether it changes the answer.
+r"""The words next to an answer in a sentence or box, and whether they change the answer.
 
-The words looked for are closed classes of English, not a list of what may be said: negations,
-suppositions, operations ("half of", "twice"), scales ("dozen", "fifths"), and what makes of a
-number the name of something else ("step 5", "a multiple of 5"). Every other word is taken to be
-harmless.
+The words that matter are closed classes of English, not a list of possible sentences: negations,
+suppositions, operations ("half of", "twice"), scales ("dozen", "fifths"), and words that turn a
+number into a name ("step 5", "a multiple of 5"). Every other word is assumed to be harmless.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _PARTS = (
     r"hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
     r"|elevenths?|twelfths?|hundredths?|thousandths?|millionths?"
 )
-# Behind a number: what multiplies it.
+# Words after a number that multiply it.
 _SCALE = re.compile(
     r"[ -]?(?i:[a-z]+ths|halves|thirds|quarters|dozens?|scores?|gross|pairs?|couples?|grand"
     r"|hundreds?|thousands?|millions?|billions?|trillions?|squared|cubed|factorial"
@@ -80,8 +79,8 @@ _OPERATION = re.compile(
     r"|out|add(?:ing|ed)?|subtract(?:ing|ed)?)\b"
     r"(?: (?:of|by|than|to|the|a|an|as|from|that|in|number|value|about|exactly))*\W*$|%(?: of)?\W*$"
 )
-# "step 5", "as in 5", "by 5", "rounded to 2": the number belongs to the word before it. Results
-# are also led to by "to" ("equal to 5", "comes to 5").
+# "step 5", "as in 5", "by 5", "rounded to 2": the number belongs to the word before it. "To" may
+# also introduce a result ("equal to 5", "comes to 5").
 _PLACES = (
     r"steps?|cases?|equations?|eqs?\.?|parts?|questions?|sections?|problems?|figures?|tables?"
     r"|methods?|statements?|examples?|exercises?|paragraphs?|formulas?|expressions?|hints?|notes?"
@@ -101,7 +100,7 @@ _COPULA = re.compile(r"(?i:\b(?:is|are|was|were|be|being|equals?(?: to)?|becomes
 
 
 def is_supposed(before: str) -> bool:
-    """Whether the words up to a cue suppose, hedge or deny what it says: "if the", "the wrong"."""
+    """Whether the words up to a cue suppose, hedge or deny it: "if the", "the wrong"."""
     clauses = _CLAUSE.split(before)
     clause = clauses[-1]
     if clause.lstrip().casefold().startswith("that ") or not clause.strip():
@@ -112,12 +111,12 @@ def is_supposed(before: str) -> bool:
 
 
 def is_retracted(after: str) -> bool:
-    """Whether what follows a sentence takes it back: "Wait, that is wrong"."""
+    """Whether the text after a sentence takes it back: "Wait, that is wrong"."""
     return _RETRACTED.match(after) is not None
 
 
 def denies_next(before: str) -> bool:
-    """Whether a text ends in words that deny or suppose what follows: "it is not"."""
+    """Whether a text ends with words that deny or suppose what follows: "it is not"."""
     return _DENIES_NEXT.search(before) is not None
 
 
@@ -127,7 +126,7 @@ def first_clause(text: str) -> str:
 
 
 def is_guess(clause: str) -> bool:
-    """Whether a clause says what could be the answer, and not what it is."""
+    """Whether a clause says what the answer could be, and not what it is."""
     return _GUESS.search(clause) is not None
 
 
@@ -137,12 +136,12 @@ def is_hedged(after: str) -> bool:
 
 
 def is_contrast(before: str) -> bool:
-    """Whether the words before a second answer only set it aside: "5, not" before "6"."""
+    """Whether the words before a second answer only reject it: "5, not" before "6"."""
     return _CONTRAST.fullmatch(before) is not None
 
 
 def scales(after: str) -> bool:
-    """Whether the words behind a number make it another one: "5 dozen", "2 decimal places"."""
+    """Whether the words after a number change its value: "5 dozen", "2 decimal places"."""
     return _SCALE.match(after) is not None
 
 
@@ -152,7 +151,7 @@ def operates(before: str) -> bool:
 
 
 def governs(before: str) -> bool:
-    """Whether the word before a number makes it no answer: "step 5", "divisible by 5"."""
+    """Whether the word before a number means that it is no answer: "step 5", "divisible by 5"."""
     return _GOVERNED.search(before) is not None
 
 
@@ -167,5 +166,5 @@ def labels(after: str) -> bool:
 
 
 def last_clause(before: str) -> str:
-    """The clause that a text ends in."""
+    """The clause with which a text ends."""
     return _CLAUSE.split(before)[-1]

@@ -1,17 +1,17 @@
-"""Processes of our own in which text that a model wrote may be computed with.
+"""Subprocesses in which text that a model wrote may be computed with.
 
-Symbolic algebra and the scorers of `reasoning_gym` can run for hours on a short text, take all the
-memory there is, or evaluate the text as Python. Neither an alarm (main thread only) nor a thread
-(cannot be ended) stops that, so it happens in a child process that the kernel ends: each request
-may use `CPU_LIMIT_S` seconds of its processor, whatever else the machine is doing, and
-`WALL_LIMIT_S` of time in all, should it be held up without using any.
+Symbolic algebra and the scorers of `reasoning_gym` can run for hours on a short text, use all
+memory, or evaluate the text as Python. Neither an alarm (main thread only) nor a thread (cannot be
+ended) stops that, so it happens in a child process that the kernel ends: each request may use
+`CPU_LIMIT_S` seconds of processor time, whatever else the machine is doing, and `WALL_LIMIT_S` in
+all, in case it waits without using the processor.
 
     Calculator.of_this_process().ask({"truth": "x^2", "found": "x \\cdot x"})  ->  {"same": True}
 
-The first request starts a process that imports what is needed, which takes about two seconds, and
-only forks: workers, one for each request that is under way at the same time. So a request that
-takes long holds up no other, and the place of a worker that was ended is taken within
-milliseconds. All of them end with the process that started them.
+The first request starts a process that imports what is needed, which takes about two seconds. After
+that, this process only forks workers, one for each concurrent request. So a slow request does not
+delay others, and a worker that was ended is replaced within milliseconds. All of them end with the
+process that started them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROGRAM = Path(__file__).with_name("sandbox_process.py")
 
 
 class Calculator:
-    """The processes and the way to ask them; any number of threads may."""
+    """The processes and their interface; any number of threads may use it."""
 
     _of_process: ClassVar[dict[int, Calculator]] = {}
 
@@ -52,13 +52,13 @@ class Calculator:
 
     @classmethod
     def of_this_process(cls) -> Calculator:
-        """The one that all callers share; a forked process gets its own."""
+        """The instance that all callers share; a forked process gets its own."""
         return cls._of_process.setdefault(os.getpid(), cls())
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply; empty if the worker was ended, so that the request has no result.
 
-        Raises RuntimeError if one failed by itself, which is a fault of ours.
+        Raises RuntimeError if a worker failed by itself, which is a bug in this program.
         """
         with self._free:
             worker = self._take(request)
@@ -74,7 +74,7 @@ class Calculator:
         return reply
 
     def close(self) -> None:
-        """End all processes, if there are any."""
+        """End all processes."""
         with self._lock:
             for worker in self._idle:
                 worker.close()
@@ -95,15 +95,15 @@ class Calculator:
                 self._starter, self._control = self._start()
             ours, theirs = socket.socketpair()
             needs = {name: request[name] for name in ("family", "settings") if name in request}
-            with contextlib.suppress(BrokenPipeError):  # what has ended shows in the exchange
+            with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed in the exchange
                 socket.send_fds(self._control, [json.dumps(needs).encode()], [theirs.fileno()])
             theirs.close()
             return ours
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # -P keeps this folder out of the child's path. A session of its own keeps Ctrl-C from it:
-        # that is for the driver, and the child ends when nobody can ask it any more.
+        # -P keeps this folder out of the child's path. A separate session shields it from Ctrl-C,
+        # which is for the driver; the child ends when no process can reach it any more.
         process = subprocess.Popen(
             [sys.executable, "-P", str(PROGRAM), str(self._cpu_limit_s)],
             stdin=theirs.fileno(),
@@ -114,7 +114,7 @@ class Calculator:
         return process, ours
 
     def _exchange(self, worker: socket.socket, line: bytes) -> dict[str, Any] | None:
-        """One line to the worker and one back; None if it ended or took too long."""
+        """Send one line to the worker and read one; None if it ended or took too long."""
         deadline = time.monotonic() + self._wall_limit_s
         reply = b""
         try:

@@ -1,12 +1,12 @@
-"""The program of `calculator`: it forks workers, which reply to one JSON request a line with one.
+"""The program of `sandbox`: it forks workers that answer JSON requests, one per line.
 
     {"truth": "x^2", "found": "x \\cdot x"}                        ->  {"same": true}
     {"family": "countdown", "settings": "{}", "entry": "{...}", "answers": ["3*8"]}
                                                                    ->  {"score": 0.05}
 
 The first process is told over its standard input, a socket, what the next worker has to import, and
-is given the worker's own socket with that. It stands alone: it is started by its path and imports
-nothing of ours.
+receives the worker's socket with that message. It is self-contained: it is started by its path and
+imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from functools import lru_cache
 from typing import Any
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space
-ROUNDING = 12  # digits of a decimal; math-verify's own 6 places would take 0.333333 for 1/3
-EXACT_DIGITS = 100  # in which two exact numbers have to be the same
+ROUNDING = 12  # digits; math-verify's default of 6 places would accept 0.333333 for 1/3
+EXACT_DIGITS = 100  # two exact numbers have to agree in these
 WARMING = (
     (r"\frac{x^2+1}{2}", r"\frac{1}{2}(1 + x^2)"),
     ("x = 2", "2"),
     (r"(1, \sqrt{2}]", r"x>1"),
 )
 EVALUATING = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")
-"""Families whose scorers call eval() on the answer, to see whether it is a list."""
+"""Families whose scorers call eval() on the answer to check whether it is a list."""
 MAX_EVALUATED = 1_000  # characters of an answer that a scorer evaluates
 
 COMPUTING = (
@@ -46,8 +46,8 @@ COMPUTING = (
     "puzzle24",
     "simple_integration",
 )
-"""Families whose scorers hand the answer to sympy, which evaluates it as Python."""
-# What those may get: arithmetic and names; no attribute, index, text, dunder name or huge power.
+"""Families whose scorers pass the answer to sympy, which evaluates it as Python."""
+# They may only get arithmetic and names: no attribute, index, text, dunder name or huge power.
 _ARITHMETIC = re.compile(r"[\w\s+\-*/^().=,]+")
 _UNSAFE = re.compile(r"__|\.\s*[A-Za-z_]|[0-9]{13}|\*\*[\s(]*[\w.]+[\s)]*\*\*|\*\*[\s(+-]*[0-9]{5}")
 
@@ -56,13 +56,13 @@ _FOUR_RULES = re.compile(r"(?!.*\*\*)[0-9\s+\-*/()]+", re.DOTALL)
 
 
 def same_mathematics(truth: str, found: str) -> bool:
-    """Whether `math-verify` takes two formulas for one, whichever of them is the truth's form."""
+    """Whether `math-verify` considers two formulas equal, with either of them as the truth."""
     from math_verify import verify
 
     gold, target = _parse(truth), _parse(found)
     if not gold or not target:
         return False
-    # Its alarm-based timeouts are off: this process has a limit of its own.
+    # Its alarm-based timeouts are off, because this process has its own limit.
     limits: dict[str, Any] = {"float_rounding": ROUNDING, "timeout_seconds": None}
     return bool(verify(gold, target, **limits)) and _solve_alike(gold[0], target[0])
 
@@ -77,7 +77,7 @@ def _parse(formula: str) -> list[Any]:
 
 
 def _solve_alike(gold: Any, target: Any) -> bool:
-    """Whether two equations have the same unknowns and as many solutions.
+    """Whether two equations have the same unknowns and equally many solutions.
 
     `math-verify` compares their solutions without the names and stops at the shorter list.
     """
@@ -96,14 +96,14 @@ def _solve_alike(gold: Any, target: Any) -> bool:
 
 
 def family_score(family: str, settings: str, entry: str, answer: str) -> float:
-    """The score of a `reasoning_gym` family's own scorer, between 0 and 1."""
+    """The score of a `reasoning_gym` family's scorer, between 0 and 1."""
     dataset, asked = _family(family, settings), ast.literal_eval(entry)
     if family in COMPUTING and not _is_arithmetic(answer):
         return 0.0
     score = float(dataset.score_answer(answer, asked))
     if family in STRICTER and not STRICTER[family](answer, asked):
         return 0.0
-    return score if 0 <= score <= 1 else 0.0  # also for one that is no number
+    return score if 0 <= score <= 1 else 0.0  # also if it is not a number
 
 
 @lru_cache(maxsize=64)
@@ -122,7 +122,7 @@ def _is_arithmetic(answer: str) -> bool:
 
 
 def _calculates(answer: str, entry: dict[str, Any]) -> bool:
-    """Whether the four rules alone make the target of the given numbers, each used once."""
+    """Whether the target follows from the given numbers, each used once, by basic arithmetic."""
     from sympy.parsing.sympy_parser import parse_expr
 
     used = sorted(map(int, re.findall(r"[0-9]+", answer)))
@@ -153,22 +153,23 @@ STRICTER: dict[str, Callable[[str, dict[str, Any]], bool]] = {
     "number_sorting": _are_same_numbers,
     "puzzle24": _calculates,
 }
-"""Families whose scorers also give full scores to wrong answers, and what is asked besides.
+"""Families whose scorers give full scores to some wrong answers, and what is checked in addition.
 
-They take `0` for a probability of 0.4, powers and roots among the four rules, in `puzzle24` any
-four numbers and 24.5, a larger board that begins with the right one, and numbers off by one.
+They accept `0` for a probability of 0.4, powers and roots in basic arithmetic, any four numbers and
+24.5 in `puzzle24`, a larger board that begins with the right one, and numbers that are off by one.
 """
 
 
 _ITS_OWN: dict[str, Callable[..., bool]] = {}
-"""What of math-verify was replaced."""
+"""The functions of math-verify that were replaced."""
 
 
 def _same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
-    """Whether two values are one number, however small or large; in place of math-verify's own.
+    """Whether two values are the same number at any scale; replaces math-verify's function.
 
-    Its own rounds to decimal places, and takes `1/2^{98}` for `1/2^{99}`. Two exact numbers have to
-    agree in `EXACT_DIGITS` digits, a decimal and another number in `float_rounding` of them.
+    The original rounds to decimal places and accepts `1/2^{98}` for `1/2^{99}`. Here two exact
+    numbers have to agree in `EXACT_DIGITS` digits, and a decimal and another number in
+    `float_rounding` digits.
     """
     import sympy
     from math_verify import grader
@@ -189,7 +190,7 @@ def _same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) ->
 
 
 def _without_floats(value: Any) -> Any:
-    """The value with each decimal as the fraction that it is as written."""
+    """The value with each decimal replaced by its exact fraction."""
     import sympy
 
     floats = value.atoms(sympy.Float)
@@ -197,13 +198,13 @@ def _without_floats(value: Any) -> Any:
 
 
 def _load_mathematics() -> None:
-    """Import math-verify, make it compare numbers exactly, and let it parse once."""
+    """Import math-verify, make it compare numbers exactly, and parse once to warm it up."""
     from math_verify import grader
 
     if not _ITS_OWN:
         _ITS_OWN["same_number"] = grader.sympy_numeric_eq
         grader.sympy_numeric_eq = _same_number
-        for truth, found in WARMING:  # its parser is slow at the first of each kind
+        for truth, found in WARMING:  # its parser is slow on the first of each kind
             same_mathematics(truth, found)
 
 
@@ -225,7 +226,7 @@ def _score(family: str, settings: str, entry: str, answer: str) -> dict[str, Any
 
 
 def _import_needed(needs: dict[str, Any]) -> None:
-    """Import and build what takes seconds before a request's own time begins."""
+    """Import and build what takes seconds, before the time of a request begins."""
     if "family" in needs:
         _family(needs["family"], needs["settings"])
     else:
@@ -233,7 +234,7 @@ def _import_needed(needs: dict[str, Any]) -> None:
 
 
 def _serve(requests: socket.socket, cpu_limit_s: float) -> None:
-    """Reply until the other side closes; the kernel ends what uses too much of the processor."""
+    """Reply until the other side closes; the kernel ends a process that uses too much time."""
     with requests.makefile("rwb", buffering=0) as lines:
         for line in lines:
             try:
@@ -250,18 +251,18 @@ def _serve(requests: socket.socket, cpu_limit_s: float) -> None:
 
 
 def main() -> None:
-    """Fork a worker for each socket that comes in, until no more can."""
+    """Fork a worker for each socket that arrives, until the other side closes."""
     sys.setrecursionlimit(3_000)
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no worker is waited for
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers are not waited for
     control = socket.socket(fileno=0)
     while True:
         message, sockets, _, _ = socket.recv_fds(control, 1 << 16, 1)
         if not message:
             return
-        with contextlib.suppress(Exception):  # the worker will fail in the same way, and say so
+        with contextlib.suppress(Exception):  # the worker will fail in the same way and report it
             _import_needed(json.loads(message))
         if os.fork() == 0:
             control.close()

@@ -1,4 +1,4 @@
-"""Free text, compared without case, articles, outer punctuation and spaces beside signs."""
+"""Free text, compared without case, articles, outer punctuation and spaces around signs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMED = re.compile(r"[ A-Za-z_]*")
 
 
 def read_text(plain: str, choices: Choices) -> Reading | None:
-    """The whole text; "y = 5" is also right where the truth is 5."""
+    """The whole text; "y = 5" is also right if the truth is 5."""
     keys = _plain_keys(plain)
     parts = EQUALS.split(plain)
     if len(parts) == 2 and parts[1].strip() and _NAMED.fullmatch(parts[0]):
@@ -20,13 +20,13 @@ def read_text(plain: str, choices: Choices) -> Reading | None:
 
 
 def last_text(line: str, choices: Choices) -> Reading | None:
-    """The whole line, see `only_line`."""
+    """The whole line; see `only_line`."""
     plain = plain_text(line)
     return read_text(plain, choices) if plain else None
 
 
 def only_line(lines: list[str]) -> list[str]:
-    """The line of a text that has just one: nothing says where in others a free text begins."""
+    """The line of a text that has only one; in longer texts the start of an answer is unknown."""
     filled = [line for line in lines if line.strip()]
     return filled if len(filled) == 1 else []
 
@@ -38,15 +38,15 @@ def _plain_keys(plain: str) -> Keys:
 
 
 def canonical_text(answer: str, choices: Choices = ()) -> str:
-    """The text without the white space around it."""
+    """The text without surrounding white space."""
     return answer.strip()
 
 
 def text_keys(canonical: str, choices: Choices = ()) -> Keys:
-    """What an answer must equal to be this text."""
+    """The keys that an answer must have to equal this text."""
     return _plain_keys(plain_text(canonical))
 
 
 def is_last_line(plain: str, choices: Choices, after: str) -> bool:
-    """Whether nothing but marks follows: "Answer:" above a derivation is no answer."""
+    """Whether only marks follow: "Answer:" above a derivation is not an answer."""
     return not after.strip(" \n*$#\\]")

@@ -1,10 +1,10 @@
-r"""What a model said in its own turn, outside its thinking.
+r"""The part of a model's turn that is outside its thinking.
 
     own_answer("<think>ice? \\boxed{A}</think>\\boxed{B}<|im_end|>")  ->  "\\boxed{B}"
 
-Known are the tags of today's families (`<think>`, `<reasoning>`, `[THINK]` and others), the
-channels of the harmony format, of which only `final` is the answer, and the marks that end a turn:
-what a model writes behind one belongs to a turn that it made up.
+The known formats are the tags of current families (`<think>`, `<reasoning>`, `[THINK]` and others),
+the channels of the harmony format, of which only `final` is the answer, and the marks that end a
+turn: whatever a model writes after one belongs to a turn that it invented.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _TURN = re.compile(
 
 
 def own_answer(text: str, *, opened: bool = False) -> str | None:
-    """The text outside thinking, up to the end of the turn; None where thinking never ends.
+    """The text outside thinking, up to the end of the turn; None if the thinking never ends.
 
-    `opened` says that the prompt has begun the thinking: then everything up to its end belongs to
-    it. A closing tag without an opening one ends a thought that was begun there in any case.
+    `opened` means that the prompt began the thinking, so everything up to its end belongs to it. A
+    closing tag without an opening one always ends a thought that began at the start.
     """
     marked = any(mark in text for mark in ">]▷") or text.startswith("analysis")
     if not (opened or marked):

@@ -1,1 +1,1 @@
-"""Reads rows of question files, strictly: nothing is dropped or altered in silence."""
+"""Read rows of question files strictly: nothing is silently dropped or altered."""

@@ -1,6 +1,6 @@
-"""The form in which AI2 publishes multiple-choice questions: ARC and OpenBookQA.
+"""The format in which AI2 publishes multiple-choice questions: ARC and OpenBookQA.
 
-Upstream's own files and the hub differ in where the stem and the options stand::
+Upstream's files and the hub differ in the place of the stem and the options::
 
     {"id": "1", "question": {"stem": "Which?", "choices": [{"text": "ice", "label": "A"}, ...]},
      "answerKey": "A"}
@@ -19,10 +19,10 @@ from evaluation.task import ParsedRow
 
 
 def read_labelled_options(row: SourceRow, stem: str = "question") -> ParsedRow:
-    """The question of a row; `stem` is the hub's column of it.
+    """The question of a row; `stem` is the hub's column with the question's text.
 
-    Options are named by position: some rows of ARC call theirs 1 to 4, which would be mistaken for
-    numbers, and have 3 to 5 of them. Raises `InputError`.
+    Options are renamed by position: some rows of ARC use the labels 1 to 4, which would be mistaken
+    for numbers, and there are 3 to 5 options. Raises `InputError`.
     """
     nested = row.values.get("question")
     if isinstance(nested, dict):

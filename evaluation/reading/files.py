@@ -1,7 +1,7 @@
-"""Files of questions on any file system: found by their name, opened, and unpacked from gzip.
+"""Question files on any file system: found by name, opened, and decompressed if gzipped.
 
-Whatever is wrong with a file raises `InputError` with the file and what to do. Gzip is known by a
-file's first bytes, so that its name may say `.gz` or not.
+An error in a file raises `InputError` with the file and what to do. Gzip is recognised by a file's
+first bytes, so its name need not end in `.gz`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cluster.store.folder import Folder
 from evaluation.reading.names import nearest
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xml")
-BLOCK_BYTES = 8 << 20  # an object store answers each block with a request of its own
+BLOCK_BYTES = 8 << 20  # each block is a separate request to an object store
 GZIP = b"\x1f\x8b"
 Item = TypeVar("Item")
 
@@ -38,14 +38,14 @@ _OTHER_FORMATS = {
     b"\xfe\xff": ("UTF-16", "save it as UTF-8"),
     GZIP: ("gzip within gzip", "unpack it with gunzip"),
 }
-"""The first bytes of a file, what they say that it is, and what to do."""
+"""The first bytes of a file, the format that they indicate, and what to do."""
 
 _SHARD = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def suffix_of(location: str) -> str:
-    """What the format is called: the end of the name without `.gz`, in small letters."""
+    """The format: the end of the name without `.gz`, in lower case."""
     name = location.casefold().removesuffix(".gz")
     return posixpath.splitext(name)[1]
 
@@ -80,9 +80,9 @@ def _check_suffix(location: str) -> None:
 
 
 def matching_files(location: str) -> list[str]:
-    """The files that a name with stars in its last part stands for, sorted; else the name itself.
+    """The files that match a name with stars in its last part, sorted; otherwise the name itself.
 
-    Raises `InputError` where none matches.
+    Raises `InputError` if none matches.
     """
     parent, name = posixpath.split(location)
     if "*" not in name:
@@ -90,16 +90,16 @@ def matching_files(location: str) -> list[str]:
     try:
         names = fnmatch.filter(Folder.open(parent).file_names(), name)
     except OSError as error:
-        raise InputError(f"cannot look into {parent}: {error}") from error
+        raise InputError(f"cannot list {parent}: {error}") from error
     if not names:
-        raise InputError(f"no file in {parent} is called {name}; fix the name")
+        raise InputError(f"no file in {parent} matches {name}; fix the name")
     return [f"{parent}/{name}" for name in names]
 
 
 def check_shards(locations: Iterable[str]) -> None:
-    """Raise `InputError` where one of `-00000-of-00003` to `-00002-of-00003` is missing.
+    """Raise `InputError` if one of `-00000-of-00003` to `-00002-of-00003` is missing.
 
-    They may be counted from 0 or from 1.
+    They may be numbered from 0 or from 1.
     """
     found: defaultdict[tuple[str, int, str], set[int]] = defaultdict(set)
     names: dict[tuple[str, int, str], str] = {}
@@ -113,15 +113,15 @@ def check_shards(locations: Iterable[str]) -> None:
         total = key[1]
         if numbers not in (set(range(total)), set(range(1, total + 1))):
             raise InputError(
-                f"{names[key]} is one of {total} files, and {len(numbers)} of them "
+                f"{names[key]} is one of {total} files, but only {len(numbers)} of them "
                 f"{'is' if len(numbers) == 1 else 'are'} given (number "
-                f"{', '.join(map(str, sorted(numbers)))}); give all {total}, or rename what is "
-                "to be read alone"
+                f"{', '.join(map(str, sorted(numbers)))}); give all {total}, or rename those to "
+                "be read separately"
             )
 
 
 def unpacked(stream: Any) -> BinaryIO:
-    """The bytes of an opened file, out of gzip where it begins like that."""
+    """The bytes of an opened file, decompressed if it begins like gzip."""
     raw = io.BufferedReader(stream, BLOCK_BYTES)
     if raw.peek(len(GZIP)).startswith(GZIP):
         return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK_BYTES))
@@ -129,7 +129,7 @@ def unpacked(stream: Any) -> BinaryIO:
 
 
 def reading(location: str, items: Iterable[Item]) -> Iterator[Item]:
-    """The items; what is said against reading the next one becomes an `InputError`."""
+    """Yield the items; an error while reading the next one becomes an `InputError`."""
     try:
         yield from items
     except EOFError as error:
@@ -145,14 +145,14 @@ def reading(location: str, items: Iterable[Item]) -> Iterator[Item]:
 
 
 def read_bytes(location: str, stream: BinaryIO, wanted: str) -> bytes:
-    """The whole file, without a byte order mark; `wanted` is the format for complaints."""
+    """The complete file without a byte order mark; `wanted` is the format in error messages."""
     data = b"".join(reading(location, iter(lambda: stream.read(BLOCK_BYTES), b"")))
     refuse_other_format(location, data, wanted)
     return data.removeprefix(BYTE_ORDER_MARK)
 
 
 def read_text(location: str, stream: BinaryIO, wanted: str) -> str:
-    """The whole file as text."""
+    """The complete file as text."""
     data = read_bytes(location, stream, wanted)
     try:
         return data.decode("utf-8")
@@ -164,7 +164,7 @@ def read_text(location: str, stream: BinaryIO, wanted: str) -> str:
 
 
 def refuse_other_format(location: str, start: bytes, wanted: str) -> None:
-    """Raise `InputError` for what is text by name only, by the first bytes of the file."""
+    """Raise `InputError` for a file whose first bytes show that it is not text."""
     for magic, (name, what_to_do) in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise InputError(f"{location} is not {wanted} but {name}; {what_to_do}")

@@ -1,9 +1,9 @@
-"""Rows of the Hugging Face hub, read with the `datasets` library behind one function.
+"""Read rows from the Hugging Face hub with the `datasets` library, behind one function.
 
-Not tried here: loading over the network. The repositories, configurations and splits that the
-tasks name were written down from the hub's own pages and other projects' loaders; the tests load
-local folders through the same function. What a hub dataset holds may change: a file that was
-downloaded once and is named with `source.path` does not.
+Loading over the network has not been tried here. The repositories, configurations and splits of the
+tasks were taken from the hub's pages and from other projects' loaders; the tests load local folders
+through the same function. A hub dataset may change, whereas a file that was downloaded once and is
+named with `source.path` does not.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Hub:
     """Where the hub has a task."""
 
     repository: str
-    """Such as `openai/gsm8k`."""
+    """A name such as `openai/gsm8k`."""
 
     splits: Mapping[Split, tuple[str, ...]]
-    """Our split to the hub's."""
+    """The hub's split for each of ours."""
 
     configs: tuple[str | None, ...] = (None,)
-    """Each is loaded, in this order."""
+    """The configurations, all of which are loaded in this order."""
 
     is_converted: bool = False
-    """Whether the repository holds a script, which `datasets` no longer runs; then the hub's own
-    conversion to Parquet is read."""
+    """Whether the repository contains a script, which `datasets` no longer runs; the hub's
+    conversion to Parquet is then read instead."""
 
     def rows(self, split: Split) -> Iterator[SourceRow]:
         """The rows of one of our splits. Raises `InputError`."""
@@ -52,12 +52,12 @@ def load_hub_split(
     revision: str | None = None,
     is_converted: bool = False,
 ) -> Iterator[SourceRow]:
-    """The rows of one split of a hub dataset; `repository` may be a local folder, too.
+    """The rows of one split of a hub dataset; `repository` may also be a local folder.
 
-    The library keeps what it downloads below `HF_HOME`. Raises `InputError` when it cannot
-    be had, with the reason.
+    The library stores downloads below `HF_HOME`. Raises `InputError`, with the reason, when the
+    dataset cannot be loaded.
     """
-    from datasets import load_dataset  # two seconds; only where used
+    from datasets import load_dataset  # takes two seconds
     from datasets.exceptions import DatasetsError
 
     name = "/".join(part for part in (repository, config, split) if part)

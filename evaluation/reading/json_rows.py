@@ -1,8 +1,8 @@
-"""Rows of JSON lines and of JSON lists, with nothing dropped or altered on the way.
+"""Read rows of JSON lines and of JSON lists without dropping or altering anything.
 
-A key that is given twice in one object, text after the end of a list, a comma too many and a number
-that is none are refused: Python's own reader takes the last of two keys and reads `NaN`. A number
-keeps the digits that it was written with.
+A duplicate key in an object, text after the end of a list, a superfluous comma and an invalid
+number are refused; Python's reader would use the last of two keys and accept `NaN`. A number keeps
+the digits with which it was written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from evaluation.reading.files import BYTE_ORDER_MARK, read_text, reading, refuse
 from evaluation.reading.values import ExactFloat, kind_of
 
 Placed = tuple[str, Mapping[str, Any]]
-"""For people, where the row is, such as `train.jsonl:12`; and the row."""
+"""The place of the row for people, such as `train.jsonl:12`, and the row."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -27,7 +27,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is given twice, keep one of the two")
+        raise ValueError(f"the key {twice!r} is given twice; keep one of the two")
     return values
 
 
@@ -35,7 +35,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_float=Exac
 
 
 def json_value(text: str) -> Any:
-    """The value that a text holds as JSON, read as strictly as a file. Raises `ValueError`."""
+    """The JSON value in a text, parsed as strictly as a file. Raises `ValueError`."""
     try:
         return _DECODER.decode(text)
     except RecursionError as error:
@@ -43,8 +43,8 @@ def json_value(text: str) -> Any:
 
 
 def read_json_lines(location: str, stream: Iterable[bytes]) -> Iterator[Placed]:
-    """An object a line; blank lines are skipped."""
-    # Cut at line feeds alone: JSON texts may hold U+2028, at which `str.splitlines` would cut.
+    """One object per line; blank lines are skipped."""
+    # Split at line feeds only: JSON may contain U+2028, where `str.splitlines` would split.
     for number, line in enumerate(reading(location, stream), start=1):
         if number == 1:
             refuse_other_format(location, line, "JSONL")
@@ -64,32 +64,32 @@ def _parse_line(place: str, line: bytes) -> Mapping[str, Any]:
     return _checked_object(place, value, _LINES)
 
 
-_LINES = "every line is one JSON object"
-_ITEMS = "every item is one JSON object"
+_LINES = "every line must be one JSON object"
+_ITEMS = "every item must be one JSON object"
 
 
 def _not_json(place: str, error: Exception, rule: str) -> InputError:
-    """The complaint about what could not be parsed; `rule` says what is expected."""
+    """The error for text that could not be parsed; `rule` says what is expected."""
     if isinstance(error, json.JSONDecodeError):
         reason = error.msg.removesuffix(" at")
         what = f"{reason[:1].lower()}{reason[1:]} at column {error.colno}"
         return InputError(f"{place} is not JSON: {what}; {rule}")
-    # A key that is given twice, a number or a nesting past Python's limits.
-    return InputError(f"{place} is not JSON that can be held: {error}; {rule}")
+    # Such as a duplicate key, or a number or nesting beyond Python's limits.
+    return InputError(f"{place} is not JSON that can be read: {error}; {rule}")
 
 
 def _checked_object(place: str, value: Any, rule: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         is_list = rule == _LINES and isinstance(value, list)
-        hint = "; a file that is one list is called .json" if is_list else ""
-        raise InputError(f"{place}: {rule}, this is a {kind_of(value)}{hint}")
+        hint = "; a file with a single list must end in .json" if is_list else ""
+        raise InputError(f"{place}: {rule}, but this is a {kind_of(value)}{hint}")
     return value
 
 
 def read_json(location: str, stream: BinaryIO) -> Iterator[Placed]:
-    """The objects of the file's one list, which may be `examples` of an object that is the file.
+    """The objects of the file's list, which may be the field `examples` of a top-level object.
 
-    Several benchmarks call JSON lines `.json`, too.
+    Several benchmarks use the suffix `.json` for JSON lines, which are accepted too.
     """
     text = read_text(location, stream, "JSON")
     start = _after_space(text, 0)
@@ -106,7 +106,7 @@ def read_json(location: str, stream: BinaryIO) -> Iterator[Placed]:
 
 
 def _is_lines(text: str) -> bool:
-    """Whether the first line is a whole object and others follow, as JSON lines have it."""
+    """Whether the first line is a complete object and others follow, as in JSON lines."""
     first, _, rest = text.lstrip().partition("\n")
     try:
         return bool(rest.strip()) and isinstance(_DECODER.decode(first), dict)
@@ -115,7 +115,7 @@ def _is_lines(text: str) -> bool:
 
 
 def _start_of_examples(text: str, position: int) -> int | None:
-    """Where the items of the list `examples` of an object begin; None where it has no such list."""
+    """Where the items of an object's list `examples` begin; None if there is no such list."""
     if not text.startswith("{", position):
         return None
     try:
@@ -136,12 +136,12 @@ def _start_of_examples(text: str, position: int) -> int | None:
 
 
 def _holds_objects(value: Any) -> bool:
-    """Whether a value is a list with objects in it, which may be rows."""
+    """Whether a value is a list that contains objects, which may be rows."""
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _end_of_object(location: str, text: str, position: int) -> int:
-    """Where an object ends of which `position` is behind a value."""
+    """Where an object ends; `position` is after one of its values."""
     position = _after_space(text, position)
     if text.startswith("}", position):
         return position + 1
@@ -157,7 +157,7 @@ def _end_of_object(location: str, text: str, position: int) -> int:
         if _holds_objects(value):
             raise InputError(
                 f"{_place(location, text, position)}: the list {name!r} follows the list of rows "
-                "and would be lost; write one list a file"
+                "and would be lost; write one list per file"
             )
     return position + end - (0 if text.startswith(",", position) else 1)
 
@@ -185,16 +185,16 @@ def _list_items(location: str, text: str, position: int) -> Generator[Placed, No
         position = _after_space(text, position + 1)
         if text.startswith(("]", ","), position):
             place = _place(location, text, position)
-            raise InputError(f"{place} is not JSON: there is a comma too many; remove it")
+            raise InputError(f"{place} is not JSON: there is an extra comma; remove it")
 
 
 def _refuse_rest(location: str, text: str, end: int) -> None:
-    """Raise `InputError` for text behind the list, as two lists in one file have it."""
+    """Raise `InputError` for text after the list, such as a second list in the file."""
     position = _after_space(text, end)
     if position < len(text):
         raise InputError(
-            f"{_place(location, text, position)}: text goes on after the list ends, and would be "
-            "lost; write one list a file, or JSON lines"
+            f"{_place(location, text, position)}: text follows the end of the list and would be "
+            "lost; write one list per file, or JSON lines"
         )
 
 

@@ -5,8 +5,8 @@ The first row of `train.jsonl`, for example::
     SourceRow(place="/data/train.jsonl:1", part="/data/train.jsonl", number=0,
         values={"question": "Tom has ...", "answer": "... #### 72"})
 
-Whatever is wrong with a file raises `InputError` with the file, the line (Parquet and the hub: the
-row), what is wrong there and what to do. Lines and rows are counted from 1.
+An error in a file raises `InputError` with the file, the line (for Parquet and the hub: the row),
+the problem and what to do. Lines and rows are counted from 1.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from evaluation.reading.xml_rows import read_xml
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row as it stands in its file, and where."""
+    """A row as it is in its file, with its place."""
 
     place: str
-    """For people: `train.jsonl:12` or `train.parquet row 12`."""
+    """The place for people: `train.jsonl:12` or `train.parquet row 12`."""
 
     part: str
-    """The file's whole path, or `repository/config/split` on the hub."""
+    """The full path of the file, or `repository/config/split` on the hub."""
 
     number: int
-    """How many rows of the same part come before it."""
+    """The number of earlier rows in the same part."""
 
     values: Mapping[str, Any]
 
     def value(self, column: str, hint: str = "is this file in the upstream format?") -> Any:
-        """What stands in a column that must be there and filled; else `InputError`."""
+        """The value of a column that must exist and be filled in; otherwise `InputError`."""
         if not self.has(column):
             raise InputError(
-                f"{self.place}: no column {column!r}; there are {', '.join(self.values) or 'none'}"
-                f"{nearest(column, self.values)}; {hint}"
+                f"{self.place}: no column {column!r}; the columns are "
+                f"{', '.join(self.values) or 'missing'}{nearest(column, self.values)}; {hint}"
             )
         value = self.get(column)
         if value is None:
@@ -57,7 +57,7 @@ class SourceRow:
         return value
 
     def has(self, column: str) -> bool:
-        """Whether there is such a column; `question.stem` is the part `stem` of `question`."""
+        """Whether there is such a column; `question.stem` is the field `stem` of `question`."""
         return column in self.values or self._found(column) is not None
 
     def _found(self, column: str) -> Any:
@@ -69,33 +69,33 @@ class SourceRow:
         return value
 
     def get(self, column: str | None) -> Any:
-        """What stands in a column that a row may do without; None where it does, or for None."""
+        """The value of an optional column; None if it is missing or null."""
         value = self._found(column) if column is not None else None
         if is_missing_number(value):
             raise self.wrong(column, f"is {value}, which is not a value; write null, or fill it in")
         return value
 
     def text(self, column: str) -> str:
-        """The text of a column that must hold one, without the white space around it."""
+        """The text of a column that must have one, without surrounding white space."""
         return self.checked_text(column, self.value(column))
 
     def items(self, column: str) -> list[Any]:
-        """The list of a column that must hold one."""
+        """The list in a column that must have one."""
         value = self.value(column)
         if not isinstance(value, list | tuple):
             raise self.wrong(column, f": expected a list, found a {kind_of(value)}")
         return list(value)
 
     def texts(self, column: str) -> tuple[str, ...]:
-        """The texts of a column that must hold a list of them, each without white space around."""
+        """The texts in a column that must list them, each without surrounding white space."""
         return tuple(self.checked_text(column, text) for text in self.items(column))
 
     def options(self, column: str) -> tuple[str, ...]:
-        """The options of a column that must list them; numbers are written out."""
+        """The options in a column that must list them; numbers become text."""
         return self.checked_options(column, self.items(column))
 
     def checked_options(self, column: str, options: Sequence[Any]) -> tuple[str, ...]:
-        """1 to 26 options without the white space around them; one may be empty."""
+        """1 to 26 options without surrounding white space; one may be empty."""
         if len(options) > len(string.ascii_uppercase):
             raise self.wrong(
                 column, f": {len(options)} options, but only 26 letters to name them by"
@@ -103,7 +103,7 @@ class SourceRow:
         for option in options:
             if not isinstance(option, str | int | float | Decimal) or isinstance(option, bool):
                 raise self.wrong(
-                    column, f": every option must be a text, one is a {kind_of(option)}"
+                    column, f": every option must be a text, but one is a {kind_of(option)}"
                 )
         texts = [
             option.strip() if isinstance(option, str) else self.written(column, option)
@@ -114,7 +114,7 @@ class SourceRow:
         return tuple(texts)
 
     def checked_text(self, column: str, value: Any) -> str:
-        """The text without the white space around it; else every character stays as it stands."""
+        """The text without surrounding white space; all other characters are unchanged."""
         if not isinstance(value, str):
             raise self.wrong(column, f": expected a text, found a {kind_of(value)}")
         if _is_blank(value):
@@ -123,7 +123,7 @@ class SourceRow:
         return value.strip()
 
     def written(self, column: str, value: Any) -> str:
-        """The value as text; numbers and truth values are written out, with the file's digits."""
+        """The value as text; numbers (with the file's digits) and truth values are converted."""
         if isinstance(value, bool):
             return "true" if value else "false"
         if isinstance(value, int | float | Decimal):
@@ -134,13 +134,12 @@ class SourceRow:
         return self.checked_text(column, value)
 
     def check_characters(self, column: str | None, text: str) -> None:
-        """Refuse what no text holds on purpose.
+        """Refuse characters that a text never contains on purpose.
 
         Half of a surrogate pair, as in "\\ud83d", has no UTF-8. NUL has, and Arrow, Parquet and
-        tokenizers carry it through, but it only ever comes from a file that was converted wrongly
-        (UTF-16 taken for Latin-1, a C buffer with its tail), and the model would be asked the
-        damaged text without anybody noticing. Emoji, combining and other control characters are
-        left alone.
+        tokenizers pass it on, but it only comes from a file that was converted wrongly (UTF-16
+        read as Latin-1, or a C buffer with its tail), and the model would silently get the damaged
+        text. Emoji, combining and other control characters are accepted.
         """
         try:
             text.encode()
@@ -155,7 +154,7 @@ class SourceRow:
             )
 
     def wrong(self, column: str | None, what: str) -> InputError:
-        """The complaint about a column of this row: `train.jsonl:12, column 'answer' <what>`."""
+        """The error about a column of this row: `train.jsonl:12, column 'answer' <what>`."""
         gap = "" if what.startswith(":") else " "
         return InputError(f"{self.place}, column {column!r}{gap}{what}")
 
@@ -163,10 +162,10 @@ class SourceRow:
 def read_rows(
     location: str, columns: Sequence[str] | None = None, form: CsvForm | None = None
 ) -> Iterator[SourceRow]:
-    """The rows of one file, at least one, read as they are asked for.
+    """Yield the rows of one file, at least one, lazily.
 
-    `location` is an absolute path or a URI. Of a Parquet file only `columns` are read, where given;
-    the others are None. `form` says how a CSV file is written. Raises `InputError`.
+    `location` is an absolute path or a URI. Of a Parquet file only `columns` are read, if given;
+    the others are None. `form` is the format of a CSV file. Raises `InputError`.
     """
     with open_file(location) as stream:
         number = -1
@@ -179,7 +178,7 @@ def read_rows(
 def _read(
     location: str, stream: Any, columns: Sequence[str] | None, form: CsvForm | None
 ) -> Iterator[Placed]:
-    """The rows of an open file with their places, by the end of its name."""
+    """The rows of an open file with their places, by the suffix of its name."""
     suffix = suffix_of(location)
     if suffix == ".parquet":
         return read_parquet(location, stream, columns)
@@ -196,7 +195,7 @@ def _read(
 
 
 def resolve(path: str, folder: str) -> str:
-    """The absolute path or URI of a path given relative to `folder`."""
+    """The absolute path or URI of a path that is relative to `folder`."""
     if "://" in path:
         return path
     local = Path(path).expanduser()
@@ -206,5 +205,5 @@ def resolve(path: str, folder: str) -> str:
 
 
 def _is_blank(text: str) -> bool:
-    """Whether nothing in it can be seen: white space, control and zero-width characters."""
+    """Whether nothing in it is visible: white space, control and zero-width characters."""
     return all(char.isspace() or unicodedata.category(char) in ("Cc", "Cf") for char in text)

@@ -1,8 +1,8 @@
-"""Rows of CSV and Parquet, with nothing dropped or altered on the way.
+"""Read rows of CSV and Parquet files without dropping or altering anything.
 
-A column that is there twice and a line with other cells than the header are refused. The separator
-of a CSV file is found by its first line where only one of comma, semicolon, tab and bar can be it;
-where several can, `source.delimiter` has to say it.
+A duplicate column and a line with a different number of cells than the header are refused. The
+delimiter of a CSV file is detected from its first line if only one of comma, semicolon, tab and bar
+is possible; otherwise `source.delimiter` has to name it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ PARQUET_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class CsvForm:
-    """How a CSV file is written, where its first line does not tell."""
+    """The format of a CSV file, if its first line does not show it."""
 
     delimiter: str | None = None
-    """What is between the cells; None: as the first line tells."""
+    """The delimiter between the cells; None detects it from the first line."""
 
     header: tuple[str, ...] | None = None
-    """The columns of a file whose first line is a row already."""
+    """The columns of a file without a header line."""
 
 
 def read_csv(location: str, stream: BinaryIO, form: CsvForm) -> Iterator[Placed]:
     """The rows of a CSV file; an empty cell is None. Blank lines are skipped."""
-    # The limit of 131,072 characters a cell is the process's, and no file asks for it.
+    # The limit of 131,072 characters per cell applies to the process, so it is raised.
     csv.field_size_limit(sys.maxsize)
     text = read_text(location, stream, "CSV")
     delimiter = form.delimiter or _delimiter(location, text, form.header)
-    # The separators of lines are kept, because a cell in quotes may hold some.
+    # Line separators are kept, because a quoted cell may contain some.
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -62,14 +62,14 @@ def read_csv(location: str, stream: BinaryIO, form: CsvForm) -> Iterator[Placed]
 
 
 def _header(location: str, rows: Iterator[list[str]]) -> tuple[str, ...]:
-    """The names in the first line that is not blank, without the white space around them."""
+    """The names in the first nonblank line, without surrounding white space."""
     names = tuple(cell.strip() for cell in next((cells for cells in rows if cells), []))
     _check_unique(location, names)
     return names
 
 
 def _check_no_header(place: str, cells: Sequence[str], header: Sequence[str] | None) -> None:
-    """Raise `InputError` for a line that names the columns, where none should."""
+    """Raise `InputError` for a line that names the columns although `source.header` does."""
     if header is not None and [cell.strip() for cell in cells] == list(header):
         raise InputError(f"{place} names the columns itself; remove source.header")
 
@@ -79,7 +79,7 @@ def _check_unique(location: str, names: Sequence[str]) -> None:
     if twice is not None:
         named = f"the column {twice!r}" if twice else "a column without a name"
         raise InputError(
-            f"{location} has {named} twice, and one of the two would be lost; rename or remove one"
+            f"{location} has {named} twice, so one of the two would be lost; rename or remove one"
         )
 
 
@@ -87,14 +87,14 @@ def _check_width(place: str, cells: Sequence[str], names: Sequence[str], delimit
     if len(cells) != len(names):
         more = "more" if len(cells) > len(names) else "fewer"
         raise InputError(
-            f"{place} has {more} cells than the header: {len(cells)}, and there are {len(names)} "
+            f"{place} has {more} cells than the header: {len(cells)}, but there are {len(names)} "
             f"columns, split at each {delimiter}; quote cells that contain one, or set "
             "source.delimiter"
         )
 
 
 def _delimiter(location: str, text: str, header: Sequence[str] | None) -> str:
-    """What is between the cells. Raises `InputError` where the first line fits several."""
+    """The delimiter between the cells. Raises `InputError` if the first line fits several."""
     if suffix_of(location) == ".tsv":
         return "\t"
     widths = {sign: _first_width(text, sign) for sign in DELIMITERS}
@@ -104,19 +104,19 @@ def _delimiter(location: str, text: str, header: Sequence[str] | None) -> str:
         fitting = [sign for sign, width in widths.items() if width == len(header)]
         if text.strip() and not fitting:
             raise InputError(
-                f"{location}:1 does not have the {len(header)} cells that source.header names, "
-                "whatever the separator is; name a column for each cell"
+                f"{location}:1 does not have the {len(header)} cells that source.header names "
+                "with any delimiter; name a column for each cell"
             )
     if len(fitting) > 1:
         signs = " or a ".join(DELIMITERS[sign] for sign in fitting)
         raise InputError(
-            f"{location}: its first line can be split at a {signs}; say which with source.delimiter"
+            f"{location}: its first line can be split at a {signs}; set source.delimiter"
         )
     return fitting[0] if fitting else ","
 
 
 def _first_width(text: str, delimiter: str) -> int:
-    """How many cells the first line has; none where it is not CSV with that delimiter."""
+    """The number of cells in the first line; None if it is not CSV with that delimiter."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         return len(next((cells for cells in rows if cells), []))
@@ -125,7 +125,7 @@ def _first_width(text: str, delimiter: str) -> int:
 
 
 def read_parquet(location: str, stream: Any, columns: Sequence[str] | None) -> Iterator[Placed]:
-    """The rows; columns that nobody asked for are not read and are None."""
+    """Yield the rows; columns that were not requested are not read and are None."""
     number = 0
     try:
         file = pq.ParquetFile(stream)
@@ -139,7 +139,7 @@ def read_parquet(location: str, stream: Any, columns: Sequence[str] | None) -> I
     except UnicodeDecodeError as error:
         raise InputError(
             f"{location}, after row {number}: a text is not UTF-8 ({error.reason}); "
-            "write the file anew with UTF-8 texts"
+            "write the file again with UTF-8 texts"
         ) from error
     except InputError:
         raise
@@ -149,9 +149,9 @@ def read_parquet(location: str, stream: Any, columns: Sequence[str] | None) -> I
 
 
 def arrow_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
-    """The rows as Python values; a float of 16 or 32 bits is the shortest decimal that it is.
+    """The rows as Python values; a float of 16 or 32 bits becomes its shortest decimal.
 
-    Arrow itself widens 0.1 to 0.10000000149011612.
+    Arrow itself would widen 0.1 to 0.10000000149011612.
     """
     rows: list[dict[str, Any]] = batch.to_pylist()
     for field in batch.schema:
@@ -166,7 +166,7 @@ _Shortener = Callable[[Any], Any]
 
 
 def _shortener(kind: pa.DataType) -> _Shortener | None:
-    """What gives small floats anywhere within a value their own digits; None: there are none."""
+    """A function that shortens small floats anywhere in a value; None if there are none."""
     if pa.types.is_float32(kind) or pa.types.is_float16(kind):
         number = np.float32 if pa.types.is_float32(kind) else np.float16
         return lambda value: None if value is None else ExactFloat(str(number(value)))

@@ -1,4 +1,4 @@
-"""Plain values as files hold them: numbers that keep their digits, and what a person calls a value.
+"""Plain values in files: numbers that keep their digits, and names of types for people.
 
 JSON's `0.1` and a Parquet float32 of 0.1 both become `ExactFloat("0.1")`: a float that remembers
 how it was written, so that a truth is never `0.10000000149011612`.
@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 MAX_DIGITS = 400
-"""More digits than any float needs; `1e999999999` would fill the memory when it is written out."""
+"""More digits than any float needs; writing out `1e999999999` would fill the memory."""
 
-_EXACT_DIGITS = 15  # every float holds so many decimal digits exactly
+_EXACT_DIGITS = 15  # every float represents this many decimal digits exactly
 
 
 class ExactFloat(float):
@@ -28,21 +28,21 @@ class ExactFloat(float):
 
 
 def number_text(value: int | float | Decimal) -> str:
-    """The number written out without an exponent: `0.0000001`.
+    """The number written without an exponent: `0.0000001`.
 
-    Raises `ValueError` for what is no finite number, has more than 400 digits, or may have been
-    rounded: a whole number as a float of more digits than a float holds.
+    Raises `ValueError` for a value that is not a finite number, has more than 400 digits, or may
+    have been rounded: a whole number stored as a float with more digits than a float can hold.
     """
     if isinstance(value, int):
         return str(value)
     exact = Decimal(value.text if isinstance(value, ExactFloat) else str(value))
     if not exact.is_finite():
-        raise ValueError(f"{value} is not a number; write one, or null where there is none")
+        raise ValueError(f"{value} is not a number; write one, or null if there is none")
     if abs(exact.adjusted()) > MAX_DIGITS or len(exact.as_tuple().digits) > MAX_DIGITS:
-        raise ValueError(f"a number of more than {MAX_DIGITS} digits; write it as a text")
+        raise ValueError(f"the number has more than {MAX_DIGITS} digits; write it as a text")
     if type(value) is float and _may_be_rounded(exact):
         raise ValueError(
-            f"the float {value!r} has more digits than a float holds and may have been rounded; "
+            f"the float {value!r} has more digits than a float can hold and may have been rounded; "
             "store it as a whole number or as a text"
         )
     return format(exact, "f")
@@ -53,12 +53,12 @@ def _may_be_rounded(exact: Decimal) -> bool:
 
 
 def is_missing_number(value: Any) -> bool:
-    """Whether a value is NaN or infinite, as some writers put it where a value is missing."""
+    """Whether a value is NaN or infinite, which some writers use for a missing value."""
     return type(value) is float and not math.isfinite(value)
 
 
 def kind_of(value: Any) -> str:
-    """What a person would call the value: `text`, `list`, `number`, `null`."""
+    """The name of the value's type for people: `text`, `list`, `number`, `null`."""
     names = {
         dict: "mapping",
         list: "list",

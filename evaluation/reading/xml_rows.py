@@ -1,4 +1,4 @@
-"""Rows of XML: the elements whose children are all leaves, as ASDiv writes its problems."""
+"""Read rows of XML: the elements whose children are all leaves, as in ASDiv."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class _Element:
     is_leaf: bool = True
     holds_leaves_only: bool = True
     twice: str | None = None
-    """A child or attribute that is there twice, of which one would be lost."""
+    """A duplicate child or attribute, of which one would be lost."""
 
 
 def read_xml(location: str, stream: BinaryIO) -> Iterator[Placed]:
     """The attributes of each row's element and its children's texts. Raises `InputError`."""
     rows: list[Placed] = []
     stack: list[_Element] = []
-    # Expat of 2.4.1 and later bounds what entities expand to.
+    # Expat 2.4.1 and later limits the expansion of entities.
     parser = expat.ParserCreate()
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -64,7 +64,7 @@ def _row(location: str, element: _Element) -> Placed:
     place = f"{location}:{element.line}"
     if element.twice:
         raise InputError(
-            f"{place}: the element {element.twice!r} is there twice, and one of the two would be "
+            f"{place}: the element {element.twice!r} is there twice, so one of the two would be "
             "lost; remove one"
         )
     return place, element.values

@@ -1,1 +1,1 @@
-"""The benchmarks, one file each; a file is found by standing here and naming its `TASK`."""
+"""The benchmarks, one file each; a file is found because it is here and defines `TASK`."""

@@ -1,9 +1,9 @@
-"""ANLI: inference, written in three rounds against the models of its day (arXiv 1910.14599).
+"""ANLI: inference, written in three rounds against the models of the time (arXiv 1910.14599).
 
     {"uid": "...", "context": "...", "hypothesis": "...", "label": "e"}
 
 The hub calls the context `premise` and numbers the labels: 0 entailment, 1 neutral,
-2 contradiction. The round, which the file's or split's name says, begins the id.
+2 contradiction. The id begins with the round, which is in the file's or split's name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """Premise, hypothesis and what is asked about them."""
+    """The premise, the hypothesis, and the question about them."""
     label = row.value("label")
     if not isinstance(label, str | int) or label not in _LETTERS:
         raise row.wrong("label", f"is {label!r}; known are e, n, c and 0, 1, 2")
@@ -40,7 +40,7 @@ def read_row(row: SourceRow) -> ParsedRow:
 def _round(row: SourceRow) -> str:
     rounds = _ROUND.findall(row.part)
     if not rounds:
-        raise row.wrong("uid", f": {row.part} does not say its round; name the folder R1, R2 or R3")
+        raise row.wrong("uid", f": {row.part} names no round; name the folder R1, R2 or R3")
     return f"r{rounds[-1]}"
 
 

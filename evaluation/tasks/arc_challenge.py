@@ -1,5 +1,5 @@
 """ARC-Challenge: school science questions that neither retrieval nor co-occurrence answers
-(arXiv 1803.05457). For the form of a row see `evaluation/reading/ai2.py`.
+(arXiv 1803.05457). `evaluation/reading/ai2.py` describes the format of a row.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """ARC-Easy: the school science questions of ARC that are not in its Challenge set
-(arXiv 1803.05457). For the form of a row see `evaluation/reading/ai2.py`.
+(arXiv 1803.05457). `evaluation/reading/ai2.py` describes the format of a row.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     <Problem ID="nluds-0001" Grade="1" Source="..."><Body>Ann has 3 hens.</Body>
       <Question>How many hens?</Question><Answer>3 (hens)</Answer></Problem>
 
-Units in parentheses are left out of the truth. What is then a plain number is graded as one, yes
-and no as themselves, and ratios (`5:6`), lists (`50; 20`, also `50 and 20`), fractions, times and
-names as texts. The hub's copy has no ids: its rows are numbered.
+Units in parentheses are removed from the truth. If the rest is a plain number it is graded as one,
+yes and no as truth values, and ratios (`5:6`), lists (`50; 20`, also `50 and 20`), fractions, times
+and names as texts. The hub's copy has no ids, so its rows are numbered.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _draft(text: str, answer: str, key: str | None) -> ParsedRow:
 
 
 def aliases_of(draft: ParsedRow) -> tuple[str, ...]:
-    """A list as a sentence gives it."""
+    """The form that a list has in a sentence."""
     return spoken_list(draft.answer.split("; ")) if draft.answer_type == "text" else ()
 
 

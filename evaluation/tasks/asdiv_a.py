@@ -1,4 +1,4 @@
-"""ASDiv-A: the arithmetic part of ASDiv, all of it numbers. For the form of a row see `asdiv.py`.
+"""ASDiv-A: the arithmetic part of ASDiv, with numbers only. `asdiv.py` describes a row.
 
 Upstream lists its ids in `dataset/nfolds/asdiv-a/fold0.txt` to `fold4.txt`, so it is read from a
 copy of the repository.

@@ -3,9 +3,10 @@
     {"canary": "...", "examples": [{"input": "Which ...?\\nOptions:\\n(A) red\\n(B) blue",
                                     "target": "(B)"}, ...]}
 
-Targets are of every kind: a letter or (twice) an option's text, True or Yes, a number, words. Each
-task has one kind, given here. The options leave the question, since a prompt lists them itself. One
-row of `snarks` has a single option. Its data carries a canary and is never trained on.
+Targets are of every kind: a letter or (in two tasks) an option's text, True or Yes, a number,
+words. Each task has one kind, which is given here. The options are removed from the question, since
+the prompt lists them itself. One row of `snarks` has a single option. The data contains a canary
+and is never used for training.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ ANSWER_READERS: dict[str, AnswerType] = {
     "web_of_lies": "boolean",
     "word_sorting": "text",
 }
-"""The 27 tasks, and the kind of each one's answers."""
+"""The 27 tasks, with the kind of answer in each."""
 
 _OPTIONS = re.compile(r"\s*^Options:[ \t]*\n", re.MULTILINE)
 _OPTION = re.compile(r"^(?:\(([A-Z])\)|-)[ \t]*", re.MULTILINE)
@@ -55,7 +56,7 @@ _LETTER = re.compile(r"\(([A-Z])\)")
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """The question without its options; the task, which the file's name says, begins the id."""
+    """The question without its options; the id begins with the task, which is the file's name."""
     name = _name(row)
     kind = ANSWER_READERS[name]
     start, *listed = _OPTIONS.split(row.text("input"), maxsplit=1)
@@ -68,7 +69,7 @@ def read_row(row: SourceRow) -> ParsedRow:
 
 
 def aliases_of(draft: ParsedRow) -> tuple[str, ...]:
-    """Sorted words are as right with commas between them."""
+    """Sorted words are equally right with commas between them."""
     is_sorted = "word_sorting" in (draft.group, *(draft.key or "").split("/"))
     return (", ".join(draft.answer.split()),) if is_sorted else ()
 
@@ -76,24 +77,24 @@ def aliases_of(draft: ParsedRow) -> tuple[str, ...]:
 def _name(row: SourceRow) -> str:
     found = [part for part in re.split(r"[/.]", row.part) if part in ANSWER_READERS]
     if not found:
-        raise row.wrong("input", f": which of the 27 tasks it is of is not in the name {row.part}")
+        raise row.wrong("input", f": the name {row.part} does not contain one of the 27 tasks")
     return found[-1]
 
 
 def _listed(row: SourceRow, listed: list[str]) -> tuple[str, ...]:
-    """The options' texts, whether they are named `(A)` or only begun with a dash."""
+    """The options' texts, whether they are labelled `(A)` or only begin with a dash."""
     text = listed[0] if listed else ""
     marks = list(_OPTION.finditer(text))
     letters = [mark[1] for mark in marks if mark[1]]
     if not marks or (letters and letters != list(string.ascii_uppercase[: len(marks)])):
-        raise row.wrong("input", "lists no options, or not as (A), (B), ...; fix the row")
+        raise row.wrong("input", "does not list options as (A), (B), ...; fix the row")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     texts = [text[mark.end() : end] for mark, end in zip(marks, ends, strict=True)]
     return row.checked_options("input", texts)
 
 
 def _letter(row: SourceRow, target: str, options: tuple[str, ...]) -> str:
-    """The letter of the target, which is `(B)` or the text of an option."""
+    """The letter of the target, which is either `(B)` or the text of an option."""
     lettered = _LETTER.fullmatch(target)
     letter = lettered[1] if lettered else ""
     if letter and letter in string.ascii_uppercase[: len(options)]:

@@ -2,8 +2,8 @@
 
     {"question": "Tom has ...", "answer": "He has 2 + 1 = <<2+1=3>>3 ...\\n#### 3"}
 
-Upstream writes its answers' thousands with commas; they are dropped, as are its notes for a
-calculator (`<<2+1=3>>`). It has no dev split.
+Upstream's answers have commas in thousands and notes for a calculator (`<<2+1=3>>`); both are
+removed. There is no dev split.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from evaluation.task import ParsedRow, Task, plain_number
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """The number behind the last `####` is the truth."""
+    """The number after the last `####` is the truth."""
     solution, marks, end = row.text("answer").rpartition("####")
     number = plain_number(end) if marks else None
     if number is None:

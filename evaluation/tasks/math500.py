@@ -2,8 +2,8 @@
 
     {"problem": "...", "answer": "\\\\frac{1}{2}", "unique_id": "test/algebra/42.json", ...}
 
-A truth that is a plain number is graded as one, since that also reads what stands around a number
-in a sentence ("12 inches"). Any other is LaTeX, compared by its meaning.
+A truth that is a plain number is graded as one, because this also handles words around a number
+("12 inches"). Any other is LaTeX, which is compared by its meaning.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     {"passage": "...", "question": "How many ...?", "answer": {"number": "2", "date": {...},
      "spans": []}, "type": "Type_5"}
 
-Kinds 3 (comparison) and 7 (inference) are choices, the others numbers, or texts where upstream's
-truth is a word, such as a month. Kinds 5 and 6 stand behind a passage; where spans of it are their
-truth, these are right in any order. The forms of 3, 6 and 7 were written from other projects'
-loaders and not tried on upstream's files.
+Kinds 3 (comparison) and 7 (inference) are choices; the others are numbers, or texts if upstream's
+truth is a word, such as a month. Kinds 5 and 6 have a passage; if their truth consists of spans,
+any order is right. The formats of 3, 6 and 7 were taken from other projects' loaders and not tried
+on upstream's files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_REORDERED = 4  # spans, which is 24 orders
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """The question of any of the eight kinds; the kind's number begins its id (`t5/00042`)."""
+    """The question of any of the eight kinds; the id begins with the kind (`t5/00042`)."""
     kind = row.text("type").removeprefix("Type_")
     if kind not in _READERS:
         raise row.wrong("type", f"is {kind!r}; known are Type_1 to Type_8")
@@ -43,7 +43,7 @@ def _read_passage(row: SourceRow, group: str) -> ParsedRow:
 
 
 def _passage_answers(row: SourceRow, answer: Any) -> list[str]:
-    """The number, else the spans in each order, else the date; as DROP writes its answers."""
+    """The number, else the spans in each order, else the date, as in DROP's answers."""
     if not isinstance(answer, Mapping):
         return [row.written("answer", answer)]
     spans = [row.checked_text("answer", span) for span in answer.get("spans") or ()]
@@ -58,7 +58,7 @@ def _passage_answers(row: SourceRow, answer: Any) -> list[str]:
             orders = itertools.permutations(spans)
         return [", ".join(order) for order in orders]
     if not days:
-        raise row.wrong("answer", "holds no number, no span and no date; fix the row")
+        raise row.wrong("answer", "contains no number, span or date; fix the row")
     return [" ".join(days)]
 
 

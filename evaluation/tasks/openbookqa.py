@@ -1,7 +1,7 @@
 """OpenBookQA: elementary science that needs a fact and common sense (arXiv 1809.02789).
 
-For the form of a row see `evaluation/reading/ai2.py`; the hub calls the stem `question_stem`. 14
-test and 7 dev questions stand in train, too, with their options in another order."""
+`evaluation/reading/ai2.py` describes the format of a row; the hub calls the stem `question_stem`.
+14 test and 7 dev questions are also in train, with their options in another order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.task import ParsedRow, Task
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """A question with four options; the fact of the open book is not shown."""
+    """A question with four options; the fact from the open book is not shown."""
     return read_labelled_options(row, stem="question_stem")
 
 

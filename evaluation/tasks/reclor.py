@@ -1,10 +1,10 @@
-"""ReClor: logical reading comprehension out of admission tests (arXiv 2002.04326).
+"""ReClor: logical reading comprehension from admission tests (arXiv 2002.04326).
 
     [{"context": "...", "question": "Which ...?", "answers": ["...", "...", "...", "..."],
       "label": 2, "id_string": "train_0"}, ...]
 
-Its authors give it out by form only, so it is read from a path. The labels of its test are hidden:
-its `val.json` is our test, and our dev is carved from train.
+Its authors provide it only through a form, so it is read from a path. The labels of its test are
+hidden: its `val.json` is our test, and our dev is carved from train.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASK = Task(
     upstream="whyu.me/reclor, by form",
     files={"train": ("train.json",), "test": ("val.json",)},
     counts={"train": 4638, "test": 500},
-    note="Its val.json is read as test, because the labels of its own test are hidden.",
+    note="Its val.json is used as test, because the labels of its test are hidden.",
     no_publishing="its authors give it out by form only",
     read_row=read_row,
 )

@@ -1,9 +1,9 @@
-"""StrategyQA: yes/no questions whose steps are not said (arXiv 2101.02235).
+"""StrategyQA: yes/no questions with implicit steps (arXiv 2101.02235).
 
     {"qid": "...", "term": "...", "question": "Did ...?", "answer": true, "facts": ["...", "..."]}
 
-The labels of upstream's test are hidden, so the 2,290 labelled questions are cut into 1,603 and
-687, as others do. Without its gold facts; `strategyqa_facts` is the easier task with them.
+The labels of upstream's test are hidden, so the 2,290 labelled questions are split into 1,603 and
+687, as is common. The gold facts are not shown; `strategyqa_facts` is the easier task with them.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """StrategyQA with its gold facts before the question: an easier task than `strategyqa`, and the
-one that the released code of ReGenesis trains on. For the form of a row see `strategyqa.py`.
+one that the released code of ReGenesis trains on. `strategyqa.py` describes the format of a row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from evaluation.tasks import strategyqa
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """The facts, upstream's list or the hub's one text, then the question."""
+    """The facts, from upstream's list or the hub's single text, then the question."""
     draft = strategyqa.read_row(row)
     is_list = isinstance(row.value("facts"), list | tuple)
     facts = " ".join(row.texts("facts")) if is_list else row.text("facts")
@@ -22,6 +22,6 @@ def read_row(row: SourceRow) -> ParsedRow:
 TASK = replace(
     strategyqa.TASK,
     name="strategyqa_facts",
-    note="With gold facts: an easier task than strategyqa; say which of the two was used.",
+    note="With gold facts: an easier task than strategyqa; report which of the two was used.",
     read_row=read_row,
 )

@@ -2,7 +2,7 @@
 
     [{"ID": "chal-1", "Body": "Each pack ...", "Question": "How much ...?", "Answer": 51.0}, ...]
 
-All 1,000 are test; the hub's copy has them in two splits. They were made from ASDiv-A.
+All 1,000 are test; the hub's copy has them in two splits. They are derived from ASDiv-A.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from evaluation.task import ParsedRow, Task
 
 
 def read_row(row: SourceRow) -> ParsedRow:
-    """Body and question, a line each."""
+    """Body and question, on separate lines."""
     answer = row.written("Answer", row.value("Answer"))
     text = f"{row.text('Body')}\n{row.text('Question')}"
     return ParsedRow(text, answer, "number", key=row.text("ID"))
@@ -29,6 +29,6 @@ TASK = Task(
     files={"test": ("SVAMP.json",)},
     hub=Hub("ChilleD/SVAMP", {"test": ("train", "test")}),
     counts={"test": 1000},
-    note="Made from ASDiv-A: the two are not independent of each other.",
+    note="Derived from ASDiv-A: the two are not independent.",
     read_row=read_row,
 )

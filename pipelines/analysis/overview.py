@@ -30,6 +30,7 @@ from pipelines.stored_run import StoredRun
 State = Literal["missing", "unfinished", "finished", "damaged"]
 KINDS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
 _KIND = re.compile(rf"({'|'.join(KINDS)})(?:-.+)?")
+_LOOKING = ("select",)
 _ASKED_SPLITS = {"paths": ("train",), "predictions": ("dev", "test")}
 _READS = 3
 """How often a ledger is read that another command compacts meanwhile."""
@@ -102,11 +103,18 @@ def holder_facts(folder: Folder) -> dict[str, Any]:
     return {"state": "ended" if has_ended(folder, holder) else "holds", "who": str(holder)}
 
 
-def cost_of(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Hours of all commands and what their GPUs cost, from the events of a run.
+def working_events(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events without the beginning and end of commands that hold no run: they may fall into
+    the time of one that does."""
+    return [event for event in events if event.get("command") not in _LOOKING]
+
+
+def cost_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Hours of the commands that held a run and what their GPUs cost, from its events.
 
     A command that was killed recorded no end; it counts until its last event.
     """
+    events = working_events(events)
     paid = [event for event in events if event["event"] in ("generated", "trained")]
     cost: dict[str, Any] = {
         "hours": round(sum(_command_seconds(events)) / 3600, 4),

@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.inference.progress import format_seconds
 from cluster.inference.time_left import WINDOW_S
-from pipelines.analysis.overview import StepState
+from pipelines.analysis.overview import StepState, working_events
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Progress:
 
 def progress_of(events: Sequence[Mapping[str, Any]]) -> Progress | None:
     """The progress of the last command, from the events of a run; None before there is one."""
+    events = working_events(events)
     starts = [n for n, event in enumerate(events) if event["event"] == "command_started"]
     if not starts:
         return None

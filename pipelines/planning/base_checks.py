@@ -1,6 +1,6 @@
-"""Looks at a base model's files, without its weights: `pipelines.planning.preflight` calls it.
+"""Check a base model's files, except its weights, for `pipelines.planning.preflight`.
 
-Runs in a process of its own. Each check is a function in `CHECKS`.
+It runs in a subprocess. Each check is a function in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ POSITION_KEYS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     *("max_sequence_length", "max_seq_length", "seq_len"),
 )
-"""How configs call the number of positions, as vLLM 0.32 knows them."""
+"""The names of the number of positions in configs, as vLLM 0.32 knows them."""
 SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
-"""Kinds of stretched positions with which the config's number holds the stretch already."""
+"""Kinds of scaled positions for which the config's number already includes the scaling."""
 
 
 class UnsureError(InputError):
-    """A refusal that may be owed to torch, which was hidden: a second look with it decides."""
+    """A refusal that may be wrong because torch was hidden; a second look with torch decides."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Asking:
 
     name: str
     field: str
-    """Where the config has its settings, as in `synthesis.stages.path`."""
+    """The place of its settings in the config, as in `synthesis.stages.path`."""
     messages: Sequence[Message]
     sampling: SamplingSettings
     engine: EngineSettings
@@ -54,32 +54,32 @@ class Asking:
 
 @dataclass
 class Base:
-    """What is known of a base model. It crosses processes: plain values only."""
+    """The facts about a base model. They are sent between processes, so they are plain values."""
 
     config: Mapping[str, Any]
     """Its `config.json` with the defaults of its class."""
     prompt_tokens: dict[str, int] = field(default_factory=dict)
-    """Of each prompt, with a short question."""
+    """The number of tokens in each prompt, with a short question."""
     opens_thinking: dict[str, bool] = field(default_factory=dict)
-    """Whether the answer to a prompt begins within the thinking."""
+    """Whether a prompt leaves the thinking open for the answer to continue."""
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the checks are given."""
+    """The input of the checks."""
 
     path: str
-    """As the config has it."""
+    """The path in the config."""
     model: str
-    """The folder or hub name that the libraries take."""
+    """The folder or hub name that the libraries accept."""
     config: Any
     tokenizer: Any
     asked: Sequence[Asking]
     engines: Mapping[str, EngineSettings]
-    """By the name of their settings; those alone that run the model."""
+    """By the name of their settings; only the engines that run the model."""
     training: TrainingSettings | None
-    """None where nothing is trained."""
+    """None if nothing is trained."""
     found: Base
 
 
@@ -94,7 +94,7 @@ def look_at_base(
 ) -> Base:
     """Run all checks; `asked` are the prompts of the run. Raises `InputError`.
 
-    Without torch the libraries load faster; so it is hidden from this process for good.
+    The libraries load faster without torch, so torch is hidden from this process permanently.
     """
     if not with_torch:
         os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
@@ -112,7 +112,7 @@ def open_base(
     engines: Mapping[str, EngineSettings],
     training: TrainingSettings | None,
 ) -> Look:
-    """The config and the tokenizer. Raises `InputError` when they cannot be loaded."""
+    """Load the config and the tokenizer. Raises `InputError` when they cannot be loaded."""
     from transformers import AutoConfig
 
     model = local_model(path, cache)
@@ -128,8 +128,8 @@ def open_base(
         raise
     except BROKEN as error:
         raise UnsureError(
-            f"model.path {path!r}: no tokenizer can be loaded ({_line(error)}); put its files, as "
-            "tokenizer.json and tokenizer_config.json, into the model's folder"
+            f"model.path {path!r}: no tokenizer can be loaded ({_line(error)}); put its files, "
+            "such as tokenizer.json and tokenizer_config.json, into the model's folder"
         ) from error
     found = Base(json.loads(config.to_json_string(use_diff=False)))
     return Look(path, model, config, tokenizer, asked, engines, training, found)
@@ -143,7 +143,7 @@ def _line(error: BaseException) -> str:
 
 
 def check_template_arguments(look: Look) -> None:
-    """Refuse arguments that the chat template does not read: they would change nothing."""
+    """Refuse arguments that the chat template does not read, since they would have no effect."""
     from transformers.utils.chat_template_utils import _get_template_variables
 
     known = set(_get_template_variables(look.tokenizer.get_chat_template()))
@@ -162,19 +162,19 @@ NO_ARGUMENTS = {
     *("messages", "tools", "documents", "add_generation_prompt"),
     *("raise_exception", "strftime_now", "range", "namespace", "dict"),
 }
-"""What a template reads that is given to it anyway."""
+"""Names that a template reads and that are always given to it."""
 
 
 def check_prompts(look: Look) -> None:
-    """Refuse a template that fails, leaves the message out, or writes tokens that the model has
-    not; note how long each prompt is, and whether it leaves the thinking open."""
+    """Refuse a template that fails, omits the message, or writes tokens that the model lacks;
+    record how long each prompt is, and whether it leaves the thinking open."""
     for asking in look.asked:
         ids = _make_prompt(look, asking)
         text = str(look.tokenizer.decode(ids))
         if _letters(asking.messages[-1]["content"]) not in _letters(text):
             raise InputError(
                 f"model.path {look.path!r}: the prompt of {asking.field}, made with the model's "
-                "chat template and tokenizer, does not hold the question; correct the template"
+                "chat template and tokenizer, does not contain the question; correct the template"
             )
         _refuse_foreign_ids(look, ids, f"the prompt of {asking.field}")
         look.found.prompt_tokens[asking.name] = len(ids)
@@ -195,7 +195,7 @@ def _make_prompt(look: Look, asking: Asking) -> list[int]:
 
 
 def _letters(text: str) -> str:
-    """The letters and digits, which survive each tokenizer's way with spaces and marks."""
+    """The letters and digits, which every tokenizer keeps whatever it does to other characters."""
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
@@ -203,13 +203,13 @@ def _refuse_foreign_ids(look: Look, ids: Sequence[int], what: str) -> None:
     size = getattr(look.config.get_text_config(), "vocab_size", None)
     if size and ids and max(ids) >= size:
         raise InputError(
-            f"model.path {look.path!r}: {what} has token {max(ids)}, and the model a vocabulary of "
-            f"{size} (vocab_size); the tokenizer is that of another model"
+            f"model.path {look.path!r}: {what} has token {max(ids)}, but the model's vocabulary is "
+            f"{size} (vocab_size); the tokenizer belongs to another model"
         )
 
 
 def check_end_of_turn(look: Look) -> None:
-    """Refuse a model that no token ends: each answer would go on to its limit."""
+    """Refuse a model without an end token, since each answer would continue to its limit."""
     own = getattr(look.tokenizer, "eos_token_id", None)
     if own is None:
         raise InputError(
@@ -223,8 +223,8 @@ def check_end_of_turn(look: Look) -> None:
 
 
 def check_context(look: Look) -> None:
-    """Refuse a context that the model's positions do not hold, or that a prompt fills; warn where
-    an answer will not get the tokens that it may take."""
+    """Refuse a context that exceeds the model's positions, or that a prompt fills; warn if an
+    answer cannot get all the tokens of its limit."""
     positions = num_positions(look.found.config)
     for name, engine in look.engines.items():
         wanted = engine.max_model_len
@@ -244,8 +244,8 @@ def _check_room(look: Look, asking: Asking, context: int) -> None:
     room = context - prompt
     if room < 1:
         raise InputError(
-            f"{asking.field}: its prompt has {prompt} tokens with a short question, and the "
-            f"context {context}; raise engine.max_model_len or shorten the prompt"
+            f"{asking.field}: its prompt has {prompt} tokens with a short question, but the "
+            f"context is {context}; raise engine.max_model_len or shorten the prompt"
         )
     if most is not None and most > room:
         look.found.warnings.append(
@@ -255,9 +255,9 @@ def _check_room(look: Look, asking: Asking, context: int) -> None:
 
 
 def num_positions(config: Mapping[str, Any]) -> int | None:
-    """Tokens that a model was made for, with stretched positions; None where it does not say.
+    """The context that a model was made for, with scaled positions; None if it is not given.
 
-    As vLLM 0.32 derives it (`_get_and_verify_max_len`), but for a limit of the tokenizer.
+    It is derived as in vLLM 0.32 (`_get_and_verify_max_len`), except for a tokenizer's limit.
     """
     inner = {k: v for k, v in (config.get("text_config") or {}).items() if v is not None}
     fields = {**config, **inner}
@@ -286,28 +286,28 @@ def _stretch(fields: Mapping[str, Any]) -> float:
 
 
 def check_quantized(look: Look) -> None:
-    """Refuse to train numbers of few bits."""
+    """Refuse to train quantized weights."""
     quantized = look.found.config.get("quantization_config")
     if look.training is None or not quantized:
         return
     method = quantized.get("quant_method") or "quantization_config in config.json"
     raise InputError(
-        f"model.path {look.path!r} is quantized ({method}), and a training needs weights in "
-        "bfloat16 or float32; give the model that it was made from"
+        f"model.path {look.path!r} is quantized ({method}), but training needs weights in "
+        "bfloat16 or float32; use the model that it was made from"
     )
 
 
 def check_lora_targets(look: Look) -> None:
     """Refuse LoRA targets that match no layer.
 
-    The names of the tensors tell quickly that all is well; whether it is not, the model itself
-    tells, made without weights.
+    The names of the tensors quickly show that all targets exist; if one seems to be missing, the
+    model itself decides, which is built without weights.
     """
     training = look.training
     if training is None or training.method != "lora" or _are_there(look, training):
         return
     if sys.modules.get("torch", 0) is None:
-        raise UnsureError("training.lora.target_modules: torch is needed to look for them")
+        raise UnsureError("training.lora.target_modules: torch is needed to find them")
     refuse_foreign_targets(without_weights(look.config), look.path, training)
 
 
@@ -322,7 +322,7 @@ def _are_there(look: Look, training: TrainingSettings) -> bool:
 
 
 def _layers(look: Look) -> list[str]:
-    """The matrices but those of the vocabulary, each with a dot before its name."""
+    """The matrices except those of the vocabulary, each with a dot before its name."""
     size = getattr(look.config.get_text_config(), "vocab_size", None)
     return [
         f".{name.removesuffix('.weight')}"
@@ -336,7 +336,7 @@ def _fields(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """The tensors in a folder's safetensors files, read from their headers."""
+    """The shapes of the tensors in a folder's safetensors files, read from their headers."""
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -345,19 +345,19 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
                 header = json.loads(stream.read(min(size, MOST_HEADER)))
         except ValueError as error:
             raise InputError(
-                f"{file} is no safetensors file, or a damaged one; take another copy of it"
+                f"{file} is not a valid safetensors file; use another copy of it"
             ) from error
         shapes |= {name: facts["shape"] for name, facts in header.items() if "shape" in facts}
     return shapes
 
 
 MOST_HEADER = 100_000_000
-"""Bytes; safetensors itself reads no longer one."""
+"""In bytes; safetensors itself reads no longer header."""
 
 
 def check_save(look: Look) -> None:
-    """Save config, generation config, tokenizer and processor, and load them again, as it will be
-    done with the tuned model."""
+    """Save config, generation config, tokenizer and processor, and load them again, as will be done
+    with the tuned model."""
     if look.training is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""What `--dry-run` tells: the steps that would run, and how many generations that is at most."""
+"""The output of `--dry-run`: the steps that would run, and an upper bound on the generations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.synthesis.propose_guidelines import with_room
 
 
 def dry_run(config: Config, until: str | None = None) -> str:
-    """The steps, from questions that are only looked at: nothing is written."""
+    """Describe the steps; the questions are read, but nothing is written."""
     folder, base = check_run(config, until)
     seen = check_base(config, Recipe.load(0, config.synthesis), until, may_fetch=False)
     questions = load_questions(config.questions)
@@ -29,7 +29,7 @@ def dry_run(config: Config, until: str | None = None) -> str:
 
 
 def describe_steps(run: Run, questions: QuestionSet) -> str:
-    """A line for each step, and one for the bound on the tokens."""
+    """A line for each step, and one for the limit on the tokens."""
     lines = [f"run folder: {run.folder.uri}"]
     lines.append(_step_line("", run.questions_step, 0))
     if run.guidelines_step and run.expansion:
@@ -46,7 +46,7 @@ def describe_steps(run: Run, questions: QuestionSet) -> str:
             number = generations.get(step.name, 0)
             lines.append(_step_line(f"round_{round_.number}", step, number))
     if bound := run.config.budget.generated_tokens:
-        lines.append(f"  the paths of a round end at about {bound} generated tokens")
+        lines.append(f"  the paths of a round stop at about {bound} generated tokens")
     return "\n".join(lines)
 
 
@@ -64,7 +64,7 @@ def _num_missing(step: Step, questions: QuestionSet, *splits: Split) -> int:
 
 
 def _num_path_generations(run: Run, round_: Round, questions: QuestionSet) -> int:
-    """How many generations a round's missing paths take at most: when all proposed guidelines are
+    """The largest number of generations for a round's missing paths: all proposed guidelines are
     kept, every path is judged, and every question is asked again with hints."""
     are_there = run.guidelines_step is None or run.guidelines_step.is_done
     recipe = (

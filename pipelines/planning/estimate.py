@@ -1,16 +1,17 @@
-"""What a run will take, from a probe of its first questions: tokens, hours, money, right paths.
+"""Estimate a run from a probe of its first questions: tokens, hours, money and right paths.
 
-Pure arithmetic on what a probe measured::
+It is pure arithmetic on what a probe measured::
 
     print(format_estimate(estimate_run(questions, predictions, workload, speed, cost)))
 
-The paths of one question are alike: some questions are easy whatever guideline is followed. So the
-questions are what is independent, and they are resampled whole, dataset by dataset (a stratified
-bootstrap). A formula for the variance would do for the totals, but the bootstrap also keeps the
-skew of accepted paths and serves the ratio of two totals. Each resample is widened for what a
-percentile interval lacks with so few questions (see `_sample` and `_student_factor`).
+The paths of one question are correlated: some questions are easy whatever guideline is followed. So
+the questions are the independent units, and they are resampled with all their paths, dataset by
+dataset (a stratified bootstrap). A variance formula would be enough for the totals, but the
+bootstrap also keeps the skew of accepted paths and handles the ratio of two totals. Each resample
+is widened, because a percentile interval is too narrow with so few questions (see `_sample` and
+`_student_factor`).
 
-All intervals are of 90 %: one run in twenty is above, one in twenty below.
+All intervals are 90 % intervals: one run in twenty is above, and one in twenty below.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ Limit = Annotated[Annotated[float, Field(gt=0)] | None, OPERATIONAL]
 
 
 class Budget(Settings):
-    """What a run may take; null is no limit.
+    """The limits of a run; null is no limit.
 
-    One that is estimated to exceed a `max_*` is refused before it begins. `generated_tokens`
-    refuses nothing: it says where the paths of a round end.
+    A run that is estimated to exceed a `max_*` is refused before it begins. `generated_tokens`
+    refuses nothing: it determines where the paths of a round end.
     """
 
     generated_tokens: Annotated[Annotated[int, Field(gt=0)] | None, EXTENT] = None
-    """About so many tokens are generated for the paths of each round, over all datasets: once
-    reached, no further question is begun. With the same number any two strategies cost the same."""
+    """About this many tokens are generated for the paths of each round, over all datasets; then no
+    further question is begun. With the same number, any two strategies have the same cost."""
     max_hours: Limit = None
     """A run that would take more hours than this is refused."""
     max_gpu_hours: Limit = None
     """A run that would take more GPU-hours than this is refused."""
     max_money: Limit = None
-    """In `cost.currency`; needs `cost.gpu_hour`."""
+    """A run that would cost more is refused, in `cost.currency`; needs `cost.gpu_hour`."""
 
     @property
     def can_refuse(self) -> bool:
@@ -63,15 +64,15 @@ class Budget(Settings):
 
 
 class CostSettings(Settings):
-    """What hardware costs."""
+    """The price of the hardware."""
 
     gpu_hour: Annotated[Annotated[float, Field(ge=0)] | None, OPERATIONAL] = None
     """Price of one GPU for an hour, in any currency; null leaves money out of the estimate."""
     currency: Annotated[str, OPERATIONAL] = "USD"
-    """The name printed with each amount of money."""
+    """The name that is printed with each amount of money."""
 
     def of(self, num_gpus: float, seconds: float) -> dict[str, Any]:
-        """What so many GPUs cost for so long, as the facts of an event."""
+        """The price of this many GPUs for this time, as facts of an event."""
         hours = num_gpus * seconds / 3600
         facts: dict[str, Any] = {"gpu_hours": round(hours, 4)}
         if self.gpu_hour is not None:
@@ -79,7 +80,7 @@ class CostSettings(Settings):
         return facts
 
 
-# --- what the probe says -----------------------------------------------------------------------
+# --- the result of a probe ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,12 @@ class ProbedQuestion:
     num_paths: int
     num_generations: int
     num_tokens: int
-    """Generated, in all stages together."""
+    """Generated in all stages together."""
     num_prompt_tokens: int
     num_accepted: int
-    """Paths with the right answer, by ground truth or majority, as `examples.verdict` says."""
+    """Paths with the right answer, by ground truth or majority, as `examples.verdict` defines."""
     num_kept: int
-    """Those of them that the filters leave, which look at one question at a time."""
+    """Accepted paths that pass the filters which look at one question at a time."""
     num_bytes: int
     """Its row on disk, compressed."""
     num_truncated: int
@@ -107,33 +108,33 @@ class ProbedPredictions:
     """Greedy answers of the base model to held-out questions of the run."""
 
     num_tokens: tuple[int, ...]
-    """Generated tokens, one number a question."""
+    """Generated tokens, one number per question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """How much there is to make; what was probed is part of it."""
+    """The amount of work, including what was probed."""
 
     num_questions: Mapping[str, int]
     """Training questions by dataset, of one round. The probed ones are included, since their rows
-    are kept; those finished before the probe are left out, or handed in as probed too."""
+    are kept; questions finished before the probe are left out, or passed as probed too."""
     paths_per_question: int
     max_per_question: int
-    """Most paths of a question that are kept to learn from (`examples.max_per_question`)."""
+    """Limit on the paths of a question that are kept for training (`examples.max_per_question`)."""
     num_predictions: int
-    """Held-out questions, each answered once by every model predicted."""
+    """Held-out questions, each answered once by every evaluated model."""
     rounds: int = 1
     num_models_predicted: int = 2
-    """The base model and one more a round."""
+    """The base model and one more per round."""
     shares: Mapping[str, DatasetQuota] = field(default_factory=dict)
-    """By dataset, where it is not the default."""
+    """Quotas by dataset; others have the default."""
     max_tokens: int | None = None
-    """Of the paths of one round, over all datasets (`budget.generated_tokens`)."""
+    """Limit for the paths of one round, over all datasets (`budget.generated_tokens`)."""
 
     @property
     def num_engine_starts(self) -> int:
-        """How often all engines start anew, all at once: for the paths of each round, and
-        for the answers of each model but the base, which answers on the first round's engines."""
+        """How often all engines start together: for the paths of each round, and for the answers of
+        each model except the base, which answers on the first round's engines."""
         return self.rounds + max(0, self.num_models_predicted - 1)
 
     @property
@@ -144,24 +145,24 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What the probe measured, and on what the run will be made."""
+    """What the probe measured, and what the run will use."""
 
     tokens_per_s: float
-    """Generated tokens a second, of all workers of the probe together, starting not counted."""
+    """Generated tokens per second of all workers of the probe together, without starting times."""
     num_workers_probed: int
     num_workers: int
     """Engines of the run."""
     gpus_per_worker: float
     start_s: float
-    """Seconds from nothing to an engine that answers."""
+    """Seconds until a new engine answers."""
 
 
-# --- what is estimated -------------------------------------------------------------------------
+# --- the estimate ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A central estimate and its 90 % interval; None is unknown, the probe cannot say."""
+    """A central estimate and its 90 % interval; None if the probe cannot tell."""
 
     value: float | None
     low: float | None
@@ -176,37 +177,37 @@ class DatasetEstimate:
     num_questions: int
     num_probed: int
     tokens_per_path: Range
-    """Generated, all stages of a path together."""
+    """Generated in all stages of a path together."""
     truncated_share: Range
     accepted_share: Range
-    """Between 0 and 1; of all paths of the dataset, not of those that were probed."""
+    """Between 0 and 1, of all paths of the dataset, not only of the probed ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The whole run, all rounds, what the probe made included."""
+    """The complete run with all rounds, including the probe."""
 
     num_probed: int
     paths: float | None
-    """Planned, not drawn: without an interval."""
+    """Planned and not sampled, so it has no interval."""
     generations: Range
     tokens: Range
-    """Generated, by paths and predictions."""
+    """Generated for paths and predictions."""
     prompt_tokens: Range
-    """Of paths only."""
+    """For paths only."""
     hours: Range
     gpu_hours: Range | None
-    """None where no GPU is used."""
+    """None if no GPU is used."""
     money: Range | None
-    """None where no GPU is used or none has a price."""
+    """None if no GPU is used or there is no price."""
     disk_gib: Range
-    """Of the rows of paths only."""
+    """For the rows of paths only."""
     accepted: Range
     kept: Range
-    """What the filters leave; those over `examples.max_hinted_share` still go later."""
+    """Paths that pass the filters, before the limit `examples.max_hinted_share`."""
     cost_per_accepted: Range
     cost_unit: str
-    """Of `cost_per_accepted`: the currency, else GPU-hours, else seconds."""
+    """Unit of `cost_per_accepted`: the currency, else GPU-hours, else seconds."""
     currency: str
     datasets: tuple[DatasetEstimate, ...]
     assumptions: tuple[str, ...]
@@ -220,14 +221,14 @@ def estimate_run(
     cost: CostSettings,
     seed: int = 0,
 ) -> Estimate:
-    """The estimate of a run; the same for the same seed and the same order of questions."""
+    """Estimate the run; the result is determined by the seed and the order of the questions."""
     rng = np.random.default_rng(seed)
     parts = _question_parts(questions, workload, rng)
     answers = _prediction_part(predictions, workload, rng)
     totals = {name: _total(parts.values(), name) for name in _COLUMNS}
     tokens = _total([*parts.values(), answers], "tokens")
     if workload.max_tokens is not None:
-        # How many questions that makes is uncertain, not the tokens: all there are, or the bound.
+        # The number of questions is uncertain, the tokens are not: all of them, or the limit.
         endless = replace(workload, max_tokens=None)
         every = _question_parts(questions, endless, np.random.default_rng(seed))
         made = sum(question.num_tokens for question in questions)
@@ -261,13 +262,13 @@ def estimate_run(
 
 
 def _seconds_per_token(speed: Speed) -> float:
-    """Of the run's workers together, were they as fast each as those of the probe."""
+    """For all workers of the run together, each as fast as those of the probe."""
     rate = speed.tokens_per_s * speed.num_workers / speed.num_workers_probed
     return 1 / rate if rate > 0 else math.nan
 
 
 def _price(hours: _Total, gpus: float, money: _Total | None, currency: str) -> tuple[_Total, str]:
-    """(what is paid for the whole run, its unit)."""
+    """(the price of the complete run, its unit)."""
     if money:
         return money, currency
     return (hours.times(gpus), "GPU-hours") if gpus else (hours.times(3600), "seconds")
@@ -288,8 +289,8 @@ def _dataset_estimate(name: str, part: _Part) -> DatasetEstimate:
 
 def _assumptions(parts: Mapping[str, _Part], workload: Workload, speed: Speed) -> tuple[str, ...]:
     said = [
-        "The tokens a second are assumed to be as measured, without an interval; a probe "
-        "that did not fill the engines measured too few."
+        "The measured tokens per second are assumed to hold, without an interval; a probe "
+        "that did not fill the engines measured too low a rate."
     ]
     if speed.num_workers != speed.num_workers_probed:
         said.append(
@@ -297,20 +298,20 @@ def _assumptions(parts: Mapping[str, _Part], workload: Workload, speed: Speed) -
             f"{speed.num_workers / speed.num_workers_probed:.3g} times as fast as the "
             f"{speed.num_workers_probed} of the probe (linear scaling)."
         )
-    said.append("Training and the waiting between steps are not estimated.")
+    said.append("Training and the waits between steps are not estimated.")
     if workload.rounds > 1 or workload.num_models_predicted > 1:
         said.append(
-            "Later rounds and tuned models are assumed to write as much as the base model does."
+            "Later rounds and tuned models are assumed to generate as much as the base model."
         )
     sizes = {name: part.num_probed + part.num_left for name, part in parts.items()}
     if ended := [name for name, num in workload.num_questions.items() if sizes[name] < num]:
         bound = workload.max_tokens is not None
         limits = "budget.generated_tokens or at their own limits" if bound else "the limits set"
-        said.append(f"Assumed to end at {limits}: {_some(ended)}.")
+        said.append(f"Assumed to stop at {limits}: {_some(ended)}.")
     thin = [name for name, part in parts.items() if part.num_probed < 2 and part.num_left]
     if thin:
         said.append(
-            f"Fewer than two questions were probed of {_some(thin)}: assumed to be like all."
+            f"Fewer than two questions were probed in {_some(thin)}: assumed to be like the others."
         )
     return tuple(said)
 
@@ -329,12 +330,12 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class _Sample:
-    """The questions that speak for one dataset. Arrays have a column for each of `_COLUMNS`."""
+    """The questions that represent one dataset. Arrays have a column for each of `_COLUMNS`."""
 
     rows: Array
-    """One a question."""
+    """One row per question."""
     means: Array
-    """Of resampled questions, a row for each resample."""
+    """Means of resampled questions, one row per resample."""
     freedom: int
     """Degrees of freedom behind the spread of the means."""
 
@@ -351,31 +352,31 @@ class _Part:
     num_probed: int
     num_left: int
     weight: int
-    """How often the part is made: once a round."""
+    """How often the part is made: once per round."""
     known: Array
-    """Sums over what was probed."""
+    """Sums over the probed questions."""
     mean: Array
-    """Of one question."""
+    """The mean of one question."""
     deviations: Array
-    """Of the mean, a row for each resample."""
+    """Deviations of the mean, one row per resample."""
     freedom: int
     above: Array
-    """How much more one question of a kind that was not met can have; see `_unmet_kind`."""
+    """How much more a question of an unobserved kind can have; see `_unmet_kind`."""
     below: Array
     unmet: Array
     """The share of such questions, for each resample."""
     ceiling: Array
-    """Most that one question can have."""
+    """The most that one question can have."""
 
     @property
     def factor(self) -> int:
-        """Questions to be made, over all rounds."""
+        """Questions to be processed, over all rounds."""
         return self.weight * self.num_left
 
 
 @dataclass(frozen=True)
 class _Total:
-    """A sum or ratio: its central value, and the draws that its two limits are read from."""
+    """A sum or ratio: its central value, and the draws from which its limits are read."""
 
     value: float
     low: Array
@@ -402,8 +403,8 @@ class _Total:
             return _Total(value, self.low / other.high, self.high / other.low)
 
     def range(self) -> Range:
-        """What is not a finite number is unknown."""
-        # No interpolation: between a number and infinity there is nothing to report.
+        """The range of the draws; values that are not finite are unknown."""
+        # No interpolation, because between a number and infinity there is nothing to report.
         low = float(np.quantile(self.low, 0.05, method="inverted_cdf"))
         high = float(np.quantile(self.high, 0.95, method="inverted_cdf"))
         return Range(
@@ -418,7 +419,7 @@ def _finite(number: float) -> float | None:
 def _question_parts(
     questions: Sequence[ProbedQuestion], workload: Workload, rng: np.random.Generator
 ) -> dict[str, _Part]:
-    """A part for each dataset. One with fewer than two probed questions borrows from all."""
+    """A part for each dataset. A dataset with fewer than two probed questions uses all of them."""
     of_dataset: dict[str, list[ProbedQuestion]] = {name: [] for name in workload.num_questions}
     for question in questions:
         of_dataset[question.dataset].append(question)
@@ -440,7 +441,7 @@ def _question_parts(
 
 
 def _num_begun(means: Mapping[str, Array], workload: Workload) -> dict[str, int]:
-    """How many questions of each dataset are begun until the limits, were each like its mean."""
+    """How many questions of each dataset begin before the limits, if each were like its mean."""
     shares = {name: workload.shares.get(name, DatasetQuota()) for name in means}
     enough = {
         name: _num_within(shares[name], num, means[name])
@@ -449,19 +450,19 @@ def _num_begun(means: Mapping[str, Array], workload: Workload) -> dict[str, int]
     tokens = np.array([mean[_COLUMNS.index("tokens")] for mean in means.values()])
     if workload.max_tokens is None or not np.isfinite(tokens).all():
         return enough
-    # In the order of `cluster.inference.schedule.interleave`.
+    # The order is that of `cluster.inference.schedule.interleave`.
     times = [(np.arange(num) + 0.5) / shares[name].weight for name, num in enough.items()]
     owners = np.repeat(np.arange(len(enough)), list(enough.values()))
     order = np.argsort(np.concatenate(times), kind="stable")
     made = np.cumsum(tokens[owners[order]])
-    # A question is begun as long as those before it do not reach the bound.
+    # A question begins as long as those before it do not reach the limit.
     num = 1 + int(np.searchsorted(made, workload.max_tokens))
     counts = np.bincount(owners[order][:num], minlength=len(enough))
     return dict(zip(enough, counts.tolist(), strict=True))
 
 
 def _num_within(share: DatasetQuota, num: int, mean: Array) -> int:
-    """How many of the questions are begun until a limit is reached, were each like the mean."""
+    """How many of the questions begin before a limit is reached, if each were like the mean."""
     for limit, column in ((share.max_tokens, "tokens"), (share.max_accepted, "accepted")):
         each = float(mean[_COLUMNS.index(column)])
         if limit is not None and each > 0:
@@ -472,7 +473,7 @@ def _num_within(share: DatasetQuota, num: int, mean: Array) -> int:
 def _prediction_part(
     predictions: ProbedPredictions, workload: Workload, rng: np.random.Generator
 ) -> _Part:
-    """The answers of all models."""
+    """The part with the answers of all models."""
     rows = np.zeros((len(predictions.num_tokens), len(_COLUMNS)))
     rows[:, _COLUMNS.index("tokens")] = predictions.num_tokens
     no_ceiling = np.full(len(_COLUMNS), math.inf)
@@ -480,7 +481,7 @@ def _prediction_part(
 
 
 def _rows(questions: Sequence[ProbedQuestion]) -> Array:
-    """A row a question, a column for each of `_COLUMNS`."""
+    """One row per question, with a column for each of `_COLUMNS`."""
     rows = [
         (
             *(q.num_paths, q.num_generations, q.num_tokens, q.num_prompt_tokens),
@@ -492,7 +493,7 @@ def _rows(questions: Sequence[ProbedQuestion]) -> Array:
 
 
 def _ceiling(everything: Array, workload: Workload) -> Array:
-    """Most that one question can have: no limit but where paths are counted."""
+    """The most that one question can have: infinite, except for counts of paths."""
     ceiling = np.full(len(_COLUMNS), math.inf)
     most = max([workload.paths_per_question, *everything[:, _COLUMNS.index("paths")]])
     for name in ("truncated", "accepted"):
@@ -504,9 +505,9 @@ def _ceiling(everything: Array, workload: Workload) -> Array:
 def _sample(rows: Array, rng: np.random.Generator) -> _Sample:
     """The questions of one dataset, resampled.
 
-    The means' distance from the mean of all is stretched by sqrt(n / (n - 1)): resampling n values
-    with replacement has the variance with divisor n (Hesterberg, The American Statistician 69(4),
-    2015).
+    The means' distance from the overall mean is multiplied by sqrt(n / (n - 1)): resampling n
+    values with replacement has the variance with divisor n (Hesterberg, The American Statistician
+    69(4), 2015).
     """
     num, mean = len(rows), _mean(rows)
     if num < 2:
@@ -525,8 +526,8 @@ def _borrowed_sample(
 ) -> _Sample:
     """All questions, for a dataset that was hardly probed.
 
-    Each resample takes the mean of one of the probed datasets, the likelier the more questions it
-    has: how much datasets differ is how little is known of one that was not looked at.
+    Each resample uses the mean of one of the probed datasets, with a probability proportional to
+    its questions: the difference between datasets is the uncertainty about one that was not probed.
     """
     if not donors:
         return _sample(everything, rng)
@@ -546,14 +547,14 @@ def _part(
     ceiling: Array,
     rng: np.random.Generator,
 ) -> _Part:
-    """A part of `num` questions, of which `own` were probed; `sample` speaks for the others."""
+    """A part of `num` questions, of which `own` were probed; `sample` represents the others."""
     if num < len(own):
-        raise ValueError(f"{len(own)} questions were probed of {num}")
+        raise ValueError(f"{len(own)} questions were probed out of {num}")
     left = num - len(own)
     mean = _mean(sample.rows)
     deviations = (sample.means - mean) * (math.sqrt(num / left) if left else 0.0)
     if not sample.freedom:
-        # One question says nothing about how much others differ from it.
+        # One question does not show how much others differ from it.
         deviations = np.full_like(deviations, math.nan)
     above, below = _unmet_kind(sample.rows, ceiling)
     deviations[:, above + below > 0] = 0.0
@@ -573,10 +574,10 @@ def _part(
 
 
 def _unmet_kind(rows: Array, ceiling: Array) -> tuple[Array, Array]:
-    """(how much more, how much less than the mean) a question of an unmet kind can have.
+    """(how much more, how much less than the mean) a question of an unobserved kind can have.
 
-    Only where a count was the same in all probed questions, nothing or the most as a rule:
-    resampling those would give an interval without width. Zeros elsewhere.
+    It is nonzero only where a count was the same in all probed questions, usually the minimum or
+    maximum: resampling these would give an interval of width zero.
     """
     mean = _mean(rows)
     constant = np.isfinite(ceiling) & (rows == mean).all(axis=0) & (len(rows) > 0)
@@ -584,19 +585,19 @@ def _unmet_kind(rows: Array, ceiling: Array) -> tuple[Array, Array]:
 
 
 def _unmet_share(num: int, rng: np.random.Generator) -> Array:
-    """Draws of the share of questions of a kind that was not met among `num`.
+    """Draws of the share of questions of a kind that was not observed among `num`.
 
     Beta(1, n), whose 95 % point 1 - 0.05^(1/n), about 3/n, is the exact limit (Clopper and Pearson,
-    1934; as a rule of three Hanley and Lippman-Hand, JAMA 249, 1983). It counts questions, since
-    the paths of one are alike.
+    1934; as the rule of three: Hanley and Lippman-Hand, JAMA 249, 1983). It counts questions, since
+    the paths of a question are correlated.
     """
-    # An even grid in random order: no noise in the quantiles of a single part.
+    # An even grid in random order has no noise in the quantiles of a single part.
     even = rng.permutation((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
     return np.asarray(1 - even ** (1 / num)) if num else np.ones(RESAMPLES)
 
 
 def _total(parts: Iterable[_Part], column_name: str) -> _Total:
-    """The sum over parts of what was probed and what is left."""
+    """The sum over all parts of the probed and the remaining questions."""
     column = _COLUMNS.index(column_name)
     parts = list(parts)
     known = sum(part.weight * float(part.known[column]) for part in parts)
@@ -609,12 +610,12 @@ def _total(parts: Iterable[_Part], column_name: str) -> _Total:
     draws = value + student * sum(spreads, none)
     above = sum((part.factor * part.above[column] * part.unmet for part in parts), none)
     below = sum((part.factor * part.below[column] * part.unmet for part in parts), none)
-    # A total is no less than what is there already, and no more than there is room for.
+    # A total is at least what exists already, and at most what is possible.
     return _Total(value, np.clip(draws - below, known, most), np.clip(draws + above, known, most))
 
 
 def _student_factor(spreads: Sequence[Array], freedoms: Sequence[int]) -> float:
-    """How much wider an interval is because the spread too is estimated from few questions.
+    """How much wider an interval is because the spread is also estimated from few questions.
 
     Student's t over the normal quantile, with the degrees of freedom of a sum of estimated
     variances (Satterthwaite, Biometrics Bulletin 2, 1946).
@@ -634,7 +635,7 @@ def _student_factor(spreads: Sequence[Array], freedoms: Sequence[int]) -> float:
 def student_t_95(freedom: float) -> float:
     """One-sided 95 % quantile of Student's t, to 0.3 % from two degrees of freedom, 5 % at one.
 
-    The expansion 26.7.5 of Abramowitz and Stegun (1964).
+    It uses the expansion 26.7.5 of Abramowitz and Stegun (1964).
     """
     z = Z_90
     terms = (
@@ -646,18 +647,18 @@ def student_t_95(freedom: float) -> float:
     return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
-# --- what a person sees ------------------------------------------------------------------------
+# --- the output --------------------------------------------------------------------------------
 
 
 def check_budget(estimate: Estimate, budget: Budget) -> list[str]:
-    """Warnings where only the upper end of an estimate exceeds the budget, or nothing is known.
+    """Warnings if only the upper end of an estimate exceeds the budget, or nothing is known.
 
-    Raises `OverBudgetError` where the central estimate exceeds it.
+    Raises `OverBudgetError` if the central estimate exceeds it.
     """
     if budget.max_money is not None and estimate.money is None:
         raise InputError(
-            "budget.max_money is set but nothing has a price: set cost.gpu_hour, or limit "
-            "budget.max_hours where no GPU is used"
+            "budget.max_money is set, but there is no price: set cost.gpu_hour, or limit "
+            "budget.max_hours if no GPU is used"
         )
     checks = (
         ("max_hours", budget.max_hours, estimate.hours, "hours"),
@@ -673,24 +674,24 @@ def check_budget(estimate: Estimate, budget: Budget) -> list[str]:
 
 
 def _check_limit(name: str, limit: float, taken: Range, unit: str) -> str | None:
-    """A warning, if there is anything to warn of. Raises `OverBudgetError`."""
+    """A warning, if there is one. Raises `OverBudgetError`."""
     said = f"the run is estimated to take {_with_interval(taken)} {unit}"
     over = f"budget.{name} is {_number(limit)}"
     if taken.value is None:
-        return f"{over}, but the probe cannot say how many {unit} the run will take"
+        return f"{over}, but the probe cannot tell how many {unit} the run will take"
     if taken.value > limit:
         faster = ", raise engine.max_workers" if name == "max_hours" else ""
         raise OverBudgetError(
-            f"{said}, and {over}; lower questions.datasets.*.num_train, budget.generated_tokens, "
+            f"{said}, but {over}; lower questions.datasets.*.num_train, budget.generated_tokens, "
             f"synthesis.guidelines_per_question or rounds{faster}, or raise the budget"
         )
     if taken.high is None:
-        return f"{said}; {over}, and the probe cannot say whether it will do"
+        return f"{said}; {over}, but the probe cannot tell whether this is enough"
     return f"{said}; {over}, which may not be enough" if taken.high > limit else None
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """The estimate as Markdown: the run, its datasets, and what was assumed."""
+    """Format the estimate as Markdown: the run, its datasets, and the assumptions."""
     questions = sum(dataset.num_questions for dataset in estimate.datasets)
     head = f"estimated from {estimate.num_probed} of {questions:,} questions, 90 % intervals"
     return "\n\n".join(
@@ -715,13 +716,13 @@ def _run_rows(estimate: Estimate) -> list[list[str]]:
         ("GiB of paths on disk", estimate.disk_gib),
         ("accepted paths", estimate.accepted),
         ("kept for training, at most", estimate.kept),
-        (f"{estimate.cost_unit} an accepted path", estimate.cost_per_accepted),
+        (f"{estimate.cost_unit} per accepted path", estimate.cost_per_accepted),
     ]
     return [[title, _with_interval(value)] for title, value in rows if value]
 
 
 _DATASET_TITLES = [
-    *("dataset", "questions", "probed", "tokens a path"),
+    *("dataset", "questions", "probed", "tokens per path"),
     *("truncated, percent", "accepted, percent"),
 ]
 
@@ -751,7 +752,7 @@ def _with_interval(range_: Range) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three digits that count; more would claim more than a probe can know."""
+    """Format three significant digits; more would claim more than a probe can know."""
     if value is None:
         return "unknown"
     rounded = float(f"{value:.3g}")

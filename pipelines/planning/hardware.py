@@ -1,7 +1,8 @@
-"""What a run will need of the cluster, looked for before anything is generated.
+"""Check what a run will need from the cluster, before anything is generated.
 
-What a step needs is known from the config; a cluster without it would be noticed only after all
-the work of the steps before. Whether it is free is a matter of the moment, and each step waits.
+The needs of a step are known from the config. Otherwise missing hardware would be noticed only
+after all the work of the earlier steps. Whether it is free at the moment is not checked; each step
+waits.
 """
 
 from __future__ import annotations
@@ -38,19 +39,19 @@ GENERATE = ("guidelines", "paths", "predictions")
 
 
 def wait_for_hardware(run: Run, stop: StopRequest, until: str | None = None) -> None:
-    """Wait until the cluster has what the steps up to `until` will need, in use or not.
+    """Wait until the cluster has what the steps up to `until` will need, even if it is in use.
 
-    Raises `InputError` when it has not and does not get it in time.
+    Raises `InputError` when the cluster does not have it and does not get it in time.
     """
     for need in _needs(run, until):
         wait_for_room(need, run.config.cluster, stop)
 
 
 def prepare(run: Run, stop: StopRequest, until: str | None = None) -> None:
-    """Look, before anything is generated, at all that the steps up to `until` will need: the base
-    model, the hardware, what each node can do, the memory of the training.
+    """Check, before anything is generated, what the steps up to `until` will need: the base model,
+    the hardware, the abilities of each node, and the memory of the training.
 
-    Raises `InputError`. Needs a session of Ray. Where all is made, nothing is looked at.
+    Raises `InputError`. Needs a running Ray. If all steps are done, nothing is checked.
     """
     to_make = {name for name, step in _steps(run, until) if not step.is_done}
     if not to_make & {*GENERATE, "model"}:
@@ -66,7 +67,7 @@ def prepare(run: Run, stop: StopRequest, until: str | None = None) -> None:
 
 
 def _shape(run: Run, seen: Base | None) -> ModelShape | None:
-    """The model's sizes; None for one that is not understood."""
+    """The model's sizes; None for an unsupported architecture."""
     if seen is None:
         return None
     with contextlib.suppress(InputError):
@@ -76,7 +77,7 @@ def _shape(run: Run, seen: Base | None) -> ModelShape | None:
 
 @dataclass(frozen=True)
 class Readiness:
-    """What a node tells of itself."""
+    """What a node reports about itself."""
 
     num_gpus: int
     storage_error: str | None
@@ -84,8 +85,8 @@ class Readiness:
 
 
 def check_nodes(run: Run, *, to_train: bool) -> None:
-    """Raises `InputError` when a node cannot write and read the run's folder, or when the trackers
-    of the training are missing where it will run. A node that gives no answer is left alone."""
+    """Raise `InputError` when a node cannot write and read the run's folder, or when the training's
+    trackers are missing where it will run. Nodes that do not answer are ignored."""
     folder = run.folder.child(f".preflight-{uuid.uuid4().hex[:12]}")
     tracking = run.config.training.tracking if to_train else TrackingSettings()
     try:
@@ -100,7 +101,8 @@ def check_nodes(run: Run, *, to_train: bool) -> None:
 
 
 def look_at_node(name: str, folder: Folder, tracking: TrackingSettings) -> Readiness:
-    """Runs on each node; `folder` is for this alone, and the driver has written into it."""
+    """Runs on each node; `folder` is used only for this, and the driver has written a file to
+    it."""
     import ray
 
     there = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
@@ -114,39 +116,39 @@ def look_at_node(name: str, folder: Folder, tracking: TrackingSettings) -> Readi
 
 
 def refuse_nodes(nodes: Mapping[str, Readiness], root: str) -> None:
-    """Raises `InputError` that names the first node which is not as it has to be.
+    """Raise `InputError` that names the first node with a problem.
 
-    Where some nodes have GPUs, a training runs on those.
+    If some nodes have GPUs, a training runs on those only.
     """
     trains_on_gpus = any(node.num_gpus for node in nodes.values())
     for name, node in nodes.items():
         if node.storage_error:
             raise InputError(
-                f"storage.root {root!r}: the node {name} cannot use it ({node.storage_error}); "
+                f"storage.root {root!r}: node {name} cannot use it ({node.storage_error}); "
                 "name a folder that all nodes share and may write, or a URI"
             )
         if node.tracker_error and (node.num_gpus or not trains_on_gpus):
-            raise InputError(f"on the node {name}: {node.tracker_error}")
+            raise InputError(f"on node {name}: {node.tracker_error}")
 
 
 def _needs(run: Run, until: str | None) -> Iterator[Need]:
-    """What the unfinished steps up to `until` need, each kind of them at the same moment.
+    """The needs of the unfinished steps up to `until`, one for each kind of step.
 
-    What a training takes is known once the nodes are there that the engines waited for.
+    The needs of a training are known once the nodes exist for which the engines waited.
     """
     open_steps = {name for name, step in _steps(run, until) if not step.is_done}
     for engine in engines_of(run.config, open_steps):
         if engine.use_gpu:
-            # Where there are few CPUs `cluster.inference.engine_sizing` takes fewer for an engine.
+            # With few CPUs, `cluster.inference.engine_sizing` uses fewer for each engine.
             yield engines_need(engine).gpus_alone()
     if "model" in open_steps:
         yield training_need(run.config.training)
 
 
 def engines_of(config: Config, steps: Collection[str]) -> list[EngineSettings]:
-    """The different engines that these steps need, one after the other.
+    """The different engines that these steps need, one after another.
 
-    The paths may be generated by another engine than everything else (`synthesis.engine`).
+    The paths may come from another engine than everything else (`synthesis.engine`).
     """
     of_paths = config.synthesis.engine or config.engine
     wanted = {"guidelines": config.engine, "paths": of_paths, "predictions": config.engine}
@@ -155,7 +157,7 @@ def engines_of(config: Config, steps: Collection[str]) -> list[EngineSettings]:
 
 
 def _steps(run: Run, until: str | None) -> Iterator[tuple[str, Step]]:
-    """The steps that follow the questions, up to `until`, each with the name of its kind."""
+    """The steps after the questions, up to `until`, each with the name of its kind."""
     if until == "questions":
         return
     if run.guidelines_step is not None:

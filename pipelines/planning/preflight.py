@@ -1,9 +1,9 @@
-"""What a run will need of its config and of its base model, looked at before anything is generated.
+"""Check the config and the base model of a run, before anything is generated.
 
-`check_config` reads nothing but the config, the guidelines and the prompts. `check_base` makes each
-prompt of the run once with the base model's own tokenizer, and saves and loads again what a tuned
-model will take over; no weight is loaded. It does so in another process, so that the driver imports
-neither torch nor transformers. Each check is a function in a table that raises one `InputError`.
+`check_config` reads only the config, the guidelines and the prompts. `check_base` renders each
+prompt of the run once with the base model's tokenizer, and saves and reloads what a tuned model
+will inherit; no weights are loaded. It does so in a subprocess, so that the driver imports neither
+torch nor transformers. Each check is a function in a table and raises a single `InputError`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SAMPLE = Question(
     "72",
     "number",
 )
-"""Stands for the run's own questions, which may be long, and need not be there yet."""
+"""Represents the run's questions, which may be long and need not exist yet."""
 
 RESERVED = frozenset(
     {
@@ -45,20 +45,21 @@ RESERVED = frozenset(
         *("tokenizer_kwargs", "processor_kwargs"),
     }
 )
-"""Arguments of `apply_chat_template` with which a prompt is made: no template has them."""
+"""Arguments of `apply_chat_template` with which a prompt is rendered; no template uses these
+names."""
 
 
-# --- what is known from the config ---------------------------------------------------------------
+# --- checks of the config ------------------------------------------------------------------------
 
 
 def check_config(config: Config, recipe: Recipe, until: str | None) -> None:
-    """Raises `InputError` for what the config, the guidelines and the prompts show to be wrong."""
+    """Raise `InputError` for problems in the config, the guidelines and the prompts."""
     for check in CONFIG_CHECKS:
         check(config, recipe, until)
 
 
 def refuse_later_round(config: Config, recipe: Recipe, until: str | None) -> None:
-    """`--until` of a round that the run does not have would run everything."""
+    """Refuse `--until` with a round that the run does not have, which would run everything."""
     number = (until or "").rpartition("/")[0]
     if number and int(number) >= config.rounds:
         rounds = "round 0 alone" if config.rounds == 1 else f"rounds 0 to {config.rounds - 1}"
@@ -66,7 +67,7 @@ def refuse_later_round(config: Config, recipe: Recipe, until: str | None) -> Non
 
 
 def refuse_missing_guidelines(config: Config, recipe: Recipe, until: str | None) -> None:
-    """More guidelines for a question than there are would be all of them, in silence."""
+    """Refuse more guidelines per question than exist, which would silently use all of them."""
     wanted = config.synthesis.guidelines_per_question
     there = len(recipe.guidelines) + config.synthesis.expand_guidelines
     if wanted is not None and wanted > there:
@@ -77,13 +78,14 @@ def refuse_missing_guidelines(config: Config, recipe: Recipe, until: str | None)
 
 
 def refuse_sampling(config: Config, recipe: Recipe, until: str | None) -> None:
-    """Sampling options that the engine does not take would fail each generation."""
+    """Refuse sampling options that the engine does not accept, which would fail every
+    generation."""
     for asking in askings(config, recipe):
         check_sampling_options(asking.engine, asking.field, asking.sampling)
 
 
 def refuse_reserved_arguments(config: Config, recipe: Recipe, until: str | None) -> None:
-    """Template arguments by the names of what a prompt is made with."""
+    """Refuse template arguments whose names are used to render prompts."""
     for asking in askings(config, recipe):
         for name in asking.sampling.template_args:
             if name in RESERVED or name.endswith("_token"):
@@ -93,7 +95,7 @@ def refuse_reserved_arguments(config: Config, recipe: Recipe, until: str | None)
 
 
 def refuse_missing_cores(config: Config, recipe: Recipe, until: str | None) -> None:
-    """Cores that this machine does not have, where the engines run on it."""
+    """Refuse cores that this machine does not have, if the engines run on it."""
     for name, engine in engines(config):
         if engine.use_gpu or engine.is_endpoint or not starts_cluster(config.cluster):
             continue
@@ -103,12 +105,12 @@ def refuse_missing_cores(config: Config, recipe: Recipe, until: str | None) -> N
             if core not in there:
                 raise InputError(
                     f"{field} {engine.omp_threads_bind}: this machine has no core {core}; its "
-                    f"{len(there)} go up to {there[-1]}; name some of them, or set it to auto"
+                    f"{len(there)} cores end at {there[-1]}; name existing ones, or set it to auto"
                 )
 
 
 def refuse_trackers(config: Config, recipe: Recipe, until: str | None) -> None:
-    """Trackers that are not installed, where the training runs on this machine."""
+    """Refuse trackers that are not installed, if the training runs on this machine."""
     if starts_cluster(config.cluster) and trains(until):
         refuse_missing_trackers(config.training.tracking)
 
@@ -124,17 +126,17 @@ CONFIG_CHECKS: tuple[ConfigCheck, ...] = (
 )
 
 
-# --- what the base model shows -------------------------------------------------------------------
+# --- checks of the base model --------------------------------------------------------------------
 
 
 def check_base(
     config: Config, recipe: Recipe, until: str | None, *, may_fetch: bool
 ) -> Base | None:
-    """What is known of the base model and of the prompts it will get.
+    """Check the base model with the prompts that it will get; returns the facts about it.
 
-    None where the run does not use it, since servers have models of their own; also where its files
-    are not on this machine and `may_fetch` is false: a model of the hub, and a packaged one that
-    was not converted yet. Raises `InputError`.
+    None if the run does not use it, because servers have their own models, and if its files are not
+    on this machine and `may_fetch` is false: a model on the hub, or a packaged one that was not
+    converted yet. Raises `InputError`.
     """
     path, cache = config.model.path, config.storage.cache
     if not _uses_base(config, until):
@@ -146,7 +148,7 @@ def check_base(
     training = config.training if trains(until) else None
     try:
         return run_apart(look_at_base, path, cache, asked, contexts, training)
-    except UnsureError:  # a look without torch takes a second or two, one with it longer
+    except UnsureError:  # a look without torch takes a second or two; with torch, longer
         return run_apart(look_at_base, path, cache, asked, contexts, training, with_torch=True)
 
 
@@ -158,26 +160,26 @@ def _uses_base(config: Config, until: str | None) -> bool:
 
 
 def until_later_round(until: str | None) -> bool:
-    """Whether the last step is one of a round after the first."""
+    """Whether the last step belongs to a round after the first."""
     return (until or "").rpartition("/")[0] not in ("", "0")
 
 
 def trains(until: str | None) -> bool:
-    """Whether a run that ends with this step (None is the last one) trains a model."""
+    """Whether a run that ends with this step (None means the last one) trains a model."""
     step = (until or "").rpartition("/")[2]
     trained = step in ("model", "predictions", "scores")
     return until is None or trained or until_later_round(until)
 
 
 def engines(config: Config) -> Iterator[tuple[str, EngineSettings]]:
-    """The engines of a run, by the name of their settings."""
+    """The engines of a run, by the names of their settings."""
     yield "engine", config.engine
     if config.synthesis.engine is not None:
         yield "synthesis.engine", config.synthesis.engine
 
 
 def askings(config: Config, recipe: Recipe) -> Iterator[Asking]:
-    """Each kind of prompt that the run will make, filled in with a short question."""
+    """Each kind of prompt in the run, with a short question."""
     of_paths = config.synthesis.engine or config.engine
     spec = PathSpec("preflight", _first_guideline(recipe), 0)
     for name in recipe.settings.chain:
@@ -210,7 +212,7 @@ def _of_stage(
 
 
 def describe(base: Base) -> list[str]:
-    """A line on the prompts, and one for each thing that is allowed and odd."""
+    """A line about the prompts, and one for each setting that is allowed but unusual."""
     tokens = ", ".join(f"{name} {number}" for name, number in base.prompt_tokens.items())
     opened = [name for name, is_open in base.opens_thinking.items() if is_open]
     thinking = f"; the template opens the thinking of {', '.join(opened)}" if opened else ""

@@ -1,7 +1,7 @@
-"""The probe of `regenesis.py plan`: what the run's first rows say of all the others.
+"""The probe of `regenesis.py plan`: an estimate of the run from its first rows.
 
-The probed questions are questions of the run, and their rows are kept, so that nothing is generated
-for the estimate alone. The measured speed is kept with them: a second estimate generates nothing.
+The probed questions belong to the run, and their rows are kept, so nothing is generated only for
+the estimate. The measured speed is also kept: a second estimate generates nothing.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from pipelines.synthesis.handler import stored_paths
 PROBE_FILE = "probe.json"
 NUM_PROBED = 20
 MOST_READ = 1_000
-"""Finished questions that are looked at, where a run is planned that has many."""
+"""Limit on the finished questions that are read when a run already has many."""
 
 
 def read_probed_paths(
     folder: Folder, questions: Questions, settings: ExampleSettings, num_stages: int
 ) -> list[ProbedQuestion]:
-    """The questions of the `paths` step that have their row. Runs as a task."""
+    """The questions of the `paths` step that have a row. Runs as a task."""
     ledger = Ledger.read(folder).of(questions.keys())
     ledger = replace(ledger, index=ledger.index.slice(0, MOST_READ))
     num_bytes = ledger.num_bytes() // max(1, ledger.index.num_rows)
@@ -76,13 +76,13 @@ def _probed(
 
 
 def read_probed_predictions(folder: Folder, questions: Questions) -> ProbedPredictions:
-    """Every held-out question that has its answer. Runs as a task."""
+    """Every held-out question that has an answer. Runs as a task."""
     index = Ledger.read(folder).of(questions.keys()).index
     return ProbedPredictions(tuple(n or 0 for n in index.column("num_tokens").to_pylist()))
 
 
 def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
-    """What the whole run will take, from its first questions; they are made now and kept."""
+    """Estimate the complete run from its first questions, which are generated now and kept."""
     config, round_ = run.config, first_round(run)
     guidelines.make(run, stop)
     held_out = run.stored_questions("dev", "test")
@@ -117,15 +117,15 @@ def _workload(run: Run, round_: Round) -> Workload:
 
 
 def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
-    """Generate the first questions of the run, unless that was done, and say how fast the paths
-    came: they are nearly all of the work. On another engine the predictions are assumed to be as
+    """Generate the first questions of the run, unless that was done, and measure the speed of the
+    paths, which are nearly all of the work. Predictions on another engine are assumed to be as
     fast."""
     engine = run.config.synthesis.engine
     known = round_.paths.folder.read_json(PROBE_FILE)
     if not isinstance(known, dict):
         jobs = [paths.job(run, round_)]
         answers = [predictions.job(run, run.base_predictions)]
-        if engine is None:  # the same engines do both
+        if engine is None:  # the same engines serve both
             jobs, answers = [*jobs, *answers], []
         summary = run_engines(
             run.config, round_.generator, jobs, stop, limit=NUM_PROBED, engine=engine
@@ -134,7 +134,7 @@ def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
             run_engines(run.config, run.base, answers, stop, limit=NUM_PROBED)
         if not summary.counts:
             raise InputError(
-                "nothing is left to generate in round 0, so there is nothing to estimate from"
+                "nothing is left to generate in round 0, so the run cannot be estimated"
             )
         known = summary.facts()
         round_.paths.folder.write_json(PROBE_FILE, known)
@@ -149,7 +149,7 @@ def _probe_speed(run: Run, round_: Round, stop: StopRequest) -> Speed:
 
 
 def keep_to_budget(run: Run, stop: StopRequest) -> None:
-    """Raises `InputError` when the config has a budget and the run would exceed it."""
+    """Raise `InputError` when the config has a budget that the run would exceed."""
     budget = run.config.budget
     if not budget.can_refuse or first_round(run).paths.is_done:
         return

@@ -1,1 +1,1 @@
-"""The questions of a run: where they come from, how they are split, what overlaps."""
+"""The questions of a run: their sources, their splits, and their overlaps."""

@@ -1,9 +1,9 @@
-"""Which questions overlap with a held-out one, by three rules, and how many of each dataset.
+"""Find questions that overlap with held-out ones, by three rules, and count them by dataset.
 
-`exact`: the normalized texts are the same, or differ only in the order of their options. It holds
-between all splits: test keeps a question before dev, dev before train. `words` and `masked` are the
-partial overlaps of training questions with held-out ones (`pipelines.questions.overlaps`). A row of
-the table that the `questions` step stores::
+`exact`: the normalized texts are equal, or differ only in the order of their options. It applies
+between all splits: a question is kept in test before dev, and in dev before train. `words` and
+`masked` find partial overlaps of training questions with held-out ones
+(`pipelines.questions.overlaps`). A row of the table that the `questions` step stores::
 
     {"question_id": "numglue/train/t8/00248", "dataset": "numglue", "split": "train",
      "held_out_id": "asdiv/test/nluds-0557", "held_out_dataset": "asdiv", "rule": "masked",
@@ -44,7 +44,7 @@ class Compared:
     table: pa.Table
     """Every pair, as rows of `OVERLAP_SCHEMA`."""
     places: Mapping[str, NDArray[np.int64]]
-    """By rule, the questions that overlap by it and by no rule before it."""
+    """By rule, the questions that overlap by it and by no earlier rule."""
 
 
 class HeldOut:
@@ -65,9 +65,9 @@ class HeldOut:
         ]
 
     def compare(self, part: LoadedSplit) -> Compared:
-        """The overlaps of the questions of one split with those that are kept before it.
+        """The overlaps of the questions of one split with those that take precedence.
 
-        A generated question is compared as a whole only: all of a family share their words.
+        Generated questions are only compared as a whole, because a family's questions share words.
         """
         found = [(_equal(part, self._before[part.split]), self._before[part.split])]
         if part.split == "train" and not part.is_generated and self._worded:
@@ -83,7 +83,7 @@ class HeldOut:
 
 
 def _equal(part: LoadedSplit, held_out: Sequence[LoadedSplit]) -> Overlaps:
-    """The pairs of questions that are the same one."""
+    """The pairs of equal questions."""
     known = np.concatenate([np.empty(0, np.uint64), *(other.identities for other in held_out)])
     order = np.argsort(known, kind="stable")
     own, others = matches(part.identities, known[order])
@@ -91,7 +91,7 @@ def _equal(part: LoadedSplit, held_out: Sequence[LoadedSplit]) -> Overlaps:
 
 
 def _pairs(part: LoadedSplit, overlaps: Overlaps, held_out: Sequence[LoadedSplit]) -> pa.Table:
-    """The pairs as rows, by the places of the held-out questions over all their splits."""
+    """The pairs as rows; held-out questions are given by their index over all their splits."""
     tables = [OVERLAP_SCHEMA.empty_table()]
     start = 0
     for other in held_out:

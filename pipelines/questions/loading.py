@@ -1,6 +1,6 @@
-"""The questions of a run: read or made, cut into train, dev and test, and told apart by text.
+"""The questions of a run: loaded or generated, split into train, dev and test, and deduplicated.
 
-What `load_questions` gives back for one dataset, in short::
+A short example of what `load_questions` returns for one dataset::
 
     table: question_id          dataset  split  ... question_fingerprint
            gsm8k/train/00042    gsm8k    train  ... 5b0c6f1d2a9e7c34
@@ -9,14 +9,14 @@ What `load_questions` gives back for one dataset, in short::
                "num_kept": 800, "overlaps": {"exact": 2, "words": 7, "masked": 36},
                "commonest_answer_share": 0.02}, ...]
 
-No question stands in two splits of a run, whichever datasets they belong to: test keeps it before
-dev, dev before train. Two questions are the same when their normalized texts are, or differ only
-in the order of their options (21 of OpenBookQA's held-out questions stand in its train that way).
-That is settled on whole files, before any limit, so raising a limit can neither leak a test
-question nor change what was chosen before: limits take a prefix of a fixed order.
+No question is in two splits of a run, whichever datasets they belong to: a question is kept in test
+before dev, and in dev before train. Two questions are the same if their normalized texts are equal,
+or differ only in the order of their options (21 of OpenBookQA's held-out questions are in its train
+split that way). This is decided on complete files, before any limit, so raising a limit can neither
+leak a test question nor change what was chosen before: limits take a prefix of a fixed order.
 
-Training questions that overlap with a held-out one in part are dropped, too
-(`pipelines.questions.held_out`): before anything is generated for them.
+Training questions that partly overlap with a held-out one are also dropped
+(`pipelines.questions.held_out`), before anything is generated for them.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ ROWS_AS_OBJECTS = 1_000
 
 
 class DatasetSettings(Settings):
-    """One dataset: where it comes from, what it is for, and how much of it is used."""
+    """One dataset: where it comes from, what it is used for, and how much of it is used."""
 
     source: FileSource | ReasoningGymSource | TaskSource = pydantic.Field(discriminator="kind")
-    """Files, a family of procedural questions, or a task that is known by name."""
+    """Files, a family of generated questions, or a task that is known by name."""
 
     domain: Domain = pydantic.Field(default_factory=lambda values: _domain_of(values["source"]))
-    """`out_of_domain` is only ever evaluated on: it has no train. Not given: a task's own domain,
-    and `in_domain` for everything else."""
+    """`out_of_domain` is only used for evaluation and has no train split. By default it is the
+    task's domain, and `in_domain` for all other sources."""
 
     num_train: Limit = None
-    """At most so many training questions of files or a task, null for all; exactly so many
-    generated."""
+    """Limit on the training questions of files or a task; null uses all. For generated questions it
+    is the exact number."""
 
     num_dev: Limit = None
     """The same for dev."""
@@ -82,14 +82,14 @@ class DatasetSettings(Settings):
     """The same for test."""
 
     dev_share: Share = DEV_SHARE
-    """Files and tasks: the share of train that becomes dev where there is no dev."""
+    """Files and tasks: the share of train that becomes dev if there is no dev split."""
 
     test_share: Share = TEST_SHARE
-    """Files and tasks: the share of train that becomes test where there is no test."""
+    """Files and tasks: the share of train that becomes test if there is no test split."""
 
     grader: str | None = None
-    """Your own grader for all its questions, as `package.module:function` (see
-    docs/GRADING.md). Null: its answers are graded by their type."""
+    """A custom grader for all its questions, as `package.module:function` (see docs/GRADING.md).
+    Null grades the answers by their type."""
 
     licence: Annotated[str | None, OPERATIONAL] = None
     """The licence of its questions, for the cards of `regenesis export`. Null: that of the
@@ -100,15 +100,15 @@ class DatasetSettings(Settings):
     Null: unless the benchmark is known to forbid it."""
 
     weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
-    """How often its questions come up, relative to the other datasets: with 2.0 twice as often as
-    with 1.0. Every dataset advances from the start, whatever its weight."""
+    """How often its questions are processed, relative to the other datasets: with 2.0 twice as
+    often as with 1.0. Every dataset advances from the start, whatever its weight."""
 
     max_generated_tokens: Budget = None
-    """About so many tokens are generated for its training questions at most, in each round: once
-    reached, no further question of it is begun. Null: no bound."""
+    """Approximate limit on the tokens generated for its training questions in each round: once it
+    is reached, no further question of the dataset is begun. Null means no limit."""
 
     max_accepted_paths: Budget = None
-    """The same for right paths: with so many, no further training question of it is begun."""
+    """The same for right paths: once there are this many, no further training question is begun."""
 
     @pydantic.field_validator("grader")
     @classmethod
@@ -133,7 +133,7 @@ class DatasetSettings(Settings):
         return self.source.is_labelled
 
     def asked(self, name: str, wrong_rows: list[str]) -> Asked:
-        """What a dataset of this name asks of its source, which puts wrong rows into the list."""
+        """The request of a dataset to its source, which appends wrong rows to the list."""
         return Asked(
             dataset=name,
             domain=self.domain,
@@ -144,7 +144,7 @@ class DatasetSettings(Settings):
         )
 
     def limit(self, split: Split) -> int | None:
-        """How many questions of a split are used at most; None is all."""
+        """The limit on the questions of a split; None uses all."""
         limits = {"train": self.num_train, "dev": self.num_dev, "test": self.num_test}
         return limits[split]
 
@@ -157,32 +157,32 @@ class QuestionSettings(Settings):
     """The questions of a run."""
 
     folder: Annotated[str, OPERATIONAL] = "."
-    """Where relative paths of question files start: a folder or a URI."""
+    """The folder or URI that relative paths of question files start from."""
 
     datasets: Annotated[dict[str, DatasetSettings], EXTENT]
-    """Name to dataset; the name is part of every question's id."""
+    """Datasets by name; the name is part of every question's id."""
 
     on_error: Annotated[Literal["stop", "skip"], OPERATIONAL] = "stop"
-    """What happens where a dataset cannot be loaded: the run stops with the reason; or it goes on
-    with the others, and one that is fixed joins when the command is given again."""
+    """What happens if a dataset cannot be loaded: stop ends the run with the reason; skip continues
+    with the others, and the dataset joins once it is fixed and the command is repeated."""
 
     overlaps: Literal["drop", "keep"] = "drop"
-    """Training questions that overlap in part with a held-out one (docs/QUESTIONS.md): dropped, or
-    kept. They are counted and stored either way; equal ones are always dropped."""
+    """Training questions that partly overlap with a held-out one (docs/QUESTIONS.md): drop or keep
+    them. They are counted and stored in both cases; equal ones are always dropped."""
 
     @pydantic.field_validator("datasets")
     @classmethod
     def _are_named(cls, datasets: dict[str, DatasetSettings]) -> dict[str, DatasetSettings]:
         if not datasets:
-            raise ValueError("no dataset; name at least one")
+            raise ValueError("there is no dataset; name at least one")
         for name in datasets:
             if not re.fullmatch(r"[a-z0-9_]+", name):
-                raise ValueError(f"the name {name!r} may only hold a-z, 0-9 and _; rename it")
+                raise ValueError(f"the name {name!r} may only contain a-z, 0-9 and _; rename it")
         return datasets
 
 
 class SplitCounts(TypedDict):
-    """What became of the questions of one split of one dataset."""
+    """What happened to the questions of one split of one dataset."""
 
     dataset: str
     split: Split
@@ -190,9 +190,9 @@ class SplitCounts(TypedDict):
     num_read: int
     num_dropped_duplicate: int
     num_dropped_overlap: int
-    """Equal to a held-out question or, unless `questions.overlaps` is keep, alike in part."""
+    """Equal to a held-out question or, unless `questions.overlaps` is keep, partly overlapping."""
     num_wanted: int | None
-    """The limit that the config sets; None: all."""
+    """The limit in the config; None means all."""
     num_kept: int
     overlaps: dict[str, int]
     """How many overlap with a held-out question, by the first rule that finds them."""
@@ -200,42 +200,42 @@ class SplitCounts(TypedDict):
 
 
 def overlaps_by_rule(counts: SplitCounts) -> str:
-    """` (2 exact, 7 words)`: the overlaps with held-out questions by rule, or nothing."""
+    """` (2 exact, 7 words)`: the overlaps with held-out questions by rule, or an empty text."""
     found = [f"{number} {rule}" for rule, number in counts["overlaps"].items() if number]
     return f" ({', '.join(found)})" if found else ""
 
 
 @dataclass(frozen=True)
 class QuestionFacts:
-    """What a driver has to know of the questions of a run: numbers and names, and no question."""
+    """What a driver has to know about the questions of a run: numbers and names, no questions."""
 
     extents: Mapping[str, str]
-    """Splits, joined by a comma, to what `QuestionSet.extent` says of them."""
+    """By splits, joined by a comma: the `QuestionSet.extent` of their questions."""
 
     counts: list[SplitCounts]
-    """One entry for each split that has questions of each dataset that was loaded."""
+    """One entry for each split with questions, of each dataset that was loaded."""
 
     broken: Mapping[str, str]
-    """The datasets that were set aside, and the sentence that says what is wrong with each."""
+    """The datasets that were skipped, each with a sentence about what is wrong with it."""
 
     wrong_rows: Mapping[str, list[str]]
-    """The rows that `source.max_wrong_rows` let be left out, by dataset: a sentence each."""
+    """The rows that `source.max_wrong_rows` allowed to be skipped, by dataset: a sentence each."""
 
     def extent(self, *splits: Split) -> str:
-        """What a step over these splits has to cover; one of train, dev with test, and all."""
+        """The work of a step over these splits, which are train, dev with test, or all."""
         return self.extents[",".join(splits)]
 
     def shortfalls(self) -> list[str]:
-        """A sentence for each limit of the config that is more than there is."""
+        """A sentence for each limit of the config that exceeds the available questions."""
         return [
             f"questions.datasets.{c['dataset']}.num_{c['split']} is {c['num_wanted']}, "
-            f"and there are only {c['num_kept']} questions"
+            f"but there are only {c['num_kept']} questions"
             for c in self.counts
             if c["num_wanted"] is not None and c["num_kept"] < c["num_wanted"]
         ]
 
     def num_kept(self, *splits: Split) -> dict[str, int]:
-        """How many questions of some splits are used, by dataset; none is left out."""
+        """How many questions of some splits are used, for every dataset."""
         kept: dict[str, int] = {}
         for count in self.counts:
             if count["split"] in splits and count["num_kept"]:
@@ -245,7 +245,7 @@ class QuestionFacts:
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions by dataset, split and order of choice, and where the others went."""
+    """The questions by dataset, split and order of choice, and what happened to the others."""
 
     table: pa.Table
     """Rows of `QUESTION_TABLE_SCHEMA`."""
@@ -258,13 +258,13 @@ class QuestionSet:
     """Which question overlaps with which held-out one: rows of `OVERLAP_SCHEMA`."""
 
     def facts(self) -> QuestionFacts:
-        """All that is known of the questions but the questions."""
+        """Everything that is known about the questions, without the questions."""
         asked: tuple[tuple[Split, ...], ...] = (("train",), ("dev", "test"), SPLITS)
         extents = {",".join(splits): self.extent(*splits) for splits in asked}
         return QuestionFacts(extents, self.counts, self.broken, self.wrong_rows)
 
     def split(self, *splits: Split) -> pa.Table:
-        """The rows of some splits, in their order. Batches of one split are shared, not copied."""
+        """The rows of some splits, in order. Batches of a single split are shared, not copied."""
         wanted = pa.array(splits, pa.string())
         batches = [
             _filter(batch, pc.is_in(batch.column("split"), wanted))
@@ -274,21 +274,21 @@ class QuestionSet:
         return pa.Table.from_batches(filled, QUESTION_TABLE_SCHEMA)
 
     def questions(self, *splits: Split) -> Iterator[Question]:
-        """The questions of some splits, made into objects as they are asked for."""
+        """The questions of some splits, created one at a time."""
         for batch in self.split(*splits).to_batches(max_chunksize=ROWS_AS_OBJECTS):
             yield from map(Question.from_row, batch.to_pylist())
 
     def extent(self, *splits: Split) -> str:
-        """What a step over these splits has to cover: 12 hex digits over ids and fingerprints.
+        """The work of a step over these splits: 12 hex digits over ids and fingerprints.
 
-        The order of the questions does not count, nor do the settings that led to them.
+        It does not depend on the order of the questions or on the settings that selected them.
         """
         names = ["question_id", "question_fingerprint"]
         pairs = self.split(*splits).select(names).sort_by([(name, "ascending") for name in names])
         digest = hashlib.sha256()
         for batch in pairs.to_batches(max_chunksize=ROWS_PER_BATCH):
             columns = (column.to_pylist() for column in batch.columns)
-            # One JSON list a line, because ids are the user's and may hold any separator.
+            # One JSON list per line, because a user's ids may contain any separator.
             lines = [json.dumps(pair) + "\n" for pair in zip(*columns, strict=True)]
             digest.update("".join(lines).encode())
         return digest.hexdigest()[:12]
@@ -301,12 +301,12 @@ def _filter(batch: pa.RecordBatch, mask: pa.BooleanArray) -> pa.RecordBatch:
 def load_questions(
     settings: QuestionSettings, on_progress: Callable[[str, int], None] | None = None
 ) -> QuestionSet:
-    """Read, make, split and choose the questions of a run; the same settings give the same table.
+    """Load, split and choose the questions of a run; the same settings give the same table.
 
-    Cheap enough to run before any model is loaded, which is where bad input should be found.
-    `on_progress` is told a dataset and how many questions of it were read, every ten thousand.
-    Raises `InputError` for a dataset that cannot be loaded; where `settings.on_error` is `skip`,
-    only when nothing is left to train on because of it.
+    It is cheap enough to run before any model is loaded, so that bad input is found early.
+    `on_progress` is called with a dataset and its number of questions read, every ten thousand.
+    Raises `InputError` for a dataset that cannot be loaded; if `settings.on_error` is `skip`, only
+    when nothing is left to train on because of it.
     """
     broken: dict[str, str] = {}
     wrong: dict[str, list[str]] = {name: [] for name in settings.datasets}
@@ -315,13 +315,14 @@ def load_questions(
         with _setting_aside(name, settings, broken):
             ordered = _ordered_questions(dataset, settings.folder, dataset.asked(name, wrong[name]))
             loaded[name] = _load_dataset(name, dataset, ordered, on_progress)
-    # A dataset that is set aside later, for its train, still keeps what it holds out from the
-    # others' train: whether it is fixed or not, they train on the same questions.
+    # A dataset that is skipped later because of its train split still removes its held-out
+    # questions from the others' train, so that they train on the same questions whether or not it
+    # is fixed.
     held_out = HeldOut(itertools.chain.from_iterable(loaded.values()))
     chosen: list[_Chosen] = []
     for name in list(loaded):
         with _setting_aside(name, settings, broken):
-            # Popped, so that what was not chosen is let go before the next dataset's turn.
+            # Popped, so that unused questions are freed before the next dataset.
             parts = loaded.pop(name)
             chosen += [_choose(part, settings, held_out) for part in parts]
     counts = [each.counts for each in chosen]
@@ -334,20 +335,20 @@ def load_questions(
 
 @contextmanager
 def _setting_aside(name: str, settings: QuestionSettings, broken: dict[str, str]) -> Iterator[None]:
-    """Put an `InputError` about a dataset into `broken` where the config says to skip it."""
+    """Record an `InputError` about a dataset in `broken` if the config says to skip it."""
     try:
         yield
     except InputError as error:
         if settings.on_error == "stop" or len(settings.datasets) == 1:
             raise
-        # A name in a file may hold half a surrogate pair, which could not be written anywhere.
+        # A name in a file may contain half a surrogate pair, which cannot be written anywhere.
         broken[name] = str(error).encode(errors="backslashreplace").decode()
 
 
 def _check_what_is_left(
     settings: QuestionSettings, counts: Iterable[SplitCounts], broken: Mapping[str, str]
 ) -> None:
-    """Raise `InputError` when the broken datasets leave none, or none to train on."""
+    """Raise `InputError` when the broken datasets leave nothing, or nothing to train on."""
     has_train = any(c["split"] == "train" and c["num_kept"] for c in counts)
     no_dataset = len(broken) == len(settings.datasets)
     lost_train = any(settings.datasets[name].domain == "in_domain" for name in broken)
@@ -393,7 +394,7 @@ def _load_dataset(
 
 
 def _ordered_questions(settings: DatasetSettings, folder: str, asked: Asked) -> Iterator[Ordered]:
-    """The questions of a dataset in their final splits, with the grader that they ask for."""
+    """The questions of a dataset in their final splits, with the grader of the dataset."""
     own = settings.grader
     for order, question in settings.source.read(folder, asked):
         yield order, question if own is None else replace(question, grader=own)
@@ -401,7 +402,7 @@ def _ordered_questions(settings: DatasetSettings, folder: str, asked: Asked) -> 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The rows that are used of a split of a dataset, and what became of the others."""
+    """The rows of a dataset's split that are used, and what happened to the others."""
 
     table: pa.Table
     overlaps: pa.Table
@@ -413,7 +414,7 @@ def _by_rule(compared: Compared) -> str:
 
 
 def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) -> _Chosen:
-    """Take what overlaps with no held-out question, up to the limit."""
+    """Take the questions that overlap with no held-out question, up to the limit."""
     compared = held_out.compare(part)
     dropping = compared.places if settings.overlaps == "drop" else {EXACT: compared.places[EXACT]}
     dropped = np.concatenate([*dropping.values()])
@@ -422,8 +423,8 @@ def _choose(part: LoadedSplit, settings: QuestionSettings, held_out: HeldOut) ->
         raise InputError(
             f"questions.datasets.{part.dataset}: all of its {len(part.chosen)} training questions "
             "are also in a dev or test split or overlap with one of its questions "
-            f"({_by_rule(compared)}); give train other questions, or set questions.overlaps to "
-            "keep those that overlap in part"
+            f"({_by_rule(compared)}); give train other questions, or set "
+            "questions.overlaps: keep, which retains partial overlaps"
         )
     rows = [QUESTION_TABLE_SCHEMA.empty_table(), *pieces(part.rows, free[: part.limit])]
     table = pa.concat_tables(rows)

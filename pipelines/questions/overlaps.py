@@ -1,24 +1,24 @@
-"""Training questions that overlap in part with a held-out one, found by hashes of runs of words.
+"""Find training questions that partly overlap with a held-out one, by hashes of runs of words.
 
-Two rules, each over the question without its options:
+There are two rules, each applied to the question without its options:
 
-* `words`: 13 words in a row are the same (Brown et al., arXiv 2005.14165, appendix C)
-* `masked`: of the runs of 8 words that hold a number, at least a third are the same once numbers
-  are masked; a third of those of the shorter question. One run alone is chance: "0 dollars how much
-  money does he have" is in hundreds of unrelated problems
+* `words`: 13 consecutive words are the same (Brown et al., arXiv 2005.14165, appendix C)
+* `masked`: of the runs of 8 words that contain a number, at least a third are the same once numbers
+  are masked, counted in the shorter question. A single run proves nothing: "0 dollars how much
+  money does he have" is in hundreds of unrelated problems.
 
-Words that many questions share are a template and do not count: a run that, numbers masked, is in
-more than 10 held-out questions, or in more than a tenth of a dataset's training questions. Of few
-training questions the tenth is too few: by `words` it takes more than 10 or more than half of them,
-by `masked` more than 2.
+Words that many questions share are a template and do not count: a run that, with numbers masked, is
+in more than 10 held-out questions, or in more than a tenth of a dataset's training questions. If
+there are few training questions, a tenth would be too few: `words` requires more than 10 or more
+than half of them, and `masked` more than 2.
 
-Questions of fewer words than a run are only ever compared whole (`pipelines.questions.held_out`),
-and so are generated ones, whose words are all the same.
+Questions with fewer words than a run are only compared as a whole (`pipelines.questions.held_out`),
+and so are generated ones, because they all share their words.
 
     indices = [HeldOutRuns.of(rule, [batch_of_texts, ...]) for rule in RULES]
     find_overlaps(indices, [batch_of_texts, ...])[1]  ->  Overlaps("masked", [17], [3], [0.8])
 
-Memory: 24 bytes for each run of the held-out questions and for each run that training shares.
+Memory: 24 bytes per run of the held-out questions and per run that training questions share.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ TEMPLATE_QUESTIONS = 10
 TEMPLATE_SHARE = 0.1
 MASKED_SHARE = 1 / 3
 WORDS_IN_RUN = 4
-"""A masked run is compared where so many of its words have letters: formulas are alike by form."""
+"""A masked run is compared if at least this many of its words have letters: formulas look alike."""
 
-_WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+|[-+*/^=<>%×÷]")  # signs too: 3 + 5 is not 3 * 5
+_WORD = re.compile(r"\d+(?:[.,]\d+)*(?!\w)|\w+|[-+*/^=<>%×÷]")  # includes signs: 3 + 5 is not 3 * 5
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no power of it loses a bit modulo 2^64
 _NUMBER_BIT, _LETTER_BIT = np.uint64(1 << 63), np.uint64(1 << 62)
-_KNOWN_WORDS = 1 << 18  # words whose hash is kept; then they are forgotten and counted anew
+_KNOWN_WORDS = 1 << 18  # limit on cached hashes; the cache is then cleared
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 
 class Rule(NamedTuple):
-    """What it takes for two questions to overlap."""
+    """The condition under which two questions overlap."""
 
     name: str
     size: int
-    """Words in a row."""
+    """Number of consecutive words."""
     masked: bool
     share: float
-    """Of the runs of the shorter question, so many have to be shared; 0: one is enough."""
+    """The share of the shorter question's runs that must match; 0 means that one is enough."""
     few: int
-    """However few training questions there are, so many are no template."""
+    """This many training questions are never a template, however few there are in all."""
 
     def most(self, number: int) -> float:
-        """What more of so many training questions share is a template."""
+        """The number of training questions above which a shared run is a template."""
         return min(max(self.few, TEMPLATE_SHARE * number), max(2, number / 2))
 
 
@@ -69,7 +69,7 @@ RULES = (Rule("words", 13, False, 0.0, few=10), Rule("masked", 8, True, MASKED_S
 
 
 class _WordHashes(dict[str, int]):
-    """A word's hash, worked out once; its first two bits say whether it is a number or a word."""
+    """Caches the hash of each word; its first two bits tell numbers from words."""
 
     def __missing__(self, word: str) -> int:
         if len(self) > _KNOWN_WORDS:
@@ -88,12 +88,12 @@ _HASHES = _WordHashes()
 
 
 class Runs(NamedTuple):
-    """Runs of words as hashes, each with the place of its question; each pair once."""
+    """Runs of words as hashes, each with the index of its question; each pair occurs once."""
 
     hashes: Hashes
-    """In their order."""
+    """The hashes in the order of the runs."""
     forms: Hashes
-    """The hashes of the same runs with their numbers masked, by which templates are known."""
+    """The hashes of the same runs with numbers masked, which identify templates."""
     owners: Places
 
     def where(self, chosen: NDArray[np.bool_]) -> Runs:
@@ -104,7 +104,7 @@ class Runs(NamedTuple):
 
     @classmethod
     def joined(cls, runs: Iterable[Runs]) -> Runs:
-        """Several as one; no question is in two of them."""
+        """Combine several; no question is in two of them."""
         none = Runs(np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64))
         every = [none, *runs]
         whole = cls(
@@ -115,22 +115,22 @@ class Runs(NamedTuple):
         return whole.at(np.argsort(whole.hashes, kind="stable"))
 
     def without_templates(self, most: float) -> Runs:
-        """Those whose form is in no more than so many questions."""
+        """The runs whose form is in at most this many questions."""
         order, is_new = _distinct(self.forms, self.owners)
         forms, counts = np.unique(self.forms[order][is_new], return_counts=True)
         return self.where(~_is_among(self.forms, forms[counts > most]))
 
 
 class Words(NamedTuple):
-    """The words of some questions one after the other, as hashes."""
+    """The words of some questions one after another, as hashes."""
 
     hashes: Hashes
     owners: Places
-    """The place of each word's question."""
+    """The index of each word's question."""
 
     @classmethod
     def of(cls, texts: Sequence[str], first: int = 0) -> Words:
-        """Of texts whose places count from `first`."""
+        """The words of texts whose indices start at `first`."""
         found = [[_HASHES[word] for word in _WORD.findall(text.casefold())] for text in texts]
         lengths = np.fromiter(map(len, found), np.int64, len(found))
         chained = itertools.chain.from_iterable(found)
@@ -139,7 +139,7 @@ class Words(NamedTuple):
 
 
 def word_runs(words: Words, rule: Rule) -> Runs:
-    """The runs of a rule's length, each once for a question."""
+    """The runs of a rule's length, each once per question."""
     hashes, owners = words
     number = len(hashes) - rule.size + 1
     if number <= 0:
@@ -157,7 +157,7 @@ def word_runs(words: Words, rule: Rule) -> Runs:
 
 
 def _hashes_of_runs(words: Hashes, size: int) -> Hashes:
-    """A polynomial of the words modulo 2^64, all runs at once."""
+    """A polynomial of the words modulo 2^64, for all runs at once."""
     number = len(words) - size + 1
     hashes = np.zeros(number, np.uint64)
     for place in range(size):
@@ -167,13 +167,13 @@ def _hashes_of_runs(words: Hashes, size: int) -> Hashes:
 
 
 def _counts(flags: NDArray[np.bool_], size: int) -> Places:
-    """How many flags are set in each run."""
+    """The number of flags that are set in each run."""
     sums = np.concatenate([[0], np.cumsum(flags)])
     return np.asarray(sums[size:] - sums[:-size], np.int64)
 
 
 def _distinct(hashes: Hashes, owners: Places) -> tuple[Places, NDArray[np.bool_]]:
-    """The order by both, and which in that order are not the same as the one before."""
+    """The order by both arrays, and which elements differ from the one before."""
     order = np.lexsort((owners, hashes))
     hashes, owners = hashes[order], owners[order]
     is_new = np.ones(len(hashes), bool)
@@ -191,7 +191,7 @@ def _is_among(hashes: Hashes, known: Hashes) -> NDArray[np.bool_]:
 
 
 def matches(hashes: Hashes, known: Hashes) -> tuple[Places, Places]:
-    """All pairs of places, in the first and among the sorted others, that have one hash."""
+    """All pairs of indices, into the first and into the sorted others, with equal hashes."""
     first = np.searchsorted(known, hashes, "left")
     each = np.searchsorted(known, hashes, "right") - first
     offsets = np.arange(int(each.sum())) - np.repeat(np.cumsum(each) - each, each)
@@ -199,30 +199,30 @@ def matches(hashes: Hashes, known: Hashes) -> tuple[Places, Places]:
 
 
 class Overlaps(NamedTuple):
-    """Pairs of questions that overlap; the arrays have one length."""
+    """Pairs of overlapping questions; all arrays have the same length."""
 
     rule: str
     places: Places
-    """The training questions, as they were counted."""
+    """Indices of the training questions."""
     held_out: Places
-    """The held-out questions, likewise."""
+    """Indices of the held-out questions."""
     shares: NDArray[np.float64]
-    """Of the runs of the shorter of the two, how many both have."""
+    """The share of the shorter question's runs that both have."""
 
 
 @dataclass(frozen=True)
 class HeldOutRuns:
-    """The runs of the held-out questions by one rule, without templates."""
+    """The runs of the held-out questions for one rule, without templates."""
 
     rule: Rule
     runs: Runs
-    """In the order of their hashes."""
+    """Sorted by their hashes."""
     num_runs: Places
-    """How many runs each held-out question has, templates included."""
+    """The number of runs in each held-out question, including templates."""
 
     @classmethod
     def of(cls, rule: Rule, texts: Iterable[Sequence[str]]) -> HeldOutRuns:
-        """From the texts of all held-out questions, batch by batch."""
+        """Compute them from the texts of all held-out questions, batch by batch."""
         batches, number = [], 0
         for batch in texts:
             batches.append(word_runs(Words.of(batch, number), rule))
@@ -232,13 +232,14 @@ class HeldOutRuns:
         return cls(rule, runs.without_templates(TEMPLATE_QUESTIONS), num_runs)
 
     def pairs(self, hits: Runs, num_runs: Places) -> Overlaps:
-        """Every pair of a training question, by its runs that are among these, with a held-out one.
+        """Every pair of a training question, given its runs that are among these, and a held-out
+        question.
 
-        `num_runs` is how many runs each training question has.
+        `num_runs` is the number of runs in each training question.
         """
         hit, run = matches(hits.hashes, self.runs.hashes)
         own, held_out = hits.owners[hit], self.runs.owners[run]
-        # One number a pair, because sorting rows of two is ten times slower.
+        # One number per pair, because sorting rows of two is ten times slower.
         pairs = own * len(self.num_runs) + held_out
         pairs, num_shared = np.unique(pairs, return_counts=True)
         places, others = np.divmod(pairs, max(1, len(self.num_runs)))
@@ -248,7 +249,7 @@ class HeldOutRuns:
 
 
 def find_overlaps(indices: Sequence[HeldOutRuns], texts: Iterable[Sequence[str]]) -> list[Overlaps]:
-    """The pairs by each rule; of the training questions of one dataset, batch by batch."""
+    """Find the pairs by each rule, for the training questions of one dataset, batch by batch."""
     hits: list[list[Runs]] = [[] for _ in indices]
     counts = [[np.empty(0, np.int64)] for _ in indices]
     number = 0

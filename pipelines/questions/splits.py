@@ -1,8 +1,8 @@
-"""One split of one dataset as it was read: rows of a table, an order, and what to compare by.
+"""One split of one dataset as it was loaded: rows of a table, an order, and comparison keys.
 
-A question is a Python object only until the ten thousand of its batch are read; then it is a row of
-the table and two numbers of 8 bytes, one to order it by and one to compare it by. Two of a million
-questions share such a number by accident once in 37 million runs.
+A question is a Python object only while its batch of ten thousand is read. Then it is a row of the
+table and two numbers of 8 bytes, one that orders it and one that it is compared by. Among a million
+questions, the chance that any two share such a number by accident is one in 37 million.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class LoadedSplit:
     num_read: int
     is_generated: bool
     rows: pa.Table
-    """All rows of the dataset as they were read, shared by its splits."""
+    """All loaded rows of the dataset, shared by its splits."""
     chosen: NDArray[np.int64]
-    """Where in `rows` the questions are."""
+    """The indices of the questions in `rows`."""
     identities: NDArray[np.uint64]
-    """The same length: what each question is compared by."""
+    """The key by which each question is compared; the same length."""
 
     def distinct(self) -> LoadedSplit:
-        """The first of each set of questions that are the same one."""
+        """The first of each set of equal questions."""
         _, first = np.unique(self.identities, return_index=True)
         first.sort()
         return replace(self, chosen=self.chosen[first], identities=self.identities[first])
 
     def for_comparison(self) -> LoadedSplit:
-        """The same questions with their ids and texts alone, without the rest of the dataset."""
+        """The same questions with only their ids and texts, without the rest of the dataset."""
         columns = self.rows.select(["question_id", "question"])
         rows = pa.concat_tables([columns.slice(length=0), *pieces(columns, self.chosen)])
         return replace(self, rows=rows, chosen=np.arange(len(self.chosen)))
@@ -55,13 +55,13 @@ class LoadedSplit:
             yield piece.column("question").to_pylist()
 
     def ids(self, places: NDArray[np.int64]) -> pa.Array:
-        """The ids of the questions at some places of the order."""
+        """The ids of the questions at some positions in the order."""
         column = self.rows.column("question_id").take(pa.array(self.chosen[places]))
         return pa.array(column.to_pylist(), pa.string())
 
 
 def identity(question: Question) -> int:
-    """What is the same for the same question: a hash of its text with the options sorted."""
+    """The same for equal questions: a hash of the text with the options sorted."""
     if question.choices:
         question = replace(question, choices=tuple(sorted(question.choices)))
     return stable_hash(question.normalized_text)
@@ -70,8 +70,8 @@ def identity(question: Question) -> int:
 def pieces(rows: pa.Table, chosen: NDArray[np.int64]) -> Iterator[pa.Table]:
     """The chosen rows, in the order of `chosen`, as several tables.
 
-    `Table.take` copies every chunk that it takes from into one, which doubles the table and ends at
-    2 GiB of text; `filter` goes chunk by chunk.
+    `Table.take` copies all chunks that it uses into one, which doubles the memory and fails at 2
+    GiB of text; `filter` works chunk by chunk.
     """
     size = max(ROWS_PER_BATCH, -(-len(chosen) // MAX_PIECES))
     for start in range(0, len(chosen), size):

@@ -1,4 +1,5 @@
-"""What `regenesis.py tasks` prints: all tasks, or three questions of one as the model sees them."""
+"""The output of `regenesis.py tasks`: all tasks, or three questions of one as the model sees
+them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from pipelines.questions.sources.reasoning_gym import ReasoningGymSource, draw_q
 
 GYM = "reasoning_gym:"
 NUM_SHOWN = 3
-MAX_WRONG = 20  # rows of a split that are told before it is given up
+MAX_WRONG = 20  # wrong rows of a split that are listed before it is abandoned
 
 
 def format_tasks() -> str:
@@ -42,17 +43,17 @@ def _row_of(task: Task) -> tuple[str, ...]:
 
 
 def _count_of(task: Task, split: Split) -> str:
-    """The published number of rows, `?` where it is not known, `-` for a split it has not."""
+    """The published number of rows: `?` if unknown, `-` for a split that does not exist."""
     if split not in task.splits:
         return "-"
     return f"{task.counts[split]:,}" if split in task.counts else "?"
 
 
 def format_task(name: str, path: str | None = None, splits: Sequence[Split] = ()) -> str:
-    """What is known of a task, how many questions are in each split, and three of them.
+    """Describe a task, count the questions in each split, and show three of them.
 
-    `path` is a folder or file of the user's, relative to where they are; None: the Hugging Face
-    hub. Without `splits`, those that stand there. Raises `InputError`.
+    `path` is a folder or file of the user's, relative to the current folder; None means the Hugging
+    Face hub. Without `splits`, the available ones are read. Raises `InputError`.
     """
     if name.startswith(GYM):
         return _format_questions(_draw(name.removeprefix(GYM)))
@@ -73,7 +74,7 @@ def format_task(name: str, path: str | None = None, splits: Sequence[Split] = ()
 def _read_or_say(
     task: Task, split: Split, place: str | None, *, must: bool, lines: list[str]
 ) -> list[Question]:
-    """The questions of a split and lines about them; without `must`, one that fails is said."""
+    """The questions of a split and lines about them; without `must`, a failure becomes a line."""
     wrong: list[str] = []
     try:
         questions = list(read_task(task, [split], place, wrong=wrong, max_wrong=MAX_WRONG))
@@ -91,7 +92,7 @@ def _read_or_say(
 
 
 def _draw(family: str) -> list[Question]:
-    """Three questions of a `reasoning_gym` family."""
+    """Draw three questions of a `reasoning_gym` family."""
     source = ReasoningGymSource(kind="reasoning_gym", family=family)
     wanted: dict[Split, int] = {"train": 0, "dev": 0, "test": NUM_SHOWN}
     drawn = draw_questions(source, family, "in_domain", wanted, lambda text: "test")
@@ -99,7 +100,7 @@ def _draw(family: str) -> list[Question]:
 
 
 def _format_questions(questions: Iterable[Question]) -> str:
-    """Each question's prompt as the model gets it, and the truth that it does not get."""
+    """Each question's prompt as the model gets it, and the truth, which the model does not get."""
     shown = []
     for question in questions:
         prompt = answer_messages(question)[-1]["content"]
@@ -109,7 +110,7 @@ def _format_questions(questions: Iterable[Question]) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with control characters written out, which a terminal would obey."""
+    """The text with control characters escaped, because a terminal would execute them."""
     return "".join(
         char.encode("unicode_escape").decode("ascii")
         if unicodedata.category(char) == "Cc" and char not in "\n\t"

@@ -1,8 +1,8 @@
-"""Leaks: paths that lean on what a model will not be shown when it is asked the question alone.
+"""Leaks: paths that rely on something that the model will not see when it gets only the question.
 
-* `hint`: a path that was shown the right answer, and says so.
-* `structure`: the plan already holds the answer, so that the path had only to copy it.
-* `guideline`: the solution speaks of the guideline, the advice or the plan.
+* `hint`: a path that was shown the right answer mentions it.
+* `structure`: the plan already contains the answer, so that the path only had to copy it.
+* `guideline`: the solution mentions the guideline, the advice or the plan.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _CITES_HINT = re.compile(
     r"|\b(?:the|this|your) hint\b"
     r"|\btold beforehand\b"
 )
-# What is unseen is cited by a noun for it. "Guideline" and "advice" hardly mean anything else. "The
-# plan" is a definite one, so unless the question has a plan it is that of the prompt; "the plan is
-# to add" makes one. A structure or steps can be anybody's, so these have to be obeyed, to speak,
-# or to have been given: "as the structure suggests", "following the given steps".
+# What is unseen is cited by a noun. "Guideline" and "advice" hardly have another meaning. "The
+# plan" is definite, so unless the question has a plan it is that of the prompt; "the plan is to
+# add" makes a new one. A structure or steps can belong to anything, so the text must obey them,
+# quote them, or say that they were given: "as the structure suggests", "following the given steps".
 _THIS = r"(?:the|this|that|these|those|your)"
 _GIVEN = (
     r"(?:given|provided|suggested|proposed|recommended|supplied|prescribed|offered|described"
@@ -62,7 +62,7 @@ _PART = (
     r"(?:(?:step|point|part|item|stage|section)(?: \w+)?"
     r"|(?:first|next|last|final) (?:step|point)s?)"
 )
-_NOT_OF = r"\b(?! of\b)"  # "the structure of the molecule" is nobody's advice
+_NOT_OF = r"\b(?! of\b)"  # "the structure of the molecule" is not advice
 _CITES_GUIDELINE = re.compile(
     rf"\b(?:(?:{_THIS}|given|provided) (?:\w+ )?(?:{_ADVICE}|reasoning structure)\b"
     rf"|{_OBEYS} (?:a |our |my )?{_HOW}{_ADVICE}\b"
@@ -90,7 +90,7 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\w%])")
 
 
 def find_leak(question: Question, path: ReasoningPath, wanted: tuple[Leak, ...]) -> Leak | None:
-    """The first of the wanted leaks that a path has."""
+    """The first of the wanted kinds of leak that a path has; None without one."""
     return next((leak for leak in wanted if _LEAKS[leak](question, path)), None)
 
 
@@ -103,10 +103,10 @@ def _cites_guideline(question: Question, path: ReasoningPath) -> bool:
 
 
 def _cites(pattern: re.Pattern[str], question: Question, path: ReasoningPath) -> bool:
-    """Whether the solution says it and the question does not.
+    """Whether the solution cites it and the question does not contain it.
 
-    Where the question has a plan itself, "the plan says" may well be about that one; "they plan to"
-    is none.
+    If the question itself has a plan, "the plan says" may refer to that one; the verb in "they plan
+    to" does not count.
     """
     said = (match.group() for match in pattern.finditer(path.reasoning.casefold()))
     asked = question.text.casefold()
@@ -114,13 +114,13 @@ def _cites(pattern: re.Pattern[str], question: Question, path: ReasoningPath) ->
 
 
 def _is_of_question(words: str, asked: str) -> bool:
-    """Whether the question speaks of what the words name."""
+    """Whether the question itself mentions what the words name."""
     nouns = _NOUNS.findall(words)
     return any(re.search(rf"\b{noun}(?:s|ed|e|es)?\b(?! (?:to|on)\b)", asked) for noun in nouns)
 
 
 def _structure_holds_answer(question: Question, path: ReasoningPath) -> bool:
-    """Whether the plan says the right answer, or has it as a number that the question has not."""
+    """Whether the plan states the right answer, or contains it as a number not in the question."""
     structure = path.structure
     if not structure:
         return False

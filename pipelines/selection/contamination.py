@@ -1,8 +1,8 @@
-"""Contamination: training questions that share many words in a row with a question of evaluation.
+"""Contamination: training questions that share many consecutive words with an evaluation question.
 
-Equal questions never stand in two splits (`pipelines.questions.loading`); this finds those that
-overlap in part. Words in a row that stand in more than ten questions of evaluation are a template
-and do not count (so do Brown et al., arXiv 2005.14165, appendix C, with 13 words).
+Equal questions are never in two splits (`pipelines.questions.loading`); this finds partial
+overlaps. A run of words that is in more than ten evaluation questions is a template and does not
+count, as in Brown et al. (arXiv 2005.14165, appendix C, with 13 words).
 
     EvaluationWords.of(table, 13).datasets_sharing(question)  ->  ["asdiv"]
 """
@@ -26,30 +26,30 @@ from evaluation.question import Question
 TEMPLATE_QUESTIONS = 10
 ROWS_AT_ONCE = 1_000
 
-_WORD = re.compile(r"\w+|[-+*/^=<>%]")  # signs too: 3 + 5 is not 3 * 5
+_WORD = re.compile(r"\w+|[-+*/^=<>%]")  # includes signs: 3 + 5 is not 3 * 5
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no power of it loses a bit modulo 2^64
 
 
 class ContaminationSettings(Settings):
-    """Training questions that overlap with those of evaluation are counted; and dropped or not."""
+    """Count, and optionally drop, training questions that overlap with evaluation questions."""
 
     num_words: Annotated[int, Field(ge=5)] = 13
-    """Words in a row that a question of evaluation has to share."""
+    """Number of consecutive words that must be shared with an evaluation question."""
     drop: bool = False
-    """Whether training questions that overlap with held-out ones are dropped; else only counted."""
+    """Whether training questions that overlap with held-out ones are dropped, not only counted."""
 
 
 @dataclass(frozen=True)
 class EvaluationWords:
-    """All runs of words of the evaluation questions that are no templates, as hashes."""
+    """The hashes of all runs of words in evaluation questions, without templates."""
 
     num_words: int
     by_dataset: dict[str, NDArray[np.uint64]]
-    """Sorted, each once."""
+    """Sorted and distinct."""
 
     @classmethod
     def of(cls, questions: pa.Table, num_words: int) -> EvaluationWords:
-        """From rows of `QUESTION_SCHEMA`, all of them for evaluation."""
+        """Compute them from rows of `QUESTION_SCHEMA`, all of which are for evaluation."""
         runs: dict[str, list[NDArray[np.uint64]]] = {}
         for batch in questions.to_batches(max_chunksize=ROWS_AT_ONCE):
             for question in map(Question.from_row, batch.to_pylist()):
@@ -70,7 +70,7 @@ class EvaluationWords:
 
 
 def word_runs(text: str, num_words: int) -> NDArray[np.uint64]:
-    """A hash of each run of so many words; of a shorter text one of all its words."""
+    """A hash of each run of this many words; for a shorter text, one of all its words."""
     words = np.array([_word_hash(word) for word in _WORD.findall(text.casefold())], np.uint64)
     if not len(words):
         return words
@@ -83,7 +83,7 @@ def word_runs(text: str, num_words: int) -> NDArray[np.uint64]:
 
 
 def _share_one(own: NDArray[np.uint64], known: NDArray[np.uint64]) -> bool:
-    """Whether one of a few hashes stands among many sorted ones."""
+    """Whether one of a few hashes is among many sorted ones."""
     places = np.searchsorted(known, own)
     inside = places < len(known)
     return bool((known[places[inside]] == own[inside]).any())

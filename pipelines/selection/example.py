@@ -1,4 +1,4 @@
-"""The training example: a prompt, what is learned to answer it, and where that came from.
+"""The training example: a prompt, the target that is learned, and where it came from.
 
 A row of the `examples` step, for example::
 
@@ -30,9 +30,9 @@ EXAMPLES_SCHEMA = pa.schema(
         ("guideline_id", pa.string()),
         ("pass", pa.int32()),  # 1: the path was shown the answer
         ("answer_added", pa.bool_()),
-        ("vote_share", pa.float32()),  # of its question's paths with the same answer
-        ("lucky_share", pa.float32()),  # of its question's right paths that guessed, expected
-        ("form", pa.string()),  # of the prompt, or `original`: the solution it came with
+        ("vote_share", pa.float32()),  # share of its question's paths with this answer
+        ("lucky_share", pa.float32()),  # expected share of right paths that guessed
+        ("form", pa.string()),  # of the prompt, or `original`: the given solution
         ("messages", MESSAGES),
         ("prompt_token_ids", _TOKEN_IDS),
         ("target_token_ids", _TOKEN_IDS),
@@ -53,51 +53,51 @@ PAIRS_SCHEMA = pa.schema(
         ("rejected_token_ids", _TOKEN_IDS),
     ]
 )
-"""Preferences as TRL's DPO reads them: a conversational prompt and two answers."""
+"""Preferences in the format of TRL's DPO: a conversational prompt and two answers."""
 
 UNPAIRED_SCHEMA = pa.schema(
     [
         ("example_id", pa.string()),
         ("question_id", pa.string()),
         ("dataset", pa.string()),
-        ("label", pa.bool_()),  # right; the kept paths and no others
+        ("label", pa.bool_()),  # true for kept paths only
         ("prompt", MESSAGES),
         ("completion", MESSAGES),
         ("prompt_token_ids", _TOKEN_IDS),
         ("completion_token_ids", _TOKEN_IDS),
     ]
 )
-"""Preferences as TRL's KTO reads them: a conversational prompt, an answer, and what it is worth."""
+"""Preferences in the format of TRL's KTO: a conversational prompt, an answer, and its label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is learned to answer a prompt."""
+    """The text that is learned as the answer to a prompt."""
 
     text: str
     token_ids: Sequence[int]
     answer_added: bool
-    """Whether the answer was written anew, in the format that the prompt asks for."""
+    """Whether the answer was appended in the format that the prompt asks for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One example, whether it is learned alone or preferred to others."""
+    """One example, for supervised training or for preferences."""
 
     example_id: str
     question_id: str
     dataset: str
     form: str
-    """Of the prompt, or `original`: the solution that the question came with."""
+    """The form of the prompt, or `original` for the solution that the question came with."""
     prompt: Sequence[Message]
     prompt_token_ids: Sequence[int]
     target: Target
     guideline_id: str | None = None
     is_hinted: bool = False
     vote_share: float = 1.0
-    """Of its question's paths, those with the same answer."""
+    """The share of its question's paths with the same answer."""
     guessed_share: float | None = 0.0
-    """Of its question's right paths, those that are expected to have guessed; None: unknown."""
+    """The expected share of its question's right paths that guessed; None if unknown."""
 
     @property
     def answer(self) -> Message:

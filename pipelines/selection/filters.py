@@ -1,7 +1,7 @@
-"""The filters: which of a question's paths are learned from, and why the others are not.
+"""The filters: which of a question's paths are trained on, and why the others are not.
 
-Each is a function of a question with all its graded paths, and of those that are still in. It
-returns the ids that go out, each with its reason; `filter_paths` applies them in turn::
+Each filter is a function of a question with all its graded paths, and of the paths that remain. It
+returns the ids to remove, each with its reason; `filter_paths` applies the filters in turn::
 
     {"0/regenesis/d/train/1/decompose/0/0": "wrong", "0/regenesis/d/train/1/plan/0/0": "too_long"}
 """
@@ -38,13 +38,13 @@ VerdictName = Literal[
     "gold_solutions",
 ]
 JUDGING: tuple[VerdictName, ...] = ("ground_truth", "majority")
-"""The verdicts that tell right paths from wrong ones; the others are controls."""
+"""The verdicts that distinguish right paths from wrong ones; the others are controls."""
 
 GOLD: tuple[VerdictName, ...] = ("gold_answers", "gold_solutions")
-"""The controls that learn what the questions come with, and no path."""
+"""The controls that train on what the questions come with and not on paths."""
 
 DEFAULT_VOTE_SHARE = 0.2
-"""Of 25 paths five: a share that one lucky answer, or two, cannot reach."""
+"""Five paths out of 25: a share that one or two lucky answers cannot reach."""
 
 
 class ExampleSettings(Settings):
@@ -52,70 +52,71 @@ class ExampleSettings(Settings):
 
     verdict: VerdictName = "ground_truth"
     """What makes a path right: its answer is the ground truth, or the answer of most paths of its
-    question (majority). The others are controls. `unfiltered` draws from the finished paths of all
-    questions, whatever they answer; `random` does so, too, and keeps as many of each dataset as the
-    ground truth would; `wrong_only` keeps those with a wrong answer; `gold_answers` and
-    `gold_solutions` learn what the questions come with, and no path."""
+    question (majority). The others are controls. `unfiltered` samples from the finished paths of
+    all questions, whatever they answer; `random` does the same, but keeps as many per dataset as
+    the ground truth would; `wrong_only` keeps paths with a wrong answer; `gold_answers` and
+    `gold_solutions` train on what the questions come with and not on paths."""
     questions: Annotated[Literal["all", "solved", "mixed"], Neutral("all")] = "all"
-    """Which questions are used: all, those that some finished path answers rightly without having
-    been shown the answer (solved), or those with both such a path and a wrong one (mixed)."""
+    """Which questions are used: all; those with a finished path that is right without having been
+    shown the answer (solved); or those with both such a path and a wrong one (mixed)."""
     min_vote_share: UnitShare = Field(
         default_factory=lambda given: (
             DEFAULT_VOTE_SHARE if given.get("verdict") == "majority" else 0.0
         )
     )
-    """With `majority`: the share of all paths that the majority needs, 0.2 by default; else 0. A
-    tie has no majority."""
+    """With `majority`: the share of all paths that the majority needs, 0.2 by default; otherwise 0.
+    A tie has no majority."""
     min_votes: Annotated[int, Field(ge=1), Neutral(1)] = Field(
         default_factory=lambda given: 2 if given.get("min_vote_share") == DEFAULT_VOTE_SHARE else 1
     )
-    """With `majority`: the votes that the majority needs, since one answer alone agrees with no
-    other; 2 by default, or 1 where `min_vote_share` is not 0.2."""
+    """With `majority`: the votes that the majority needs, since a single answer agrees with no
+    other; 2 by default, or 1 if `min_vote_share` is not 0.2."""
     pass_rate: tuple[UnitShare, UnitShare] = (0.0, 1.0)
-    """Between which shares of right paths a question is used. Below are the questions that are
-    answered by chance, above those that the model can answer already."""
+    """The range of the share of right paths in which a question is used. Below it are questions
+    that are answered by chance, above it those that the model can already answer."""
     min_correct_above_chance: Annotated[float, Field(ge=0)] | None = None
-    """How many right paths a question needs beyond those that guessing would give: 25 guesses among
-    four options give 6.25."""
+    """How many right paths a question needs beyond the number expected from guessing: 25 guesses
+    among four options give 6.25."""
     max_target_tokens: Annotated[int, Field(gt=0)] = 800
-    """Longer solutions are dropped, in the model's own tokens (paper: under 800 tokens)."""
+    """Longer solutions are dropped, in the model's tokens (the paper keeps those under 800)."""
     drop_unsound: bool = True
-    """Drop the paths that the model itself found unsound, where `synthesis.judge` asked it."""
+    """Drop the paths that the model itself judged unsound; needs `synthesis.judge`."""
     drop_leaks: tuple[Leak, ...] = ("hint", "guideline")
-    """Drop solutions that cite the hint or the guideline, and paths whose structure holds the
+    """Drop solutions that cite the hint or the guideline, and paths whose structure contains the
     answer."""
     contamination: ContaminationSettings = ContaminationSettings()
     distinct_by: Literal["text", "equations"] = "text"
-    """Of solutions with the same text, or the same equations in their order, one is kept."""
+    """Among solutions with the same text, or with the same sequence of equations, keep one."""
     max_similarity: UnitShare = 1.0
-    """Of solutions of a question that share more of their words in a row (Jaccard, runs of three)
-    one is kept."""
+    """Among solutions of a question whose Jaccard similarity (runs of three words) is higher than
+    this, keep one."""
     max_per_question: Annotated[int, Field(gt=0)] = 5
-    """The paper keeps at most 5 correct paths a question, drawn at random."""
+    """Limit on the paths kept per question; the paper keeps at most 5 correct ones at random."""
     draw: Literal["seed", "diversity"] = "seed"
-    """Which ones: by chance, or those that are least alike."""
+    """Which ones to keep: a random choice, or the most diverse ones."""
     max_hinted_share: UnitShare = 1.0
-    """The share of all examples that may come from paths that were shown the answer."""
+    """Limit on the share of all examples from paths that were shown the answer."""
     forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("evaluation",)
-    """How the question of an example is put; each kept path is learned in each of these forms, an
-    answer without its reasoning once a question (LMSI mixes forms, arXiv 2210.11610)."""
+    """The forms of an example's prompt. Each kept path is used in each of these forms; an answer
+    without its reasoning is used once per question (LMSI mixes forms, arXiv 2210.11610)."""
     original_solutions: bool = False
-    """Also learn the solutions that the questions come with, where they do (RFT, arXiv 2308.01825,
-    adds its own to them)."""
+    """Also train on the solutions that the questions come with, if there are any (RFT, arXiv
+    2308.01825, adds its paths to them)."""
     thinking: Literal["strip", "keep"] = "strip"
-    """What a thinking model wrote in `<think>`: it is not learned, or it is learned before the
-    solution."""
+    """What to do with a thinking model's `<think>` part: strip removes it, keep trains on it before
+    the solution."""
     read_last: tuple[AnswerType, ...] = ("number",)
-    """Answer types whose last number or letter counts when no clearer answer was written. Off
-    where guessing is easy: with 25 tries some last letter is nearly always the right one."""
+    """Answer types for which the last number or letter counts if no clearer answer was written.
+    Letters are off by default, because they are easily guessed: in 25 tries some last letter is
+    nearly always right."""
     add_boxed_answer: Annotated[bool, Neutral(value=True)] = True
-    """Append "The final answer is ..." in the format that is asked for to a solution that does not
-    state its answer so. How many targets were edited is reported."""
+    """Append "The final answer is ..." in the requested format to a solution that does not state
+    its answer in it. The number of edited targets is reported."""
     max_examples: Annotated[Annotated[int, Field(gt=0)] | None, Neutral(None)] = None
-    """The most examples in all, drawn evenly over datasets and questions, so that arms of a
-    comparison learn from equally many; null keeps all."""
+    """Limit on all examples, drawn evenly over datasets and questions, so that the arms of a
+    comparison train on equally many; null keeps all."""
     seed: int = 0
-    """Decides which paths are kept where there are more than the limits allow."""
+    """Determines which paths are kept if there are more than the limits allow."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> ExampleSettings:
@@ -123,18 +124,18 @@ class ExampleSettings(Settings):
             raise ValueError("pass_rate: the lower bound is above the upper one; swap them")
         if self.verdict != "majority" and (self.min_vote_share or self.min_votes > 1):
             name = "min_vote_share" if self.min_vote_share else "min_votes"
-            raise ValueError(f"{name}: is for verdict majority; remove it")
+            raise ValueError(f"{name}: is only for verdict majority; remove it")
         if self.verdict in GOLD and self.original_solutions:
             raise ValueError(
-                f"original_solutions: verdict {self.verdict} learns what the questions come with "
-                "already; remove it"
+                f"original_solutions: verdict {self.verdict} already trains on what the questions "
+                "come with; remove it"
             )
         return self
 
 
 @dataclass(frozen=True)
 class GradedQuestion:
-    """A question with all its paths as the grader of today judges them."""
+    """A question with all its paths as the current grader judges them."""
 
     question: Question
     paths: Sequence[ReasoningPath]
@@ -147,7 +148,7 @@ class GradedQuestion:
 
     @cached_property
     def winner(self) -> str | None:
-        """The majority answer; None where there is none."""
+        """The majority answer; None if there is none."""
         return self.votes.majority(self.settings.min_vote_share, self.settings.min_votes)
 
     @cached_property
@@ -160,12 +161,12 @@ class GradedQuestion:
 
     @property
     def num_tries(self) -> int:
-        """Paths that had a chance to be right without being told the answer."""
+        """Paths that could have been right without being shown the answer."""
         return self.votes.num_voters
 
     @property
     def num_answers(self) -> int:
-        """Those of them that gave an answer."""
+        """The number of these that gave an answer."""
         return sum(self.votes.groups.values())
 
     @property
@@ -174,10 +175,10 @@ class GradedQuestion:
 
     @property
     def num_guessed(self) -> float:
-        """How many right guesses the wrong ones tell of; it may be more than were right.
+        """The number of right guesses implied by the wrong answers; it may exceed the right ones.
 
-        Correction for guessing: where an answer is either known or guessed among k options, w
-        wrong answers tell of w / (k - 1) that were guessed right.
+        This is the correction for guessing: if an answer is either known or guessed among k
+        options, w wrong answers imply w / (k - 1) right guesses.
         """
         chance = chance_of(self.question)
         num_wrong = self.num_answers - self.num_right
@@ -185,7 +186,7 @@ class GradedQuestion:
 
     @property
     def guessed_share(self) -> float | None:
-        """The expected share of the right paths that guessed; None where the truth is not asked."""
+        """The expected share of right paths that guessed; None if the truth is not used."""
         if self.settings.verdict != "ground_truth":
             return None
         if not self.num_right:
@@ -197,19 +198,19 @@ Filter = Callable[[GradedQuestion, Sequence[ReasoningPath]], Reasons]
 
 
 def chance_of(question: Question) -> float:
-    """How often a guess is right: one over the number of options; 0 where there are none."""
+    """The probability that a guess is right: one over the number of options; 0 without options."""
     if question.answer_type == "boolean":
         return 0.5
     return 1 / len(question.choices) if question.choices else 0.0
 
 
 def num_guessed_kept(graded: GradedQuestion, kept: Sequence[ReasoningPath]) -> float:
-    """How many of a question's kept paths are expected to have guessed, to be summed up.
+    """The expected number of a question's kept paths that guessed, to be summed over questions.
 
-    The sum over the questions of a dataset is right on average, one question's is not: guessers
-    have more luck here and less there. So a question without a right path counts, too, unless it is
-    one that nothing is kept of. Of r right paths m are kept at most; where r of n guesses are right
-    with chance c, E[(n - r) f(r)] c / (1 - c) = E[r f(r - 1)], which is what is kept for
+    The sum over a dataset's questions is unbiased, but the value of one question is not meaningful
+    by itself. So a question without a right path counts too, unless nothing of it can be kept. Of r
+    right paths at most m are kept. If r of n guesses are right with probability c, then
+    E[(n - r) f(r)] c / (1 - c) = E[r f(r - 1)], which is the number kept for
     f(r) = min(r + 1, m) / (r + 1).
     """
     settings, num_right = graded.settings, graded.num_right
@@ -221,7 +222,7 @@ def num_guessed_kept(graded: GradedQuestion, kept: Sequence[ReasoningPath]) -> f
 
 
 def filter_paths(graded: GradedQuestion) -> tuple[list[ReasoningPath], Reasons]:
-    """The paths that are kept, in the order they were drawn, and the reason of each other one."""
+    """The kept paths in the order in which they were drawn, and the reason for each other one."""
     kept, reasons = _apply(FILTERS[graded.settings.verdict], graded, graded.paths)
     drawn = draw(graded, kept)
     number = graded.settings.max_per_question
@@ -239,7 +240,7 @@ def num_kept_by_truth(graded: GradedQuestion) -> int:
 
 
 def num_learned(graded: GradedQuestion, num_kept: int) -> int:
-    """How many examples of a question to expect, of which so many paths were kept."""
+    """The expected number of examples of a question of which this many paths were kept."""
     verdict = graded.settings.verdict
     if verdict == "random":
         return num_kept_by_truth(graded)
@@ -249,9 +250,9 @@ def num_learned(graded: GradedQuestion, num_kept: int) -> int:
 
 
 def wrong_paths(graded: GradedQuestion, reasons: Reasons) -> list[ReasoningPath]:
-    """Wrong solutions to be preferred less, in the order they were drawn; `reasons` says why each
-    path was dropped. None of a question whose right ones are left out, none twice, and none where
-    the verdict does not tell right from wrong."""
+    """Wrong solutions for preferences, in the order in which they were drawn; `reasons` has why
+    each path was dropped. There are none of a question that is not used, no duplicates, and none if
+    the verdict does not distinguish right from wrong."""
     if graded.settings.verdict not in JUDGING:
         return []
     wrong = [p for p in graded.paths if reasons.get(p.path_id) in ("wrong", "minority")]
@@ -271,12 +272,12 @@ def _apply(
 
 
 def in_drawn_order(paths: Sequence[ReasoningPath], seed: int) -> list[ReasoningPath]:
-    """By a draw for each id, so that neither the order of the paths nor of the files counts."""
+    """Sort by a draw for each id, so that the order of the paths and files does not matter."""
     return sorted(paths, key=lambda path: stable_seed(seed, path.path_id))
 
 
 def draw(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> list[ReasoningPath]:
-    """The paths with those first that are to be kept."""
+    """The paths, with those to keep first."""
     if graded.settings.draw == "seed":
         return list(paths)
     taken = most_diverse([path.reasoning for path in paths], graded.settings.max_per_question)
@@ -287,7 +288,7 @@ def draw(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> list[Reasoni
 
 
 def unfinished(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Failed in the engine, or cut off by the token limit."""
+    """Paths that failed in the engine or were cut off by the token limit."""
     return {
         path.path_id: str(Verdict.ERROR if path.error else Verdict.TRUNCATED)
         for path in paths
@@ -296,7 +297,8 @@ def unfinished(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reason
 
 
 def not_right(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Another answer than the ground truth or the majority, or none that could be read."""
+    """Paths with an answer other than the ground truth or the majority, or without a readable
+    one."""
     return {
         path.path_id: _why_not_right(graded, path)
         for path in paths
@@ -313,7 +315,7 @@ def _why_not_right(graded: GradedQuestion, path: ReasoningPath) -> str:
 
 
 def not_wrong(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Right, or without an answer that could be read."""
+    """Paths that are right, or without a readable answer."""
     return {
         path.path_id: "right" if path.verdict == Verdict.CORRECT else str(path.verdict)
         for path in paths
@@ -322,25 +324,26 @@ def not_wrong(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons
 
 
 def not_gold(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """A path, where none is learned."""
+    """All paths, for controls that use none."""
     return {path.path_id: "not_gold" for path in paths}
 
 
 def shown_the_answer(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Made with the ground truth, which a control is meant to do without."""
+    """Paths that were generated with the ground truth, which a control has to do without."""
     return {path.path_id: "hinted" for path in paths if path.is_hinted}
 
 
 def of_unused_question(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """The question has no right path, or none that is wrong, as `examples.questions` asks."""
+    """Paths of a question without right paths, or without wrong ones, as `examples.questions`
+    says."""
     reason = why_question_unused(graded)
     return {path.path_id: reason for path in paths} if reason else {}
 
 
 def why_question_unused(graded: GradedQuestion) -> str | None:
-    """Why `examples.questions` leaves a question out; None where it does not.
+    """Why `examples.questions` excludes a question; None if it does not.
 
-    It is decided by the paths that finish and are short enough, so by the same ones in every arm.
+    This depends on the paths that finish and are short enough, so it is the same in every arm.
     """
     wanted = graded.settings.questions
     if wanted == "all":
@@ -361,15 +364,15 @@ def too_long(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
 
 
 def unsound(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """The model, asked as a judge, found a fault in it."""
+    """Paths that the model, asked as a judge, found to be faulty."""
     wanted = graded.settings.drop_unsound
     return {p.path_id: "judged_unsound" for p in paths if wanted and p.judged == "no"}
 
 
 def leaking(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Leans on a hint, a structure or a guideline that the model will not be shown.
+    """Paths that rely on a hint, a structure or a guideline that the model will not see.
 
-    Whether a structure holds the answer is not asked by a control, which does not know the truth.
+    A control ignores whether a structure contains the answer, because it does not know the truth.
     """
     controlled = graded.settings.verdict not in JUDGING
     wanted = tuple(
@@ -380,13 +383,13 @@ def leaking(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
 
 
 def contaminated(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """The question overlaps with one of evaluation."""
+    """Paths of a question that overlaps with an evaluation question."""
     drop = graded.settings.contamination.drop and graded.is_contaminated
     return {path.path_id: "contaminated" for path in paths} if drop else {}
 
 
 def outside_pass_rate(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """The question is too hard or too easy."""
+    """Paths of a question that is too hard or too easy."""
     low, high = graded.settings.pass_rate
     rate = graded.num_right / graded.num_tries if graded.num_tries else 0.0
     reason = "pass_rate_too_low" if rate < low else "pass_rate_too_high" if rate > high else None
@@ -394,14 +397,14 @@ def outside_pass_rate(graded: GradedQuestion, paths: Sequence[ReasoningPath]) ->
 
 
 def guessed(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """The question was answered rightly hardly more often than by guessing."""
+    """Paths of a question that was answered right hardly more often than by guessing."""
     least = graded.settings.min_correct_above_chance
     above = graded.num_right - graded.num_answers * chance_of(graded.question)
     return {p.path_id: "guessed" for p in paths} if least is not None and above < least else {}
 
 
 def repeated(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
-    """Of equal or nearly equal solutions all but the first drawn one."""
+    """All paths with equal or nearly equal solutions except the first one drawn."""
     return dict(_repeated(paths, graded.settings))
 
 
@@ -448,8 +451,8 @@ _UNJUDGED: tuple[Filter, ...] = (
     of_unused_question,
     repeated,
 )
-"""What is left where no verdict counts: neither the truth's nor the judge's, who may have been
-asked about right paths alone, nor how many of a question's paths are right."""
+"""The filters that remain when no verdict counts: neither that of the truth, nor that of the judge,
+who may have seen only right paths, nor the number of right paths of a question."""
 
 FILTERS: Mapping[VerdictName, tuple[Filter, ...]] = {
     "ground_truth": _JUDGED,
@@ -460,8 +463,8 @@ FILTERS: Mapping[VerdictName, tuple[Filter, ...]] = {
     "gold_answers": (not_gold,),
     "gold_solutions": (not_gold,),
 }
-"""The filters of each verdict, in their order. Those of finish, length, citations and repetition
-are the same for all that keep paths."""
+"""The filters of each verdict, in order. The filters for unfinished, long, citing and repeated
+paths are the same for all verdicts that keep paths."""
 
 WRONG_FILTERS: tuple[Filter, ...] = (
     unfinished,

@@ -1,6 +1,6 @@
-"""Limits over the examples of all questions: how many, and how many from hinted paths.
+"""Limits over the examples of all questions: their number, and the share from hinted paths.
 
-A limit is applied to whole paths: one goes with the examples of all its forms.
+A limit applies to complete paths: a path is removed with the examples of all its forms.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipelines.synthesis.chain import stable_seed
 
 @dataclass(frozen=True)
 class Kept:
-    """The examples that one path, or one question's own solution, gave."""
+    """The examples that one path, or one question's given solution, produced."""
 
     source_id: str
-    """The path's id, or that of the one example."""
+    """The id of the path, or that of the single example."""
     is_path: bool
     dataset: str
     question_id: str
@@ -33,11 +33,12 @@ class Kept:
 
 
 Limit = Callable[[Sequence[Kept], Mapping[str, int], ExampleSettings], Sequence[Kept]]
-"""Given what is kept, how many the ground truth would keep, and the settings: what may stay."""
+"""A function of what is kept, how many the ground truth would keep, and the settings, that returns
+what may remain."""
 
 
 def kept_of(tables: Sequence[pa.Table]) -> list[Kept]:
-    """The examples in tables of `EXAMPLES_SCHEMA`, path by path."""
+    """The examples in tables of `EXAMPLES_SCHEMA`, grouped by path."""
     rows_of: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     columns = ["example_id", "form", "dataset", "question_id", "pass"]
     for table in tables:
@@ -57,7 +58,7 @@ def kept_of(tables: Sequence[pa.Table]) -> list[Kept]:
 
 
 def _is_of_path(row: Mapping[str, Any]) -> bool:
-    """The id of an example that no path gave begins with its form."""
+    """Whether a path produced it; the id of any other example begins with its form."""
     return not row["example_id"].startswith(f"{row['form']}/")
 
 
@@ -67,7 +68,7 @@ def _source_of(row: Mapping[str, Any]) -> str:
 
 
 def has_limits(settings: ExampleSettings) -> bool:
-    """Whether any is set that could take something out."""
+    """Whether any limit is set that could remove something."""
     is_capped = settings.max_examples is not None
     return is_capped or settings.verdict == "random" or settings.max_hinted_share < 1
 
@@ -75,7 +76,7 @@ def has_limits(settings: ExampleSettings) -> bool:
 def over_limits(
     kept: Sequence[Kept], wanted: Mapping[str, int], settings: ExampleSettings
 ) -> list[tuple[Kept, str]]:
-    """What has to go, each with its reason.
+    """The ids to remove, each with its reason.
 
     `wanted` is how many paths of each dataset the ground truth would keep, for verdict random.
     """
@@ -132,7 +133,7 @@ _LIMITS: Mapping[str, Limit] = {
     "over_number_of_right": _as_many,
     "over_max_examples": _within_max_examples,
 }
-"""By the reason that each gives, in their order."""
+"""The limits in order, by the reason that each gives."""
 
 
 def _num_examples(kept: Sequence[Kept]) -> int:
@@ -140,11 +141,11 @@ def _num_examples(kept: Sequence[Kept]) -> int:
 
 
 def evenly_drawn(kept: Sequence[Kept], number: int, seed: int) -> list[Kept]:
-    """So many of them, at equal steps through the datasets, their questions and paths.
+    """As many of them as `number`, at equal steps through the datasets, their questions and paths.
 
-    This is a systematic sample: each has the same chance, so every share is expected to stay what
-    it is, and a dataset or a question gives its part of them, to within one. The order of the
-    questions and paths, and where the steps begin, are drawn by the seed.
+    This is a systematic sample: each has the same chance, so every expected share is unchanged, and
+    each dataset and question contributes its part to within one. The seed determines the order of
+    the questions and paths, and where the steps begin.
     """
 
     def place(each: Kept) -> tuple[str, int, int]:
@@ -169,5 +170,5 @@ def wanted_of(counts: pa.Table) -> Mapping[str, int]:
 
 
 def without(table: pa.Table, column: str, gone: pa.Array) -> pa.Table:
-    """The rows whose id is not gone."""
+    """The rows whose id was not removed."""
     return table.filter(pc.invert(pc.is_in(table.column(column), gone)))

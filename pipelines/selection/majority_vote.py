@@ -1,7 +1,7 @@
-"""Majority vote: the answer that most paths of a question reach (self-consistency, without labels).
+"""Majority vote: the most common answer among a question's paths (self-consistency, no labels).
 
-Each path that was made without a hint has one vote, its `predicted` answer; `1/2` and `0.5` are one
-vote. For example, of ten paths that read 72, 72.0, 70, 72, and six nothing::
+Each path that was generated without a hint has one vote, its `predicted` answer; `1/2` and `0.5`
+are the same vote. For example, of ten paths, four answer 72, 72.0, 70 and 72, and six nothing::
 
     Votes(groups={"72": 3, "70": 1}, num_voters=10).majority(min_share=0.2)  ->  "72"
 """
@@ -19,14 +19,14 @@ from pipelines.synthesis.reasoning_path import ReasoningPath
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """The votes over one question; answers that are the same stand under one of their spellings."""
+    """The votes on one question; equal answers are grouped under one of their spellings."""
 
     spelling: Mapping[str, str]
-    """Predicted answer to the spelling that its group goes by."""
+    """The spelling of each predicted answer's group."""
     groups: Mapping[str, int]
-    """That spelling to its votes, most votes first."""
+    """Number of votes by that spelling, most votes first."""
     num_voters: int
-    """Paths that could have voted; one whose answer could not be read counts here alone."""
+    """Paths that could have voted, including those whose answer could not be read."""
 
     def share(self, predicted: str | None) -> float:
         """The share of the voters with this answer, in [0, 1]."""
@@ -35,8 +35,8 @@ class Votes:
         return self.groups.get(self.spelling.get(predicted, ""), 0) / self.num_voters
 
     def majority(self, min_share: float, min_votes: int = 1) -> str | None:
-        """The answer with most votes; None for a tie, and below the share of all voters or the
-        number of votes."""
+        """The answer with the most votes; None for a tie, or below the required share of all voters
+        or number of votes."""
         if not self.groups:
             return None
         (top, most), *others = self.groups.items()
@@ -45,14 +45,14 @@ class Votes:
         return None if is_tie or is_few else top
 
     def is_of(self, predicted: str | None, answer: str | None) -> bool:
-        """Whether that is a vote for the answer."""
+        """Whether a predicted answer is a vote for this answer."""
         return answer is not None and self.spelling.get(predicted or "") == answer
 
 
 def count_votes(question: Question, paths: Sequence[ReasoningPath]) -> Votes:
-    """The votes of a question's graded paths; their order does not count.
+    """The votes of a question's graded paths; their order does not matter.
 
-    A path that failed in the engine has no vote, nor has one that was shown the answer.
+    A path that failed in the engine or was shown the answer has no vote.
     """
     voters = [path for path in paths if not path.error and not path.is_hinted]
     counts = Counter(path.predicted for path in voters if path.predicted is not None)

@@ -1,10 +1,11 @@
-"""The `examples` step: which paths are learned from. The one step that drops, and it counts why.
+"""The `examples` step: select the paths to train on. It is the only step that drops, and counts
+why.
 
-Which paths those are is up to `pipelines.selection.filters`; here they become what a trainer reads
-(`pipelines.selection.example`), on all CPUs of the cluster. Next to them `dropped/` has every other
-path with its reason, `preference_pairs/` right and wrong solutions of one prompt,
-`unpaired_preferences/` right and wrong solutions one by one, and `rl_prompts/` the questions with
-their pass rates."""
+`pipelines.selection.filters` decides which paths are kept. Here they become the rows that a trainer
+reads (`pipelines.selection.example`), on all CPUs of the cluster. Further folders have every other
+path with its reason (`dropped/`), right and wrong solutions of the same prompt
+(`preference_pairs/`), single right and wrong solutions (`unpaired_preferences/`), and the questions
+with their pass rates (`rl_prompts/`)."""
 
 from __future__ import annotations
 
@@ -76,23 +77,23 @@ PROMPTS_SCHEMA = pa.schema(
         ("num_tries", pa.int32()),
     ]
 )
-"""Prompts as TRL's GRPO reads them; it hands the other columns to the reward function."""
+"""Prompts in the format of TRL's GRPO, which passes the other columns to the reward function."""
 
 COUNTS_SCHEMA = pa.schema(
     [
         ("dataset", pa.string()),
         ("num_paths", pa.int32()),
-        ("num_guessed", pa.float64()),  # kept paths that are expected to have guessed
-        ("num_kept_by_truth", pa.int32()),  # what the ground truth would keep; only for random
-        ("num_control_tokens", pa.int32()),  # of the model, typed in the question
-        ("overlaps_with", pa.list_(pa.string())),  # datasets of the evaluation that have it, too
+        ("num_guessed", pa.float64()),  # expected number of kept paths that guessed
+        ("num_kept_by_truth", pa.int32()),  # kept by the ground truth; only for random
+        ("num_control_tokens", pa.int32()),  # typed in the question
+        ("overlaps_with", pa.list_(pa.string())),  # evaluation datasets that share words
     ]
 )
-"""What is counted of a question, and not of the rows that are made of it."""
+"""Counts of a question itself, and not of the rows that are made from it."""
 
 ORIGINAL = "original"
 GOLD_ANSWER = "gold_answer"
-"""The forms of what no path wrote: the question's own solution, and its answer alone."""
+"""The forms of targets that no path wrote: the question's solution, and its answer alone."""
 
 ROWS_PER_FILE = 10_000
 _SCHEMAS = {
@@ -110,19 +111,19 @@ _FOLDERS = {
     "unpaired": "unpaired_preferences",
     "prompts": "rl_prompts",
 }
-"""Where the rows of each kind lie within the step's folder; the counts become its facts."""
+"""The subfolder of each kind of rows in the step's folder; the counts become its facts."""
 
 _BLOCK_SCHEMA = pa.schema(
     [(kind, pa.list_(pa.struct(list(schema)))) for kind, schema in _SCHEMAS.items()]
 )
 
 Tables = dict[str, list[pa.Table]]
-"""The rows of each kind, in as many tables as there were blocks, and an empty one."""
+"""The rows of each kind, in one table per block and an empty one."""
 
 
 @dataclass
 class Selection:
-    """What was kept, why the rest was not, and what else was asked for; rows of each kind."""
+    """What was kept, why the rest was dropped, and the further rows, by kind."""
 
     examples: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
@@ -132,16 +133,16 @@ class Selection:
     counts: list[dict[str, Any]] = field(default_factory=list)
 
     def to_block(self) -> pa.Table:
-        """One row with a list for each kind: six tables, as Ray Data hands on one."""
+        """One row with a list for each kind: six tables in the form that Ray Data passes on."""
         return pa.Table.from_pylist([vars(self)], schema=_BLOCK_SCHEMA)
 
 
 @dataclass(frozen=True)
 class ExampleSelector:
-    """Selects the examples of one question at a time; needs no memory of the others.
+    """Selects the examples of one question at a time, independently of other questions.
 
-    Raises `InputError` for a tokenizer without an end-of-sequence token, and where the prompt opens
-    a thinking that is to be stripped.
+    Raises `InputError` for a tokenizer without an end-of-sequence token, and if the prompt opens a
+    thinking part that is to be stripped.
     """
 
     settings: ExampleSettings
@@ -168,7 +169,7 @@ class ExampleSelector:
 
     @cached_property
     def _opened(self) -> str:
-        """How every prompt begins the thinking; empty where none does."""
+        """How every prompt begins the thinking; empty if none does."""
         asked = "What is 17 plus 25?"
         messages = [{"role": "user", "content": asked}]
         return self._reader.opened(prompt_ids(self.tokenizer, messages, self.template_args), asked)
@@ -178,18 +179,18 @@ class ExampleSelector:
         end = end_of_turn(self.tokenizer)
         if end is None:
             raise InputError(
-                "model.path: the tokenizer names no eos_token, so that nothing could be learned of "
-                "where an answer ends; name one in its tokenizer_config.json"
+                "model.path: the tokenizer has no eos_token, so the model could not learn "
+                "where an answer ends; set one in its tokenizer_config.json"
             )
         return end
 
     @cached_property
     def _other_ends(self) -> list[int]:
-        """Special tokens that may end what a model sampled, and that end no target."""
+        """Special tokens that may end what a model sampled, but that end no target."""
         return sorted(control_token_ids(self.tokenizer) - self._reader.mark_ids)
 
     def add_question(self, row: dict[str, Any], selection: Selection) -> None:
-        """Grade a ledger row's paths anew and sort them into kept and dropped."""
+        """Grade a ledger row's paths again and divide them into kept and dropped."""
         question = Question.from_row(row)
         overlaps = self.evaluation.datasets_sharing(question) if self.evaluation else []
         paths = [
@@ -211,7 +212,7 @@ class ExampleSelector:
             }
         )
         by_id = {path.path_id: path for path in paths}
-        # A path is wanted up to three times: tokenised once.
+        # A path is needed up to three times, so it is tokenized once.
         example = cache(lambda path_id: self._example(graded, by_id[path_id], "evaluation"))
         selection.examples += [each.to_row() for each in self._examples(graded, kept, example)]
         selection.dropped += [
@@ -227,13 +228,13 @@ class ExampleSelector:
             example(path.path_id).labelled(is_right=is_right)
             for of_label, is_right in ((kept, True), (wrong, False))
             for path in of_label[: self.settings.max_per_question]
-            if self.settings.verdict in JUDGING  # else what is kept is not known to be right
+            if self.settings.verdict in JUDGING  # otherwise kept paths need not be right
         ]
         if graded.num_tries:
             selection.prompts.append(_rl_prompt(graded))
 
     def _measured(self, question: Question, path: ReasoningPath) -> ReasoningPath:
-        """The path with the length of what would be learned of it."""
+        """The path with the length of the target that it would give."""
         if path.error or not path.is_finished:
             return path
         shown = path.shown_question(question)
@@ -245,15 +246,15 @@ class ExampleSelector:
         kept: Sequence[ReasoningPath],
         example: Callable[[str], Example],
     ) -> Iterator[Example]:
-        """The examples of one question: each kept path in each form, then its own solution.
+        """The examples of one question: each kept path in each form, then its given solution.
 
-        `example` gives that of a path's id in the evaluation's form.
+        `example` returns the example of a path id in the evaluation's form.
         """
         for number, path in enumerate(kept):
             for form in self.settings.forms:
                 if form == "evaluation":
                     yield example(path.path_id)
-                elif form != "answer_only" or number == 0:  # they are all the same answer
+                elif form != "answer_only" or number == 0:  # all have the same answer
                     yield self._example(graded, path, form)
         yield from self._gold(graded)
 
@@ -279,8 +280,8 @@ class ExampleSelector:
         )
 
     def _gold(self, graded: GradedQuestion) -> Iterator[Example]:
-        """What the question came with, where that is learned, unless a filter of questions or
-        length is against it."""
+        """The example from what the question came with, if that is used and no filter of questions
+        or length excludes it."""
         question, verdict = graded.question, self.settings.verdict
         if verdict == "gold_answers":
             form, target = GOLD_ANSWER, self._edited(box(question.answer, question.answer_type))
@@ -311,11 +312,11 @@ class ExampleSelector:
         return self._edited(with_boxed_answer(question.solution, question, question.answer))
 
     def _edited(self, text: str) -> Target:
-        """A text that no model sampled, as `_target` gives it."""
+        """The target for a text that no model sampled, as `_target` returns it."""
         return self._written("" if self._opened else None, text)
 
     def _target(self, question: Question, path: ReasoningPath) -> Target:
-        """The solution as it is learned."""
+        """The target of a solution."""
         thinking = self._learned_thinking(path)
         stated = path.read_as in (ReadAs.BOXED, ReadAs.NOTHING)
         if self.settings.add_boxed_answer and not stated:
@@ -325,10 +326,10 @@ class ExampleSelector:
         return sampled or replace(self._written(thinking, path.reasoning), answer_added=False)
 
     def _sampled(self, path: ReasoningPath, thinking: str | None) -> Target | None:
-        """The target of the sampled ids, which are what the model really wrote.
+        """The target with the sampled ids, which are what the model really wrote.
 
-        None where they come to another text, hold other tags of thinking than a target has to hold,
-        or are not known; then the text is tokenised again.
+        None if they decode to another text, contain other marks of thinking than a target must
+        have, or are unknown; the text is then tokenized again.
         """
         ids = end_turn(path.token_ids, self._end, self._other_ends)
         turn = self._reader.read(ids[:-1], self._opened)
@@ -341,7 +342,7 @@ class ExampleSelector:
         return Target(path.reasoning if turn.thinking is None else text, ids, answer_added=False)
 
     def _learned_thinking(self, path: ReasoningPath) -> str | None:
-        """The thinking that is learned with a solution; None where there was none, or it is left
+        """The thinking that is learned with a solution; None if there was none or it is left
         out."""
         if self._opened:
             return path.thinking
@@ -352,7 +353,7 @@ class ExampleSelector:
         return path.thinking if self._reader.read(path.token_ids).thinking is not None else None
 
     def _written(self, thinking: str | None, answer: str) -> Target:
-        """A target whose text is tokenised, without what the prompt has begun of it."""
+        """A target whose text is tokenized, without the part that the prompt has already begun."""
         text = self._format.write(thinking, answer)
         if self._opened:
             text = f"{self._opened}{text.removeprefix(self._format.begin)}"
@@ -361,7 +362,7 @@ class ExampleSelector:
         return Target(shown, end_turn(ids, self._end), answer_added=True)
 
     def _ids(self, text: str, answer: str) -> list[int]:
-        """The ids of a text that ends with an answer, whose characters are no control tokens."""
+        """The ids of a text that ends with an answer, in which no characters are control tokens."""
         if not num_control_tokens(self.tokenizer, answer):
             return target_ids(self.tokenizer, text)
         head = target_ids(self.tokenizer, text.removesuffix(answer))
@@ -371,7 +372,7 @@ class ExampleSelector:
 def _same_prompt_pairs(
     kept: Sequence[ReasoningPath], wrong: Sequence[ReasoningPath]
 ) -> Iterator[tuple[ReasoningPath, ReasoningPath]]:
-    """Each kept path beside a wrong one of the same prompt, as long as there are any."""
+    """Each kept path with a wrong one of the same prompt, as long as there are any."""
     rejected = list(wrong)
     for chosen in kept:
         same_prompt = (p for p in rejected if p.option_order == chosen.option_order)
@@ -396,7 +397,7 @@ def _rl_prompt(graded: GradedQuestion) -> dict[str, Any]:
 
 
 def with_boxed_answer(solution: str, question: Question, answer: str) -> str:
-    """The solution with the answer that it gave in the format that the prompt asks for."""
+    """The solution followed by its answer in the format that the prompt asks for."""
     return f"{solution}\n\nThe final answer is {box(answer, question.answer_type)}."
 
 
@@ -422,12 +423,12 @@ def select_step_examples(
 ) -> dict[str, Any]:
     """Select the examples of a step's questions and write them; returns the manifest's facts.
 
-    Without an `output` nothing is written. Runs as a task, off the driver: Ray Data hands the index
-    of the ledger's files to all CPUs of the cluster, where their rows are graded and tokenised,
-    once, into Arrow. Raises `InputError` as `ExampleSelector` does.
+    Without an `output` nothing is written. Runs as a task, off the driver: Ray Data distributes the
+    index of the ledger's files to all CPUs of the cluster, where their rows are graded and
+    tokenized once into Arrow. Raises `InputError` as `ExampleSelector` does.
     """
     words = EvaluationWords.of(held_out.read(), settings.contamination.num_words)
-    _selector(start, settings, template_args, words)  # refuses here, not on some worker
+    _selector(start, settings, template_args, words)  # refuses bad settings here
     ledger = Ledger.read(paths).of(questions.keys())
     tables = _map_ledger(ledger, (start, settings, template_args, words))
     if has_limits(settings):
@@ -440,7 +441,7 @@ def select_step_examples(
 
 
 def _map_ledger(ledger: Ledger, selector: tuple[Any, ...]) -> Tables:
-    """What is selected of a ledger; a block for each of its files."""
+    """What is selected from a ledger; one block for each of its files."""
     tables: Tables = {kind: [schema.empty_table()] for kind, schema in _SCHEMAS.items()}
     indices = [of_file.index for of_file in ledger.split()]
     empty = replace(ledger, index=ledger.index.slice(length=0))
@@ -459,7 +460,7 @@ def _select_block(
     template_args: Mapping[str, Any],
     evaluation: EvaluationWords,
 ) -> pa.Table:
-    """The block of the rows that a part of the ledger's index names."""
+    """The block for the rows that a part of the ledger's index names."""
     selector = _selector(start, settings, template_args, evaluation)
     return select_examples(replace(ledger, index=index).rows(), selector).to_block()
 
@@ -474,7 +475,7 @@ def _selector(
 
 
 def _keep_limits(tables: Tables, settings: ExampleSettings) -> None:
-    """Take out what goes beyond the limits over all questions, and say so of each path."""
+    """Remove what exceeds the limits over all questions, and record the reason for each path."""
     wanted = wanted_of(pa.concat_tables(tables["counts"]))
     over = over_limits(kept_of(tables["examples"]), wanted, settings)
     gone = pa.array([name for each, _ in over for name in each.example_ids], pa.string())
@@ -486,13 +487,13 @@ def _keep_limits(tables: Tables, settings: ExampleSettings) -> None:
     ]
     out = pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
     tables["dropped"].append(out)
-    # Nor are they preferred to others.
+    # They are not preferred to others either.
     for kind, column in (("pairs", "chosen_id"), ("unpaired", "example_id")):
         tables[kind] = [without(table, column, out.column("path_id")) for table in tables[kind]]
 
 
 def _facts(tables: Tables, settings: ExampleSettings) -> dict[str, Any]:
-    """The counts of the whole and of each dataset."""
+    """The counts overall and for each dataset."""
     kept = pa.concat_tables([_small(_with_lengths(table)) for table in tables["examples"]])
     dropped = pa.concat_tables([_small(table) for table in tables["dropped"]])
     counts = pa.concat_tables(tables["counts"])
@@ -523,7 +524,7 @@ def _by_reason(dropped: pa.Table) -> dict[str, int]:
 
 
 def _with_lengths(examples: pa.Table) -> pa.Table:
-    """The examples with the numbers of their tokens."""
+    """The examples with their numbers of tokens."""
     for kind in ("prompt", "target"):
         lengths = pc.list_value_length(examples.column(f"{kind}_token_ids"))
         examples = examples.append_column(f"num_{kind}_tokens", lengths)
@@ -531,7 +532,7 @@ def _with_lengths(examples: pa.Table) -> pa.Table:
 
 
 def _what_is_learned(kept: pa.Table) -> dict[str, int]:
-    """How many targets we edited, and how long prompts and targets are, in tokens."""
+    """How many targets were edited, and how long prompts and targets are, in tokens."""
     columns = {
         "num_answers_added": "answer_added",
         "num_prompt_tokens": "num_prompt_tokens",
@@ -552,14 +553,14 @@ def _small(table: pa.Table) -> pa.Table:
 
 
 def _of_paths(kept: pa.Table, settings: ExampleSettings) -> pa.Table:
-    """One example of each kept path."""
+    """One example for each kept path."""
     with_reasoning = [form for form in settings.forms if form != "answer_only"]
     first = [*with_reasoning, "answer_only"][0]
     return kept.filter(pc.equal(kept.column("form"), first))
 
 
 def _guessed_share(kept: pa.Table, num_guessed: float) -> float | None:
-    """None where nothing is kept, or the truth is not asked."""
+    """None if nothing is kept, or if the truth is not used."""
     is_known = kept.column("lucky_share").null_count < kept.num_rows
     return round(min(1.0, num_guessed / kept.num_rows), 6) if is_known else None
 
@@ -582,9 +583,9 @@ def _dataset_facts(
 
 
 def _write_sorted(tables: list[pa.Table], folder: Folder, name: str) -> None:
-    """Write the rows in the order of their ids, whichever share they came from.
+    """Write the rows in the order of their ids, whichever block they came from.
 
-    File by file: Arrow cannot sort a text column of more than 2 GiB at once.
+    Each file is sorted separately, because Arrow cannot sort a text column of more than 2 GiB.
     """
     ids = pa.chunked_array([chunk for t in tables for chunk in t.column(0).chunks], pa.string())
     order = pc.sort_indices(ids).to_numpy().astype(np.int64)

@@ -1,8 +1,8 @@
-"""The steps of a run, a file each, in the order in which a round makes them.
+"""The steps of a run, one file each, in the order in which a round makes them.
 
-A step's file has its VERSION, `content` (what its folder is named after), `make`, and `summary`
-(what people are told of it).
+The file of a step has its VERSION, `content` (what its folder is named after), `make`, and
+`summary` (what is reported to the user).
 
-A folder holds what one VERSION of the code makes of one content. A VERSION is raised when the same
-content comes to something else; then finished runs make that step anew, in a new folder.
+A folder has what one VERSION of the code makes from one content. VERSION is raised when the same
+content gives a different result; finished runs then make that step again in a new folder.
 """

@@ -1,4 +1,4 @@
-"""The `examples` step: the paths that are learned from. It is the one step that drops."""
+"""The `examples` step: the paths to train on. It is the only step that drops rows."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pipelines.selection.select_examples import select_step_examples
 
 VERSION = 2
 """2: more citations of a guideline are found, and the unfiltered control ignores the verdict. Runs
-without either keep what they have, so they stay at the version before."""
+without either are unaffected, so they keep the previous version."""
 
 
 def content(config: Config, questions: QuestionFacts, paths: Step) -> dict[str, Any]:
-    """The paths, the filters, and the grader that judges anew."""
+    """The paths, the filters, and the grader that judges them again."""
     made_from: dict[str, Any] = {
         "paths": paths.identity,
         "examples": content_of(config.examples),
         "template_args": config.evaluation.template_args,
         "grader": GRADER_VERSION,
     }
-    if config.examples.contamination.drop:  # only then do the held-out questions decide anything
+    if config.examples.contamination.drop:  # only then do the held-out questions matter
         made_from["held_out"] = questions.extent("dev", "test")
     return versioned(made_from, VERSION if _is_changed(config) else VERSION - 1)
 
 
 def _is_changed(config: Config) -> bool:
-    """Whether the filters of today may keep other paths than those of version 1."""
+    """Whether the current filters may keep other paths than those of version 1."""
     cites = "guideline" in config.examples.drop_leaks and config.synthesis.follows_guidelines
     return cites or config.examples.verdict == "unfiltered"
 
@@ -59,39 +59,39 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     say(summary(facts))
     if not facts["num_examples"]:
         raise NoExamplesError(
-            f"no example is left to train on; of {facts['num_paths']} paths were dropped: "
-            f"{_reasons(facts)}; they are kept in {round_.paths.folder.uri}"
+            f"no example is left to train on; the {facts['num_paths']} paths were dropped "
+            f"({_reasons(facts)}); they are kept in {round_.paths.folder.uri}"
         )
     round_.examples.commit(**facts)
 
 
 def summary(facts: Mapping[str, Any]) -> str:
-    """How many paths were kept, why the others were not, and which questions overlap."""
+    """How many paths were kept, why the others were dropped, and which questions overlap."""
     lines = [
         f"examples: kept {facts['num_kept_paths']} of {facts['num_paths']} paths "
         f"({facts['num_answers_added']} with the boxed answer added); dropped: {_reasons(facts)}"
     ]
     if facts["num_examples"] != facts["num_kept_paths"]:
         lines.append(
-            f"examples: {facts['num_examples']} are used for training, because the kept paths are "
-            "put in more than one form or what the questions came with is learned"
+            f"examples: {facts['num_examples']} are used for training, because kept paths are "
+            "used in more than one form or given solutions are used as well"
         )
     lines.append(
-        f"examples: {facts['num_learned_tokens']} tokens are learned, after "
-        f"{facts['num_prompt_tokens']} of prompts"
+        f"examples: {facts['num_learned_tokens']} tokens are learned, besides "
+        f"{facts['num_prompt_tokens']} prompt tokens"
     )
     if number := facts["num_control_tokens"]:
         lines.append(
-            f"warning: the questions hold {number} control tokens of the model, such as an end of "
-            "turn, as somebody typed them; the special ones are read as text"
+            f"warning: the questions contain {number} control tokens of the model, such as an end "
+            "of turn, as typed text; special tokens are treated as plain text"
         )
     return "\n".join([*lines, *overlap_lines(facts)])
 
 
 def overlap_lines(facts: Mapping[str, Any]) -> list[str]:
-    """A line for each dataset whose training questions overlap with some of evaluation."""
+    """A line for each dataset whose training questions overlap with evaluation questions."""
     return [
-        f"examples: {number} questions of {name} share a run of words with {other}'s of evaluation"
+        f"examples: {number} questions of {name} share a run of words with {other} in evaluation"
         for name, of_dataset in facts["datasets"].items()
         for other, number in of_dataset["overlaps_with"].items()
     ]

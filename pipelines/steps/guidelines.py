@@ -1,7 +1,7 @@
-"""The `guidelines` step: further guidelines by the base model, where the config asks for some.
+"""The `guidelines` step: further guidelines from the base model, if the config asks for them.
 
-It is made before round 0, for all rounds, on one engine: paths are drawn over all guidelines, so
-none can begin before they are there.
+It is made before round 0, for all rounds, on one engine: each question samples from all guidelines,
+so no path can begin before they exist.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from cluster.events import timed
 from cluster.inference.engine import EngineSettings
 from cluster.inference.job import GenerationJob
 from cluster.inference.pool import finish_job
@@ -35,8 +36,8 @@ VERSION = 1
 
 
 def content(expansion: Expansion, engine: EngineSettings, base: Model) -> dict[str, Any]:
-    """What the step's folder is named after. The paths follow from this and not from its result,
-    so that all folders are known beforehand."""
+    """What the step's folder is named after. The paths depend on this and not on the step's result,
+    so that all folders are known in advance."""
     made_from = {
         "model": base.identity,
         "engine": content_of(engine),
@@ -50,10 +51,16 @@ def content(expansion: Expansion, engine: EngineSettings, base: Model) -> dict[s
 
 
 def make(run: Run, stop: StopRequest) -> None:
-    """Ask for the proposals, and keep those that are new and general."""
+    """Generate the proposals, and keep those that are new and general."""
     step, expansion = run.guidelines_step, run.expansion
-    if step is None or expansion is None or step.is_done:
+    if step is None or expansion is None:
         return
+    with timed("step", step="guidelines"):
+        if not step.is_done:
+            _propose(run, step, expansion, stop)
+
+
+def _propose(run: Run, step: Step, expansion: Expansion, stop: StopRequest) -> None:
     prompts = write_prompts(expansion, step.folder)
     handler = ProposeGuideline(expansion.sampling, expansion.seed)
     job = GenerationJob("guidelines", step.folder, PROPOSALS_SCHEMA, handler, prompts)
@@ -65,7 +72,7 @@ def make(run: Run, stop: StopRequest) -> None:
 
 
 def summary(expansion: Expansion, facts: Mapping[str, Any]) -> str:
-    """How many proposals were kept, and why the others were not."""
+    """How many proposals were kept, and why the others were dropped."""
     reasons = ", ".join(f"{len(ids)} {reason}" for reason, ids in facts["dropped"].items())
     return (
         f"guidelines: kept {len(facts['kept'])} of {expansion.number} proposals, in addition to "
@@ -74,7 +81,7 @@ def summary(expansion: Expansion, facts: Mapping[str, Any]) -> str:
 
 
 def with_proposed(recipe: Recipe, step: Step | None) -> Recipe:
-    """The recipe with the proposed guidelines, once they are there."""
+    """The recipe with the proposed guidelines, once they exist."""
     if step is None or not step.is_done:
         return recipe
     return replace(recipe, guidelines=read_step_guidelines(step.folder))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from cluster.events import record
 from cluster.gpus import wait_until_free
-from cluster.inference.progress import format_seconds
+from cluster.inference.progress import RECORD_EVERY_S, format_seconds
 from cluster.models.model import Model
 from cluster.models.weight_digests import check_saved
 from cluster.remote import run_task
@@ -28,7 +30,7 @@ VERSION = 1
 def content(
     training: TrainingSettings, examples: Step, start: Model, dataset: str | None
 ) -> dict[str, Any]:
-    """The examples, all or those of one dataset, the model that is tuned, and how."""
+    """The examples (all, or those of one dataset), the model to tune, and the settings."""
     made_from = {
         "examples": examples.identity,
         "start": start.identity,
@@ -41,7 +43,7 @@ def content(
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Tune one model, or one for each dataset."""
     missing = [branch for branch in round_.branches if not branch.model.is_done]
-    for branch in missing[1:]:  # refused now, and not after the trainings before it
+    for branch in missing[1:]:  # refuse now, not after the earlier trainings
         run_task(survey, round_.examples.folder, round_.training, branch.dataset)
     if missing and round_.start.folder:
         run_task(check_saved, round_.start)
@@ -50,12 +52,12 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 
 
 def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
-    """Tune the model of one branch; a signal interrupts, since a training keeps checkpoints."""
+    """Tune the model of one branch; a signal interrupts it, since a training has checkpoints."""
     name = branch.model.name
     progress = TrainingProgress(name, run.config.cluster.progress_every_s)
     need = training_need(round_.training)
     if need.total("GPU"):
-        # Ray Train takes them in one step, too, but would wait for them in silence.
+        # Ray Train also takes them in one step, but would wait for them silently.
         wait_until_free(need, run.config.cluster, stop)
     with stop.at_once():
         facts = fine_tune(
@@ -73,7 +75,7 @@ def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
 
 
 def summary(name: str, facts: Mapping[str, Any]) -> str:
-    """What was learnt from, and how the loss fell."""
+    """What was learned from, and how the loss fell."""
     return (
         f"{name}: {facts['num_examples']} examples in {facts['num_steps']} steps; the loss went "
         f"from {facts['first_loss']:.4f} to {facts['last_loss']:.4f}"
@@ -81,23 +83,28 @@ def summary(name: str, facts: Mapping[str, Any]) -> str:
 
 
 class TrainingProgress:
-    """Shows how far a training is, at most every so many seconds, its first and its last step."""
+    """Shows how far a training is, at most once per interval, and at its first and last step."""
 
     def __init__(self, name: str, every_s: float) -> None:
         self._name = name
         self._line = ProgressLine(every_s, sys.stdout)
+        self._recorded_at = -math.inf
 
     def __call__(self, facts: Mapping[str, float]) -> None:
-        """Tell one step; `fine_tune` says what `facts` holds."""
+        """Show one step; `fine_tune` documents `facts`."""
         line = f"{self._name}: {training_line(facts)}"
-        if facts["step"] == facts["num_steps"]:
+        is_last = facts["step"] == facts["num_steps"]
+        if is_last or time.monotonic() - self._recorded_at >= RECORD_EVERY_S:
+            self._recorded_at = time.monotonic()
+            record("training_rate", model=self._name, **facts)
+        if is_last:
             self._line.end(line)
         else:
             self._line.show(line, due=facts["step"] == 1)
 
 
 def training_line(facts: Mapping[str, float]) -> str:
-    """One step of a training in numbers, and how long the others will take."""
+    """One step of a training in numbers, and the time that the remaining steps will take."""
     steps_left = facts["num_steps"] - facts["step"]
     parts = [
         f"step {facts['step']:.0f}/{facts['num_steps']:.0f}",

@@ -1,4 +1,4 @@
-"""The `paths` step: all reasoning paths of every training question, graded; nothing is dropped."""
+"""The `paths` step: all reasoning paths of every training question, graded; it drops nothing."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from pipelines.synthesis.stages import STAGES
 
 VERSION = 1
 TURNS = 1
-"""The version for the models alone whose turns are read differently, see `Model.needs_turns`."""
+"""The version for those models only whose turns are read differently; see `Model.needs_turns`."""
 
 
 def content(
     recipe: Recipe, engine: EngineSettings, generator: Model, proposed: Step | None = None
 ) -> dict[str, Any]:
-    """All that decides what the paths of a question are; `proposed` is the `guidelines` step."""
+    """Everything that determines a question's paths; `proposed` is the `guidelines` step."""
     engine = recipe.settings.engine or engine
     made_from: dict[str, Any] = {
         "round": recipe.round,
-        # A server that gets chats runs a model of its own, which is part of the engine's content.
+        # A server that gets chats runs its own model, which is part of the engine's content.
         "model": generator.identity if engine.needs_model else None,
         "engine": content_of(engine),
         "synthesis": _synthesis_content(recipe.settings),
@@ -54,9 +54,9 @@ def content(
 
 
 def _synthesis_content(settings: SynthesisSettings) -> dict[str, Any]:
-    """The settings without those of stages that came later and that the chain does not have."""
+    """The settings, without those of later stages that the chain does not have."""
     made_from = content_of(settings)
-    made_from.pop("engine", None)  # it is in the place of the run's engine
+    made_from.pop("engine", None)  # it replaces the run's engine
     used = {s.name for s in STAGES.values() if not s.came_later or s.name in settings.chain}
     sampling = made_from["stages"]
     made_from["stages"] = {
@@ -66,7 +66,7 @@ def _synthesis_content(settings: SynthesisSettings) -> dict[str, Any]:
 
 
 def extent(config: Config, questions: QuestionFacts) -> str:
-    """How much there is to make: the training questions, and the limits that end it early."""
+    """The amount of work: the training questions, and the limits that end it early."""
     limits = [
         (name, dataset.max_generated_tokens, dataset.max_accepted_paths)
         for name, dataset in sorted(config.questions.datasets.items())
@@ -77,7 +77,7 @@ def extent(config: Config, questions: QuestionFacts) -> str:
 
 
 def job(run: Run, round_: Round) -> GenerationJob:
-    """What the engines are given to do."""
+    """The job for the engines."""
     recipe = guidelines.with_proposed(round_.recipe, run.guidelines_step)
     quotas = {
         name: DatasetQuota(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
@@ -97,8 +97,8 @@ def job(run: Run, round_: Round) -> GenerationJob:
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Guideline -> structure -> path for every training question.
 
-    The base model's predictions are made on the same warm engines, unless the paths have another
-    engine.
+    The base model's predictions are generated on the same engines at the same time, unless the
+    paths use another engine.
     """
     if round_.paths.is_done:
         return
@@ -114,27 +114,27 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 
 
 HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset")
-"""Settings of the synthesis that decide how many paths a question has, and change none of them."""
+"""Settings that determine how many paths a question has, but not the paths themselves."""
 
 
 def take_over_rows(step: Step) -> None:
     """Begin with the paths of finished steps that differ only in how many paths a question has.
 
-    The ids and the seeds of a path follow from its guideline and the number of its sample, so what
-    both steps have is not generated again.
+    The ids and seeds of a path follow from its guideline and the number of its sample, so paths
+    that both steps have are not generated again.
     """
     for source in _siblings(step):
         try:
             number = run_task(adopt_rows, step.folder, source, PATHS_SCHEMA)
         except DamagedFileError as error:
-            say(f"note: {error}; its paths are made again")
+            say(f"note: {error}; its paths are generated again")
             continue
         if number:
-            say(f"paths: {number} questions keep the paths that they have in {source.name}")
+            say(f"paths: {number} questions reuse their paths from {source.name}")
 
 
 def _siblings(step: Step) -> list[Folder]:
-    """Those steps, the one with the most paths first."""
+    """The folders of these steps, beginning with the one that has the most paths."""
     found: list[tuple[int, Folder]] = []
     for folder in step.siblings():
         try:
@@ -147,7 +147,7 @@ def _siblings(step: Step) -> list[Folder]:
 
 
 def _has_same_paths(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two contents make the same of each path that both have."""
+    """Whether two contents give equal paths wherever both have one."""
 
     def others(content: Mapping[str, Any]) -> dict[str, Any]:
         synthesis = {k: v for k, v in content.get("synthesis", {}).items() if k not in HOW_MANY}
@@ -165,7 +165,7 @@ def _has_same_paths(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def summary(rows: Mapping[str, Any]) -> str:
     """How many paths there are, and how many have the right answer."""
     return (
-        f"paths: made {rows['num_paths']} for {rows['num_done']} questions; "
+        f"paths: generated {rows['num_paths']} for {rows['num_done']} questions; "
         f"{rows['num_accepted']} reached the right answer, {rows['num_truncated']} were cut off, "
         f"{rows['num_failed']} failed"
     )

@@ -18,11 +18,11 @@ from pipelines.run import Round, Run
 
 VERSION = 1
 TURNS = 1
-"""As in `pipelines.steps.paths`; a tuned model is another one wherever its examples are."""
+"""As in `pipelines.steps.paths`; a tuned model differs anyway if its examples do."""
 
 
 def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) -> dict[str, Any]:
-    """All that decides a model's answer to a question."""
+    """Everything that determines a model's answer to a question."""
     made_from: dict[str, Any] = {
         "model": asked.identity,
         "engine": content_of(engine),
@@ -34,14 +34,14 @@ def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) 
 
 
 def job(run: Run, step: Step) -> GenerationJob:
-    """What the engines are given to do."""
-    handler = PredictAnswer(run.config.evaluation)
+    """The job for the engines."""
+    handler = PredictAnswer(run.config.evaluation.sampling)
     questions = run.stored_questions("dev", "test")
     return GenerationJob("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
-    """The answers of the tuned models, and the base model's where they are still missing."""
+    """Generate the answers of the tuned models, and those of the base model if still missing."""
     of_branches = [(branch.tuned, branch.predictions) for branch in round_.branches]
     for model, step in ((run.base, run.base_predictions), *of_branches):
         if not step.is_done:
@@ -50,7 +50,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 
 
 def summary(step: Step, rows: Mapping[str, Any]) -> str:
-    """How many questions were answered, and by which round's model; the scores say how well."""
+    """How many questions were answered, and by which round's model; `scores` reports the
+    quality."""
     *_, parent, _ = step.folder.path.split("/")
     if not rows.get("num_done"):
         return f"{step.name}: {parent} had no question to answer"

@@ -1,15 +1,14 @@
-"""The `questions` step: the questions of a run, read again only when something changed.
+"""The `questions` step: the questions of a run, which are read again only after a change.
 
-A run's folder holds::
+A run's folder contains::
 
     questions-<extent>/questions.parquet   the questions
-    questions-<extent>/overlaps/           which overlaps with which; then manifest.json
-    questions.json                         what they were read from, and the driver's facts of them
+    questions-<extent>/overlaps/           which questions overlap; then manifest.json
+    questions.json                         what they were read from, and facts for the driver
 
-A million questions take a minute or two to read and about a GiB of memory. They are read in a
-subprocess, so that its memory is returned to the system. A driver that goes on with a run reads
-none of them: as long as the config and the files are those of `questions.json`, the facts in it
-hold.
+Reading a million questions takes a minute or two and about a GiB of memory. They are read in a
+subprocess, so that its memory is returned to the system. A driver that continues a run reads none
+of them: while the config and the files match `questions.json`, its facts are valid.
 """
 
 from __future__ import annotations
@@ -40,28 +39,28 @@ from pipelines.questions.loading import (
 
 QUESTIONS_FILE = "questions.parquet"
 OVERLAPS = "overlaps"
-"""A folder below, because the Parquet files of the step itself are its questions."""
+"""A subfolder, because the Parquet files directly in the step's folder are its questions."""
 FACTS_FILE = "questions.json"
 
 VERSION = 2
-"""To be raised when the same files come to other questions, or the step's folder to other tables:
-then they are read again, into another folder."""
+"""To be raised when the same files give other questions, or the step's folder has other tables:
+they are then read again into another folder."""
 
 
 def content(questions: QuestionFacts) -> dict[str, Any]:
-    """The questions themselves: whatever led to them, the same ones are the same step."""
+    """The questions themselves: equal questions are the same step, whatever they come from."""
     return versioned({"questions": questions.extent(*SPLITS)}, VERSION)
 
 
 def step_of(run: Folder, questions: QuestionFacts) -> Step:
-    """The step below a run's folder that holds these questions."""
+    """The step in a run's folder that contains these questions."""
     return Step.below(run, "questions", content(questions))
 
 
 def make(config: Config, run: Folder) -> QuestionFacts:
-    """Take the run's folder and store its questions, in a process whose memory is given back.
+    """Claim the run's folder and store its questions, in a subprocess that frees its memory.
 
-    Raises `InputError`, and leaves nothing, for a question that cannot be asked.
+    Raises `InputError` for an invalid question, in which case nothing is left behind.
     """
     every_s = config.cluster.progress_every_s
     facts = run_apart(store_questions, config.questions, run, config.run, every_s)
@@ -70,7 +69,7 @@ def make(config: Config, run: Folder) -> QuestionFacts:
 
 
 def summary(questions: QuestionFacts) -> str:
-    """A line for each dataset and split, and for each dataset or row that was left out."""
+    """A line for each dataset and split, and for each dataset or row that was skipped."""
     lines = [
         f"questions: {c['dataset']}/{c['split']} ({c['domain']}): {c['num_kept']} kept of "
         f"{c['num_read']} read, {c['num_dropped_duplicate']} duplicates and "
@@ -79,18 +78,18 @@ def summary(questions: QuestionFacts) -> str:
     ]
     lines += [f"warning: {sentence}" for sentence in questions.shortfalls()]
     for name, rows in questions.wrong_rows.items():
-        lines += [f"questions: {name}: a row is LEFT OUT: {why}" for why in rows]
-    lines += [f"questions: {name} is SET ASIDE: {why}" for name, why in questions.broken.items()]
+        lines += [f"questions: {name}: a row is SKIPPED: {why}" for why in rows]
+    lines += [f"questions: {name} is SKIPPED: {why}" for name, why in questions.broken.items()]
     return "\n".join(lines)
 
 
 def store_questions(
     settings: QuestionSettings, run: Folder, name: str, progress_every_s: float
 ) -> QuestionFacts:
-    """Load the questions of a run and finish its `questions` step, unless that is still right.
+    """Load the questions of a run and finish its `questions` step, unless it is still valid.
 
-    The folder becomes that of the run of this name once the questions are good. Raises
-    `InputError` as `load_questions` does, and when the folder is another's or cannot be written.
+    The folder becomes that of the run once the questions are valid. Raises `InputError` as
+    `load_questions` does, and when the folder belongs to something else or cannot be written.
     """
     origin = questions_origin(settings)
     with _keeping(run):
@@ -123,27 +122,27 @@ def _keeping(run: Folder) -> Iterator[None]:
 
 
 def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
-    """The facts that a run has stored, where nothing changed that they were made from."""
+    """The facts that a run has stored, if nothing they were made from has changed."""
     stored = run.read_json(FACTS_FILE)
     if origin is None or not isinstance(stored, dict) or stored.get("origin") != origin:
         return None
-    if stored.pop("fingerprint", None) != fingerprint(stored):  # damaged, or by an earlier version
+    if stored.pop("fingerprint", None) != fingerprint(stored):  # damaged, or an earlier version's
         return None
     facts = QuestionFacts(**stored["facts"])
-    # What could not be loaded may work by now: a hub answers again, a grader can be imported.
+    # What could not be loaded may work by now: a hub answers again, or a grader can be imported.
     return facts if not facts.broken and is_intact(step_of(run, facts)) else None
 
 
 def questions_origin(settings: QuestionSettings) -> str | None:
-    """A fingerprint of all that the questions follow from, or None where that is not at hand.
+    """A fingerprint of everything the questions follow from, or None if that is not available.
 
     It exists for files, by their content, and for generated questions. A hub may change, and only
-    the reader of a known task knows which files that task has.
+    the reader of a known task knows which files the task has.
     """
     try:
         content = [d.source.digest(settings.folder) for d in settings.datasets.values()]
     except InputError:
-        return None  # said better by who reads it
+        return None  # the reader reports it better
     if None in content:
         return None
     versions = [VERSION, GRADER_VERSION]
@@ -151,7 +150,7 @@ def questions_origin(settings: QuestionSettings) -> str | None:
 
 
 class _Progress:
-    """Shows how many questions of a dataset were read, at most every so many seconds."""
+    """Shows how many questions of a dataset were read, at most once per interval."""
 
     def __init__(self, every_s: float) -> None:
         self._line = ProgressLine(every_s, sys.stdout)

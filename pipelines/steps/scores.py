@@ -1,4 +1,4 @@
-"""The `scores` step: base and tuned model side by side, in domain and out of domain."""
+"""The `scores` step: base and tuned model compared, in domain and out of domain."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from evaluation.scores import Score, format_scores, score_predictions, scores_ta
 from pipelines.run import Branch, Round, Run
 
 VERSION = 2
-"""To be raised, too, when a statistic of `evaluation.scores` comes to another number, so that a
-corrected one reaches finished runs."""
+"""Also to be raised when a statistic of `evaluation.scores` gives another number, so that finished
+runs get the corrected one."""
 
 
 def content(base: Step, tuned: Step) -> dict[str, Any]:
-    """The predictions that are compared, and the grader that judges them anew."""
+    """The predictions that are compared, and the grader that judges them again."""
     compared = {"base": base.identity, "tuned": tuned.identity, "grader": GRADER_VERSION}
     return versioned(compared, VERSION)
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
-    """Score each tuned model of the round; the table of a finished step is shown again."""
+    """Score each tuned model of the round; the table of a finished step is printed again."""
     for branch in round_.branches:
         scores = run_task(
             score_predictions,
@@ -41,7 +41,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
             branch.scores.commit(made=["scores.parquet", "scores.md"])
         say(summary(round_, branch, scores))
     for name, reason in run.questions.broken.items():
-        say(f"the dataset {name} was set aside: {reason}")
+        say(f"the dataset {name} was skipped: {reason}")
 
 
 def summary(round_: Round, branch: Branch, scores: list[Score]) -> str:
@@ -52,7 +52,7 @@ def summary(round_: Round, branch: Branch, scores: list[Score]) -> str:
 
 
 def what_was_learned(round_: Round, branch: Branch) -> str:
-    """How much the tuned model was trained on, and how much of that we wrote; one sentence."""
+    """One sentence on how much the tuned model was trained on, and how much of that was edited."""
     facts = round_.examples.manifest() or {}
     if branch.dataset:
         facts = facts.get("datasets", {}).get(branch.dataset, {})
@@ -60,5 +60,5 @@ def what_was_learned(round_: Round, branch: Branch) -> str:
     tokens = facts.get("num_learned_tokens")
     size = f"{num} examples" + (f" of {tokens} learned tokens" if tokens else "")
     edited = facts.get("num_answers_added")
-    of_edited = "" if edited is None else f"; to {edited} of them the boxed answer was added"
+    of_edited = "" if edited is None else f"; the boxed answer was added to {edited} of them"
     return f"tuned on {size}{of_edited}"

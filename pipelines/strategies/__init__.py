@@ -1,1 +1,1 @@
-"""The strategies, a file each; `pipelines.strategy` finds them."""
+"""The strategies, one file each; `pipelines.strategy` finds them."""

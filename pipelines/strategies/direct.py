@@ -1,4 +1,4 @@
-"""Plain chains of thought: what the guidelines are worth is the difference to these."""
+"""Plain chains of thought, as the control that shows what the guidelines contribute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LMSI: plain chains of thought; all that reach the answer most of them reach, no labels."""
+"""LMSI: plain chains of thought, of which those with the majority's answer are kept; no labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ReST-EM: plain chains of thought with top-k; right ones, at most ten a question."""
+"""ReST-EM: plain chains of thought with top-k; right ones, at most ten per question."""
 
 from __future__ import annotations
 

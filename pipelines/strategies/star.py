@@ -1,4 +1,4 @@
-"""STaR: one greedy chain of thought; where it is wrong, one more with the answer as a hint."""
+"""STaR: one greedy chain of thought and, if it is wrong, another with the answer as a hint."""
 
 from __future__ import annotations
 

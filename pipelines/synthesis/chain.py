@@ -1,8 +1,8 @@
 """One reasoning path: adapt a guideline, structure it, follow it (three generations in a row).
 
-Pure functions around one coroutine, `run_chain`, which knows an engine by its `chat` method only.
-The chain may leave stages out; what is left of it without adaptation and structure is a plain chain
-of thought, from the very prompt that evaluation asks with.
+The functions are pure except for the coroutine `run_chain`, which only uses an engine's `chat`
+method. The chain may leave out stages; without adaptation and structure it is a plain chain of
+thought with exactly the prompt of the evaluation.
 """
 
 from __future__ import annotations
@@ -35,64 +35,64 @@ from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
 from pipelines.synthesis.stages import PATH, STAGES, Stage, StageSettings
 
 SAMPLES_PER_REQUEST = 16
-"""Answers that one request asks for, where samples share their prompt: the engine reads it once.
-Few enough that the last samples of a question do not wait for a hundred free slots."""
+"""The number of answers in one request for samples with the same prompt, which the engine reads
+once. It is small, so that the last samples of a question do not wait for a hundred free slots."""
 
 
 class GuidelineSubset(Settings):
-    """Some of the guidelines, drawn once for all questions."""
+    """A subset of the guidelines, drawn once for all questions."""
 
     size: Annotated[int, Field(gt=0)]
-    """How many guidelines are followed."""
+    """The number of guidelines to follow."""
     seed: int = 0
-    """Decides which ones; another seed draws another subset."""
+    """Determines the subset; another seed draws another one."""
 
 
 class SynthesisSettings(Settings):
-    """How reasoning paths are made."""
+    """How reasoning paths are generated."""
 
     strategy: str = "regenesis"
-    """One of `pipelines/strategies`; it sets what the config does not."""
+    """One of `pipelines/strategies`; it provides the settings that the config does not set."""
     chain: tuple[str, ...] = ("adapt", "structure", "path")
-    """The stages of a path, in their order. Without `adapt` the guideline is structured as it is;
-    without `structure` the advice is followed as it is; `[path]` is a plain chain of thought, with
-    no guideline and the prompt of evaluation."""
+    """The stages of a path, in order. Without `adapt` the guideline is structured unchanged;
+    without `structure` the advice is followed directly; `[path]` is a plain chain of thought with
+    no guideline and the prompt of the evaluation."""
     hint_stages: tuple[str, ...] = ()
-    """Stages that are shown the right answer in a second pass. Only a question none of whose paths
-    was right gets that pass. When this is empty there is no such pass: the truth filters, and never
-    helps to generate."""
+    """Stages that are shown the right answer in a second pass. Only questions without any right
+    path get this pass. If this is empty there is no second pass: the truth is only used to filter
+    and never to generate."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file with your guidelines, a list of `{id, text}`. What counts is its content."""
+    """A YAML file with your guidelines, a list of `{id, text}`. Its content is what counts."""
     expand_guidelines: Annotated[int, OPERATIONAL, Field(ge=0)] = 0
-    """The base model proposes this many further guidelines before the first round. Those that are
-    new and general are followed in all rounds, together with the others. What counts is what the
-    model is asked, see `pipelines.synthesis.propose_guidelines`."""
+    """The number of further guidelines that the base model proposes before the first round. Those
+    that are new and general are followed in all rounds, together with the others. The prompts for
+    them count as content, see `pipelines.synthesis.propose_guidelines`."""
     prompts: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file with your prompts (adapt, structure, path, ...). What counts is its content."""
+    """A YAML file with your prompts (adapt, structure, path, ...). Its content is what counts."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
-    """How many of the guidelines each question gets, drawn by seed; null is all of them."""
+    """How many of the guidelines each question gets, drawn by seed; null means all of them."""
     guideline_subset: Annotated[GuidelineSubset | None, Neutral(None)] = None
-    """Follow some of the guidelines only, the same ones for every question, as a control of how
-    many are needed; null follows all."""
+    """Follow only a subset of the guidelines, the same one for every question, as a control for
+    how many are needed; null follows all."""
     judge: Literal["none", "correct", "all"] = "none"
-    """Of which paths the model itself is asked whether they are sound: of none, of those with the
-    right answer, or of all. `examples.drop_unsound` drops those that it finds unsound."""
+    """The paths that the model itself judges for soundness: none, those with the right answer, or
+    all. `examples.drop_unsound` drops those that it finds unsound."""
     shuffle_options: bool = False
-    """Shuffle the options anew for each path, so that a model which prefers one letter is not right
-    by habit. The paths of a question then share less of their prompts."""
+    """Shuffle the options again for each path, so that a model which prefers one letter is not
+    right by habit. The paths of a question then share less of their prompts."""
     samples: Annotated[int, Field(gt=0)] = 1
-    """How many paths are made of each guideline, or of each question where no guideline is
+    """How many paths are generated for each guideline, or for each question if no guideline is
     followed."""
     engine: Annotated[EngineSettings | None, Neutral(None)] = None
-    """Another engine for the paths and their judge, for example a server that runs a larger model;
-    null is `engine`. The base and the tuned model are evaluated on `engine` in either case."""
+    """Another engine for the paths and their judge, such as a server with a larger model; null is
+    `engine`. The base and the tuned model are evaluated on `engine` in both cases."""
     stages: StageSettings = StageSettings()
     seed: int = 0
-    """Every draw follows from it and the ids of what is drawn."""
+    """Every random draw depends on it and on the ids of what is drawn."""
 
     @property
     def follows_guidelines(self) -> bool:
-        """Whether any stage reads a guideline; else a path is the last stage alone."""
+        """Whether any stage reads a guideline; otherwise a path is only the last stage."""
         return len(self.chain) > 1
 
     @model_validator(mode="after")
@@ -102,51 +102,51 @@ class SynthesisSettings(Settings):
         if not self.chain or self.chain != tuple(s for s in STAGES if s in self.chain):
             raise ValueError(f"chain: {list(self.chain)} is not in the order of {list(STAGES)}")
         if self.chain[-1] != PATH.name:
-            raise ValueError("chain: its last stage has to be path, which writes the solution")
+            raise ValueError("chain: its last stage must be path, which writes the solution")
         if unknown := set(self.hint_stages) - set(self.chain):
             raise ValueError(f"hint_stages: {min(unknown)} is not a stage of the chain; remove it")
         if not self.follows_guidelines and self.guidelines_per_question:
             raise ValueError(
-                "guidelines_per_question: a chain of path alone follows none; use samples"
+                "guidelines_per_question: a chain of only path follows none; use samples"
             )
         if self.guideline_subset and not self.follows_guidelines:
-            raise ValueError("guideline_subset: a chain of path alone follows none; remove it")
+            raise ValueError("guideline_subset: a chain of only path follows none; remove it")
         if self.guideline_subset and self.expand_guidelines:
             raise ValueError(
-                "guideline_subset: further guidelines are asked for by expand_guidelines, so that "
-                "the subset would not stay as it is; remove one of them"
+                "guideline_subset: expand_guidelines adds further guidelines, so "
+                "the subset would change; remove one of them"
             )
         if not self.follows_guidelines and self.expand_guidelines:
-            raise ValueError("expand_guidelines: a chain of path alone follows none; remove it")
+            raise ValueError("expand_guidelines: a chain of only path follows none; remove it")
         if self.samples > 1 and not any(self.stages.of(s).temperature for s in self.chain):
-            raise ValueError("samples: all are the same at temperature 0; set 1, or a temperature")
+            raise ValueError("samples: all are equal at temperature 0; set 1, or a temperature")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class PathSpec:
-    """One path to make, known before anything is generated."""
+    """One path to generate, known before anything is generated."""
 
     path_id: str
     guideline: Guideline | None
-    """None: a plain chain of thought."""
+    """None for a plain chain of thought."""
     sample: int
     is_hinted: bool = False
-    """Whether it is made again, with the right answer shown in some stages."""
+    """Whether it is a second attempt with the right answer shown in some stages."""
     option_order: tuple[int, ...] = ()
-    """The options as this path is shown them, by their places in the question; empty: as there."""
+    """The options as this path shows them, as indices in the question; empty: unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """What an earlier attempt made of a question."""
+    """The result of an earlier attempt at a question."""
 
     attempt: int
     paths: Sequence[ReasoningPath]
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any] | None) -> Previous | None:
-        """The attempt of a ledger row; None where there was none."""
+        """The attempt in a ledger row; None without a row."""
         if row is None:
             return None
         return cls(row["attempt"], [ReasoningPath.from_row(path) for path in row["paths"] or ()])
@@ -154,7 +154,7 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides what a question's paths will be, texts resolved; sent to the workers."""
+    """Everything that determines a question's paths, with texts resolved; sent to the workers."""
 
     round: int
     guidelines: tuple[Guideline, ...]
@@ -171,7 +171,7 @@ class Recipe:
         return cls(round_number, guidelines, prompts, settings)
 
     def specs(self, question: Question, *, is_hinted: bool = False) -> list[PathSpec]:
-        """The paths of a question: its guidelines in the order of the file, each n samples."""
+        """The paths of a question: its guidelines in the order of the file, with n samples each."""
         return [
             self._spec(question, guideline, is_hinted, sample)
             for guideline in self._guidelines_of(question.question_id)
@@ -187,7 +187,7 @@ class Recipe:
         return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))
 
     def _order(self, question: Question, path_id: str) -> tuple[int, ...]:
-        """The places of the question's options, drawn for the path."""
+        """The indices of the question's options in the order that was drawn for the path."""
         if not self.settings.shuffle_options:
             return ()
         places = range(len(question.choices))
@@ -215,14 +215,14 @@ class Recipe:
 def draw_subset(
     guidelines: tuple[Guideline, ...], subset: GuidelineSubset
 ) -> tuple[Guideline, ...]:
-    """Some of the guidelines, in their order. Raises `InputError` where there are too few.
+    """Some of the guidelines, in order. Raises `InputError` if there are too few.
 
-    Smaller subsets of one seed are parts of its larger ones, whatever the order of the guidelines.
+    Smaller subsets of a seed are contained in its larger ones, whatever the guidelines' order.
     """
     if subset.size > len(guidelines):
         raise InputError(
-            f"synthesis.guideline_subset.size: {subset.size} is more than the {len(guidelines)} "
-            "guidelines there are; lower it"
+            f"synthesis.guideline_subset.size: {subset.size} exceeds the {len(guidelines)} "
+            "existing guidelines; lower it"
         )
     ids = sorted((g.guideline_id for g in guidelines), key=lambda i: stable_seed(subset.seed, i))
     drawn = set(ids[: subset.size])
@@ -230,7 +230,7 @@ def draw_subset(
 
 
 def stable_seed(*parts: object) -> int:
-    """A seed of 63 bits from the text of its parts: the same on every machine, in any order."""
+    """A 63-bit seed from the text of its parts, the same on every machine and in any order."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -238,7 +238,7 @@ def stable_seed(*parts: object) -> int:
 def stage_messages(
     name: str, recipe: Recipe, question: Question, spec: PathSpec, texts: Mapping[str, str]
 ) -> list[Message]:
-    """The chat of one stage, filled in with what the stages before it wrote, by their columns."""
+    """The chat of one stage, filled in with what the earlier stages wrote, by their columns."""
     question = question.with_options(spec.option_order)
     if spec.guideline is None:
         messages = answer_messages(question)
@@ -274,15 +274,14 @@ async def run_chain(
 ) -> list[ReasoningPath]:
     """Run one path through its generations, or several samples that share every prompt; ungraded.
 
-    The first `num_made` of the samples are there already, and the others get the same seeds as if
-    all were asked for together.
-    A generation that failed ends its path with `error` filled, and a thought that never ended ends
-    it cut off: the next stage would go on without what this one should have said. An engine that
-    died raises, since no other path would fare better.
+    The first `num_made` of the samples exist already, and the others get the same seeds as if all
+    were requested together. A generation that fails ends its path with `error` set, and a thought
+    that never ends leaves the path cut off, because the next stage would lack what this one should
+    have written. A dead engine raises an error, since no other path would succeed.
     """
     paths = [_begun_path(spec) for spec in specs[num_made:]]
     for name in recipe.settings.chain:
-        # A retry draws anew: what rambled past the context once would do so again.
+        # A retry draws again with another seed: what exceeded the context once would do so again.
         again = [attempt] if attempt else []
         seed = stable_seed(recipe.settings.seed, specs[0].path_id, name, *again)
         messages = stage_messages(name, recipe, question, specs[0], paths[0].texts)
@@ -292,7 +291,7 @@ async def run_chain(
             _with_response(path, STAGES[name], response)
             for path, response in zip(paths, responses, strict=True)
         ]
-        # One request failed, and with it all that share it; or it left nothing to go on with.
+        # One request failed for all paths that share it, or it left nothing to continue with.
         if paths[0].error or STAGES[name].column not in paths[0].texts:
             break
     return paths
@@ -309,7 +308,7 @@ def _begun_path(spec: PathSpec) -> ReasoningPath:
 
 
 def _with_response(path: ReasoningPath, stage: Stage, response: Response) -> ReasoningPath:
-    """The path with what a stage wrote; a thought that never ended leaves no text."""
+    """The path with the output of a stage; a thought that never ended leaves no text."""
     completion = response.completion
     if completion is None:
         return replace(path, error=f"{stage.name}: {response.error}")
@@ -329,7 +328,7 @@ def _with_response(path: ReasoningPath, stage: Stage, response: Response) -> Rea
 
 
 def requests(specs: Sequence[PathSpec]) -> list[list[PathSpec]]:
-    """The paths that are asked for together: those of one prompt are, others go alone."""
+    """The paths grouped by request: those with the same prompt together, others alone."""
     plain = [spec for spec in specs if spec.guideline is None and not spec.option_order]
     groups = [plain[n : n + SAMPLES_PER_REQUEST] for n in range(0, len(plain), SAMPLES_PER_REQUEST)]
     return [*groups, *([spec] for spec in specs if spec.guideline or spec.option_order)]
@@ -344,16 +343,16 @@ async def run_chains(
     *,
     is_hinted: bool = False,
 ) -> list[ReasoningPath]:
-    """All paths of one pass over a question, none waiting for another path's stage.
+    """All paths of one pass over a question; no path waits for another path's stage.
 
-    Of those of the `previous` attempt, only the paths that failed or are missing are run.
+    Of the paths in the `previous` attempt, only those that failed or are missing are run.
     """
     attempt = previous.attempt + 1 if previous else 0
     whole = {path.path_id: path for path in previous.paths if not path.error} if previous else {}
     specs = recipe.specs(question, is_hinted=is_hinted)
 
     async def run(group: list[PathSpec]) -> list[ReasoningPath]:
-        # All that share a prompt fail together, so what is there comes before what is missing.
+        # Paths that share a prompt fail together, so existing ones come before missing ones.
         num_made = next(n for n, spec in enumerate(group) if spec.path_id not in whole)
         async with slots.take(len(group) - num_made):
             return await run_chain(engine, recipe, question, group, attempt, num_made)

@@ -1,4 +1,4 @@
-"""The general reasoning guidelines and the prompts, ours or a user's own."""
+"""The general reasoning guidelines and the prompts, from this project or from the user."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KNOWN_FIELDS = dict.fromkeys([*STAGES, "path_from_advice"], _FIELDS_OF_STAGES) 
 
 @dataclass(frozen=True, slots=True)
 class Guideline:
-    """One general piece of advice; its id is part of every path id made with it."""
+    """One general piece of advice; its id is part of the id of every path that follows it."""
 
     guideline_id: str
     text: str
@@ -41,11 +41,11 @@ class Guideline:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The user turns of the stages and of what else a model is asked, with fields in braces.
+    """The user turns of the stages and of the model's other tasks, with fields in braces.
 
-    By the name of the stage, and `path_from_advice` (the last stage, in a chain without structure),
-    `hint` (put after the turn of a stage that is shown the right answer), `judge` (asks whether a
-    finished path is sound) and `expand` (asks for one more guideline).
+    They are keyed by the name of the stage, and `path_from_advice` (the last stage in a chain
+    without structure), `hint` (appended to the turn of a stage that is shown the right answer),
+    `judge` (asks whether a finished path is sound) and `expand` (asks for one more guideline).
     """
 
     texts: Mapping[str, str]
@@ -54,7 +54,7 @@ class Prompts:
         return self.texts[name]
 
     def of_paths(self, chain: Sequence[str]) -> dict[str, str]:
-        """Those that a path of this chain may be asked with."""
+        """The prompts that a path of this chain may use."""
         unused = {s.name for s in STAGES.values() if s.came_later and s.name not in chain}
         return {name: text for name, text in self.texts.items() if name not in unused | {"expand"}}
 
@@ -65,7 +65,7 @@ def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
 
 
 def check_guidelines(rows: Any, path: str) -> tuple[Guideline, ...]:
-    """The guidelines that a parsed YAML file holds. Raises `InputError` naming the `path`."""
+    """The guidelines in a parsed YAML file. Raises `InputError` naming the `path`."""
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected a list of guidelines, each with `id` and `text`")
     guidelines = tuple(_read_guideline(path, number, row) for number, row in enumerate(rows, 1))
@@ -81,14 +81,14 @@ def _read_guideline(path: str, number: int, row: Any) -> Guideline:
         raise InputError(f"{path}: guideline {number} needs exactly `id` and `text`")
     guideline_id, text = row["id"], row["text"]
     if not isinstance(guideline_id, str) or not guideline_id or "/" in guideline_id:
-        raise InputError(f"{path}: guideline {number}: the id is a word without a slash")
+        raise InputError(f"{path}: guideline {number}: the id must be a word without a slash")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{path}: guideline {guideline_id!r} has no text")
     return Guideline(guideline_id, text.strip())
 
 
 def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
-    """The prompts of a YAML file; ours for those that it leaves out.
+    """The prompts of a YAML file; those that it leaves out are ours.
 
     Raises `InputError`.
     """

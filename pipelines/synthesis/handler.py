@@ -1,6 +1,6 @@
 """The `paths` step: all reasoning paths of every training question, each with its verdict.
 
-What a worker of the pool does with one question is `SynthesizePaths`; the row it returns::
+`SynthesizePaths` is what a worker of the pool does with one question; the row that it returns is::
 
     {"question_id": "gsm8k/train/00042", "question_fingerprint": "9f...", "attempt": 0,
      "dataset": "gsm8k", "num_paths": 25, "num_accepted": 11, "num_failed": 0, ...,
@@ -23,6 +23,7 @@ from cluster.inference.job import Slots
 from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
 from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
+from evaluation.responses import QuestionHandler
 from pipelines.synthesis.chain import Previous, Recipe, run_chains
 from pipelines.synthesis.judge import judge_paths
 from pipelines.synthesis.reasoning_path import PATH_TYPE, ReasoningPath
@@ -39,42 +40,38 @@ PATHS_SCHEMA = ledger_schema(
 
 
 @dataclass(frozen=True)
-class SynthesizePaths:
+class SynthesizePaths(QuestionHandler[ReasoningPath]):
     """The pool's handler for the `paths` step."""
 
     recipe: Recipe
     read_last: tuple[AnswerType, ...]
-    """Answer types whose last number or letter counts when nothing clearer was written."""
+    """Answer types for which the last number or letter counts if nothing clearer was written."""
 
     @property
     def width(self) -> int:
-        """A question's chains run side by side, one generation each."""
+        """A question's chains run in parallel, with one generation each."""
         settings = self.recipe.settings
         drawn = self.recipe.guidelines[: settings.guidelines_per_question]
         return settings.samples * (len(drawn) if settings.follows_guidelines else 1)
 
     @property
     def generations(self) -> Mapping[int | None, int]:
-        """Each chain has a generation a stage; who is judged or hinted is not known before."""
+        """Each chain has one generation per stage; judged and hinted paths are not known yet."""
         settings = self.recipe.settings
         counts: Counter[int | None] = Counter()
         for stage in (*settings.chain, *(["judge"] if settings.judge == "all" else [])):
             counts[getattr(settings.stages, stage).max_tokens] += self.width
         return counts
 
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        """The question's row, with all its paths."""
-        asked, before = Question.from_row(question), Previous.from_row(previous)
-        paths = await self._pass(engine, asked, slots, before)
+    async def answers(
+        self, engine: Engine, question: Question, slots: Slots, previous: dict[str, Any] | None
+    ) -> list[ReasoningPath]:
+        """All paths of the question, graded and judged."""
+        before = Previous.from_row(previous)
+        paths = await self._pass(engine, question, slots, before)
         if self._needs_hint(paths, before):
-            paths += await self._pass(engine, asked, slots, before, is_hinted=True)
-        return self._row(asked, paths) | count_paths(paths)
+            paths += await self._pass(engine, question, slots, before, is_hinted=True)
+        return paths
 
     async def _pass(
         self,
@@ -85,14 +82,14 @@ class SynthesizePaths:
         *,
         is_hinted: bool = False,
     ) -> list[ReasoningPath]:
-        """The graded paths without the right answer shown, or with it."""
+        """The graded paths, either without or with the right answer shown."""
         paths = await run_chains(engine, self.recipe, asked, slots, previous, is_hinted=is_hinted)
-        # A grade takes processor time; the event loop has an engine to feed.
+        # Grading takes processor time, while the event loop has to feed the engine.
         graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
         return await judge_paths(engine, self.recipe, asked, graded, slots)
 
     def _needs_hint(self, graded: Sequence[ReasoningPath], previous: Previous | None) -> bool:
-        """Whether no path was right; what an earlier attempt made with a hint is kept, too."""
+        """Whether no path was right; hinted paths of an earlier attempt are also kept."""
         if not self.recipe.settings.hint_stages:
             return False
         if previous is None or previous.attempt < 0:  # no attempt was made with these settings
@@ -101,11 +98,14 @@ class SynthesizePaths:
             were_hinted = any(path.is_hinted for path in previous.paths)
         return were_hinted or not any(path.verdict == Verdict.CORRECT for path in graded)
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def row(self, question: Question, answers: Sequence[ReasoningPath]) -> dict[str, Any]:
+        """The question's row, with all its paths."""
+        return self._row(question, answers) | count_paths(answers)
+
+    def failed_row(self, question: Question, reason: str) -> dict[str, Any]:
         """The row of a question that has no paths, and why."""
-        asked = Question.from_row(question)
-        num_failed = len(self.recipe.specs(asked))
-        return self._row(asked, []) | {"error": reason, "num_failed": num_failed}
+        num_failed = len(self.recipe.specs(question))
+        return self._row(question, []) | {"error": reason, "num_failed": num_failed}
 
     def _row(self, question: Question, paths: Sequence[ReasoningPath]) -> dict[str, Any]:
         return question.to_row() | {
@@ -133,14 +133,14 @@ def count_paths(paths: Sequence[ReasoningPath]) -> dict[str, int]:
 def grade_paths(
     paths: Sequence[ReasoningPath], question: Question, read_last: tuple[AnswerType, ...]
 ) -> list[ReasoningPath]:
-    """The paths with the verdicts of today's grader."""
+    """The paths with the verdicts of the current grader."""
     return [path.graded(question, read_last) for path in paths]
 
 
 def stored_paths(
     row: dict[str, Any], question: Question, read_last: tuple[AnswerType, ...]
 ) -> list[ReasoningPath]:
-    """The paths of a ledger row, graded anew."""
+    """The paths of a ledger row, graded again."""
     return grade_paths(
         [ReasoningPath.from_row(path) for path in row["paths"] or ()], question, read_last
     )

@@ -1,7 +1,7 @@
-"""The model judges its paths: it is asked whether each step is sound, whatever the answer is.
+"""The model judges its paths: whether each step is sound, whatever the answer is.
 
-This is off by default. The judge runs right after a question's paths, on the same engine, which
-still has the question in its prefix cache. What it says is kept with the path and drops nothing by
+This is off by default. The judge runs right after a question's paths, on the same engine, whose
+prefix cache still contains the question. Its judgement is stored with the path and drops nothing by
 itself::
 
     {"path_id": ..., "judged": "no", "generations": [..., {"stage": "judge", ...}], ...}
@@ -23,7 +23,7 @@ from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
 
 
 def is_to_be_judged(path: ReasoningPath, which: str) -> bool:
-    """Whether a graded path is shown to the judge; one that was keeps what was said."""
+    """Whether a graded path is to be judged; a path that was judged keeps its judgement."""
     if path.error or path.judged or not path.reasoning:
         return False
     return which == "all" or (which == "correct" and path.verdict == Verdict.CORRECT)
@@ -36,9 +36,9 @@ async def judge_paths(
     paths: Sequence[ReasoningPath],
     slots: Slots,
 ) -> list[ReasoningPath]:
-    """The paths, those that are to be judged with `judged`: yes, no, or None where it is unclear.
+    """The paths, with `judged` set where required: yes, no, or None if it is unclear.
 
-    A judgement that fails in the engine is none; the path stays as it is.
+    A judgement that fails in the engine is skipped, and the path is unchanged.
     """
 
     async def judge(path: ReasoningPath) -> ReasoningPath:
@@ -69,8 +69,8 @@ async def _judge_path(
 
 
 def read_judgement(completion: Completion, question: Question) -> str | None:
-    """`yes` or `no` as the judge ended, read as any answer of that type is; None where it was cut
-    off before it said either."""
+    """`yes` or `no` as the judge concluded, read like any answer of that type; None if it was cut
+    off before either."""
     visible = completion.own_turn.answer
     if visible is None:
         return None

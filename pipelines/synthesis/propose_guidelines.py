@@ -1,7 +1,7 @@
-"""The `guidelines` step: further general guidelines that the model proposes itself.
+"""The `guidelines` step: further general guidelines that the model itself proposes.
 
 Before the first round the base model is asked `synthesis.expand_guidelines` times for one more
-general strategy, each time shown some of those that are there. What it writes, for example::
+general strategy, and each time shown some of the existing ones. Its answer, for example::
 
     "Strategy: Work backwards from what a right answer would have to look like."
 
@@ -10,8 +10,8 @@ becomes, unless `why_dropped` names a reason, one more entry of the step's `guid
     - id: proposed-03
       text: Work backwards from what a right answer would have to look like.
 
-All rounds share the proposals of the base model, so that one differs from another by its model
-alone, and a guideline's yield can be followed over the rounds.
+All rounds share the proposals of the base model, so that rounds differ only by their model, and a
+guideline's yield can be compared over the rounds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from cluster.inference.engine import Completion, Engine, SamplingSettings
-from cluster.inference.job import Slots
+from cluster.inference.engine import Completion, SamplingSettings
 from cluster.inference.schedule import Questions
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, ledger_schema
 from cluster.thinking import read_turn
+from evaluation.prompt import Message
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
-from evaluation.responses import respond
+from evaluation.responses import PromptHandler, Response
 from pipelines.selection.similarity import shingles, similarity
 from pipelines.synthesis.chain import Recipe, stable_seed
 from pipelines.synthesis.guidelines import Guideline, check_guidelines
@@ -46,17 +46,17 @@ PROPOSALS_SCHEMA = ledger_schema(
 )
 FILE = "guidelines.yaml"
 ASKED = "asked"
-"""The folder of the prompts, within the step's."""
+"""The folder of the prompts, in the step's folder."""
 DATASET = "guidelines"
-"""What the prompts are called among the datasets of a ledger."""
+"""The name of the prompts among the datasets of a ledger."""
 
 NUM_SHOWN = 10
-"""Guidelines that one prompt shows: few enough for a short context, and another draw for each
-proposal, so that not all take the same next thought."""
+"""Number of guidelines in one prompt: few enough for a short context, and drawn again for each
+proposal, so that the proposals differ."""
 MIN_WORDS, MAX_WORDS = 4, 60
 SIMILAR = 0.3
-"""Share of runs of three words in common from which on two guidelines are the same one. A sentence
-of twenty words with three of them replaced has 0.33."""
+"""Share of common runs of three words from which two guidelines count as the same. A sentence of
+twenty words with three of them replaced has 0.33."""
 
 _NUMBER = re.compile(r"proposed-(\d+)")
 _LABEL = re.compile(
@@ -69,10 +69,10 @@ _OF_A_CASE = re.compile(r"\d|[=$€£%\\]|\b(?:for example|for instance|e\.g\.)"
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """All that decides what is proposed, texts resolved."""
+    """Everything that determines the proposals, with texts resolved."""
 
     guidelines: tuple[Guideline, ...]
-    """Those that are there."""
+    """The existing guidelines."""
     prompt: str
     number: int
     sampling: SamplingSettings
@@ -80,7 +80,7 @@ class Expansion:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Expansion | None:
-        """What the recipe's settings ask for; None where no further guideline is."""
+        """The expansion in the recipe's settings; None if no further guideline is requested."""
         settings = recipe.settings
         if not settings.expand_guidelines:
             return None
@@ -93,14 +93,14 @@ class Expansion:
         )
 
     def ids(self) -> list[str]:
-        """The id of each proposal, by its number; they go on after those of an earlier expansion
+        """The id of each proposal, by number; they continue after those of an earlier expansion
         that are in the file."""
         numbers = (_NUMBER.fullmatch(known.guideline_id) for known in self.guidelines)
         first = max((int(number[1]) + 1 for number in numbers if number), default=0)
         return [f"proposed-{number:02d}" for number in range(first, first + self.number)]
 
     def prompts(self) -> list[Question]:
-        """What the model is asked, as the pool takes it: one question for each proposal."""
+        """The prompts as the pool expects them: one question for each proposal."""
         return [
             Question(id_, DATASET, "train", "in_domain", self._prompt(id_), "", "text")
             for id_ in self.ids()
@@ -115,55 +115,45 @@ class Expansion:
 
 
 def with_room(recipe: Recipe) -> Recipe:
-    """The recipe with as many guidelines as there can be once they are proposed: for counting."""
+    """The recipe with the largest possible number of guidelines after the proposals, to count."""
     expansion = Expansion.of(recipe)
     room = [Guideline(id_, "") for id_ in expansion.ids()] if expansion else []
     return replace(recipe, guidelines=(*recipe.guidelines, *room))
 
 
 def write_prompts(expansion: Expansion, folder: Folder) -> Questions:
-    """The prompts of the step, where its workers read them."""
+    """Write the prompts of the step, so that its workers can read them."""
     asked = folder.child(ASKED)
     asked.write_table("prompts.parquet", question_table(expansion.prompts()))
     return Questions(asked, ("train",))
 
 
 @dataclass(frozen=True)
-class ProposeGuideline:
+class ProposeGuideline(PromptHandler):
     """The pool's handler for the `guidelines` step."""
 
-    sampling: SamplingSettings
     seed: int
 
-    @property
-    def width(self) -> int:
-        return 1
+    def messages(self, question: Question) -> list[Message]:
+        """The text of `Expansion.prompts`."""
+        return [{"role": "user", "content": question.question}]
 
-    @property
-    def generations(self) -> Mapping[int | None, int]:
-        return {self.sampling.max_tokens: 1}
+    def seed_of(self, question: Question, attempt: int) -> int:
+        """Another one for each proposal and attempt."""
+        again = [attempt] if attempt else []
+        return stable_seed(self.seed, "expand", question.question_id, *again)
 
-    async def __call__(
-        self,
-        engine: Engine,
-        question: dict[str, Any],
-        slots: Slots,
-        previous: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+    def row(self, question: Question, answers: Sequence[Response]) -> dict[str, Any]:
         """The row of one proposal, as the model wrote it."""
-        asked = Question.from_row(question)
-        again = [previous["attempt"] + 1] if previous else []
-        seed = stable_seed(self.seed, "expand", asked.question_id, *again)
-        messages = [{"role": "user", "content": asked.question}]
-        async with slots:
-            [response] = await respond(engine, messages, self.sampling, seed)
+        [response] = answers
         if response.completion is None:
-            return self.mark_failed(question, response.error or "")
-        return self._row(asked) | _response_columns(response.completion) | {"seed": seed}
+            return self.failed_row(question, response.error or "")
+        columns = _response_columns(response.completion) | {"seed": response.seed}
+        return self._row(question) | columns
 
-    def mark_failed(self, question: dict[str, Any], reason: str) -> dict[str, Any]:
+    def failed_row(self, question: Question, reason: str) -> dict[str, Any]:
         """The row of a proposal that was not made, and why."""
-        return self._row(Question.from_row(question)) | {"error": reason, "num_failed": 1}
+        return self._row(question) | {"error": reason, "num_failed": 1}
 
     def _row(self, question: Question) -> dict[str, Any]:
         further = {"question_fingerprint": question.fingerprint, "error": None, "num_failed": 0}
@@ -181,7 +171,7 @@ def _response_columns(completion: Completion) -> dict[str, Any]:
     }
 
 
-# --- which proposals are kept ------------------------------------------------------------------
+# --- selection of proposals --------------------------------------------------------------------
 
 
 def guideline_text(response: str) -> str:
@@ -192,7 +182,7 @@ def guideline_text(response: str) -> str:
 
 
 def why_dropped(row: Mapping[str, Any], known: Iterable[Guideline]) -> str | None:
-    """The reason for which a proposal is no further guideline, or None."""
+    """Why the proposal is not used as a guideline, or None."""
     if row["error"]:
         return "error"
     if row["finish_reason"] != "stop":
@@ -216,7 +206,7 @@ def select_guidelines(
 ) -> tuple[list[Guideline], dict[str, list[str]]]:
     """(the further guidelines, the ids of the dropped proposals by reason).
 
-    In the order of the ids: of two proposals that are alike, the first is kept.
+    They are processed in the order of the ids: of two similar proposals, the first is kept.
     """
     kept: list[Guideline] = []
     dropped: dict[str, list[str]] = {}
@@ -235,8 +225,8 @@ def _number_of(proposal_id: str) -> int:
 def select_step_guidelines(
     folder: Folder, prompts: Questions, known: Sequence[Guideline]
 ) -> dict[str, Any]:
-    """Write the step's `guidelines.yaml`, all guidelines that paths will follow, in the format of
-    `synthesis.guidelines`; returns the manifest's facts. Runs as a task."""
+    """Write the step's `guidelines.yaml` with all guidelines that paths will follow, in the format
+    of `synthesis.guidelines`; returns the manifest's facts. Runs as a task."""
     kept, dropped = select_guidelines(Ledger.read(folder).of(prompts.keys()).rows(), known)
     rows = [{"id": each.guideline_id, "text": each.text} for each in (*known, *kept)]
     text = yaml.safe_dump(rows, sort_keys=False, allow_unicode=True, width=1000)
@@ -245,5 +235,5 @@ def select_step_guidelines(
 
 
 def read_step_guidelines(folder: Folder) -> tuple[Guideline, ...]:
-    """All guidelines of a finished step, those that were there first."""
+    """All guidelines of a finished step, with the original ones first."""
     return check_guidelines(yaml.safe_load(folder.read_bytes(FILE)), f"{folder.uri}/{FILE}")

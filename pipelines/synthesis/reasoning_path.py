@@ -1,6 +1,6 @@
-"""The reasoning path: what the method makes, filters and learns from.
+"""The reasoning path, which the method generates, filters and trains on.
 
-Stored as a struct of `PATH_TYPE` in the rows of the `paths` step, for example::
+It is stored as a struct of `PATH_TYPE` in the rows of the `paths` step, for example::
 
     {"path_id": "0/regenesis/gsm8k/train/00042/decompose/0/0", "guideline_id": "decompose",
      "adapted_guideline": "Work out May from April first ...", "structure": "1. Find ...",
@@ -29,7 +29,7 @@ GENERATION_TYPE = pa.struct(
         ("seed", pa.int64()),
         ("finish_reason", pa.string()),
         ("num_prompt_tokens", pa.int32()),
-        ("num_cached_tokens", pa.int32()),  # of the prompt, in the engine's prefix cache
+        ("num_cached_tokens", pa.int32()),  # prompt tokens in the engine's prefix cache
         ("num_tokens", pa.int32()),
     ]
 )
@@ -37,9 +37,9 @@ PATH_TYPE = pa.struct(
     [
         ("path_id", pa.string()),
         ("guideline_id", pa.string()),
-        ("pass", pa.int32()),  # 1: made again with the right answer shown in some stages
+        ("pass", pa.int32()),  # 1: a second attempt with the right answer shown
         ("sample", pa.int32()),
-        ("option_order", pa.list_(pa.int32())),  # empty: as the question has them
+        ("option_order", pa.list_(pa.int32())),  # empty: the question's order
         *((stage.column, pa.string()) for stage in STAGES.values() if stage != PATH),
         ("thinking", pa.string()),
         (PATH.column, pa.string()),
@@ -57,7 +57,7 @@ _COLUMNS = tuple(stage.column for stage in STAGES.values())
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What is kept of a generation in addition to its text."""
+    """The facts that are kept about a generation in addition to its text."""
 
     stage: str
     seed: int = 0
@@ -68,7 +68,7 @@ class Generation:
 
     @classmethod
     def of(cls, stage: str, seed: int, completion: Completion) -> Generation:
-        """The facts of a stage's completion."""
+        """The facts about a stage's completion."""
         return cls(
             stage,
             seed,
@@ -81,31 +81,31 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningPath:
-    """One way to an answer, as far as it was made. `predicted` is the letter that an option has in
-    the question, and not in the order in which the path was shown the options."""
+    """One attempt at an answer, as far as it was generated. `predicted` is the letter of an option
+    in the question, not in the order in which the path was shown the options."""
 
     path_id: str
     guideline_id: str | None = None
-    """None: a plain chain of thought."""
+    """None for a plain chain of thought."""
     is_hinted: bool = False
     """Whether it was shown the right answer in some stages."""
     sample: int = 0
     option_order: tuple[int, ...] = ()
-    """The options as this path was shown them, by their places in the question; empty: as there."""
+    """The options as this path was shown them, as indices in the question; empty: unchanged."""
     texts: Mapping[str, str] = field(default_factory=dict)
-    """What each stage wrote, by the stage's column; a stage that did not run wrote nothing."""
+    """The output of each stage, by the stage's column; stages that did not run are missing."""
     thinking: str = ""
     token_ids: Sequence[int] = ()
-    """Of the last stage's whole answer, as it was sampled."""
+    """The ids of the last stage's complete answer, as sampled."""
     judged: str | None = None
     generations: tuple[Generation, ...] = ()
     predicted: str | None = None
     verdict: str | None = None
-    """None until it is graded."""
+    """None until the path is graded."""
     read_as: str | None = None
     error: str | None = None
     num_learned_tokens: int | None = None
-    """Of the target that would be made of it; not stored. None: nobody has made one."""
+    """Tokens of the target that it would give; not stored. None if no target was made."""
 
     @property
     def structure(self) -> str:
@@ -119,8 +119,8 @@ class ReasoningPath:
 
     @property
     def num_target_tokens(self) -> int:
-        """Tokens of what is learned, where that is known; else those of the answer, as a server
-        counted them that did not tell their ids."""
+        """Tokens of the target, if known; otherwise those of the answer, as counted by a server
+        that returned no ids."""
         if self.num_learned_tokens is not None:
             return self.num_learned_tokens
         if self.token_ids:
@@ -134,18 +134,18 @@ class ReasoningPath:
 
     @property
     def shown_answer(self) -> str:
-        """What it answered, by the letters of the options as the path was shown them."""
+        """Its answer, with the letters of the options as the path was shown them."""
         return shown_letter(self.predicted or "", self.option_order)
 
     def shown_question(self, question: Question) -> Question:
-        """The question as the path was asked it, its options in the path's own order."""
+        """The question as the path was shown it, with the options in the path's order."""
         return question.with_options(self.option_order)
 
     def graded(self, question: Question, read_last: tuple[AnswerType, ...]) -> ReasoningPath:
-        """The path with the verdict of today's grader; one that failed has no answer to read.
+        """The path with the verdict of the current grader; a failed one has no answer to read.
 
-        `read_last` are the answer types whose last number or letter counts when nothing clearer was
-        written.
+        `read_last` has the answer types for which the last number or letter counts if nothing
+        clearer was written.
         """
         if self.error:
             return replace(self, predicted=None, verdict=Verdict.ERROR.value, read_as=None)
@@ -161,7 +161,7 @@ class ReasoningPath:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ReasoningPath:
-        """A stored path; columns that came after it was stored may be missing."""
+        """A stored path; columns that were added after it was stored may be missing."""
         generations = row.get("generations") or ()
         return cls(
             path_id=row["path_id"],

@@ -1,7 +1,7 @@
-"""The stages of a reasoning path. One value says all about a stage, so that a new one is added
-here, and its prompt in `pipelines/synthesis/prompts.yaml`.
+"""The stages of a reasoning path. A stage is a single value, so a new one is added here, with its
+prompt in `pipelines/synthesis/prompts.yaml`.
 
-A stage asks the model one prompt and keeps the text in a column of the path. Later stages may use
+A stage sends the model one prompt and stores the text in a column of the path. Later stages may use
 that text as a field of their prompts.
 """
 
@@ -24,18 +24,18 @@ class Stage:
     """One generation of a chain."""
 
     name: str
-    """As the config, the prompts and the seeds call it."""
+    """Its name in the config, the prompts and the seeds."""
     column: str
-    """Of the path, for what is written; also the field of later prompts that shows it."""
+    """The path's column for its text, which is also the name of the field in later prompts."""
     fields: frozenset[str]
-    """Those that its prompt has to show."""
+    """The fields that its prompt must contain."""
     sampling: SamplingSettings
-    """How it is drawn, where the config does not say."""
+    """The sampling settings, unless the config overrides them."""
     summary: str
-    """What it asks for."""
+    """A sentence about what it does."""
     came_later: bool = False
-    """Whether runs were made before this stage existed. Then it is part of what decides the paths
-    only where a chain has it, and a user's prompts may leave its prompt out."""
+    """Whether runs existed before this stage. If so, it is part of a path's identity only if the
+    chain uses it, and a user's prompts may leave out its prompt."""
 
 
 ADAPT = Stage(
@@ -63,7 +63,7 @@ PATH = Stage(
 STAGES: Mapping[str, Stage] = MappingProxyType(
     {stage.name: stage for stage in (ADAPT, STRUCTURE, PATH)}
 )
-"""All stages by name, in the order in which a chain may have them."""
+"""All stages by name, in the order in which a chain may use them."""
 STAGE_NAMES = tuple(STAGES)
 
 
@@ -82,13 +82,13 @@ else:
 
 
 class StageSettings(_SamplingOfStages):
-    """How each stage is drawn, by its name, and what else is asked of the model."""
+    """The sampling settings of each stage by name, and of the model's other tasks."""
 
     judge: SamplingSettings = SamplingSettings(temperature=0.0, max_tokens=512)
-    """Of the question whether a path is sound; counts where `synthesis.judge` asks it."""
+    """For the question whether a path is sound; used if `synthesis.judge` asks it."""
     expand: Annotated[SamplingSettings, OPERATIONAL] = SamplingSettings(max_tokens=256)
-    """Of the guidelines that the model proposes; counts where it is asked for any."""
+    """For the guidelines that the model proposes; used if any are requested."""
 
     def of(self, stage: str) -> SamplingSettings:
-        """How the stage of this name is drawn."""
+        """The sampling settings of the stage with this name."""
         return cast(SamplingSettings, getattr(self, stage))

@@ -1,4 +1,4 @@
-"""What the planner and the engine make of every shipped config on every card: one table.
+"""The planner's and the engine's results for every shipped config on every card, as one table.
 
     python -m tests.cluster.engine_arguments > tests/cluster/engine_arguments.txt
 

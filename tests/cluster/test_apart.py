@@ -1,4 +1,4 @@
-"""Work in a process of its own: its result, its error, its end."""
+"""Functions in a subprocess: the result, an error, and a killed process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished step holds is listed, and compared before it is used."""
+"""The files of a finished step are listed, and compared before they are used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from cluster.store.folder import MANIFEST, Folder
 from cluster.store.holder import hold
 from cluster.store.ledger import Ledger, PartWriter, compact, ledger_schema
 from cluster.store.step import Step, check_run_folder, check_steps, claim_run_folder, is_intact
+from tests.small_disk import SmallDisk, small_disk
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
 TABLE = pa.table(
@@ -291,15 +291,10 @@ def test_pages_of_every_table_carry_checksums(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     """A file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "1m") as made:
+        yield made
 
 
 def fill(disk: Path) -> Path:
@@ -337,15 +332,15 @@ WRITES: dict[str, Callable[[Folder], object]] = {
 
 @pytest.mark.parametrize("write", WRITES)
 def test_full_disk_is_named_and_the_same_write_succeeds_once_there_is_room(
-    disk: Path, write: str
+    disk: SmallDisk, write: str
 ) -> None:
-    run = Folder.open(str(disk / "run"))
-    ballast = fill(disk)
+    run = Folder.open(str(disk.path / "run"))
+    ballast = fill(disk.path)
     with pytest.raises((StorageError, InputError), match="No space left on device") as caught:
         WRITES[write](run)
-    assert str(disk) in str(caught.value)
+    assert str(disk.path) in str(caught.value)
     assert re.search(r"\d+ bytes", str(caught.value))
-    written = [file for file in (disk / "run").rglob("*") if file.is_file()]
+    written = [file for file in (disk.path / "run").rglob("*") if file.is_file()]
     assert all(file.stat().st_size for file in written if file.suffix == ".json")
     ballast.unlink()
     WRITES[write](run)
@@ -354,10 +349,10 @@ def test_full_disk_is_named_and_the_same_write_succeeds_once_there_is_room(
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_disk_that_became_read_only_is_named(disk: Path, write: str) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+def test_disk_that_became_read_only_is_named(disk: SmallDisk, write: str) -> None:
+    disk.mount_again("remount,bind,ro")
     with pytest.raises((StorageError, InputError), match="Read-only file system"):
-        WRITES[write](Folder.open(str(disk / "run")))
+        WRITES[write](Folder.open(str(disk.path / "run")))
 
 
 def test_run_folder_removed_under_a_command_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The engine that asks a server: a scripted one that fails in all ways, and vLLM's own."""
+"""The engine that uses a server: a scripted server with every kind of failure, and vLLM's."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def ask(
     n: int = 1,
     model: str = "no model is here",
 ) -> list[Completion]:
-    """The answers of one request on an engine of its own."""
+    """The answers to one request, on a separate engine."""
 
     async def answers(engine: EndpointEngine) -> list[Completion]:
         return await engine.chat(ASKED, sampling, 40, n)

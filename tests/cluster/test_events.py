@@ -17,9 +17,19 @@ import pytest
 
 import cluster.events
 from cluster.errors import InputError, InterruptedRunError, OverBudgetError
-from cluster.events import EVENTS_FILE, LOG_FILE, kept_log, read_events, record, timed
+from cluster.events import (
+    EVENTS_FILE,
+    LOG_FILE,
+    KeptLog,
+    kept_log,
+    logger,
+    read_events,
+    record,
+    timed,
+)
 from cluster.notify import announced, notify
 from cluster.store.folder import Folder
+from cluster.store.step import claim_run_folder
 from cluster.terminal import say
 from tests.conftest import REPOSITORY
 
@@ -40,13 +50,15 @@ def run(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def remote_run(tmp_path: Path) -> Folder:
-    """A folder that is not taken for a local one, as in an object store."""
+    """The folder of a run that is not taken for a local one, as in an object store."""
     below = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
-    return Folder(below, "run")
+    run = Folder(below, "run")
+    claim_run_folder(run, "run")
+    return run
 
 
 def test_kept_log_has_what_was_said_and_the_events_with_their_facts(run: Folder) -> None:
-    with kept_log(run, "run"), timed("step", step="paths"):
+    with kept_log("run", run), timed("step", step="paths"):
         say("questions: two lines\nof counts")
         record("rate", tokens=5, questions={"paths": 3})
     events = read_events(run)
@@ -67,14 +79,76 @@ def test_kept_log_has_what_was_said_and_the_events_with_their_facts(run: Folder)
 
 
 def test_kept_log_tells_how_a_command_failed(run: Folder) -> None:
-    with pytest.raises(InputError), kept_log(run, "run"):
+    with pytest.raises(InputError), kept_log("run", run):
         raise InputError("a field is wrong")
     assert names(read_events(run)) == ["command_started", "command_failed"]
     assert "ERROR run ended with InputError: a field is wrong" in log_of(run)
 
 
+def test_log_is_held_back_until_the_folder_is_known(run: Folder) -> None:
+    with kept_log("plan") as log:
+        say("warning: a setting is odd")
+        assert run.is_empty()
+        log.keep_in(run)
+        say("questions: 3 kept")
+    lines = [line.split(" ", 2)[2] for line in log_of(run).splitlines()]
+    assert lines[0].startswith("command_started command=plan")
+    assert lines[1:3] == ["warning: a setting is odd", "questions: 3 kept"]
+    assert names(read_events(run)) == ["command_started", "command_finished"]
+
+
+def test_command_that_ends_before_it_has_a_folder_leaves_none(run: Folder) -> None:
+    with pytest.raises(InputError), kept_log("run"):
+        raise InputError("a field is wrong")
+    assert run.is_empty()
+
+
+def test_commands_of_the_same_second_keep_a_log_each(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.events.time.strftime", lambda *_: "20261129T171502")
+    for _ in range(3):
+        with kept_log("select", run):
+            pass
+    stamp = "20261129T171502-select"
+    assert run.child("logs").folder_names() == [stamp, f"{stamp}-2", f"{stamp}-3"]
+
+
+def test_log_that_has_no_place_on_a_disk_ends_no_command(
+    run: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(run.path).write_text("a file where the folder should be")
+    with kept_log("select", run):
+        say("round 0")
+        record("rate", tokens=7)
+    written = capsys.readouterr()
+    assert written.out == "round 0\n"
+    assert written.err.startswith("the log cannot be written: ")
+    assert written.err.count("\n") == 1
+
+
+def test_log_on_a_full_disk_ends_no_command_and_goes_on_once_there_is_room(
+    run: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kept_log("run", run):
+        with monkeypatch.context() as full, Path("/dev/full").open("wb", buffering=0) as device:
+            log = next(each for each in logger.handlers if isinstance(each, KeptLog))
+            full.setattr(log._files, "_files", dict.fromkeys((LOG_FILE, EVENTS_FILE), device))
+            record("rate", tokens=7)
+            record("rate", tokens=8)
+        record("rate", tokens=9)
+    assert names(read_events(run)) == ["command_started", "rate", "command_finished"]
+    assert capsys.readouterr().err.count("the log cannot be written: [Errno 28]") == 1
+
+
+def test_log_is_not_written_to_a_run_that_was_removed(remote_run: Folder) -> None:
+    with kept_log("run", remote_run):
+        remote_run.delete()
+    assert remote_run.is_empty()
+
+
 def test_log_ends_with_its_command(run: Folder, tmp_path: Path) -> None:
-    with kept_log(run, "run"):
+    with kept_log("run", run):
         pass
     say("something later")
     assert "something later" not in log_of(run)
@@ -85,7 +159,7 @@ def test_events_of_a_killed_command_are_there_up_to_a_torn_line(run: Folder) -> 
     """In a process that is gone between two lines; a line that was torn is left out."""
     code = (
         "import os; from cluster.events import *; from cluster.store.folder import Folder\n"
-        f"with kept_log(Folder.open({run.path!r}), 'run'):\n"
+        f"with kept_log('run', Folder.open({run.path!r})):\n"
         "    record('rate', tokens=7)\n"
         "    os._exit(9)"
     )
@@ -109,22 +183,23 @@ def test_log_of_an_object_store_is_written_while_the_command_works_and_at_its_en
             written.set()
 
     monkeypatch.setattr(Folder, "write_bytes", noticed)
-    with kept_log(remote_run, "run"):
+    with kept_log("run", remote_run):
         record("rate", tokens=7)
         assert written.wait(30)
         assert "command_finished" not in names(read_events(remote_run))
     assert names(read_events(remote_run))[-1] == "command_finished"
 
 
-def test_log_that_cannot_be_written_ends_no_run(
-    remote_run: Folder, monkeypatch: pytest.MonkeyPatch
+def test_log_that_an_object_store_refuses_ends_no_command(
+    remote_run: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Folder, name: str, data: bytes) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(Folder, "write_bytes", refuse)
-    with kept_log(remote_run, "run"):
+    with kept_log("run", remote_run):
         record("rate", tokens=7)
+    assert capsys.readouterr().err == "the log cannot be written: no space left\n"
 
 
 @pytest.fixture
@@ -175,8 +250,12 @@ def test_announced_tells_a_command_that_a_run_is_finished(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("target", ["no-such-command-here", "http://127.0.0.1:1/", "false", '"'])
-def test_news_that_cannot_be_delivered_change_nothing(target: str) -> None:
-    notify(target, run="mine", event="finished", text="")
+def test_news_that_cannot_be_delivered_are_in_the_log_and_change_nothing(
+    run: Folder, target: str
+) -> None:
+    with kept_log("run", run):
+        notify(target, run="mine", event="finished", text="")
+    assert " WARNING cluster.notify: " in log_of(run)
 
 
 def test_nobody_is_told_by_default() -> None:

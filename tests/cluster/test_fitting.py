@@ -1,4 +1,4 @@
-"""How the engines are fitted to the GPUs at hand; Ray counts eight, which nobody can ask."""
+"""Fitting the engines to the available GPUs; Ray counts eight that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for GPUs: the arithmetic and the words, then Ray's own groups of logical GPUs."""
+"""Waiting for GPUs: the arithmetic and the messages, then Ray's groups of logical GPUs."""
 
 from __future__ import annotations
 

@@ -72,7 +72,19 @@ def test_second_command_is_told_who_holds_the_run(run: Folder) -> None:
         held.check_claim()
 
 
-def test_run_taken_over_ends_the_command_that_held_it(run: Folder) -> None:
+@pytest.mark.parametrize("in_background", [False, True])
+def test_run_taken_over_ends_the_command_that_held_it(run: Folder, in_background: bool) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    handler = signal.SIG_IGN if in_background else signal.default_int_handler
+    signal.signal(signal.SIGINT, handler)
+    try:
+        _is_ended_when_taken_over(run)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_ended_when_taken_over(run: Folder) -> None:
     def wait_for_the_end() -> None:
         with hold(run) as held:
             taker = threading.Thread(target=lambda: take_over_and_end(run))

@@ -1,4 +1,4 @@
-"""`clean` removes what the steps of a run made and nothing needs, and nothing else."""
+"""`clean` removes exactly the files that a run's steps created and that nothing needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import regenesis
 from cluster.errors import InputError
+from cluster.events import kept_log, read_events
 from cluster.store.cleanup import ask_to_delete, find_leftovers, format_leftovers, remove_leftovers
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
@@ -132,3 +134,21 @@ def test_clean_without_a_terminal_has_to_be_told(
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     with pytest.raises(InputError, match="--yes"):
         ask_to_delete(find_leftovers(run, superseded=True))
+
+
+def test_clean_logs_what_it_removed_and_keeps_the_logs_of_all_commands(run: Folder) -> None:
+    with kept_log("run", run):
+        pass
+    before = {name: run.read_bytes(name) for name in run.walk("logs")}
+    assert regenesis.main(["clean", run.path, "--superseded", "--yes"]) == 0
+    removed = [event for event in read_events(run) if event["event"] == "removed"]
+    assert [event["folder"] for event in removed] == [f"{run.path}/{superseded_paths()}"]
+    assert {name: run.read_bytes(name) for name in before} == before
+    commands = [event["command"] for event in read_events(run) if "pid" in event]
+    assert commands == ["run", "run", "clean", "clean"]
+
+
+def test_clean_that_only_lists_writes_nothing(run: Folder) -> None:
+    before = run.walk()
+    assert regenesis.main(["clean", run.path, "--superseded", "--dry-run"]) == 0
+    assert run.walk() == before

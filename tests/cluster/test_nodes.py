@@ -1,6 +1,6 @@
 """The scripts of a node of the cluster: its set-up, and the watch for the spot notice.
 
-The set-up runs with stand-ins for what needs root or AWS; they write down how they were called.
+The set-up runs with substitutes for commands that need root or AWS; they record their calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SETUP = REPOSITORY / "cluster" / "nodes" / "setup_node.sh"
 DRAIN = REPOSITORY / "cluster" / "nodes" / "drain_on_notice.py"
 
-# sudo runs what it is given, so that the stand-ins of other commands are met.
+# sudo runs its arguments, so that the substitutes of other commands are used.
 STAND_INS = {
     "sudo": 'exec "$@"',
     "cloud-init": "exit 0",
@@ -43,7 +43,7 @@ STAND_INS = {
 
 
 class Node:
-    """A machine whose commands are stand-ins, with its own home and folders."""
+    """A machine whose commands are substitutes, with a separate home and folders."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -148,7 +148,7 @@ def test_shared_folder_is_mounted_as_soon_as_its_name_is_known(node: Node) -> No
 
 
 def environment_of(node: Node, pip: str = "exit 0") -> Path:
-    """A lock, and a venv whose pip is a stand-in."""
+    """A lock, and a venv whose pip is a substitute."""
     lock = node.folder / "gpu.lock"
     lock.write_text("something==1.0 --hash=sha256:00\n")
     venv = node.folder / "home" / "regenesis" / ".venv" / "bin"

@@ -422,7 +422,7 @@ def test_plan_smaller_cache_values_hold_more() -> None:
             *(LLAMA_70B, GpuNodes(1, 1, GB_80)),
             *(("131.4 GiB of 79.1 GiB", "1 GPU(s)", "71.2 GiB"), "2 or more GPUs"),
         ),
-        # Each GPU would hold its weights, but neither overhead nor cache beside them.
+        # Each GPU would hold its weights, but without room for overhead and cache.
         (
             *(LLAMA_70B, GpuNodes(2, 2, GB_40)),
             *(("of 157.6 GiB", "32.9 GiB for", "35.5 GiB"), "8 or more GPUs"),

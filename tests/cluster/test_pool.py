@@ -90,7 +90,7 @@ def assert_ends_at(job: GenerationJob, bound: int) -> None:
 
 
 def predictions_job(folder: Folder) -> GenerationJob:
-    handler = PredictAnswer(EvaluationSettings())
+    handler = PredictAnswer(EvaluationSettings().sampling)
     return GenerationJob(
         "predictions", folder, PREDICTIONS_SCHEMA, handler, stored(folder, QUESTIONS)
     )

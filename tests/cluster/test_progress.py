@@ -175,7 +175,7 @@ def test_board_closes_all_datasets_of_a_job_that_has_its_tokens(
     kept = board(150, b=DatasetQuota(max_accepted=7))
     report(kept, "w1", a={"num_tokens": tokens[0]})
     reply = report(kept, "w2", b={"num_tokens": tokens[1]})
-    # The predictions beside them have no bound.
+    # The predictions that run at the same time have no limit.
     assert reply["closed"] == ({("paths", "a"), ("paths", "b")} if is_closed else set())
     # A retry that takes tokens back opens nothing again.
     assert report(kept, "w1", a={"num_tokens": -100})["closed"] == reply["closed"]
@@ -283,7 +283,7 @@ def view(
         "num_started": 2,
         "num_in_flight": num_in_flight,
         "num_tokens": tokens,
-        "kinds": {100: (num_generations, tokens, num_in_flight)} if num_generations else {},
+        "kinds": {100: (num_generations, tokens, num_in_flight)},
         "datasets": {("paths", name): value for name, value in datasets.items()},
         "closed": {("paths", name) for name in closed},
         "max_tokens": {} if max_tokens is None else {"paths": max_tokens},
@@ -303,10 +303,10 @@ def test_lines_tell_what_is_done_how_fast_and_how_long_it_takes(clock: Clock) ->
     ]
     clock.now += 10
     a |= {"num_done": 20, "num_paths": 40, "num_accepted": 30}
-    # 40 generations of 50 tokens are done, 20 of them for open questions, and 12 are half made.
+    # 40 generations are done, 20 of them for open questions; of the other 60, 12 are in flight.
     assert meter.lines(view({"a": a, "b": b}, tokens=2000, num_generations=40)) == [
         "paths: 60/100 questions | 200 tok/s | 12 generating | 2 engines | "
-        "75.0 % of 40 accepted | 13 s left"
+        "75.0 % of 40 accepted | 12 s left"
     ]
 
 

@@ -75,7 +75,7 @@ def test_nodes_install_the_gpu_lock(cluster: dict[str, Any], kind: str) -> None:
     assert cluster["file_mounts"][script] == "cluster/nodes/setup_node.sh"
     assert cluster["file_mounts"][lock] == "requirements/gpu.lock"
     assert file_system.endswith(f".efs.{cluster['provider']['region']}.amazonaws.com")
-    # A cluster takes jobs from a client of its own Ray version only.
+    # A cluster only accepts jobs from a client with the same Ray version.
     assert f"\nray=={ray.__version__}" in (REPOSITORY / "requirements" / "gpu.lock").read_text()
 
 

@@ -1,4 +1,4 @@
-"""A cluster that cannot be joined is one sentence, within seconds."""
+"""A cluster that cannot be joined is reported in one sentence, within seconds."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_interleave_keeps_the_order_within_a_dataset() -> None:
 
 
 def test_interleave_does_not_hang_on_where_a_dataset_stands() -> None:
-    # But for questions due at the same time, which come as they stand.
+    # Except for questions that are due at the same time, which keep their order.
     shares = {
         "a": DatasetQuota(weight=1.0),
         "b": DatasetQuota(weight=2.1),
@@ -372,7 +372,7 @@ def test_plan_compacts_the_parts_of_earlier_executions(
     made = plan(folder, store(folder, *asked), num_slots=1)
     rows = all_rows(folder, made)
     assert not [name for name in folder.walk("parts") if "part-" in name]
-    # Where the row of the attempt before stands is said of the compacted file.
+    # The location of the previous attempt's row refers to the compacted file.
     assert [row["previous"] and row["previous"]["text"] for row in rows] == ["1", None]
 
 

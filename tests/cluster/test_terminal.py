@@ -1,4 +1,4 @@
-"""The line of now and the table."""
+"""The progress line and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was saved against what was read. What vLLM's own loader reads is in `test_engine.py`."""
+"""Saved weights compared with loaded ones. `test_engine.py` tests vLLM's loader."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_list_that_is_not_the_manifests_is_refused(tuned: Model, data: bytes | N
     file.unlink()
     if data is not None:
         file.write_bytes(data)
-    with pytest.raises(InputError, match=r"weights\.txt is not the list"):
+    with pytest.raises(InputError, match=r"weights\.txt does not match its manifest"):
         saved_model(tuned)
 
 

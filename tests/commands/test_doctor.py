@@ -1,4 +1,4 @@
-"""`regenesis doctor`: each line from facts made by hand, and one look at this machine."""
+"""`regenesis doctor`: each line from invented facts, and one check of this machine."""
 
 from __future__ import annotations
 

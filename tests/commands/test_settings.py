@@ -30,6 +30,12 @@ def test_every_setting_says_what_it_is() -> None:
         assert not [row for row in rows if row.endswith("|  |")]
 
 
+def test_what_a_run_runs_on_names_no_folder() -> None:
+    sections = dict(sections_of(Config, "", ChangeEffect.CONTENT))
+    for name in ("cluster", "storage", "budget"):
+        assert "| content |" not in sections[name], name
+
+
 def test_one_branch_is_shown_with_what_is_below_it(capsys: pytest.CaptureFixture[str]) -> None:
     titles = [line for line in shown(capsys, "training").splitlines() if line.startswith("#")]
     assert titles[0] == "## training"

@@ -210,13 +210,15 @@ def test_cost_is_that_of_the_events(tmp_path: Path) -> None:
     from cluster.events import read_events
 
     run = Folder.open(str(tmp_path))
-    with kept_log(run, "run"):
+    with kept_log("run", run):
         record("generated", gpu_hours=0.5, money=2.0, currency="EUR")
         record("trained", gpu_hours=0.25, money=1.0, currency="EUR")
     cost = cost_of(read_events(run))
     assert (cost["gpu_hours"], cost["money"], cost["currency"]) == (0.75, 3.0, "EUR")
     killed = [
         {"at": "2026-11-29T10:00:00.000Z", "event": "command_started"},
+        {"at": "2026-11-29T10:20:00.000Z", "event": "command_started", "command": "select"},
+        {"at": "2026-11-29T10:21:00.000Z", "event": "command_finished", "command": "select"},
         {"at": "2026-11-29T11:00:00.000Z", "event": "rate"},
         {"at": "2026-11-29T20:00:00.000Z", "event": "command_started"},
         {"at": "2026-11-29T20:30:00.000Z", "event": "command_finished"},

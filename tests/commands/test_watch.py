@@ -45,7 +45,9 @@ BEGUN = [
 
 def test_rate_and_time_left_are_those_of_the_pool_at_work() -> None:
     before = [rate(2, 900_000, 90, 10), event(3, "generated"), *BEGUN]
-    events = [*BEGUN, *before, rate(10, 1_000, 10, 90), rate(20, 61_000, 40, 60)]
+    looked = [event(15, "command_started", command="select")]
+    looked.append(event(16, "command_finished", command="select"))
+    events = [*BEGUN, *before, rate(10, 1_000, 10, 90), *looked, rate(20, 61_000, 40, 60)]
     progress = progress_of(events)
     assert progress is not None
     assert progress.tokens_per_s == pytest.approx(60_000 / 600)
@@ -93,7 +95,7 @@ def test_watch_follows_until_the_run_is_released(copied_run: Copy, capsys: Captu
     working, over = threading.Event(), threading.Event()
 
     def work() -> None:
-        with hold(run.folder) as held, kept_log(held, "run"), timed("step", round=0, step="paths"):
+        with hold(run.folder) as held, kept_log("run", held), timed("step", round=0, step="paths"):
             working.set()
             over.wait(30)
 

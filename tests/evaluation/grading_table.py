@@ -1,7 +1,7 @@
-r"""The table the grader is held to: texts, truths, and what a person says of each answer.
+r"""The table that the grader has to meet: texts, truths, and a person's verdict on each answer.
 
-A case's verdict is the person's. Where the grader is known to reject what a person would accept,
-the name stands in `KNOWN_REJECTS`; there is no such list for answers that it accepts wrongly.
+The verdict of a case is the person's. If the grader is known to reject what a person would accept,
+the name is in `KNOWN_REJECTS`; there is no such list for answers that it accepts wrongly.
 """
 
 from __future__ import annotations

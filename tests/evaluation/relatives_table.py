@@ -1,7 +1,7 @@
-r"""Texts in which an answer is near at hand but is not what was meant, and their right relatives.
+r"""Texts that almost contain an answer but do not mean it, and similar texts that do.
 
-A group is one kind of slip: `right` texts have to be accepted for its truth, `wrong` ones must not
-be. They are read as `regenesis.py grade` reads them, the last value included.
+A group is one kind of mistake: `right` texts have to be accepted for its truth, `wrong` ones must
+not be. They are read as `regenesis.py grade` reads them, the last value included.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The grader beside math-verify: they agree, and where they do not it is known why."""
+"""The grader compared with math-verify: they agree, or the reason is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calculator's process: what it computes, and that nothing on a text keeps it for long."""
+"""The sandbox's process: what it computes, and that no text keeps it busy for long."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_load_grader_whose_module_is_broken_says_where(
         (".module:function", "no import path"),
         ("package.module:", "no import path"),
         ("my module:function", "no import path"),
-        (f"{__name__}:takes_too_little", "takes other arguments"),
+        (f"{__name__}:takes_too_little", "has other parameters"),
         ("no_such_package.module:function", "cannot be imported"),
         (f"{__name__}:missing", "has no function 'missing'"),
         (f"{__name__}:EVEN", "has no function 'EVEN'"),

@@ -51,7 +51,7 @@ class Answer:
 
 
 def predict(answer: Completion | Exception, **settings: Any) -> dict[str, Any]:
-    handler = PredictAnswer(EvaluationSettings(**settings))
+    handler = PredictAnswer(EvaluationSettings(**settings).sampling)
     return asyncio.run(handler(Answer(answer), asked(), Slots(1), None))
 
 
@@ -83,7 +83,7 @@ def test_prediction_row_fits_the_ledger_with_the_question_and_its_grade() -> Non
 def test_prediction_is_greedy_with_the_templates_arguments() -> None:
     engine = Answer(Completion("4", [1], "stop", 9))
     settings = EvaluationSettings(max_tokens=77, template_args={"enable_thinking": False})
-    asyncio.run(PredictAnswer(settings)(engine, asked(), Slots(1), None))
+    asyncio.run(PredictAnswer(settings.sampling)(engine, asked(), Slots(1), None))
     [(messages, sampling, seed, n)] = engine.asked
     assert messages == answer_messages(QUESTION)
     assert (sampling.temperature, sampling.max_tokens, seed, n) == (0.0, 77, 0, 1)
@@ -102,7 +102,7 @@ def test_prediction_failed_request_is_one_failed_answer(error: GenerationError) 
 def test_prediction_that_failed_gives_its_slot_back(error: Exception) -> None:
     async def scenario() -> None:
         slots = Slots(1)
-        handler = PredictAnswer(EvaluationSettings())
+        handler = PredictAnswer(EvaluationSettings().sampling)
         for _ in range(3):
             with contextlib.suppress(EngineDiedError):
                 await handler(Answer(error), asked(), slots, None)

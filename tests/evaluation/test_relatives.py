@@ -1,4 +1,4 @@
-"""Texts that nearly say the answer: none is accepted wrongly, and their right relatives are."""
+"""Texts that almost state the answer: none is accepted, and similar texts that state it are."""
 
 from __future__ import annotations
 

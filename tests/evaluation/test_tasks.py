@@ -430,8 +430,8 @@ def test_bbh_sorted_words_may_have_commas(tmp_path: Path) -> None:
     [
         ("Which?\nOptions:\n(A) x", "(B)", "column 'target' is '(B)'"),
         ("Which?\nOptions:\n(A) x", "z", "column 'target' is 'z'"),
-        ("Which?\nOptions:\n(A) x\n(C) y", "(A)", "lists no options, or not as"),
-        ("Which?", "(A)", "lists no options"),
+        ("Which?\nOptions:\n(A) x\n(C) y", "(A)", "does not list options as"),
+        ("Which?", "(A)", "does not list options"),
     ],
 )
 def test_bbh_wrong_row_is_named(tmp_path: Path, text: str, target: str, expected: str) -> None:
@@ -500,7 +500,7 @@ def test_wrong_rows_up_to_a_number_are_left_out_and_told(tmp_path: Path) -> None
         list(read_task(find_task("gsm8k"), ["test"], str(tmp_path), max_wrong=1))
 
 
-# ---------------------------------------------------------------------------- where rows stand
+# ---------------------------------------------------------------------------- sources of rows
 
 
 OURS = {
@@ -555,7 +555,7 @@ def test_folder_without_the_split_says_what_was_looked_for(tmp_path: Path) -> No
     assert "no train file of task gsm8k" in told
     assert "gsm8k.train.jsonl or grade_school_math/data/train.jsonl" in told
     assert "source.splits" in told
-    assert "is not there" in complaint("gsm8k", tmp_path / "nowhere")
+    assert "does not exist" in complaint("gsm8k", tmp_path / "nowhere")
 
 
 def test_one_file_serves_one_split_only(tmp_path: Path) -> None:
@@ -564,8 +564,10 @@ def test_one_file_serves_one_split_only(tmp_path: Path) -> None:
     other = write(tmp_path, "mine.jsonl", lines(row))
     assert len(read("gsm8k", named, "train")) == 1
     assert len(read("gsm8k", other, "test")) == 1
-    assert "not the test file of gsm8k by its name" in complaint("gsm8k", named, "test")
-    assert "not the train file of gsm8k by its name" in complaint("gsm8k", other, "train", "test")
+    assert "its name is not that of the test file of gsm8k" in complaint("gsm8k", named, "test")
+    assert "its name is not that of the train file of gsm8k" in complaint(
+        "gsm8k", other, "train", "test"
+    )
 
 
 def test_kind_is_the_part_of_the_task(tmp_path: Path) -> None:
@@ -599,7 +601,7 @@ def test_missing_shard_of_a_task_is_refused(tmp_path: Path) -> None:
     for number in (0, 2):
         table = pa.Table.from_pylist([{"question": f"{number}?", "answer": "#### 2"}])
         pq.write_table(table, tmp_path / "main" / f"test-0000{number}-of-00003.parquet")
-    assert "is one of 3 files, and 2 of them are given" in complaint("gsm8k", tmp_path)
+    assert "is one of 3 files, but only 2 of them are given" in complaint("gsm8k", tmp_path)
 
 
 def test_element_that_is_there_twice_is_refused(tmp_path: Path) -> None:
@@ -626,7 +628,7 @@ def test_hub_rows_come_through_the_datasets_library(
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the benchmark files are not here")
 def test_shared_files_hold_the_published_numbers_of_rows() -> None:
-    """That each truth is graded correct is tested on the same files beside the grader."""
+    """The grader's tests check on the same files that each truth is graded as correct."""
     numglue = {"train": 2340, "dev": 205, "test": 659}  # of an incomplete mirror
     read_of = set()
     for task, split in itertools.product(tasks().values(), SPLITS):

@@ -1,4 +1,4 @@
-"""What is a model's own answer: outside its thinking, and up to the end of its turn."""
+"""A model's answer: the text outside its thinking, up to the end of its turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What vLLM's CUDA build makes of our engine arguments, on cards that are not there.
+"""How vLLM's CUDA build resolves our engine arguments on simulated cards.
 
     make check-gpu
 
@@ -8,7 +8,7 @@ engine config and prints one line. Nothing is loaded and nothing runs on a card,
 vLLM accepts and how it fills in what we leave open, not whether it is fast.
 
 vLLM's CUDA extension is linked against the driver's library, which a machine without a card does
-not have: a stub with the same names stands in for it, made with the C compiler.
+not have: a stub with the same names, built with the C compiler, replaces it.
 """
 
 from __future__ import annotations

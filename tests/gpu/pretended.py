@@ -1,4 +1,4 @@
-"""A GPU that is not there: what vLLM asks of a card before it uses one, answered from a table.
+"""A simulated GPU: the queries of vLLM before it uses a card, answered from a table.
 
 `VLLM_PRETENDED_CARD` names the card and `VLLM_PRETENDED_COUNT` how many there are on the node.
 """

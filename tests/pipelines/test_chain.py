@@ -66,7 +66,7 @@ class Recorder:
 
 
 class Stages:
-    """Each stage by its own function, whatever runs beside it."""
+    """Each stage by its own function, whatever else is running."""
 
     def __init__(self, **answers: Any) -> None:
         self.asked: list[tuple[str, SamplingSettings, int]] = []
@@ -323,7 +323,7 @@ def test_subset_of_the_guidelines_is_the_same_for_every_question() -> None:
     assert len({tuple(ids(5, seed)) for seed in range(9)}) > 7
     assert len(ids(5, samples=3)) == 15
     assert len(ids(5, guidelines_per_question=2)) == 2
-    with pytest.raises(InputError, match=r"guideline_subset\.size: 26 is more than the 25"):
+    with pytest.raises(InputError, match=r"guideline_subset\.size: 26 exceeds the 25"):
         ids(26)
 
 
@@ -575,14 +575,14 @@ def test_plain_chain_failed_request_is_tried_again_alone() -> None:
     ("settings", "said"),
     [
         ({"chain": ["path", "adapt"]}, "not in the order"),
-        ({"chain": ["adapt", "structure"]}, "last stage has to be path"),
+        ({"chain": ["adapt", "structure"]}, "last stage must be path"),
         ({"chain": []}, "not in the order"),
         ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is not a stage of the chain"),
         ({"chain": ["path"], "guidelines_per_question": 3}, "follows none"),
         ({"chain": ["path"], "guideline_subset": {"size": 3}}, "follows none"),
         ({"expand_guidelines": 3, "guideline_subset": {"size": 3}}, "remove one of them"),
         ({"guideline_subset": {"size": 0}}, "greater than 0"),
-        ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "same at"),
+        ({"samples": 2, "chain": ["path"], "stages": {"path": {"temperature": 0.0}}}, "equal at"),
     ],
 )
 def test_chain_that_does_not_fit_together_is_refused(settings: dict[str, Any], said: str) -> None:

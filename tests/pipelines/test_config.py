@@ -25,11 +25,11 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "preferences_know_wrong_paths": (
         ("training.objective=dpo", "examples.verdict=unfiltered"),
-        "does not tell them apart",
+        "does not distinguish them",
     ),
     "something_is_trained_on": (
         ("questions.datasets.sums.domain=out_of_domain", "questions.datasets.sums.num_train=null"),
-        "one has to be in_domain",
+        "set a dataset's domain to in_domain",
     ),
     "hints_need_the_truth": (
         ("synthesis.hint_stages=[path]", "examples.verdict=majority"),

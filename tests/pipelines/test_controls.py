@@ -1,4 +1,4 @@
-"""The controls are what they say: a pool with known shares gives examples with those shares.
+"""The controls work as documented: a pool with known shares gives examples with those shares.
 
 The pools are drawn with questions that are never, sometimes and always answered rightly, and with
 paths that are cut off, too long or unreadable; a share may be off by chance alone.
@@ -258,8 +258,11 @@ def test_gold_keeps_no_path_and_one_example_a_question(verdict: str) -> None:
     ("settings", "sentence"),
     [
         ({"verdict": "gold_answers", "original_solutions": True}, "original_solutions"),
-        ({"min_votes": 3}, "min_votes: is for verdict majority"),
-        ({"verdict": "random", "min_vote_share": 0.3}, "min_vote_share: is for verdict majority"),
+        ({"min_votes": 3}, "min_votes: is only for verdict majority"),
+        (
+            {"verdict": "random", "min_vote_share": 0.3},
+            "min_vote_share: is only for verdict majority",
+        ),
         ({"max_examples": 0}, "max_examples"),
         ({"questions": "some"}, "questions"),
     ],

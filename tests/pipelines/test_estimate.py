@@ -1,4 +1,4 @@
-"""What a probe says about a whole run: by hand, by formula, and by how often it is right."""
+"""The estimate from a probe: by hand, by formula, and by how often its intervals are right."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_dataset_without_probed_questions_is_taken_to_be_like_all() -> None:
         ends(known.tokens)[2] - ends(known.tokens)[1]
     )
     assert by_name["c"].num_probed == 0
-    assert any("probed of c:" in sentence for sentence in got.assumptions)
+    assert any("probed in c:" in sentence for sentence in got.assumptions)
 
 
 def test_datasets_with_one_probed_question_each_are_pooled() -> None:
@@ -228,7 +228,7 @@ def test_nothing_probed_is_unknown() -> None:
     assert got.accepted.value is None
     assert "| generated tokens           | unknown" in format_estimate(got)
     (warning,) = check_budget(got, Budget(max_hours=1.0))
-    assert "cannot say" in warning
+    assert "cannot tell" in warning
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_dataset_with_limits_is_taken_to_end_there(share: DatasetQuota, num_begu
     made = estimate(*probed, num_questions={"a": 1000}, shares={"a": share})
     assert made.paths == 5 * num_begun
     assert made.datasets[0].num_questions == num_begun
-    assert any("end at the limits" in said for said in made.assumptions) == (num_begun < 1000)
+    assert any("stop at the limits" in said for said in made.assumptions) == (num_begun < 1000)
 
 
 def two_datasets() -> list[ProbedQuestion]:
@@ -266,7 +266,7 @@ def two_datasets() -> list[ProbedQuestion]:
         (40_000, {}, (100, 100)),
         # Three of `a`, with 300 tokens, for each one of `b`, which has as many.
         (60_000, {"a": DatasetQuota(weight=3)}, (300, 100)),
-        # One that ends at a limit of its own leaves the rest to the other.
+        # A dataset that ends at its own limit leaves the rest to the other.
         (40_000, {"b": DatasetQuota(max_tokens=3_000)}, (370, 10)),
         # One that has no more questions does, too.
         (160_000, {"a": DatasetQuota(weight=3)}, (500, 367)),
@@ -281,7 +281,7 @@ def test_bound_over_all_datasets_ends_them_in_their_turns(
     got = estimate(*two_datasets(), num_questions=sizes, shares=shares, max_tokens=max_tokens)
     assert tuple(dataset.num_questions for dataset in got.datasets) == begun
     assert got.paths == 5 * sum(begun)
-    said = any("end at budget.generated_tokens or" in one for one in got.assumptions)
+    said = any("stop at budget.generated_tokens or" in one for one in got.assumptions)
     assert said == (max_tokens is not None and begun != (500, 500))
 
 
@@ -304,7 +304,7 @@ def test_bound_with_nothing_probed_is_unknown() -> None:
 
 
 def test_more_probed_than_there_is_gets_refused() -> None:
-    with pytest.raises(ValueError, match="5 questions were probed of 4"):
+    with pytest.raises(ValueError, match="5 questions were probed out of 4"):
         estimate(*[question()] * 5)
 
 
@@ -314,7 +314,7 @@ PROBES = 200
 
 
 def population(rng: np.random.Generator, dataset: str, num: int) -> list[ProbedQuestion]:
-    """Questions each with an easiness of its own (U-shaped), which its 25 paths share."""
+    """Questions with different difficulties (U-shaped), each shared by its 25 paths."""
     easiness = rng.beta(0.5, 1.0, num)
     accepted = rng.binomial(25, easiness)
     tokens = rng.lognormal(math.log(8000), 0.4, num) * (1.5 - easiness)
@@ -381,7 +381,7 @@ def test_budget_is_checked_against_the_central_estimate() -> None:
     assert check_budget(got, Budget(max_hours=high + 0.1)) == []
     (warning,) = check_budget(got, Budget(max_hours=value))
     assert "may not be enough" in warning
-    with pytest.raises(InputError, match=r"estimated to take 12\.5 \[.*\] hours, and") as error:
+    with pytest.raises(InputError, match=r"estimated to take 12\.5 \[.*\] hours, but") as error:
         check_budget(got, Budget(max_hours=value - 0.1))
     assert "budget.max_hours is 12.4" in str(error.value)
     assert "synthesis.guidelines_per_question" in str(error.value)
@@ -392,7 +392,7 @@ def test_budget_is_checked_against_the_central_estimate() -> None:
     [(Budget(max_gpu_hours=0.1), "GPU-hours"), (Budget(max_money=0.3), "USD")],
 )
 def test_gpu_hours_and_money_have_budgets_too(budget: Budget, named: str) -> None:
-    with pytest.raises(InputError, match=rf"{named}, and budget\.max_"):
+    with pytest.raises(InputError, match=rf"{named}, but budget\.max_"):
         check_budget(estimate(question(100), question(300)), budget)
 
 
@@ -404,7 +404,7 @@ def test_budget_of_money_needs_a_price() -> None:
 
 def test_budget_with_an_unknown_upper_end_warns() -> None:
     (warning,) = check_budget(estimate(question(100)), Budget(max_hours=1.0))
-    assert "cannot say whether" in warning
+    assert "cannot tell whether" in warning
 
 
 def test_budget_of_tokens_refuses_nothing() -> None:

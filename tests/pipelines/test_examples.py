@@ -216,7 +216,7 @@ def test_examples_of_a_tokenizer_without_an_end_are_refused(
             (folder / name).write_text(json.dumps(facts))
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|end|>", "\n"))
-    with pytest.raises(InputError, match="names no eos_token"):
+    with pytest.raises(InputError, match="has no eos_token"):
         select(folder, path("a", ANSWER))
 
 

@@ -1,4 +1,4 @@
-"""Further guidelines: what the model is asked, what it wrote, and what of that is kept."""
+"""Further guidelines: the prompts, the model's proposals, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_room_is_made_for_all_that_may_be_kept() -> None:
 def test_expansion_of_a_chain_that_follows_no_guideline_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "synthesis.yaml"
     path.write_text("{chain: [path], expand_guidelines: 3}")
-    with pytest.raises(InputError, match="expand_guidelines: a chain of path alone follows none"):
+    with pytest.raises(InputError, match="expand_guidelines: a chain of only path follows none"):
         load_settings(SynthesisSettings, path)
 
 

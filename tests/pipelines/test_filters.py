@@ -1,4 +1,4 @@
-"""What each filter lets through, one by one; what becomes of the kept paths is in test_examples."""
+"""What each filter keeps, one by one; test_examples.py tests what happens to the kept paths."""
 
 from __future__ import annotations
 

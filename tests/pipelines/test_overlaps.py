@@ -1,4 +1,4 @@
-"""Which training questions overlap with a held-out one, and what becomes of them."""
+"""Which training questions overlap with a held-out one, and what happens to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config or a base model is said in one sentence before anything is made."""
+"""Errors in a config or a base model are reported in one sentence before anything is generated."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ BASES: list[tuple[Edit, list[str], str]] = [
     ),
     (lambda _: None, ["evaluation.template_args={enable_thinking: true}"], "it reads none"),
     (edit_json("tokenizer_config.json", eos_token=None), [], "ends a turn"),
-    (edit_json("config.json", vocab_size=200), [], "a vocabulary of 200"),
+    (edit_json("config.json", vocab_size=200), [], "vocabulary is 200"),
     (lambda _: None, ["engine.max_model_len=4096"], "has 2048 positions"),
     (lambda _: None, ["engine.max_model_len=128"], "raise engine.max_model_len"),
     (edit_json("config.json", quantization_config={"quant_method": "gptq"}), [], "(gptq)"),
@@ -206,7 +206,7 @@ BASES: list[tuple[Edit, list[str], str]] = [
     ),
     (edit_json("config.json", model_type="unheard_of"), [], "its config cannot be read"),
     (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["training.method=lora"],
-     "is no safetensors file"),
+     "is not a valid safetensors file"),
     (lambda f: (f / "generation_config.json").write_text("["), [], "could not be saved"),
 ]  # fmt: skip
 
@@ -322,7 +322,7 @@ def test_node_that_cannot_use_the_storage_is_named() -> None:
     fine = Readiness(0, None, None)
     refuse_nodes({"a": fine, "b": fine}, "/runs")
     broken = replace(fine, storage_error="the driver's file is not seen there")
-    with pytest.raises(InputError, match="'/runs': the node b cannot use it"):
+    with pytest.raises(InputError, match="'/runs': node b cannot use it"):
         refuse_nodes({"a": fine, "b": broken}, "/runs")
 
 
@@ -330,7 +330,7 @@ def test_trackers_count_on_the_nodes_that_train() -> None:
     lacks = Readiness(0, None, "wandb is not installed")
     has = Readiness(8, None, None)
     refuse_nodes({"head": lacks, "gpus": has}, "/runs")
-    with pytest.raises(InputError, match="on the node head: wandb is not installed"):
+    with pytest.raises(InputError, match="on node head: wandb is not installed"):
         refuse_nodes({"head": lacks}, "/runs")
 
 

@@ -1,4 +1,4 @@
-"""What is read of a run's first rows for its estimate."""
+"""What the estimate reads from a run's first rows."""
 
 from __future__ import annotations
 

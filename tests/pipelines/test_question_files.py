@@ -1,4 +1,4 @@
-"""Question files off the beaten path: each is read right, or refused in one sentence."""
+"""Unusual question files: each is read correctly, or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -71,18 +71,22 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("q.json", f"[{line()}]\n[{line()}]", "q.json:2: text goes on after the list ends"),
-        ("q.json", f"[{line()}] more", "q.json:1: text goes on after the list ends"),
-        ("q.json", f"[\n{line()},\n]", "q.json:3 is not JSON: there is a comma too many"),
-        ("q.json", f"[{line()},,{line()}]", "q.json:1 is not JSON: there is a comma too many"),
+        ("q.json", f"[{line()}]\n[{line()}]", "q.json:2: text follows the end of the list"),
+        ("q.json", f"[{line()}] more", "q.json:1: text follows the end of the list"),
+        ("q.json", f"[\n{line()},\n]", "q.json:3 is not JSON: there is an extra comma"),
+        ("q.json", f"[{line()},,{line()}]", "q.json:1 is not JSON: there is an extra comma"),
         ("q.json", f"[{line()}\n{line()}]", "q.json:2 is not JSON: a comma or the end of the list"),
         ("q.json", f'{{"examples": [{line()}]', "the object around the list is not closed"),
-        ("q.json", f'{{"examples": [{line()}]}} []', "text goes on after the list ends"),
-        ("q.json", f'{{"examples": [{line()}], "examples": []}} []', "text goes on after"),
+        ("q.json", f'{{"examples": [{line()}]}} []', "text follows the end of the list"),
+        ("q.json", f'{{"examples": [{line()}], "examples": []}} []', "text follows the end"),
         ("q.json", f'{{"examples": [{ONE}], "more": [{TWO}]}}', "the list 'more' follows the list"),
-        ("q.json", f'{{"more": [{TWO}], "examples": [{ONE}]}}', "no column 'id'; there are more,"),
-        ("q.json", '{"data": [1]}', "no column 'id'; there are data"),
-        ("q.jsonl", f"[{line()}]", "this is a list; a file that is one list is called .json"),
+        (
+            "q.json",
+            f'{{"more": [{TWO}], "examples": [{ONE}]}}',
+            "no column 'id'; the columns are more,",
+        ),
+        ("q.json", '{"data": [1]}', "no column 'id'; the columns are data"),
+        ("q.jsonl", f"[{line()}]", "this is a list; a file with a single list must end in .json"),
         ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
         ("q.jsonl", '{"id": "a', "unterminated string starting at column 8"),
         ("q.jsonl", '{"id": "a\tb"}', "invalid control character at column 10"),
@@ -161,11 +165,11 @@ def test_json_number_keeps_its_digits(tmp_path: Path, written: str, expected: st
     [
         ("id,question,answer,answer\n1,a?,2,3\n", "has the column 'answer' twice"),
         ("id,question,answer,,\n1,a?,2,,\n", "has a column without a name twice"),
-        ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, and"),
-        ("id;question, long;answer\n1;a?;2\n", "can be split at a comma or a semicolon; say which"),
+        ("id,question,answer\n1,a?\n", "q.csv:2 has fewer cells than the header: 2, but"),
+        ("id;question, long;answer\n1;a?;2\n", "can be split at a comma or a semicolon; set"),
         ("id;question;answer\n1;a?;3,5\n", "q.csv:2, column 'answer': the number '3,5'"),
-        ("1,a?,2\n2,b?,3\n", "first line is a row, name its columns with source.header"),
-        ("one?\ntwo?\n", "there are one?; say"),
+        ("1,a?,2\n2,b?,3\n", "file has no header line, name its columns with source.header"),
+        ("one?\ntwo?\n", "the columns are one?; set"),
     ],
 )
 def test_csv_that_would_lose_something_is_refused(tmp_path: Path, data: str, said: str) -> None:
@@ -302,12 +306,12 @@ def test_all_shards_are_read_by_a_star(tmp_path: Path, numbers: tuple[int, ...])
 )
 def test_missing_shard_is_refused(tmp_path: Path, test: Any) -> None:
     write_shards(tmp_path, 0, 2)
-    with pytest.raises(InputError, match=r"one of 3 files, and 2 of them are given \(number 0, 2"):
+    with pytest.raises(InputError, match=r"of 3 files, but only 2 of them are given \(number 0, 2"):
         load(tmp_path, test)
 
 
 def test_star_that_fits_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no file in .* is called q-\*\.jsonl"):
+    with pytest.raises(InputError, match=r"no file in .* matches q-\*\.jsonl"):
         load(tmp_path, "q-*.jsonl")
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match=r"data is a folder; name the files in it, or all of them"):
@@ -330,8 +334,8 @@ def test_column_that_one_setting_names_is_no_second_thing_by_default(tmp_path: P
         ({"question": "{question} {answer}"}, "question and answer both name the column 'answer'"),
         ({"question": "{question} {solution}", "solution": "solution"}, "question and solution"),
         ({"question": "{question"}, "'{question' is not a template"),
-        ({"question": "{question!r}"}, "braces hold the name of a column and nothing else"),
-        ({"question": "{} {question}"}, "braces hold the name of a column and nothing else"),
+        ({"question": "{question!r}"}, "braces may only contain the name of a column"),
+        ({"question": "{} {question}"}, "braces may only contain the name of a column"),
     ],
 )
 def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], said: str) -> None:
@@ -369,13 +373,21 @@ XY = {"choices": ["x", "y"]}
         ({"answer": "so #### 5"}, {}, "set source.answer_after to '####'"),
         ({"answer": "so 5"}, {"answer_after": "####"}, "has no answer after '####'"),
         ({"answer": 1}, {"answer_type": "boolean"}, "with source.answer_map"),
-        ({"answer": "maybe"}, {"answer_map": {"yes": 1}}, "is 'maybe', which source.answer_map"),
+        (
+            {"answer": "maybe"},
+            {"answer_map": {"yes": 1}},
+            "is 'maybe', which is not in source.answer_map",
+        ),
         ({}, {"answer_type": "choice"}, "or the options of every question with source.choices"),
         (XY, {"answer_type": "choice"}, "set source.answer_index to 0 or 1"),
         (XY | {"answer": 2}, {"answer_type": "choice", "answer_index": 0}, "from 0 to 1"),
         (XY | {"answer": 0}, {"answer_type": "choice", "answer_index": 1}, "from 1 to 2"),
         (XY | {"answer": True}, {"answer_type": "choice", "answer_index": 0}, "is True, not a"),
-        ({"choices": ["1", "2"]}, {"answer_type": "choice"}, "and maybe the position of another"),
+        (
+            {"choices": ["1", "2"]},
+            {"answer_type": "choice"},
+            "and possibly the position of another",
+        ),
         (
             {"choices": ["A. x", "B) y"], "answer": "A"},
             {"answer_type": "choice"},
@@ -390,7 +402,7 @@ XY = {"choices": ["x", "y"]}
         (
             {"choices": {"text": ["x", "y"], "label": ["1", "1"]}},
             {"answer_type": "choice"},
-            "two options have one label",
+            "two options have the same label",
         ),
         (
             {"choices": {"text": ["x", "y"], "label": ["C", "D"]}, "answer": "A"},
@@ -400,7 +412,7 @@ XY = {"choices": ["x", "y"]}
         (
             {"p": "x", "q": None, "r": "z", "answer": "A"},
             {"answer_type": "choice", "columns": {"choices": ["p", "q", "r"]}},
-            "every option must be a text, one is a null",
+            "every option must be a text, but one is a null",
         ),
         ({"p": "x"}, {"columns": {"choices": ["p"]}}, "a number question has no options"),
     ],
@@ -555,7 +567,7 @@ def test_limit_above_what_there_is_is_said(tmp_path: Path) -> None:
     tree["datasets"] = {"mine": {"source": source, "dev_share": 0.0, "num_train": 1000}}
     facts = load_questions(QuestionSettings.model_validate_json(json.dumps(tree))).facts()
     assert facts.shortfalls() == [
-        "questions.datasets.mine.num_train is 1000, and there are only 3 questions"
+        "questions.datasets.mine.num_train is 1000, but there are only 3 questions"
     ]
     tree["datasets"]["mine"]["num_train"] = 3
     loaded = load_questions(QuestionSettings.model_validate_json(json.dumps(tree)))

@@ -315,7 +315,7 @@ def test_settings_that_do_not_fit_are_refused(
 def test_dataset_names_are_checked(tmp_path: Path) -> None:
     with pytest.raises(pydantic.ValidationError, match="name at least one"):
         settings_of(tmp_path)
-    with pytest.raises(pydantic.ValidationError, match=r"'GSM 8K' may only hold"):
+    with pytest.raises(pydantic.ValidationError, match=r"'GSM 8K' may only contain"):
         settings_of(tmp_path, **{"GSM 8K": files(train="t.jsonl")})
 
 

@@ -1,4 +1,4 @@
-"""Question files: what is read, and the sentence each kind of bad input gets."""
+"""Question files: what is read, and the sentence for each kind of bad input."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_json_list_is_read_and_items_are_named_by_their_line(tmp_path: Path) -> 
     ("data", "expected"),
     [
         (b'[\n\n{"id": "b"', "q.json:3 is not JSON"),
-        (b"[1]", "q.json:1: every item is one JSON object, this is a number"),
+        (b"[1]", "q.json:1: every item must be one JSON object, but this is a number"),
         (b"[]", "q.json contains no questions"),
         (packed(b"[]"), "q.json contains no questions"),
         (packed(packed(b"[]")), "q.json is not JSON but gzip within gzip"),
@@ -297,11 +297,11 @@ def test_folder_instead_of_file_is_refused(tmp_path: Path) -> None:
         pytest.param(b'{"id": "a",\n', "q.jsonl:1 is not JSON", id="torn"),
         pytest.param(f"{json.dumps(GOOD)}\n\n{{}}".encode(), "q.jsonl:3: no column", id="row"),
         pytest.param(b"\n\n{oops}\n", "q.jsonl:3 is not JSON", id="third line"),
-        pytest.param(b"[1, 2]\n", "q.jsonl:1: every line is one JSON object", id="list"),
-        pytest.param(b"null\n", "q.jsonl:1: every line is one JSON object", id="null"),
+        pytest.param(b"[1, 2]\n", "q.jsonl:1: every line must be one JSON object", id="list"),
+        pytest.param(b"null\n", "q.jsonl:1: every line must be one JSON object", id="null"),
         pytest.param(b'{"id": "caf\xe9"}\n', "q.jsonl:1 is not UTF-8", id="latin-1"),
         pytest.param(b"\xff\xfe{\x00", "q.jsonl is not JSONL but UTF-16; save", id="utf-16"),
-        pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be held", id="huge number"),
+        pytest.param(b"9" * 5000, "q.jsonl:1 is not JSON that can be read", id="huge number"),
         pytest.param(b"[" * 200_000, "q.jsonl:1 is not JSON", id="deep"),
         pytest.param(packed(b"{}"), "q.jsonl:1: no column 'id'", id="gzip"),
         pytest.param(packed(b"{}" * 99)[:-9], "q.jsonl is cut short: its gzip", id="cut gzip"),
@@ -441,7 +441,7 @@ def test_parquet_columns_nobody_asked_for_are_named_and_not_read(tmp_path: Path)
     columns = {name: [value] for name, value in GOOD.items()} | {"made": dates}
     pq.write_table(pa.table(columns), tmp_path / "q.parquet")
     assert len(read(tmp_path, test="q.parquet")) == 1
-    with pytest.raises(InputError, match=r"row 1: no column 'q'; there are id, .*, made"):
+    with pytest.raises(InputError, match=r"row 1: no column 'q'; the columns are id, .*, made"):
         read(tmp_path, test="q.parquet", columns=Columns(question="q"))
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         read(tmp_path, test="q.parquet", columns=Columns(answer="made"))
@@ -546,7 +546,7 @@ def test_every_family_with_answers_grades_its_own_as_right(family: str) -> None:
             {"family": "spell_backward", "answer_type": "number"},
             r"source\.answer_type: item 0 of spell_backward",
         ),
-        ({"family": "rush_hour"}, r"source\.family: .* comes without a right answer"),
+        ({"family": "rush_hour"}, r"source\.family: .* has no right answer"),
         ({"family": "coin_flip", "settings": {"max_trials": 3}}, r"gave \d+ different test"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The `questions` step: stored once, read again when anything changed that it was made from."""
+"""The `questions` step: stored once, and read again only when its input has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More or fewer paths of each question: what is there already is not generated again."""
+"""More or fewer paths per question: existing paths are not generated again."""
 
 from __future__ import annotations
 

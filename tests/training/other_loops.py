@@ -14,7 +14,7 @@ a row for each::
 * resumed: the distance between the weights of an undisturbed training and of a second one that
   began at the first one's checkpoint of step 3, of the way too.
 
-A `!` stands behind what is beyond the bounds of our own loop's tests, and an error's first line in
+A `!` marks values beyond the bounds of our own loop's tests, and an error's first line in
 the place of what it prevented. As in our loop are the model, its adapters, AdamW, the learning
 rates, the DeepSpeed config, and which examples form a step: 8 are 2 workers x 2 examples x 2
 micro-batches, and the last step of an epoch has 4. Packed are here the two examples of a

@@ -45,7 +45,7 @@ from tests.training.matrix import (
 from training.saving import ADAPTER
 from training.settings import LoraSettings, PlacedTraining
 
-# Examples of one dataset oftener than they are, each with a weight of its own.
+# Examples of one dataset more often than they occur, each with its own weight.
 MIXED = {"dataset_temperature": 3.0, "weight_by": "vote_share"}
 
 ALL = {name: settings for dtype in DTYPES for name, settings in cells(dtype).items()}

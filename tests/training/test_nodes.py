@@ -1,4 +1,4 @@
-"""What nodes tell of their cards, by a management library that answers from a table."""
+"""What nodes report about their cards, with a management library that answers from a table."""
 
 from __future__ import annotations
 

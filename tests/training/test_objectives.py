@@ -1,4 +1,4 @@
-"""The losses of DPO and KTO, and what they are made of, without workers."""
+"""The losses of DPO and KTO and their components, without workers."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_place_shares_out_the_cores_of_a_node(
         (_cpus(2, dtypes="b"), "bfloat16", "for which the processors have instructions"),
         (_cpus(2, dtypes="f"), "float32", "since the processors of 10.0.0.0 have no instructions"),
         (_cpus(2, 2, dtypes="bf"), "float32", "since the processors of 10.0.0.1 have no"),
-        # Neither the processor beside a GPU nor a node that holds no worker counts.
+        # Neither the processor of a GPU node nor a node without workers counts.
         (_gpus(2), "bfloat16", "for which the GPUs have instructions"),
         (_gpus(2, dtype="float32"), "float32", "since the GPUs of 10.0.0.0 have no instructions"),
         (_cpus(4, 0, dtypes="bf"), "bfloat16", "for which the processors"),

@@ -1,4 +1,4 @@
-"""The trackers without a training; the offline modes of those that are installed."""
+"""The trackers without a training, in the offline modes of the installed ones."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ def _refuse_empty(batch: pa.RecordBatch, names: list[str], folder: Folder) -> No
         for name, count in zip(names, counts, strict=True):
             if not count:
                 raise InputError(
-                    f"example {name!r} in {folder.uri} has no {column}: the first token to learn "
-                    "needs a token before it; drop the example"
+                    f"example {name!r} in {folder.uri} has no {column}: an example needs "
+                    "both a prompt and a target; drop it"
                 )
 
 

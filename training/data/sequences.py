@@ -53,7 +53,7 @@ class Sequences:
         return [self.target(index)]
 
     def looked_at(self, index: int) -> Example | None:
-        """What goes through the model without being learnt, before a step; None: nothing."""
+        """What goes through the model before a step without being learned; None if nothing does."""
         if self._objective.other_answers is None or self._objective.learns_other:
             return None
         return self.other(index)

@@ -88,7 +88,7 @@ def _parts(
 
 
 def _of_other_questions(table: pa.Table, seed: int) -> OtherAnswer:
-    """For each example the target of another question, drawn by the seed."""
+    """For each example, the target of another question, chosen by the seed."""
     ids = table.column("example_id").to_pylist()
     others = mismatched_examples(ids, table.column("question_id").to_pylist(), seed)
     targets = table.column("target_token_ids").combine_chunks()

@@ -1,4 +1,4 @@
-"""What the trainer has to know of an objective.
+"""The interface of a training objective.
 
 Each loss is a mean over the global batch, and a micro-batch contributes its part: parts are summed
 over micro-batches and workers.
@@ -23,15 +23,16 @@ Parts = dict[str, Any]
 gradient, and the other numbers that are reported for a step."""
 
 OtherAnswer = Callable[[int], Any]
-"""From the number of an example to the token ids of its other answer: an int array [tokens]."""
+"""A function from the number of an example to its other answer's token ids: an int array
+[tokens]."""
 
 
 def no_preparation(engine: Any, batch: WorkerBatch) -> None:
-    """Most objectives need nothing before the micro-batches of a step."""
+    """Do nothing: most objectives need no preparation before the micro-batches of a step."""
 
 
 def any_weights(settings: TrainingSettings) -> tuple[float, ...]:
-    """The objective has no weights that could all be 0."""
+    """A nonzero weight, for an objective whose weights cannot all be 0."""
     return (1.0,)
 
 
@@ -40,7 +41,7 @@ class Objective:
     """One objective: its rows, its sequences and its loss."""
 
     name: str
-    """As `training.objective` names it."""
+    """The name in `training.objective`."""
 
     parts: Callable[[AnswerTokens, MicroBatch, WorkerBatch, TrainingSettings, Any], Parts]
     """The parts of a micro-batch, given its answer tokens and what `prepare` returned."""
@@ -49,35 +50,34 @@ class Objective:
     """Why there are no rows, and what to do; `{}` is the folder."""
 
     folder: str | None = None
-    """Where the rows are within the folder of the examples; None: in that folder itself."""
+    """The subfolder of the examples with its rows; None if they are in the folder itself."""
 
     stored_names: Mapping[str, str] = field(default_factory=dict)
-    """What a column is called on storage, where the trainer calls it otherwise."""
+    """The stored names of columns that the trainer calls by other names."""
 
     columns: tuple[str, ...] = ()
     """The columns that are read besides ids, prompts and targets."""
 
     label: str | None = None
-    """The column that says whether a row is right; None: all rows are."""
+    """The column that says whether a row is right; None if all rows are."""
 
     other_answers: Callable[[pa.Table, int], OtherAnswer] | None = None
-    """From the rows and the seed to a second answer of each prompt; None: there is none. With a
-    second answer, log-probabilities are compared with those of the model that training starts
-    from."""
+    """A function from the rows and the seed to a second answer for each prompt; None if there is
+    none. With a second answer, log-probabilities are compared with those of the initial model."""
 
     learns_other: bool = False
     """Whether the other answer goes through the model with the target, as one example. Otherwise
-    it is only looked at, once a step, by `prepare`."""
+    only `prepare` uses it, once per step."""
 
     prepare: Callable[[Any, WorkerBatch], Any] = no_preparation
-    """Called once a step on every worker, with the engine; the result goes to `parts`."""
+    """Called once per step on every worker, with the engine; its result is passed to `parts`."""
 
     weights: Callable[[TrainingSettings], tuple[float, ...]] = any_weights
-    """The weights of the loss's terms. When all of them are 0, nothing is learned."""
+    """The weights of the loss's terms. If all of them are 0, nothing is learned."""
 
     @property
     def needs_wrong_paths(self) -> bool:
-        """Whether it learns from wrong paths, which have files and schemas to themselves."""
+        """Whether it learns from wrong paths, which are stored in separate files."""
         return self.folder is not None
 
     @property

@@ -1,1 +1,1 @@
-"""Where questions come from: one file a kind of source, none of which knows of splits' rules."""
+"""The sources of questions: one file for each kind; none depends on the rules for splits."""

@@ -1,4 +1,4 @@
-"""What the columns are called in the user's files, and a question composed of several columns.
+"""The names of the columns in the user's files, and questions composed of several columns.
 
 columns: {question: "{passage}\\n{question}", choices: [A, B, C, D], answer: label}
 """
@@ -16,45 +16,45 @@ from cluster.settings import Settings
 
 
 class Columns(Settings):
-    """What the columns are called in the user's files; `question.stem` is a part of a column.
+    """The names of the columns in the user's files; `question.stem` is a nested field.
 
-    A column that another setting names is not read as a second thing by default: with
-    `answer: solution` the solution is null unless it is set, too.
+    A column that is used by another setting is not also used by a default: with `answer: solution`
+    the solution is null unless it is set as well.
     """
 
     question_id: str | None = "id"
-    """Unique in the dataset. Null: rows are numbered, and then moving a row renames it."""
+    """Unique in the dataset. Null numbers the rows; moving a row then changes its id."""
 
     question: str = "question"
-    """All the model may see, without the options. A template such as `"{passage}\\n{question}"`
-    joins several columns; the items of a list are joined by line breaks."""
+    """Everything that the model may see, except the options. A template such as
+    `"{passage}\\n{question}"` joins several columns; items of a list are joined by line breaks."""
 
     answer: str | None = "answer"
-    """The truth. Options are named by letter. One of the columns in `choices`: that option is
-    right. Null: the files have no truths, and are only trained on, with
+    """The truth. Options are named by letter. If it is one of the columns in `choices`, that option
+    is right. Null: the files have no truths and are only used for training, with
     `examples.verdict: majority`."""
 
     answer_type: str | None = "answer_type"
-    """One of number, choice, boolean, text, math. Null: `source.answer_type` holds for all rows."""
+    """One of number, choice, boolean, text, math. Null uses `source.answer_type` for all rows."""
 
     choices: str | tuple[str, ...] | None = "choices"
-    """The options, which only a choice question needs: a column with a list of texts, of
-    `{label, text}` or with `{label: [...], text: [...]}`; or a list of columns, one an option.
-    Null: there are none."""
+    """The options, which only choice questions have: a column with a list of texts, of
+    `{label, text}` or with `{label: [...], text: [...]}`; or a list of columns with one option
+    each. Null means that there are no options."""
 
     aliases: str | None = "aliases"
-    """Other right answers as a list; a row may lack it. Null: there are none."""
+    """Other right answers as a list; rows may lack it. Null means that there are none."""
 
     solution: str | None = "solution"
-    """A worked solution as a text; a row may lack it. Null: there is none."""
+    """A worked solution as text; rows may lack it. Null means that there is none."""
 
     grader_data: str | None = "grader_data"
-    """What your own grader needs to know about a question: a text, or a value that is given
-    to it as JSON; a row may lack it. Null: there is none."""
+    """What a custom grader needs to know about a question: a text, or a value that it gets as
+    JSON; rows may lack it. Null means that there is none."""
 
     kind: str | None = "kind"
-    """The part of the dataset that a question belongs to, such as a subject, for tables by kind; a
-    row may do without. Null: there is none."""
+    """The part of the dataset that a question belongs to, such as a subject, for tables by kind;
+    rows may lack it. Null means that there is none."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -68,7 +68,7 @@ class Columns(Settings):
             if name not in ("question", "answer")
         }
         unset = {n: None for n, default in optional.items() if n not in given and default in named}
-        # Behind this validator a list of JSON is Python's, which is no tuple to a strict field.
+        # After this validator a JSON list is a Python list, which a strict tuple field refuses.
         plain = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
         return {**plain, **unset}
 
@@ -81,25 +81,25 @@ class Columns(Settings):
         for name in ("answer", "solution"):
             if getattr(self, name) in shown and getattr(self, name) is not None:
                 raise ValueError(
-                    f"question and {name} both name the column {getattr(self, name)!r}, so that "
+                    f"question and {name} both name the column {getattr(self, name)!r}, so "
                     "the model would be shown it; name another"
                 )
         return self
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The columns that are an option each; empty where one column lists them."""
+        """The columns that contain one option each; empty if one column lists all of them."""
         return self.choices if isinstance(self.choices, tuple) else ()
 
     def names(self) -> list[str]:
-        """The columns that are read, each once."""
+        """The columns that are read, without duplicates."""
         fields = self.model_dump().items()
         return list(
             dict.fromkeys(name for field, value in fields for name in _names_in(field, value))
         )
 
     def set_by_hand(self) -> dict[str, str]:
-        """Columns that a row may do without and that have another name than the default."""
+        """Optional columns whose name in the config differs from the default."""
         rest = ("choices", "aliases", "solution", "grader_data", "kind", "answer_type")
         named = {name: getattr(self, name) for name in rest}
         return {
@@ -110,14 +110,14 @@ class Columns(Settings):
 
 
 def _names_in(field: str, value: Any) -> Iterator[str]:
-    """The columns that a setting names: one, those of a template, or those of a list."""
+    """The columns in a setting: a single one, those of a template, or those of a list."""
     if isinstance(value, tuple | list):
         yield from (name for name in value if isinstance(name, str))
     elif field == "question" and isinstance(value, str):
         try:
             yield from (name for _, name in template_parts(value) if name is not None)
         except ValueError:
-            return  # refused by the validator with the reason
+            return  # the validator refuses it with the reason
     elif isinstance(value, str):
         yield value
 
@@ -126,14 +126,14 @@ def _names_in(field: str, value: Any) -> Iterator[str]:
 def template_parts(template: str) -> tuple[tuple[str, str | None], ...]:
     """The literal texts of a template, each with the column that follows it or None.
 
-    A text without braces is the name of one column. Only plain names stand in braces; a brace of
-    the text is doubled. Raises `ValueError`.
+    A text without braces is the name of one column. Braces may only contain plain names; a literal
+    brace is doubled. Raises `ValueError`.
     """
     if "{" not in template and "}" not in template:
         return (("", template),)
     parts = []
     for literal, name, form, conversion in string.Formatter().parse(template):
         if name == "" or form or conversion:
-            raise ValueError("braces hold the name of a column and nothing else")
+            raise ValueError("braces may only contain the name of a column")
         parts.append((literal, name))
     return tuple(parts)

@@ -1,13 +1,13 @@
 """Questions from the user's files or from the hub, by mapping columns: JSONL, JSON, CSV or Parquet.
 
-One line of a JSONL file, its columns named as `Columns` expects them::
+A line of a JSONL file whose columns have the default names of `Columns`::
 
     {"id": "gsm8k/train/00042", "question": "A shop sold ...", "answer": 72,
      "answer_type": "number", "choices": null, "aliases": null, "grader_data": null}
 
-docs/QUESTIONS.md shows the settings for the shapes of well-known public files. Whatever is wrong
-with a file raises `InputError` with the file, the line (Parquet and the hub: the row), what is
-wrong there and what to do. Lines and rows are counted from 1.
+docs/QUESTIONS.md shows the settings for well-known public files. An error in a file raises
+`InputError` with the file, the line (for Parquet and the hub: the row), the problem and what to do.
+Lines and rows are counted from 1.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class HubSettings(Settings):
     """Its name, such as `openai/gsm8k`."""
 
     config: str | None = None
-    """Which of its configurations; null where it has one only."""
+    """The configuration to use; null if there is only one."""
 
     revision: str | None = None
-    """A branch, tag or commit; null for what is newest when it is first loaded."""
+    """A branch, tag or commit; null is the newest one when it is first loaded."""
 
 
 class FileSource(Settings):
-    """Questions that are in files, or in a dataset of the hub."""
+    """Questions in files, or in a dataset of the hub."""
 
     kind: Literal["files"]
 
@@ -66,7 +66,7 @@ class FileSource(Settings):
 
     train: Paths = None
     """A path or a list of paths, relative to `questions.folder`, or URIs (`s3://`, `gs://`). The
-    last part may hold stars: `data/train-*.parquet`."""
+    last part may contain stars: `data/train-*.parquet`."""
 
     dev: Paths = None
     """The same for dev; without it, dev is carved from train."""
@@ -75,46 +75,46 @@ class FileSource(Settings):
     """The same for test; without it, test is carved from train."""
 
     columns: Columns = Columns()
-    """What the files call their columns."""
+    """The names of the columns in the files."""
 
     answer_type: AnswerType | None = None
-    """The type of every answer whose row does not say its own."""
+    """The type of the answers in rows that do not specify it."""
 
     choices: tuple[str, ...] | None = None
-    """The options of every choice question, where no column lists them, such as
+    """The options of every choice question, if no column lists them, such as
     `[entailment, neutral, contradiction]`."""
 
     answer_map: dict[str, Plain] | None = None
-    """What the answers in the files mean, such as `{0: no, 1: yes}`; an answer that it does
-    not have is refused. Null: they are answers already."""
+    """The meaning of the answers in the files, such as `{0: no, 1: yes}`; an answer that is not in
+    it is refused. Null means that the files contain the answers themselves."""
 
     answer_index: AnswerIndex | None = None
-    """The answer is the position of the right option, counted from 0 or from 1; `never`: it is its
-    text or letter, also where it looks like a position. Null: text or letter, and refused where it
-    could be either."""
+    """0 or 1: the answer is the position of the right option, counted from this number. `never`: it
+    is the option's text or letter, even if it looks like a position. Null: text or letter, and
+    refused if it could also be a position."""
 
     answer_after: str | None = None
-    """The answer is what comes after the last such mark in its column: `"####"` for GSM8K."""
+    """The answer is the text after the last such mark in its column: `"####"` for GSM8K."""
 
     option_letters: OptionLetters | None = None
-    """What happens to letters that the options contain themselves (`A. ice`): `strip` or `keep`.
-    Null: where most questions have them the file is refused, because they would be shown twice."""
+    """What to do with letters that are part of the options (`A. ice`): `strip` or `keep`. With
+    null, a file is refused if most questions have them, because they would be shown twice."""
 
     shuffle_options: bool = False
-    """Show the options of each question in an order drawn by its id, where the file lists the right
-    one first."""
+    """Show the options of each question in an order that is drawn by its id, for files that list
+    the right option first."""
 
     delimiter: OneCharacter | None = None
-    """What is between the cells of CSV files, such as `";"`. Null: as their first line tells."""
+    """The delimiter of CSV files, such as `";"`. Null detects it from the first line."""
 
     header: tuple[str, ...] | None = None
-    """The columns of CSV files whose first line is a row already. Null: it names the columns."""
+    """The columns of CSV files without a header line. Null means that the first line names them."""
 
     @pydantic.field_validator("answer_map")
     @classmethod
     def _says_one_thing(cls, answers: dict[str, Plain] | None) -> dict[str, Plain] | None:
         if answers is not None and not answers:
-            raise ValueError("no answer; name at least one, or remove it")
+            raise ValueError("there is no answer; name at least one, or remove it")
         return answers
 
     @pydantic.model_validator(mode="after")
@@ -145,7 +145,7 @@ class FileSource(Settings):
             raise ValueError("header: a column is named twice; rename one")
 
     def paths(self, split: Split) -> tuple[str, ...]:
-        """The files of a split as the config names them, possibly none."""
+        """The files of a split as the config names them; may be empty."""
         given: Paths = getattr(self, split)
         if given is None:
             return ()
@@ -153,7 +153,7 @@ class FileSource(Settings):
 
     @property
     def form(self) -> CsvForm:
-        """How its CSV files are written."""
+        """The format of its CSV files."""
         return CsvForm(self.delimiter, self.header)
 
     @property
@@ -176,14 +176,14 @@ class FileSource(Settings):
             raise ValueError("dev_share and test_share leave nothing to train on")
         if not self.is_labelled and (asked.dev_share or asked.test_share):
             raise ValueError(
-                "columns.answer is null, so nothing of train can be evaluated on; set dev_share: 0"
+                "columns.answer is null, so train cannot be evaluated on; set dev_share: 0"
             )
         if asked.domain == "in_domain" and not self.train:
             raise ValueError("in_domain needs source.train; or set domain to out_of_domain")
         if asked.domain == "out_of_domain" and self.train:
             raise ValueError("out_of_domain has no train; remove source.train")
         if not self.given_splits(asked.domain):
-            raise ValueError("no files; set source.test or source.dev")
+            raise ValueError("there are no files; set source.test or source.dev")
         check_splits_exist(asked, self.given_splits(asked.domain))
 
     def read(self, folder: str, asked: Asked) -> Iterator[Ordered]:
@@ -206,12 +206,12 @@ def _hash(location: str) -> str:
 def read_questions(
     source: FileSource, folder: str, dataset: str, domain: Domain
 ) -> Iterator[Question]:
-    """The questions of each split that has files, split by split, in the order of the files.
+    """Yield the questions of each split that has files, split by split, in the order of the files.
 
-    They are read as they are asked for: no JSONL or Parquet file is ever held whole. An id that
-    does not begin with the dataset's name gets `<dataset>/<split>/` put before it, so that ids
-    differ over all datasets. Raises `InputError`; for an id that is there twice only after the last
-    row, because until then no more than 8 bytes of each id are kept.
+    They are read lazily: a JSONL or Parquet file is never completely in memory. An id that does not
+    begin with the dataset's name gets the prefix `<dataset>/<split>/`, so that ids are unique over
+    all datasets. Raises `InputError`; for a duplicate id only after the last row, because until
+    then at most 8 bytes of each id are kept.
     """
     digests = array("Q")
     unseen = source.columns.set_by_hand()
@@ -235,18 +235,18 @@ def read_questions(
 
 
 def _check_columns_seen(dataset: str, unseen: dict[str, str], row: SourceRow) -> None:
-    """Raise `InputError` for a column that the config names and that no row has."""
+    """Raise `InputError` for a column that the config names but no row has."""
     if unseen:
         setting, column = next(iter(unseen.items()))
         raise InputError(
             f"questions.datasets.{dataset}.source.columns.{setting}: no row has a column "
-            f"{column!r}; there are {', '.join(row.values)}; fix the name, or set it to null"
+            f"{column!r}; the columns are {', '.join(row.values)}; fix the name, or set it to null"
         )
 
 
 def _refuse_letters(dataset: str, number: int) -> None:
     raise InputError(
-        f"questions.datasets.{dataset}.source: the options of {number} questions contain their own "
+        f"questions.datasets.{dataset}.source: the options of {number} questions contain "
         "letters, such as 'A. ice', and would be shown with two; set source.option_letters to "
         "strip, or to keep"
     )
@@ -255,7 +255,7 @@ def _refuse_letters(dataset: str, number: int) -> None:
 def _identified_rows(
     source: FileSource, folder: str, dataset: str
 ) -> Iterator[tuple[Split, SourceRow, str]]:
-    """Every row of every file with its split and its id."""
+    """Every row of every file, with its split and its id."""
     columns = source.columns
     for split in SPLITS:
         for number, row in enumerate(_rows(source, split, folder)):
@@ -265,14 +265,14 @@ def _identified_rows(
 
 
 def _files(source: FileSource, split: Split, folder: str) -> list[str]:
-    """Where the files of a split are. Raises `InputError` where a shard is missing."""
+    """The files of a split. Raises `InputError` if a shard is missing."""
     files = [file for path in source.paths(split) for file in matching_files(resolve(path, folder))]
     check_shards(files)
     return files
 
 
 def _rows(source: FileSource, split: Split, folder: str) -> Iterator[SourceRow]:
-    """The rows of a split, from its files or from splits of the hub dataset."""
+    """The rows of a split, from its files or from the splits of a hub dataset."""
     hub = source.hub
     if hub is None:
         for file in _files(source, split, folder):
@@ -283,7 +283,7 @@ def _rows(source: FileSource, split: Split, folder: str) -> Iterator[SourceRow]:
 
 
 def _check_may_train(row: SourceRow) -> None:
-    """Raise `InputError` for a row that says itself that it is of a task not to be trained on."""
+    """Raise `InputError` for a row that declares a task which may not be used for training."""
     name = row.values.get("dataset")
     task = tasks().get(name) if isinstance(name, str) else None
     if task is not None and task.no_training:
@@ -306,7 +306,7 @@ def _question_id(
 
 
 def _refuse_repeated_id(source: FileSource, folder: str, dataset: str, digests: set[int]) -> None:
-    """Read the files again to name both places of the first id among `digests` seen twice."""
+    """Read the files again to name both places of the first duplicate id among `digests`."""
     places: dict[str, str] = {}
     for _, row, question_id in _identified_rows(source, folder, dataset):
         if question_id in places:

@@ -1,7 +1,7 @@
-"""A row of the user's files as a question: its text, options and truth, by the source's settings.
+"""Convert a row of the user's files to a question: its text, options and truth.
 
-Each conversion is asked for by a setting, and where a row looks as if it needed one, the complaint
-about it names the setting.
+A setting of the source enables each conversion. If a row looks as if it needed one, the error
+message names the setting.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OWN_LETTER = re.compile(r"\s*(?:\(([A-Za-z])\)|([A-Za-z])[.):])\s*(?=\S)")
 
 
 class Conversions(Protocol):
-    """The settings of a source that say how its rows become questions."""
+    """The settings of a source that determine how its rows become questions."""
 
     @property
     def columns(self) -> Columns: ...
@@ -57,11 +57,11 @@ class _Options:
 
     texts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
-    """What the row calls them, such as A to D or 1 to 4; empty: only by position."""
+    """The row's names for them, such as A to D or 1 to 4; empty if they are only positions."""
     column: str | None = None
-    """Where they are, for complaints."""
+    """The column that contains them, for error messages."""
     right: int | None = None
-    """The right one, where its column is known."""
+    """The right one, if its column is known."""
 
 
 def to_question(
@@ -97,7 +97,7 @@ def to_question(
 
 
 def shuffled(question_id: str, number: int) -> list[int]:
-    """The order in which a question's options are shown, by its id alone."""
+    """The order in which a question's options are shown; it depends only on the id."""
     return sorted(range(number), key=lambda place: stable_hash(f"{question_id}\n{place}"))
 
 
@@ -115,7 +115,7 @@ def _question_text(row: SourceRow, template: str) -> str:
 
 
 def _joined(row: SourceRow, column: str) -> str:
-    """The text of a column of a template; a row may leave it empty, but not out."""
+    """The text of a column in a template; a row may leave it empty but must have it."""
     if not row.has(column):
         column_value(row, column, "question")
     value = row.get(column)
@@ -138,7 +138,7 @@ def _options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> _O
     if not found.texts:
         raise InputError(
             f"{row.place}: a choice question without options (columns: {', '.join(row.values)}); "
-            "name the column or the columns that hold them with source.columns.choices, or the "
+            "name the column or columns that contain them with source.columns.choices, or the "
             "options of every question with source.choices"
         )
     if source.option_letters == "strip":
@@ -147,7 +147,7 @@ def _options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> _O
 
 
 def _check_no_options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> None:
-    """Raise `InputError` where a row of another type lists options of its own."""
+    """Raise `InputError` if a row of another type lists options."""
     columns = source.columns
     named = columns.options
     if isinstance(columns.choices, str) and source.choices is None:
@@ -175,7 +175,8 @@ def _listed_options(row: SourceRow, source: Conversions) -> _Options:
 
 
 def _options_of_columns(row: SourceRow, columns: Sequence[str], answer: str | None) -> _Options:
-    """One option a column, or several where it holds a list; empty columns at the end are none."""
+    """One option per column, or several if it contains a list; trailing empty columns are
+    skipped."""
     texts: list[Any] = []
     starts: dict[str, int] = {}
     for column in columns:
@@ -195,7 +196,7 @@ def _options_of_columns(row: SourceRow, columns: Sequence[str], answer: str | No
 def _labels_and_texts(
     row: SourceRow, column: str, value: Any
 ) -> tuple[tuple[str, ...], Sequence[Any]]:
-    """The labels, where the options have some, and the texts of the options in one column."""
+    """The labels, if the options have any, and the texts of the options in one column."""
     if isinstance(value, list) and value and all(_is_labelled(item) for item in value):
         labels, texts = [item["label"] for item in value], [item["text"] for item in value]
     elif isinstance(value, dict) and all(isinstance(value.get(n), list) for n in ("label", "text")):
@@ -212,7 +213,7 @@ def _labels_and_texts(
         raise row.wrong(column, f"has {len(labels)} labels for {len(texts)} options")
     named = tuple(row.written(column, label) for label in labels)
     if len(set(named)) < len(named):
-        raise row.wrong(column, f": two options have one label, of {', '.join(named)}")
+        raise row.wrong(column, f": two options have the same label, of {', '.join(named)}")
     return named, texts
 
 
@@ -221,14 +222,14 @@ def _is_labelled(item: Any) -> bool:
 
 
 def bring_letters(options: Sequence[str]) -> bool:
-    """Whether options begin with letters of their own, as in `A. ice` and `B. steam`."""
+    """Whether the options begin with letters, as in `A. ice` and `B. steam`."""
     found = [match for match in map(_OWN_LETTER.match, options) if match]
     own = sorted((match[1] or match[2]).upper() for match in found)
     return len(own) > 1 and own == list(string.ascii_uppercase[: len(options)])
 
 
 def _without_letters(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts, without letters where every option brings its own; else as they are."""
+    """The texts, without letters if every option begins with its letter; otherwise unchanged."""
     if not bring_letters(options):
         return options
     return tuple(_OWN_LETTER.sub("", text, count=1).strip() for text in options)
@@ -238,7 +239,7 @@ def _without_letters(options: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _answer(row: SourceRow, source: Conversions, answer_type: AnswerType, options: _Options) -> str:
-    """The canonical truth, or nothing where the files have none."""
+    """The canonical truth, or None if the files have none."""
     column = source.columns.answer
     if column is None:
         return ""
@@ -259,7 +260,7 @@ def _converted(
     answer_type: AnswerType,
     options: _Options,
 ) -> str:
-    """The canonical answer that a value says by the source's map, position or label, or itself."""
+    """The canonical answer of a value, by the source's map, by position or label, or directly."""
     if source.answer_map is not None:
         value = _mapped(row, column, value, source.answer_map)
     if answer_type == "choice":
@@ -272,18 +273,18 @@ def _converted(
 
 
 def _hint(written: str, source: Conversions, answer_type: AnswerType) -> str:
-    """The setting that may be meant where a truth could not be read."""
+    """The setting that may be needed when a truth could not be read."""
     if "####" in written and source.answer_after is None:
-        return "; where the answer comes after a mark, set source.answer_after to '####'"
+        return "; if the answer comes after a mark, set source.answer_after to '####'"
     if answer_type == "choice" and written.isdecimal() and source.answer_index is None:
-        return "; where it is the option's position, set source.answer_index to 0 or 1"
+        return "; if it is the option's position, set source.answer_index to 0 or 1"
     if source.answer_map is None:
-        return "; or say what the answers mean with source.answer_map"
+        return "; or define what the answers mean with source.answer_map"
     return ""
 
 
 def _behind(row: SourceRow, column: str, value: Any, mark: str) -> tuple[str, str]:
-    """What comes before the last mark of a text, and what comes after it."""
+    """The part of a text before its last mark, and the part after it."""
     text = row.written(column, value)
     before, found, after = text.rpartition(mark)
     if not found or not after.strip():
@@ -298,7 +299,7 @@ def _mapped(row: SourceRow, column: str, value: Any, answers: dict[str, Plain]) 
     if found is None:
         raise row.wrong(
             column,
-            f"is {written!r}, which source.answer_map does not have; it has {', '.join(answers)}",
+            f"is {written!r}, which is not in source.answer_map; it has {', '.join(answers)}",
         )
     return found
 
@@ -306,7 +307,7 @@ def _mapped(row: SourceRow, column: str, value: Any, answers: dict[str, Plain]) 
 def _letter(
     row: SourceRow, column: str, value: Any, index: AnswerIndex | None, options: _Options
 ) -> Any:
-    """The letter of the option at a position or with a label; else the value as it is."""
+    """The letter of the option at a position or with a label; otherwise the value itself."""
     if index in (0, 1):
         return _letter_at(row, column, value, cast(int, index), len(options.texts))
     written = row.written(column, value)
@@ -319,8 +320,8 @@ def _letter(
     if index is None and is_position and written in options.texts:
         raise row.wrong(
             column,
-            f"is {written}, the text of one option and maybe the position of another; set "
-            "source.answer_index to 0 or 1 where it is the position, else to never",
+            f"is {written}, the text of one option and possibly the position of another; set "
+            "source.answer_index to 0 or 1 if it is the position, otherwise to never",
         )
     return value
 
@@ -341,7 +342,7 @@ def _letter_at(row: SourceRow, column: str, value: Any, first: int, number: int)
 def _aliases(
     row: SourceRow, source: Conversions, answer_type: AnswerType, options: _Options
 ) -> tuple[str, ...]:
-    """The other right answers, written as the answer is."""
+    """The other right answers, in the same form as the answer."""
     column = source.columns.aliases
     value = _from_json(row.get(column))
     if column is None or not value:
@@ -365,9 +366,9 @@ def _answer_type(row: SourceRow, source: Conversions) -> AnswerType:
         return source.answer_type
     if value is None:
         raise InputError(
-            f"{row.place}: nothing says the type of the answer; "
+            f"{row.place}: the type of the answer is not given; "
             f"set source.answer_type to one of {', '.join(ANSWER_TYPES)}, or map the column "
-            f"that says it with source.columns.answer_type (columns: {', '.join(row.values)})"
+            f"that contains it with source.columns.answer_type (columns: {', '.join(row.values)})"
         )
     if value not in ANSWER_TYPES:
         raise InputError(
@@ -390,7 +391,7 @@ def _grader_data(row: SourceRow, column: str | None) -> str:
 
 
 def _solution(row: SourceRow, source: Conversions) -> str:
-    """The worked solution, without the line that only names the answer where one column is both."""
+    """The worked solution; if one column is both, without the line that only names the answer."""
     columns = source.columns
     value = row.get(columns.solution)
     if columns.solution is None or not value:
@@ -408,7 +409,7 @@ def _kind(row: SourceRow, column: str | None) -> str:
 
 
 def _from_json(value: Any) -> Any:
-    """What a text holds as JSON, because a cell of CSV holds texts only; else the text."""
+    """The JSON value in a text, since a CSV cell is always text; otherwise the text itself."""
     if not isinstance(value, str) or not value.startswith(("[", "{")):
         return value
     try:
@@ -423,18 +424,18 @@ def _is_csv(row: SourceRow) -> bool:
 
 
 def column_value(row: SourceRow, column: str, role: str) -> Any:
-    """What is in a column that must be there and filled; `role` is its setting."""
+    """The value of a required column, which may not be empty; `role` is its setting."""
     value = row.get(column)
     return value if value is not None else row.value(column, _hint_of_column(row, role))
 
 
 def _hint_of_column(row: SourceRow, role: str) -> str:
-    """What to do where a column is missing."""
-    hint = f"say with source.columns.{role} what it is called"
+    """What to do if a column is missing."""
+    hint = f"set its name with source.columns.{role}"
     if role == "question_id":
         hint += ", or set it to null to number the rows"
     if role == "question":
         hint += ", or compose it as in '{passage} {question}'"
     if _is_csv(row):
-        hint += "; where the file's first line is a row, name its columns with source.header"
+        hint += "; if the file has no header line, name its columns with source.header"
     return hint

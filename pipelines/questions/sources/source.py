@@ -1,7 +1,7 @@
-"""What every source of questions offers, so that nobody has to ask which of them it is.
+"""The interface of every source of questions, so that callers need not distinguish them.
 
 A source is a branch of the config (`kind: files`, `task` or `reasoning_gym`) with the methods of
-`Source`. What a dataset's settings ask of it is in `Asked`.
+`Source`. `Asked` has what a dataset requests from it.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Protocol
 from evaluation.question import Domain, Question, Split
 
 DEV_SHARE, TEST_SHARE = 0.1, 0.0
-"""The shares of train that become dev and test where neither the source nor the config says."""
+"""The shares of train that become dev and test if neither the source nor the config sets them."""
 
 Ordered = tuple[int, Question]
-"""The number that a limit goes by, smallest first; and the question."""
+"""The number that orders the questions for a limit, smallest first, and the question."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a dataset asks of its source."""
+    """The request of a dataset to its source."""
 
     dataset: str
     domain: Domain
     limits: Mapping[Split, int | None]
-    """At most so many questions of a split; None: all."""
+    """Limits on the questions by split; None means all."""
     dev_share: float
-    """The share of train that becomes dev where the source has no dev."""
+    """The share of train that becomes dev if the source has no dev."""
     test_share: float
     wrong_rows: list[str] = field(default_factory=list)
-    """Takes what is wrong with the rows that the source may leave out."""
+    """Receives the errors about rows that the source may skip."""
 
 
 class Source(Protocol):
@@ -40,7 +40,7 @@ class Source(Protocol):
 
     @property
     def domain(self) -> Domain:
-        """What its questions are for unless the config says otherwise."""
+        """What its questions are used for unless the config sets it."""
 
     @property
     def is_labelled(self) -> bool:
@@ -48,29 +48,29 @@ class Source(Protocol):
 
     @property
     def is_generated(self) -> bool:
-        """Whether a program makes its questions, so that all of a kind share their words."""
+        """Whether a program generates its questions, so that all of a kind share their words."""
 
     def given_splits(self, domain: Domain) -> tuple[Split, ...]:
         """The splits that the source itself has; dev and test may be carved from its train."""
 
     def check(self, asked: Asked) -> None:
-        """Raise `ValueError` where the settings of the dataset do not fit the source."""
+        """Raise `ValueError` if the settings of the dataset do not fit the source."""
 
     def read(self, folder: str, asked: Asked) -> Iterator[Ordered]:
         """The questions in their final splits. Relative paths start at `folder`.
 
-        Raises `InputError` for whatever is wrong with them.
+        Raises `InputError` for anything that is wrong with them.
         """
 
     def digest(self, folder: str) -> str | None:
-        """What the questions come from, beside the settings; None where that cannot be told.
+        """A hash of what the questions come from, besides the settings; None if it is unknown.
 
-        Raises `InputError` where a file cannot be read.
+        Raises `InputError` when a file cannot be read.
         """
 
 
 def check_splits_exist(asked: Asked, splits: tuple[Split, ...]) -> None:
-    """Raise `ValueError` for a limit of a split that the source has not and that is not carved."""
+    """Raise `ValueError` for a limit on a split that neither exists nor is carved."""
     shares: dict[Split, float] = {"dev": asked.dev_share, "test": asked.test_share}
     for split, share in shares.items():
         carved = "train" in splits and share > 0
@@ -84,9 +84,9 @@ def check_splits_exist(asked: Asked, splits: tuple[Split, ...]) -> None:
 def carve(
     questions: Iterable[Question], asked: Asked, given: tuple[Split, ...]
 ) -> Iterator[Ordered]:
-    """Give the splits that the source has not their share of train, by the hash of each id.
+    """Give missing splits their share of train, by the hash of each id.
 
-    Hash order makes the choice independent of the file's order and of how many are asked for.
+    The order by hash makes the choice independent of the file's order and of the number requested.
     """
     dev_share = 0.0 if "dev" in given else asked.dev_share
     test_share = 0.0 if "test" in given else asked.test_share
@@ -99,7 +99,7 @@ def carve(
 
 
 def split_of(hashed: int, dev_share: float, test_share: float) -> Split:
-    """A split by the key's hash alone, so that it never changes as questions are added."""
+    """The split of a key, by its hash alone, so that it never changes as questions are added."""
     position = (hashed >> 16) / 2**48
     if position < test_share:
         return "test"
@@ -107,5 +107,5 @@ def split_of(hashed: int, dev_share: float, test_share: float) -> Split:
 
 
 def stable_hash(key: str) -> int:
-    """The first 8 bytes of the SHA-256, as a number."""
+    """The first 8 bytes of the SHA-256 as a number."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

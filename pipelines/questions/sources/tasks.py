@@ -15,7 +15,7 @@ from pipelines.questions.sources.source import Asked, Ordered, carve, check_spli
 
 
 class TaskSource(Settings):
-    """Questions of a known benchmark, from the Hugging Face hub or from files of the user's."""
+    """Questions of a known benchmark, from the Hugging Face hub or from the user's files."""
 
     kind: Literal["task"]
 
@@ -23,16 +23,16 @@ class TaskSource(Settings):
     """The task's name; `regenesis.py tasks` lists them."""
 
     path: str | None = None
-    """A folder or a file, relative to `questions.folder`, or a URI; null: the Hugging Face hub.
-    A folder holds upstream's own files, the hub's Parquet, or our `<name>.<split>.jsonl`."""
+    """A folder or file, relative to `questions.folder`, or a URI; null is the Hugging Face hub. A
+    folder contains upstream's files, the hub's Parquet files, or our `<name>.<split>.jsonl`."""
 
     splits: tuple[Split, ...] | None = None
-    """Which of its splits are read; null: all that it has. A dev or test that is not read is carved
-    from train, as `dev_share` and `test_share` say."""
+    """The splits to read; null reads all that the task has. A dev or test split that is not read is
+    carved from train, as `dev_share` and `test_share` say."""
 
     max_wrong_rows: pydantic.NonNegativeInt = 0
-    """So many rows that are wrong upstream are left out and said; one more, and the task cannot be
-    loaded."""
+    """This many rows that are wrong upstream are skipped and reported; with one more, the task
+    cannot be loaded."""
 
     @pydantic.field_validator("name")
     @classmethod
@@ -52,7 +52,7 @@ class TaskSource(Settings):
 
     @property
     def task(self) -> Task:
-        """What the name stands for."""
+        """The task of this name."""
         return find_task(self.name)
 
     @property
@@ -68,7 +68,7 @@ class TaskSource(Settings):
         return False
 
     def given_splits(self, domain: Domain) -> tuple[Split, ...]:
-        """The splits that are read: of `out_of_domain` never train, unless it is asked for."""
+        """The splits that are read; train of `out_of_domain` only if it is requested."""
         if self.splits is not None:
             return self.splits
         used = self.task.splits
@@ -81,7 +81,7 @@ class TaskSource(Settings):
         if domain == "out_of_domain" and "train" in used:
             raise ValueError("out_of_domain has no train; take train out of source.splits")
         if not used:
-            raise ValueError(f"task {self.name} is read from no split; fix source.splits")
+            raise ValueError(f"task {self.name} has no split to read; fix source.splits")
         if domain == "in_domain" and self.task.no_training:
             raise ValueError(
                 f"task {self.name} may not be trained on, because {self.task.no_training}; "
@@ -89,13 +89,13 @@ class TaskSource(Settings):
             )
         if domain == "in_domain" and "train" not in used:
             raise ValueError(
-                f"in_domain needs a train split, and of task {self.name} are used: "
+                f"in_domain needs a train split, but task {self.name} is read from "
                 f"{', '.join(used)}; set domain to out_of_domain"
             )
         check_splits_exist(asked, used)
 
     def read(self, folder: str, asked: Asked) -> Iterator[Ordered]:
-        """In upstream's order; what is wrong with rows that are left out goes to `asked`."""
+        """Read the rows in upstream's order; errors about skipped rows go to `asked`."""
         splits = self.given_splits(asked.domain)
         questions = read_task(
             self.task,
@@ -109,4 +109,4 @@ class TaskSource(Settings):
         return carve(questions, asked, splits)
 
     def digest(self, folder: str) -> str | None:
-        return None  # which files they are is known to the task's own reader only
+        return None  # only the task's reader knows its files
