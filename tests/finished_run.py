@@ -87,7 +87,7 @@ def write_finished_run(root: Path, model: Path) -> FinishedRun:
     _write_ledger(steps["round_0/paths"], rows, PATHS_SCHEMA, train)
     for name, engine in (("base", "base"), ("round_0", "model-tuned")):
         predicted = answered(
-            PredictAnswer(config.evaluation),
+            PredictAnswer(config.evaluation.sampling),
             questions("dev") + questions("test"),
             engine,
             PREDICTIONS_SCHEMA,

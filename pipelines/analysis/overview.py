@@ -226,14 +226,18 @@ def _unfinished(step: Folder, empty: StepState, asked: int | None) -> StepState:
 def current_ledger(step: Folder) -> Ledger:
     """The ledger of a step that another command may be writing.
 
-    A part that was listed and then compacted looks torn; in that case the folder is read again.
-    Raises `DamagedFileError` for a finished step with a missing or damaged file.
+    A part that was listed and is compacted meanwhile looks torn, and the list of what counts may be
+    replaced; in both cases the folder is read again. Raises `DamagedFileError` for a finished step
+    with a missing or damaged file.
     """
-    for _ in range(_READS):
-        ledger = Ledger.read(step)
+    for _ in range(_READS - 1):
+        try:
+            ledger = Ledger.read(step)
+        except DamagedFileError:
+            continue
         if not set(ledger.torn_files) - set(step.walk()):
-            break
-    return ledger
+            return ledger
+    return Ledger.read(step)
 
 
 def _ledgers(states: Iterable[StepState]) -> list[StepState]:
