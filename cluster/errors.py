@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class InputError(ValueError):
     """The user's input is wrong: one sentence names it and says what to do."""
@@ -29,6 +31,19 @@ class StorageError(OSError):
     """A file cannot be written: the disk is full, read-only or gone. Finished work is kept."""
 
     exit_code = 4
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the next attempt would fail, too: a disk is full, and no network away."""
+        return getattr(self.__cause__, "errno", None) in _LASTING
+
+
+_LASTING = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENOENT, errno.ENOTDIR),
+    }
+)
 
 
 class NoExamplesError(RuntimeError):

@@ -11,7 +11,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
+from cluster.errors import InputError
 from cluster.session import quieten_ray_data
+
+_NOTE_OF_RAY = "\nFailed to apply UDF transform"
+"""How Ray Data's note begins that it appends to the text of an exception."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,16 +56,23 @@ def map_blocks(
 ) -> list[pa.Table]:
     """Compute `function(block, *args)` for every block with Ray Data on all CPUs of the cluster.
 
-    The results come in any order, and each must have at least one row. Raises
-    `ray.exceptions.RayTaskError`, which holds what the function raised.
+    The results come in any order, and each must have at least one row. Raises an `InputError` that
+    the function raised, and `ray.exceptions.RayTaskError` with anything else that it raised.
     """
     import ray
 
     if not blocks:  # Ray Data would make a dataset without columns
         return []
     quieten_ray_data()
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     mapped = ray.data.from_arrow(list(blocks)).map_batches(
         function, fn_args=args, batch_size=None, batch_format="pyarrow", num_cpus=1
     )
-    tables: list[pa.Table] = ray.get(mapped.to_arrow_refs())
+    try:
+        tables: list[pa.Table] = ray.get(mapped.to_arrow_refs())
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            sentence = str(error.cause).partition(_NOTE_OF_RAY)[0]
+            raise type(error.cause)(sentence) from None
+        raise
     return tables

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pydantic
 import yaml
@@ -129,7 +129,8 @@ def overridden_settings(
     except InputError as error:
         blamed = _first_that_fails(load, len(overrides), str(error))
         key = overrides[blamed - 1].partition("=")[0].strip() if blamed else ""
-        raise InputError(f"{f'--set {key}' if key else place}: {error}") from error
+        said = str(error).removeprefix(f"{key}: ")  # the override names the field already
+        raise InputError(f"{f'--set {key}' if key else place}: {said}") from error
 
 
 def _first_that_fails(load: Callable[[int], Any], num_overrides: int, sentence: str) -> int:
@@ -254,6 +255,9 @@ def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
         return f"unknown setting {field}; {hint}"
     if problem["type"] == "missing":
         return f"{field} is missing"
+    if problem["type"] == "string_pattern_mismatch":
+        pattern = problem.get("ctx", {}).get("pattern")
+        return f"{field}: {problem['input']!r} is not allowed here; it has to match {pattern}"
     reason = problem["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     shown = repr(problem["input"])
@@ -350,9 +354,19 @@ def versioned(content: Mapping[str, Any], version: int) -> dict[str, Any]:
     return {**content, **({"version": version} if version > 1 else {})}
 
 
+@runtime_checkable
+class HasContent(Protocol):
+    """A value of a setting that says by itself what of it changes what is made."""
+
+    @property
+    def content(self) -> Any: ...
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return content_of(value)
+    if isinstance(value, HasContent):
+        return value.content
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

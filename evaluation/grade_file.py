@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cluster.errors import InputError
-from evaluation.extraction.custom_grader import load_grader
+from evaluation.extraction.custom_grader import read_grader
 from evaluation.grader import Verdict, grade
 from evaluation.question import ANSWER_TYPES, AnswerType, Question
 from evaluation.reading.files import unpacked
@@ -76,10 +76,10 @@ def grade_row(row: Row, place: str) -> Row:
 
 
 def _question(row: Row, place: str) -> Question:
-    grader = row.get("grader") or ""
+    grader = str(row.get("grader") or "")
     if grader:
         try:
-            load_grader(str(grader))
+            grader = read_grader(grader)
         except InputError as error:
             raise InputError(f"{place}, field 'grader': {error}") from error
     answer_type = _answer_type(row, place)
@@ -98,7 +98,7 @@ def _question(row: Row, place: str) -> Question:
         answer_type=answer_type,
         choices=choices,
         aliases=_texts(row, "aliases", place),
-        grader=str(grader),
+        grader=grader,
         grader_data=_grader_data(row),
     )
 

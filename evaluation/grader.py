@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from evaluation.extraction.answer_extraction import ReadAs, escape_loose_braces, read_answer
 from evaluation.extraction.answer_types import ANSWER_READERS
-from evaluation.extraction.custom_grader import load_grader
+from evaluation.extraction.custom_grader import load_grader, shown
 from evaluation.extraction.normalize import Choices, Keys, plain_text
 from evaluation.extraction.number import MAX_NUMBER_LENGTH
 from evaluation.extraction.turns import own_answer
@@ -106,7 +106,9 @@ def _grade_by_own(text: str, question: Question, *, read_last: bool, finished: b
     own = load_grader(question.grader)
     result = own(text, question, read_last=read_last, finished=finished)
     if not isinstance(result, Grade):
-        raise TypeError(f"the grader {question.grader} returned {result!r}, which is not a Grade")
+        raise TypeError(
+            f"the grader {shown(question.grader)} returned {result!r}, which is not a Grade"
+        )
     return result
 
 

@@ -54,11 +54,12 @@ class Question:
 
     `answer` is canonical for its type: a plain decimal string or `1/3`, a capital letter by
     position in `choices`, `yes` or `no`, free text, or LaTeX. `choices` is empty unless the type is
-    `choice`. `aliases` are other right answers. `grader` is the import path of a custom grader
-    (`evaluation.extraction.custom_grader`), and `grader_data` is what this grader needs to know.
-    `solution` is a worked solution, if the dataset has one; it is not part of any evaluation
-    prompt. `kind` is the part of the dataset that the question belongs to, such as a subject or a
-    subtask, or empty; it changes neither the question nor its fingerprint."""
+    `choice`. `aliases` are other right answers. `grader` is a custom grader
+    (`evaluation.extraction.custom_grader`), with its source if it is a file, and `grader_data` is
+    what this grader needs to know. `solution` is a worked solution, if the dataset has one; it is
+    not part of any evaluation prompt. `kind` is the part of the dataset that the question belongs
+    to, such as a subject or a subtask, or empty; it changes neither the question nor its
+    fingerprint."""
 
     question_id: str
     dataset: str

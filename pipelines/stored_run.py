@@ -49,17 +49,31 @@ class StoredRun:
         """Open the folder. Raises `InputError` when it does not contain a run."""
         folder = Folder.open(uri)
         steps = folder.read_json(STEPS_FILE)
-        if not isinstance(steps, list) or CONFIG_FILE not in folder.file_names():
+        if steps is None or not _are_names(steps) or CONFIG_FILE not in folder.file_names():
             raise InputError(
                 f"{uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the "
                 "folder that `regenesis.py run` named in its first lines, or start the run again"
             )
-        config = yaml.safe_load(folder.read_bytes(CONFIG_FILE))
+        try:
+            config = yaml.safe_load(folder.read_bytes(CONFIG_FILE))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            config = None
+        if not isinstance(config, dict):
+            raise InputError(
+                f"{folder.uri}/{CONFIG_FILE} is damaged; `regenesis.py run CONFIG --until "
+                "questions` writes it again"
+            )
         return cls(folder, _with_names_of_today(config), tuple(steps))
 
     def step(self, name: str) -> Folder:
         """The folder of the step whose name begins like this, such as `round_0/paths`."""
-        return self.folder.child(next(step for step in self.steps if step.startswith(f"{name}-")))
+        for step in self.steps:
+            if step.startswith(f"{name}-"):
+                return self.folder.child(step)
+        raise InputError(
+            f"{self.folder.uri}/{STEPS_FILE} names no step {name}; `regenesis.py run CONFIG "
+            "--until questions` writes it again"
+        )
 
     def table(self, name: str) -> pa.Table:
         """The rows of a finished step: `questions`, `base/predictions`, `round_0/paths`, ...
@@ -92,6 +106,11 @@ class StoredRun:
             paths = self.step(f"round_{number}/paths")
             if not paths.is_empty():
                 yield number, paths
+
+
+def _are_names(steps: Any) -> bool:
+    is_list = isinstance(steps, list) and bool(steps)
+    return is_list and all(isinstance(name, str) for name in steps)
 
 
 def _with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from cluster.inference.job import Slots
 from cluster.models.chat_template import (
     CLOCK,
     ChatModel,
+    Prompt,
     end_of_turn,
     load_tokenizer,
     num_control_tokens,
@@ -33,6 +34,7 @@ from evaluation.question import Question
 from pipelines.selection.filters import ExampleSettings
 from pipelines.selection.select_examples import ExampleSelector, Selection, select_examples
 from pipelines.synthesis.chain import Recipe, SynthesisSettings, run_chain
+from pipelines.synthesis.guidelines import load_prompts
 from pipelines.synthesis.handler import SynthesizePaths
 from pipelines.synthesis.judge import read_judgement
 
@@ -128,6 +130,14 @@ FAMILIES = {
         close=_FINAL,
         args=tuple(DATED.items()),
     ),
+    "parts_only": Family(
+        "parts_only",
+        "<|endoftext|>",
+        "<|end|>",
+        ("<|end|>", "<|user|>", "<|assistant|>"),
+        "<s>",
+        marks=_THINK,
+    ),
     "without_template": Family(None, "</s>", "</s>", (), "<s>"),
 }
 
@@ -167,6 +177,7 @@ class Says:
 
     def __init__(self, tokenizer: Any, said: str, finish_reason: str = "stop") -> None:
         self.chat_model, self.prompts = ChatModel(tokenizer), list[str]()
+        self.seen: list[Prompt] = []
         self._said, self._reason = said, finish_reason
 
     async def chat(
@@ -178,6 +189,7 @@ class Says:
     ) -> list[Completion]:
         self.prompts.append(messages[-1]["content"])
         prompt = self.chat_model.prompt(messages, sampling.template_args)
+        self.seen.append(prompt)
         tokenizer = self.chat_model.tokenizer
         ids = target_ids(tokenizer, self._said)
         text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -223,6 +235,24 @@ def test_prompts_of_training_and_evaluation_are_one(family: Family, tokenizer: A
     assert bool(prompt.opened) == family.opened
     assert shown.count(family.bos or "no BOS") == int(family.bos is not None)
     assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(family.end)
+
+
+def test_every_prompt_of_a_run_holds_its_message_and_begins_once(
+    family: Family, tokenizer: Any
+) -> None:
+    """All stages, the judge, and the second pass with a hint in each stage."""
+    engine = Says(tokenizer, f"{family.thinks('hm')}It is \\boxed{{5}}{family.end}")
+    hints = ["adapt", "structure", "path"]
+    row = paths_row(family, engine, judge="all", hint_stages=hints)
+    assert [path["pass"] for path in row["paths"]] == [0, 1]
+    hint = load_prompts()["hint"].format(answer=QUESTION.answer)
+    assert sum(message.endswith(hint) for message in engine.prompts) == len(hints)
+    assert len(engine.prompts) == 2 * (len(hints) + 1)
+    for message, prompt in zip(engine.prompts, engine.seen, strict=True):
+        shown = tokenizer.decode(prompt.token_ids)
+        assert message.strip() in shown
+        assert shown.count(family.bos or "no BOS") == int(family.bos is not None)
+        assert bool(prompt.opened) == family.opened
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])

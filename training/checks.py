@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import InputError
 from cluster.inference.gpu_plan import GIB, ModelShape
+from cluster.models.weight_files import not_finite
 from training.data.examples import longest_answers
 from training.device import device_of
 from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
@@ -62,6 +63,7 @@ def check_training(
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     refuse_foreign_tokens(table, model, config.get_text_config().vocab_size)
     refuse_missing_positions(table, model, config)
+    refuse_shifting_positions(table, model, config)
     if settings.method == "full" and not settings.check_memory:
         return
     skeleton = without_weights(config)
@@ -118,6 +120,35 @@ def refuse_missing_positions(table: pa.Table, model: str, config: Any) -> None:
         )
 
 
+def refuse_shifting_positions(table: pa.Table, model: str, config: Any) -> None:
+    """Raises `InputError` when a long example would change the positions of those next to it.
+
+    Some models (Phi-3's `longrope`, `dynamic`) rotate a whole batch in another way once one of its
+    examples is longer than the context before it was stretched.
+    """
+    bounds = _bounds_of_rotation(config.get_text_config())
+    longest = longest_example(table)
+    if bounds and longest > min(bounds):
+        raise InputError(
+            f"an example has {longest} tokens, and {model} gives all examples of a batch other "
+            f"positions when one has more than {min(bounds)}; set training.max_length: "
+            f"{min(bounds)}"
+        )
+
+
+def _bounds_of_rotation(config: Any) -> list[int]:
+    """Tokens after which the rotation of positions is another one, of each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    whole = getattr(config, "max_position_embeddings", None)
+    bounds = [
+        kind.get("original_max_position_embeddings") or whole
+        for kind in kinds
+        if kind.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return [bound for bound in bounds if bound]
+
+
 def _position_tables(skeleton: Any) -> list[Any]:
     import torch
 
@@ -136,10 +167,7 @@ def refuse_broken_weights(module: Any, model: str) -> None:
     for name, parameter in module.named_parameters():
         # ZeRO-3 replaces it by an empty tensor, which keeps this worker's part in an attribute.
         if not bool(getattr(parameter, "ds_tensor", parameter).detach().isfinite().all()):
-            raise InputError(
-                f"{model}: {name} contains values that are not finite, so nothing can be learned; "
-                "use another copy of the model"
-            )
+            raise InputError(not_finite(model, name))
 
 
 def without_weights(config: Any) -> Any:
@@ -183,11 +211,14 @@ def refuse_expert_targets(names: list[str], model: str, targets: str | tuple[str
 
 
 def _has_fused_experts(skeleton: Any) -> bool:
-    """Whether any module, except convolutions, directly has a three-dimensional weight."""
+    """Whether any module, except convolutions, directly has several matrices in one weight.
+
+    A weight with a single matrix does not belong to experts: Gemma 3's image encoder has one.
+    """
     import torch
 
     return any(
-        parameter.ndim == 3
+        parameter.ndim == 3 and parameter.shape[0] > 1
         for module in skeleton.modules()
         if not isinstance(module, torch.nn.Conv1d)
         for parameter in module.parameters(recurse=False)

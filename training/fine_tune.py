@@ -19,7 +19,7 @@ from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StorageError
 from cluster.models.model import Model
 from cluster.remote import run_task
 from cluster.settings import content_of, fingerprint
@@ -27,14 +27,13 @@ from cluster.store.folder import Folder
 from cluster.terminal import say
 from training.data.examples import Survey, survey
 from training.device import device_of
-from training.loop import StepBoard, TrainingJob, train_worker
+from training.loop import CHECKPOINTS, StepBoard, TrainingJob, train_worker
 from training.nodes import read_nodes
 from training.objectives import OBJECTIVES
 from training.placement import place, refuse_without_room
 from training.preemption import catch_sigterm
 from training.settings import PlacedTraining, TrainingSettings
 
-CHECKPOINTS = "checkpoints"
 PLAN = "plan.json"
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints (2.60: ray/train/v2/_internal/constants.py)."""
@@ -79,8 +78,9 @@ def fine_tune(
     Raises `InputError` for too few examples, examples of another model, LoRA targets that match
     nothing, more workers or memory than there are, an offload folder that cannot be used, and
     checkpoints of another training in `output`, in each case before the weights are loaded; also
-    for a training that diverges. Raises `ray.train.TrainingFailedError` when workers have failed
-    more than `settings.max_failures` times.
+    for a training that diverges. Raises `StorageError` when a checkpoint or the model cannot be
+    written, and `ray.train.TrainingFailedError` when workers have failed more than
+    `settings.max_failures` times.
     """
     found = run_task(survey, examples, settings, dataset)
     checkpoints = output.child(CHECKPOINTS)
@@ -192,10 +192,14 @@ def _train_once(job: TrainingJob, on_step: OnStep) -> dict[str, Any]:
         result = dict(future.result().return_value)
     except ray.train.TrainingFailedError as error:
         raise _user_error(error) or error from None
+    except OSError as error:  # of Ray Train itself, on the driver
+        raise _unwritten(error) from error
     finally:
         ray.kill(board)
     if "refused" in result:
         raise InputError(result["refused"])
+    if "unwritten" in result:
+        raise StorageError(result["unwritten"])
     return result
 
 
@@ -307,16 +311,21 @@ def _sigterm_callback() -> Any:
     return SigtermCallback()
 
 
-def _user_error(error: Exception) -> InputError | None:
+def _user_error(error: Exception) -> InputError | StorageError | None:
     """The reason why the training ended, as a sentence: an `InputError` of a worker, or a disk or
-    network that failed on every attempt."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    network that failed on every attempt, of a worker or of Ray Train's list of checkpoints."""
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    for failure in (*failures, getattr(error, "controller_failure", None)):
         cause = getattr(failure, "_base_exc", failure)  # Ray Train wraps it, with its traceback
         if isinstance(cause, InputError):
             return cause
         if isinstance(cause, OSError):
-            return InputError(
-                f"training stopped: a worker could not read or write ({cause}); fix this, and the "
-                "same command continues from the last checkpoint, if there is one"
-            )
+            return _unwritten(cause)
     return None
+
+
+def _unwritten(cause: OSError) -> StorageError:
+    return StorageError(
+        f"training stopped: a file could not be read or written ({cause}); fix this, and the same "
+        "command continues from the last checkpoint, if there is one"
+    )

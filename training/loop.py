@@ -19,8 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from cluster.errors import StorageError
 from cluster.models.model import Model
 from cluster.settings import content_of, fingerprint
 from cluster.store.folder import Folder
@@ -41,6 +43,8 @@ from training.settings import PlacedTraining
 from training.steps import StepData, WorkerBatch
 from training.tracking import tracking
 
+CHECKPOINTS = "checkpoints"
+"""The folder of the checkpoints within a model's."""
 TAG = "state"
 """The folder that DeepSpeed creates inside a checkpoint."""
 
@@ -109,20 +113,24 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
     A training that the driver stopped, or one of whose workers was asked to end, ends with a
     checkpoint and does not save the model. If the workers refuse their input, or the training
-    diverges, the dict is `{"refused": "why"}`: a refusal is a result, because an exception would
-    make Ray Train restart all workers.
+    diverges, the dict is `{"refused": "why"}`, and if a disk is full `{"unwritten": "which file"}`.
+    These are results, because an exception would make Ray Train restart all workers.
     """
     job: TrainingJob = config["job"]
     prepare_process(job.settings)
     try:
         engine, data = load(job)
         progress = train(engine, data, _load_checkpoint(engine, job.settings), job)
+        facts = _save(engine, progress, job) if progress.is_complete else {}
     except RefusedError as error:
         return {"refused": str(error)}
-    if not progress.is_complete:
-        return asdict(progress)
-    facts = _save(engine, progress, job)
+    except UnwrittenError as error:
+        return {"unwritten": str(error)}
     return facts if "refused" in facts else {**asdict(progress), **facts}
+
+
+class UnwrittenError(StorageError):
+    """A `StorageError` that lasts, which every worker of the group has raised."""
 
 
 def _save(engine: Any, progress: Progress, job: TrainingJob) -> dict[str, Any]:
@@ -131,30 +139,48 @@ def _save(engine: Any, progress: Progress, job: TrainingJob) -> dict[str, Any]:
     If the model cannot be saved, a checkpoint of the last step is kept, so nothing is trained
     again. A failure that would repeat is a refusal; a disk or a network may recover.
     """
-    import torch
-
     facts: dict[str, Any] = {}
     error: Exception | None = None
     try:
         facts = save_trained(engine, job.model.fetch(), job.output, job.settings)
     except Exception as caught:  # noqa: BLE001, all workers have to learn of it
         error = caught
-    told: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, error and f"{type(error).__name__}: {error}")
-    if not any(told):
+    told = _of_all_workers(f"{type(error).__name__}: {error}" if error else None)
+    if not told:
         return facts
     if not _checkpoint_is_due(progress, job.settings):
-        _save_checkpoint(engine, progress, job.settings)
-    if any(text and text.startswith(_MAY_PASS) for text in told):
-        raise error or OSError(next(filter(None, told)))
+        _save_checkpoint(engine, progress, job)
+    _refuse_unwritten(error)
+    if any(text.startswith(_MAY_PASS) for text in told):
+        raise error or OSError(told[0])
     return {
-        "refused": f"the trained model could not be saved ({next(filter(None, told))}); its last "
+        "refused": f"the trained model could not be saved ({told[0]}); its last "
         "checkpoint is kept, and the same command tries to save it again"
     }
 
 
-_MAY_PASS = ("OSError", "ConnectionError", "TimeoutError", "BlockingIOError", "InterruptedError")
+_MAY_PASS = (
+    *("OSError", "StorageError", "ConnectionError", "TimeoutError"),
+    *("BlockingIOError", "InterruptedError"),
+)
 """Errors of a disk or a network, which may not occur in another attempt."""
+
+
+def _of_all_workers(sentence: str | None) -> list[str]:
+    """What any worker has to tell; every worker must ask."""
+    import torch
+
+    told: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, sentence)
+    return [each for each in told if each]
+
+
+def _refuse_unwritten(error: Exception | None) -> None:
+    """Raises `UnwrittenError` on every worker when any of them cannot write, and will not be able
+    to. Every worker must call it."""
+    lasts = isinstance(error, StorageError) and error.lasts
+    if told := _of_all_workers(str(error) if lasts else None):
+        raise UnwrittenError(told[0])
 
 
 def load(job: TrainingJob) -> tuple[Any, StepData]:
@@ -218,7 +244,7 @@ def train(engine: Any, data: StepData, start: Progress, job: TrainingJob) -> Pro
             is_late = rank == 0 and _is_late(last_checkpoint, settings)
             is_last, is_late = _any_worker([is_told_to_end() or is_stopped, is_late], engine.device)
             if _checkpoint_is_due(progress, settings) or is_late or is_last:
-                progress = _save_checkpoint(engine, progress, settings)
+                progress = _save_checkpoint(engine, progress, job)
                 last_checkpoint = time.monotonic()
             if is_last:
                 break
@@ -331,36 +357,58 @@ def _checkpoint_is_due(progress: Progress, settings: PlacedTraining) -> bool:
     return every > 0 and progress.next_step % every == 0
 
 
-def _save_checkpoint(engine: Any, progress: Progress, settings: PlacedTraining) -> Progress:
+def _save_checkpoint(engine: Any, progress: Progress, job: TrainingJob) -> Progress:
     """Let every worker write its shard; Ray Train copies the shards into one folder on storage.
 
-    Returns the progress including the time that this took.
+    Returns the progress including the time that this took. Raises `UnwrittenError` on every worker.
     """
+    began = time.monotonic()
+    error: Exception | None = None
+    with tempfile.TemporaryDirectory(prefix="regenesis-checkpoint-") as folder:
+        _write_checkpoint(engine, progress, job.settings, folder)
+        try:
+            _keep_checkpoint(folder, progress, job.output.child(CHECKPOINTS))
+        except StorageError as caught:
+            error = caught
+    _refuse_unwritten(error)
+    if error:
+        raise error
+    seconds = progress.checkpoint_seconds + time.monotonic() - began
+    return replace(progress, checkpoint_seconds=seconds)
+
+
+def _write_checkpoint(
+    engine: Any, progress: Progress, settings: PlacedTraining, folder: str
+) -> None:
+    """Write this worker's shard. Raises `OSError` when it does not fit into the local folder."""
+    try:
+        engine.save_checkpoint(
+            folder,
+            tag=TAG,
+            client_state={"progress": asdict(progress)},
+            save_latest=False,
+            exclude_frozen_parameters=settings.method == "lora",
+        )
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        # torch (2.13) raises this when the disk is full.
+        raise OSError(f"the checkpoint does not fit into {folder}: {error}") from error
+
+
+def _keep_checkpoint(folder: str, progress: Progress, checkpoints: Folder) -> None:
+    """Copy this worker's shard to storage. Raises `StorageError`."""
     import ray.train
 
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="regenesis-checkpoint-") as folder:
-        try:
-            engine.save_checkpoint(
-                folder,
-                tag=TAG,
-                client_state={"progress": asdict(progress)},
-                save_latest=False,
-                exclude_frozen_parameters=settings.method == "lora",
-            )
-        except RuntimeError as error:
-            if "PytorchStreamWriter" not in str(error):
-                raise
-            # torch (2.13) raises this when the disk is full.
-            raise OSError(f"the checkpoint does not fit into {folder}: {error}") from error
-        # The name depends on the step, so a checkpoint that a crash cut off is overwritten.
+    # The name depends on the step, so a checkpoint that a crash cut off is overwritten.
+    name = f"step-{progress.next_step:06d}"
+    num_bytes = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    with checkpoints.writing(name, num_bytes):
         ray.train.report(
             {"step": progress.next_step},
             checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step-{progress.next_step:06d}",
+            checkpoint_dir_name=name,
         )
-    seconds = progress.checkpoint_seconds + time.monotonic() - began
-    return replace(progress, checkpoint_seconds=seconds)
 
 
 def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:

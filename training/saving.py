@@ -127,9 +127,15 @@ def _load_companions(source: str, folder: Path) -> None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError):
         return  # a base without one has nothing to compare
     saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    same = len(saved) == len(of_base) and saved.chat_template == of_base.chat_template
-    if not same:
+    if _tokenized(saved) != _tokenized(of_base):
         raise ValueError("the tokenizer or its chat template differs after it was copied")
+
+
+def _tokenized(tokenizer: Any) -> tuple[Any, ...]:
+    """What decides the ids of a prompt, and the ids of one that holds each special token."""
+    special = sorted(tokenizer.all_special_tokens)
+    asked = f"{''.join(special)}What is 17 plus 25?\n  \u00bd \u7b54 {' '.join(special)}"
+    return len(tokenizer), tokenizer.chat_template, tokenizer(asked)["input_ids"]
 
 
 def _write_model(model: Any, source: str, folder: Path, **options: Any) -> None:

@@ -197,8 +197,10 @@ class VLLMEngine:
         return ""
 
     def shutdown(self) -> None:
-        """End the processes of the engine."""
+        """End the processes of the engine, which cannot be used after that."""
         self._llm.shutdown()
+        # Its destructor shuts down once more. That is silent now, but not when Python ends.
+        del self._llm
         self._reaper.terminate()
         self._reaper.wait()
 

@@ -197,7 +197,7 @@ class Folder:
         Raises `StorageError` with the file and its size.
         """
         path = posixpath.join(self.path, name)
-        with self._writing(name, len(data)):
+        with self.writing(name, len(data)):
             self.filesystem.create_dir(posixpath.dirname(path), recursive=True)
             if not self.is_local:
                 with self.filesystem.open_output_stream(path) as stream:
@@ -207,12 +207,13 @@ class Folder:
                 work.replace(path)
 
     @contextlib.contextmanager
-    def _writing(self, name: str, num_bytes: int) -> Iterator[None]:
+    def writing(self, name: str, num_bytes: int) -> Iterator[None]:
+        """Within the block a file of it is written. Raises `StorageError` for an `OSError`."""
         try:
             yield
         except OSError as error:
             raise StorageError(
-                f"{self.uri}/{name} ({num_bytes} bytes) cannot be written: "
+                f"{posixpath.join(self.uri, name)} ({num_bytes} bytes) cannot be written: "
                 f"{error.strerror or error}; finished work is kept. Free some space or restore "
                 "the permission to write, then repeat the command"
             ) from error
@@ -224,7 +225,7 @@ class Folder:
         store by a conditional request (`cluster.store.conditional`). Raises `StorageError`.
         """
         path = posixpath.join(self.path, name)
-        with self._writing(name, len(data)):
+        with self.writing(name, len(data)):
             if not self.is_local:
                 from cluster.store.conditional import create_object
 
@@ -323,14 +324,14 @@ class Folder:
         folders = {parent for file in files for parent in (file.parent, *file.parent.parents)}
         below = [p for p in folders if p.is_relative_to(Path(self.path).parent)]
         for path in (*files, *sorted(below, reverse=True)):
-            with self._writing(str(path.relative_to(Path(self.path).parent)), 0):
+            with self.writing(str(path.relative_to(Path(self.path).parent)), 0):
                 _fsync(path)
 
     def copy_from_local(self, source: Path) -> None:
         """Copy a local folder's files in. Raises `StorageError`, and `TakenOverError`."""
         self.check_claim()
         num_bytes = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-        with self._writing("", num_bytes):
+        with self.writing("", num_bytes):
             self.filesystem.create_dir(self.path, recursive=True)
             pyarrow.fs.copy_files(
                 str(source),

@@ -353,6 +353,8 @@ def compact(folder: Folder, schema: pa.Schema, *, whole: bool = False) -> Ledger
             folder.check_claim()
             raise RuntimeError(f"{folder.uri}: the compacted rows are not those of the parts")
         folder.check_claim()
+        # A disk may forget the new files and not that the old ones are gone, when the power fails.
+        folder.sync(name for name in stay.files if name not in ledger.files)
         folder.delete_files(gone)
         ledger = replace(stay, other_files=[])
     _delete_executions(folder)

@@ -31,6 +31,7 @@ _BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b(?!\.
 _NO_DETERMINER = re.compile(
     r"[Nn][Oo] (?!because|since|as|it|he|she|they|we|I |this|that|the)[a-z]"
 )
+_CONDITION = re.compile(r" (?:only )?(?i:if|unless|provided|when|whenever)\b")
 _EITHER_OR = re.compile(r"\W*(?i:or|and|/)\W*(?i:not)?\W*|/")
 
 
@@ -45,7 +46,11 @@ def read_boolean(plain: str, choices: Choices) -> Reading | None:
         return Reading(letter, frozenset([letter])) if letter else None
     answer = _TRUTH_WORDS[found["word"].casefold()]
     after = result[found.end() :]
-    if _contradicts(answer, after) or residue.is_hedged(_first_part(after)):
+    if (
+        _contradicts(answer, after)
+        or _CONDITION.match(after)
+        or residue.is_hedged(_first_part(after))
+    ):
         return Reading(shorten(plain))
     return _boolean_reading(found["word"])
 
@@ -82,6 +87,8 @@ def last_boolean(line: str, choices: Choices) -> Reading | None:
         between = plain[start : word.start()]
         if index and _EITHER_OR.fullmatch(between):
             return NO_READING  # "true or false"
+        if plain[word.end() : word.end() + 1] == "?":
+            return NO_READING
         denied = residue.NEGATION.search(residue.last_clause(between)) or residue.is_retracted(
             f" {plain[word.end() :]}" if plain[word.end() :][:1] == " " else ""
         )

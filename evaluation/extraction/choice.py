@@ -64,10 +64,13 @@ _STANDALONE_LETTER = re.compile(
     r"|best|answer|wrong|incorrect)\b|[,;]? (?i:not|non|or|and|nor|rather)\b [^.]*\b[A-Z]\b"
     r"|, |[^\x00-\x7f])"
 )
-_JOINS = re.compile(r"[\s()]*(?:,|/|&|(?i:and|or|nor))[\s()]*(?:(?i:option|choice) )?\(?")
+_JOINS = re.compile(
+    r"[\s()]*(?:,|/|&|(?i:and|or|nor))[\s(),]*"
+    r"(?P<guess>(?i:maybe|perhaps|possibly|rather|even)[\s,]+)?(?:(?i:option|choice) )?\(?"
+)
 _REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where)\b")
 _WRONG = re.compile(
-    r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|an?)|ruled out|impossible)\b|n't\b"
+    r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|(?-i:an?))|ruled out|impossible)\b|n't\b"
 )
 _ASKED = re.compile(r"[^.!;?]{0,60}\?[^A-Za-z]*$")
 _NO_BEFORE = re.compile(r"\b(?i:no|without|any) $")
@@ -128,7 +131,8 @@ def _says_more(letter: str, rest: str, options: Sequence[_Option]) -> bool:
     if own.text and rest.strip(" .").startswith(own.text):  # which may contain any of these
         rest = rest.strip(" .")[len(own.text) :]
     sentence = _REASON_OR_END.split(rest, maxsplit=1)[0]
-    if residue.is_retracted(f" {rest}") or _WRONG.search(sentence) or residue.is_hedged(sentence):
+    retracted = residue.is_retracted(f" {rest}") and not residue.sets_another_aside(f" {rest}")
+    if retracted or _WRONG.search(sentence) or residue.is_hedged(sentence):
         return True
     letters = {option.letter for option in options} - {letter}
     for second in _SECOND_LETTER.finditer(sentence):
@@ -232,7 +236,8 @@ def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
     denied: list[bool] = []
     for index, (start, end) in enumerate(spans):
         before = text[spans[index - 1][1] if index else 0 : start]
-        joined = index > 0 and _JOINS.fullmatch(before) is not None
+        joins = _JOINS.fullmatch(before) if index else None
+        joined = joins is not None
         clause = residue.last_clause(before.rstrip(" ([\"'*"))
         after = residue.first_clause(text[end:])
         wrong = residue.is_retracted(text[end : end + 40]) or bool(_WRONG.search(after[:25]))
@@ -243,8 +248,8 @@ def _last_stated(text: str, spans: Sequence[tuple[int, int]]) -> int | None:
             or _ASKED.match(text, end)
         )
         denied.append(negated or wrong or (joined and denied[-1]))
-        if joined and not denied[-1] and not denied[-2]:
-            denied[-1] = denied[-2] = True  # "A or B"
+        if joins and not denied[-2] and (joins["guess"] or not denied[-1]):
+            denied[-1] = denied[-2] = True  # "A or B", "A or maybe B"
     stated = [start for (start, _), no in zip(spans, denied, strict=True) if not no]
     return stated[-1] if stated else None
 

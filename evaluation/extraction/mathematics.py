@@ -60,7 +60,9 @@ _INEQUALITY = re.compile(
     rf"(?: ?(?P<two>{_SIGN}) ?(?P<right>{_SIDE}))?"
 )
 _UNIT = re.compile(
-    r"(?<=[0-9}).]) ?\\(?:text|mbox|textrm|mathrm|operatorname) ?\{ *[A-Za-z][A-Za-z./ ]*\}"
+    r"(?<=[0-9}).]) ?\\(?:text|mbox|textrm|mathrm|operatorname) ?\{ *"
+    r"(?![A-Za-z./ ]*\b(?i:is|are|was|were|not|no|too|or|if|unless|when|but|than|more|less|at)\b)"
+    r"[A-Za-z][A-Za-z./ ]*\}"
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"
 )
 # Letters that could be variables are units only in a quotient or in pairs.

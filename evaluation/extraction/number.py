@@ -378,6 +378,9 @@ def last_number(line: str, choices: Choices) -> Reading | None:
     before, after = text[: number.start()], text[number.end() :]
     if _BEHIND.match(after) or residue.scales(after) or residue.labels(after):
         return NO_READING
+    said = residue.reasoned(before)
+    if said is not None and number[0].strip() not in said:
+        return NO_READING  # "7, since 6 is even"
     if _says_something_else(before) or _LIST_BEFORE.search(before):
         return NO_READING
     if _is_denied(before, after) or residue.operates(before) or residue.names_a_place(before):

@@ -13,17 +13,25 @@ NEGATION = re.compile(
     r"\b(?i:not|none|nobody|no one|no longer|cannot"
     r"|never|neither|nor|hardly|wrong|incorrect|mistaken|wrongly|falsely|incorrectly|mistakenly|impossible|unlikely"
     r"|rather than|instead of|except|exclud(?:e[sd]?|ing)"
+    r"|(?:is|are|was|were|be|seems?|looks?) (?:much |far )?too"
     r"|eliminat(?:e[sd]?|ing)|discard(?:ed)?|ruled? out|far from|non|nicht|kein|pas)\b"
     r"|n't\b|不是|并非"
 )
 _CONTRAST = re.compile(
     r"(?i:[\s,;(]*(?:and |but )?(?:not|rather than|instead of|non|nor)\b|[\s,;(]*不是)[\s(]*"
 )
+# "B, not A", but not "B, not right".
+_OTHER_SET_ASIDE = re.compile(
+    r"[\s,;(]+(?i:(?:and |but )?(?:not|rather than|instead of))\s"
+    r"(?!(?i:right|correct|true|valid|possible|the (?:right|correct)|it|that|this|an? answer)\b)\S"
+)
+# "7, since 6 is even": what a clause of reason at the end of a sentence holds only supports it.
+_REASON_CLAUSE = re.compile(r"(?P<said>[^.!?:]*[^\s.!?:,;])[\s,;]+(?i:because|since)\b[^.,;:]*$")
 _SUPPOSITION = re.compile(
     r"\b(?i:if|whether|unless|suppos(?:e|ed|ing)|assum(?:e|ed|ing)|imagine|pretend"
     r"|might|may|could|maybe|perhaps|possibly|tempt(?:ed|ing)|wonder(?:ing)?|guess(?:ed)?"
     r"|claim(?:s|ed)?|(?:some|one|you|people|many) (?:would|will|think|say|believe)s?"
-    r"|first thought|looks like it)\b"
+    r"|first thought|looks like it|(?<!no )(?<!without )(?<!without a )doubt(?:s|ed|ful)?)\b"
 )
 _DENIAL = re.compile(
     NEGATION.pattern + r"|\b(?i:false|unlike|every|each|another|other|alternative|possible|previous"
@@ -48,7 +56,7 @@ _GUESS = re.compile(
 )
 _RETRACTED = re.compile(
     r"(?i:[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
-    r"(?:no[,.!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
+    r"(?:no[,.:!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
     r"|correction\b|i made a mistake|let me (?:re)?(?:check|think|consider|do that) again"
     r"|(?:that|this|it|which)(?:'s| is| was| seems| cannot| can't| isn't| must be)? ?"
     r"(?:be )?(?:not|wrong|incorrect|false|impossible|a mistake|isn't)\b"
@@ -138,6 +146,17 @@ def is_hedged(after: str) -> bool:
 def is_contrast(before: str) -> bool:
     """Whether the words before a second answer only reject it: "5, not" before "6"."""
     return _CONTRAST.fullmatch(before) is not None
+
+
+def sets_another_aside(after: str) -> bool:
+    """Whether what follows an answer denies another one and not it: ", not A"."""
+    return _OTHER_SET_ASIDE.match(after) is not None
+
+
+def reasoned(before: str) -> str | None:
+    """What a text gives a reason for, if it ends within the clause of that reason."""
+    found = _REASON_CLAUSE.search(before)
+    return found["said"] if found else None
 
 
 def scales(after: str) -> bool:

@@ -184,6 +184,8 @@ def _same_number(a: Any, b: Any, float_rounding: int, numeric_precision: int) ->
         return True
     if a.free_symbols or b.free_symbols or (a.is_Rational and b.is_Rational and not has_decimals):
         return False
+    if a.is_infinite or b.is_infinite:
+        return False  # they are not equal, and their difference is no measure
     largest = max(abs(a).evalf(30), abs(b).evalf(30))
     digits = float_rounding if has_decimals else EXACT_DIGITS
     return bool(abs(a - b).evalf(15, maxn=2 * EXACT_DIGITS) * 10**digits <= largest)

@@ -41,6 +41,10 @@ _OTHER_FORMATS = {
 """The first bytes of a file, the format that they indicate, and what to do."""
 
 _SHARD = re.compile(r"(.*?)(\d+)-of-(\d+)(.*)", re.DOTALL)
+_NUMBERED = re.compile(
+    r"(?P<before>(?:.*[-_. ])?(?:part|shard|chunk|split|file)?[-_.]?)(?P<number>\d{1,6})"
+    r"(?P<after>\.[^-\d]*)"
+)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -88,12 +92,34 @@ def matching_files(location: str) -> list[str]:
     if "*" not in name:
         return [location]
     try:
-        names = fnmatch.filter(Folder.open(parent).file_names(), name)
+        there = Folder.open(parent).file_names()
+        # As in a shell, a star stands for no hidden file.
+        visible = [file for file in there if not file.startswith(".") or name.startswith(".")]
+        names = fnmatch.filter(visible, name)
     except OSError as error:
         raise InputError(f"cannot list {parent}: {error}") from error
     if not names:
         raise InputError(f"no file in {parent} matches {name}; fix the name")
+    _check_gaps(parent, names)
     return [f"{parent}/{name}" for name in names]
+
+
+def _check_gaps(parent: str, names: Iterable[str]) -> None:
+    """Raise `InputError` where files are counted from 0 or 1, and one within is missing."""
+    found: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for name in names:
+        part = _NUMBERED.fullmatch(name)
+        if part:
+            found[part["before"], part["after"]].add(int(part["number"]))
+    for (before, after), numbers in found.items():
+        missing = sorted(set(range(min(numbers), max(numbers))) - numbers)
+        if min(numbers) <= 1 and 0 < len(missing) < len(numbers):
+            raise InputError(
+                f"{parent} has the files {before}{min(numbers)}{after} to "
+                f"{before}{max(numbers)}{after} without number "
+                f"{', '.join(map(str, missing[:5]))}; copy what is missing, or list "
+                "the files by their names"
+            )
 
 
 def check_shards(locations: Iterable[str]) -> None:

@@ -87,7 +87,7 @@ def _checked_object(place: str, value: Any, rule: str) -> Mapping[str, Any]:
 
 
 def read_json(location: str, stream: BinaryIO) -> Iterator[Placed]:
-    """The objects of the file's list, which may be the field `examples` of a top-level object.
+    """The objects of the file's list, or of the list `examples` or `data` of its top-level object.
 
     Several benchmarks use the suffix `.json` for JSON lines, which are accepted too.
     """
@@ -115,7 +115,7 @@ def _is_lines(text: str) -> bool:
 
 
 def _start_of_examples(text: str, position: int) -> int | None:
-    """Where the items of an object's list `examples` begin; None if there is no such list."""
+    """Where the items of an object's list `examples` or `data` begin; None if it has neither."""
     if not text.startswith("{", position):
         return None
     try:
@@ -125,7 +125,7 @@ def _start_of_examples(text: str, position: int) -> int | None:
             if not isinstance(key, str) or not text.startswith(":", position):
                 return None
             position = _after_space(text, position + 1)
-            if key == "examples" and text.startswith("[", position):
+            if key in ("examples", "data") and text.startswith("[", position):
                 return position + 1
             value, position = _DECODER.raw_decode(text, position)
             position = _after_space(text, position)

@@ -18,6 +18,7 @@ from cluster.errors import InputError
 from cluster.inference.engine import EngineSettings, SamplingSettings
 from cluster.models.chat_template import load_tokenizer, prompt_ids
 from cluster.models.model import local_model
+from cluster.models.weight_files import check_weight_files, read_header
 from cluster.thinking import TurnReader
 from evaluation.prompt import Message
 from training.checks import refuse_foreign_targets, without_weights
@@ -137,6 +138,14 @@ def open_base(
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+def check_weights(look: Look) -> None:
+    """Refuse weights that are missing, cut, damaged or not finite."""
+    check_weight_files(Path(look.model))
 
 
 # --- prompts -------------------------------------------------------------------------------------
@@ -339,20 +348,8 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
     """The shapes of the tensors in a folder's safetensors files, read from their headers."""
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with file.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header = json.loads(stream.read(min(size, MOST_HEADER)))
-        except ValueError as error:
-            raise InputError(
-                f"{file} is not a valid safetensors file; use another copy of it"
-            ) from error
-        shapes |= {name: facts["shape"] for name, facts in header.items() if "shape" in facts}
+        shapes |= {name: facts["shape"] for name, facts in read_header(file).items()}
     return shapes
-
-
-MOST_HEADER = 100_000_000
-"""In bytes; safetensors itself reads no longer header."""
 
 
 def check_save(look: Look) -> None:
@@ -368,6 +365,7 @@ def check_save(look: Look) -> None:
 
 Check = Callable[[Look], None]
 CHECKS: tuple[Check, ...] = (
+    check_weights,
     check_prompts,
     check_template_arguments,
     check_end_of_turn,

@@ -38,7 +38,7 @@ import pydantic
 
 from cluster.errors import InputError
 from cluster.settings import EXTENT, OPERATIONAL, Settings
-from evaluation.extraction.custom_grader import load_grader
+from evaluation.extraction.custom_grader import read_grader
 from evaluation.question import (
     QUESTION_TABLE_SCHEMA,
     SPLITS,
@@ -88,8 +88,9 @@ class DatasetSettings(Settings):
     """Files and tasks: the share of train that becomes test if there is no test split."""
 
     grader: str | None = None
-    """A custom grader for all its questions, as `package.module:function` (see docs/GRADING.md).
-    Null grades the answers by their type."""
+    """A custom grader for all its questions, as `folder/file.py:function`, or as
+    `package.module:function` of an installed package (see docs/EXTENDING.md). Null grades the
+    answers by their type."""
 
     licence: Annotated[str | None, OPERATIONAL] = None
     """The licence of its questions, for the cards of `regenesis export`. Null: that of the
@@ -114,7 +115,7 @@ class DatasetSettings(Settings):
     @classmethod
     def _can_be_imported(cls, grader: str | None) -> str | None:
         if grader is not None:
-            load_grader(grader)
+            read_grader(grader)
         return grader
 
     @pydantic.model_validator(mode="after")
@@ -126,6 +127,11 @@ class DatasetSettings(Settings):
                 raise ValueError(f"out_of_domain has no train; remove {name}")
         self.source.check(self.asked("", []))
         return self
+
+    @property
+    def own_grader(self) -> str:
+        """The grader as its questions carry it; empty where there is none. Raises `InputError`."""
+        return read_grader(self.grader) if self.grader else ""
 
     @property
     def is_labelled(self) -> bool:
@@ -395,9 +401,9 @@ def _load_dataset(
 
 def _ordered_questions(settings: DatasetSettings, folder: str, asked: Asked) -> Iterator[Ordered]:
     """The questions of a dataset in their final splits, with the grader of the dataset."""
-    own = settings.grader
+    own = settings.own_grader
     for order, question in settings.source.read(folder, asked):
-        yield order, question if own is None else replace(question, grader=own)
+        yield order, replace(question, grader=own) if own else question
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
+from cluster.errors import InputError
+from cluster.own_code import OwnCode
 from cluster.settings import Neutral, Settings
 from evaluation.grader import Verdict
 from evaluation.prompt import Form
@@ -45,6 +47,20 @@ GOLD: tuple[VerdictName, ...] = ("gold_answers", "gold_solutions")
 
 DEFAULT_VOTE_SHARE = 0.2
 """Five paths out of 25: a share that one or two lucky answers cannot reach."""
+
+
+FILTER_FORM = "(graded, paths) -> {path_id: reason}"
+
+
+def _read_filter(given: Any) -> OwnCode:
+    if not isinstance(given, str | OwnCode):
+        raise ValueError("a filter is named as file.py:function")
+    code = OwnCode.read(given) if isinstance(given, str) else given
+    code.function(None, (), expected=FILTER_FORM)
+    return code
+
+
+OwnFilter = Annotated[OwnCode, PlainValidator(_read_filter), PlainSerializer(str, return_type=str)]
 
 
 class ExampleSettings(Settings):
@@ -112,6 +128,9 @@ class ExampleSettings(Settings):
     add_boxed_answer: Annotated[bool, Neutral(value=True)] = True
     """Append "The final answer is ..." in the requested format to a solution that does not state
     its answer in it. The number of edited targets is reported."""
+    filters: Annotated[tuple[OwnFilter, ...], Neutral(())] = ()
+    """Your own filters, as `file.py:function`, in the order in which they run (see
+    docs/EXTENDING.md). The text of their files is what counts."""
     max_examples: Annotated[Annotated[int, Field(gt=0)] | None, Neutral(None)] = None
     """Limit on all examples, drawn evenly over datasets and questions, so that the arms of a
     comparison train on equally many; null keeps all."""
@@ -403,6 +422,35 @@ def guessed(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     return {p.path_id: "guessed" for p in paths} if least is not None and above < least else {}
 
 
+def own_filters(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """What the user's own filters drop, each of them given what those before it left."""
+    reasons: Reasons = {}
+    for code in graded.settings.filters:
+        left = [path for path in paths if path.path_id not in reasons]
+        reasons |= _by_own_filter(code, graded, left)
+    return reasons
+
+
+def _by_own_filter(
+    code: OwnCode, graded: GradedQuestion, paths: Sequence[ReasoningPath]
+) -> Reasons:
+    """The reasons that one filter gives. Raises `InputError` for a filter that fails."""
+    at = f"examples.filters: {code}, given the question {graded.question.question_id!r},"
+    try:
+        reasons = code.load()(graded, paths)
+    except Exception as error:
+        raise InputError(f"{at} raised {type(error).__name__}: {error}; correct it") from error
+    ids = {path.path_id for path in paths}
+    if not isinstance(reasons, dict) or not all(
+        path_id in ids and isinstance(reason, str) and reason for path_id, reason in reasons.items()
+    ):
+        raise InputError(
+            f"{at} returned {str(reasons)[:100]!r}; return a dict of the ids of paths that it was "
+            "given, each with its reason as text"
+        )
+    return reasons
+
+
 def repeated(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """All paths with equal or nearly equal solutions except the first one drawn."""
     return dict(_repeated(paths, graded.settings))
@@ -440,6 +488,7 @@ _JUDGED: tuple[Filter, ...] = (
     of_unused_question,
     outside_pass_rate,
     guessed,
+    own_filters,
     repeated,
 )
 _UNJUDGED: tuple[Filter, ...] = (
@@ -449,6 +498,7 @@ _UNJUDGED: tuple[Filter, ...] = (
     leaking,
     contaminated,
     of_unused_question,
+    own_filters,
     repeated,
 )
 """The filters that remain when no verdict counts: neither that of the truth, nor that of the judge,
@@ -472,5 +522,6 @@ WRONG_FILTERS: tuple[Filter, ...] = (
     contaminated,
     outside_pass_rate,
     guessed,
+    own_filters,
     repeated,
 )

@@ -57,6 +57,7 @@ def _synthesis_content(settings: SynthesisSettings) -> dict[str, Any]:
     """The settings, without those of later stages that the chain does not have."""
     made_from = content_of(settings)
     made_from.pop("engine", None)  # it replaces the run's engine
+    made_from["strategy"] = settings.strategy_name  # its settings are part of these
     used = {s.name for s in STAGES.values() if not s.came_later or s.name in settings.chain}
     sampling = made_from["stages"]
     made_from["stages"] = {

@@ -27,6 +27,7 @@ from cluster.store.folder import Folder
 from cluster.store.step import Step, claim_run_folder, is_intact
 from cluster.subprocesses import run_apart
 from cluster.terminal import ProgressLine, say
+from evaluation.extraction.custom_grader import is_file
 from evaluation.grader import GRADER_VERSION
 from evaluation.question import SPLITS
 from pipelines.config import Config
@@ -146,7 +147,9 @@ def questions_origin(settings: QuestionSettings) -> str | None:
     if None in content:
         return None
     versions = [VERSION, GRADER_VERSION]
-    return fingerprint(settings.model_dump(mode="json"), content, versions)
+    graders = [text for d in settings.datasets.values() if (text := d.own_grader) and is_file(text)]
+    given = [settings.model_dump(mode="json"), content, versions]
+    return fingerprint(*given, *([graders] if graders else []))
 
 
 class _Progress:

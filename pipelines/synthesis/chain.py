@@ -23,6 +23,7 @@ from cluster.settings import OPERATIONAL, Neutral, Settings
 from evaluation.prompt import Message, answer_format, answer_messages
 from evaluation.question import Question
 from evaluation.responses import Response, respond
+from pipelines.strategy import name_of
 from pipelines.synthesis.guidelines import (
     GUIDELINES_FILE,
     PROMPTS_FILE,
@@ -52,7 +53,8 @@ class SynthesisSettings(Settings):
     """How reasoning paths are generated."""
 
     strategy: str = "regenesis"
-    """One of `pipelines/strategies`; it provides the settings that the config does not set."""
+    """One of `pipelines/strategies`, or the path of a Python file that defines your own (see
+    docs/EXTENDING.md); it provides the settings that the config does not set."""
     chain: tuple[str, ...] = ("adapt", "structure", "path")
     """The stages of a path, in order. Without `adapt` the guideline is structured unchanged;
     without `structure` the advice is followed directly; `[path]` is a plain chain of thought with
@@ -68,7 +70,8 @@ class SynthesisSettings(Settings):
     that are new and general are followed in all rounds, together with the others. The prompts for
     them count as content, see `pipelines.synthesis.propose_guidelines`."""
     prompts: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file with your prompts (adapt, structure, path, ...). Its content is what counts."""
+    """A YAML file with one or more of your prompts (adapt, structure, path, ...); the others are
+    ours. Its content is what counts."""
     guidelines_per_question: Annotated[int, Field(gt=0)] | None = None
     """How many of the guidelines each question gets, drawn by seed; null means all of them."""
     guideline_subset: Annotated[GuidelineSubset | None, Neutral(None)] = None
@@ -89,6 +92,11 @@ class SynthesisSettings(Settings):
     stages: StageSettings = StageSettings()
     seed: int = 0
     """Every random draw depends on it and on the ids of what is drawn."""
+
+    @property
+    def strategy_name(self) -> str:
+        """The strategy as path ids and tables call it."""
+        return name_of(self.strategy)
 
     @property
     def follows_guidelines(self) -> bool:
@@ -181,7 +189,7 @@ class Recipe:
     def _spec(
         self, question: Question, guideline: Guideline | None, is_hinted: bool, sample: int
     ) -> PathSpec:
-        first = f"{self.round}/{self.settings.strategy}/{question.question_id}"
+        first = f"{self.round}/{self.settings.strategy_name}/{question.question_id}"
         last = f"{guideline.guideline_id if guideline else 'none'}/{int(is_hinted)}/{sample}"
         path_id = f"{first}/{last}"
         return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))

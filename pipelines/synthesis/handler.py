@@ -111,7 +111,7 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
         return question.to_row() | {
             "question_fingerprint": question.fingerprint,
             "round": self.recipe.round,
-            "strategy": self.recipe.settings.strategy,
+            "strategy": self.recipe.settings.strategy_name,
             "grader_version": GRADER_VERSION,
             "paths": [path.to_row() for path in paths],
         }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,58 @@ def test_pages_of_every_table_carry_checksums(tmp_path: Path) -> None:
         folder.open_parquet("a.parquet").read()
     with pytest.raises(DamagedFileError, match=r"a\.parquet is damaged"):
         folder.read_table()
+
+
+# --- what a power cut may take -------------------------------------------------------------------
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was synced, in order, and the names of the files that were removed in between."""
+    seen: list[str] = []
+    sync, delete = os.fsync, Folder.delete_files
+
+    def note_sync(descriptor: int) -> None:
+        seen.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    def note_delete(folder: Folder, names: Iterable[str]) -> None:
+        gone = list(names)
+        seen.extend(f"deleted {folder.path}/{name}" for name in gone)
+        delete(folder, gone)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Folder, "delete_files", note_delete)
+    return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_a_manifest_lists_is_synced_with_its_folders_before_the_manifest(
+    tmp_path: Path, synced: list[str], kind: str
+) -> None:
+    step = Step.below(Folder.open(str(tmp_path / "run")), kind, {})
+    KINDS[kind](step.folder)
+    del synced[:]
+    step.commit()
+    manifest = synced.index(f"{step.folder.path}/{MANIFEST}")
+    for file in own_files(step):
+        assert synced.index(str(file)) < manifest
+        for folder in {file.parent, Path(step.folder.path), Path(step.folder.path).parent}:
+            assert synced.index(str(file)) < synced.index(str(folder)) < manifest
+    assert step.folder.path in synced[manifest:]
+
+
+def test_compacted_rows_are_synced_before_their_parts_are_removed(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    folder = Folder.open(str(tmp_path)).child("paths-0123456789ab")
+    for chunk in (0, 1):
+        PartWriter(folder.child(f"parts/1/{chunk:06d}"), SCHEMA).write(rows(100 * chunk))
+    compact(folder, SCHEMA)
+    [compacted] = Path(folder.path).glob("rows-*")
+    first_deleted = next(n for n, what in enumerate(synced) if what.startswith("deleted "))
+    assert synced.index(str(compacted)) < synced.index(folder.path) < first_deleted
+    assert sum(what.startswith("deleted ") for what in synced) == 2
 
 
 # --- a disk that is full, read-only or gone ------------------------------------------------------

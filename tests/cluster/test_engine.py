@@ -160,7 +160,7 @@ def test_engine_tells_how_much_of_a_prompt_was_cached(started: Started) -> None:
 
 
 def test_engine_prompt_without_room_for_an_answer_is_refused(started: Started) -> None:
-    with pytest.raises(PromptTooLongError, match="context 512"):
+    with pytest.raises(PromptTooLongError, match="context is 512"):
         started.chat(user("x" * 600), SamplingSettings())
 
 
@@ -496,8 +496,8 @@ def test_slow_top_p_warns_where_it_slows(
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("temperature", "temperature is a separate setting; write it next to options"),
-        ("max_tokens", "max_tokens is a separate setting; write it next to options"),
+        ("temperature", "temperature is a separate setting; set it next to options"),
+        ("max_tokens", "max_tokens is a separate setting; set it next to options"),
         ("n", "n is set by the run; leave it out"),
         ("seed", "seed is set by the run; leave it out"),
         ("output_kind", "output_kind is set by the run; leave it out"),

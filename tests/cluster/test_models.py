@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import InputError
 from cluster.models.model import PACKAGED_MODELS, check_model, local_model, model_files
+from cluster.models.weight_files import check_weight_files
 
 
 def test_packaged_model_is_converted_once_and_repaired_when_damaged(tmp_path: Path) -> None:
@@ -73,3 +75,76 @@ def test_model_identity_changes_with_weights_of_the_same_size(tmp_path: Path) ->
     weights[2_000_000:2_050_000] = b"x" * 50_000
     (tmp_path / "model.safetensors").write_bytes(weights)
     assert identity_of(tmp_path) != before
+
+
+def write_weights(folder: Path, header: object, data: bytes = b"") -> None:
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        "text",
+        {"a": 1},
+        {"a": {"shape": [1]}},
+        {"a": {"shape": [1], "data_offsets": ["x", "y"]}},
+    ],
+)
+def test_weights_with_another_header_are_refused(tmp_path: Path, header: object) -> None:
+    write_weights(tmp_path, header)
+    with pytest.raises(InputError, match=r"model\.safetensors is not a valid safetensors file"):
+        check_weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "is_broken"),
+    [
+        ("BF16", 0x7FC0, True),
+        ("BF16", 0xFF80, True),
+        ("BF16", 0x7F7F, False),
+        ("F16", 0x7E00, True),
+        ("F16", 0x7BFF, False),
+        ("F32", 0x7FC00000, True),
+        ("F32", 0x7F7FFFFF, False),
+        ("I32", 0x7FC00000, False),
+        ("F8_E4M3", 0x7F, False),
+    ],
+)
+def test_numbers_that_are_none_are_seen_in_each_type(
+    tmp_path: Path, dtype: str, bits: int, is_broken: bool
+) -> None:
+    size = {"BF16": 2, "F16": 2, "F8_E4M3": 1}.get(dtype, 4)
+    data = bytes(3 * size) + bits.to_bytes(size, "little")
+    facts = {"dtype": dtype, "shape": [4], "data_offsets": [0, len(data)]}
+    write_weights(tmp_path, {"model.norm.weight": facts}, data)
+    if is_broken:
+        with pytest.raises(InputError, match=r"norm\.weight contains values that are not finite"):
+            check_weight_files(tmp_path)
+    else:
+        check_weight_files(tmp_path)
+
+
+def test_mask_may_be_infinite_and_nothing_may_be_nan(tmp_path: Path) -> None:
+    facts = {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}
+    write_weights(tmp_path, {"attn.mask": facts}, (0xFC00).to_bytes(2, "little"))
+    check_weight_files(tmp_path)
+    write_weights(tmp_path, {"attn.mask": facts}, (0x7E00).to_bytes(2, "little"))
+    with pytest.raises(InputError, match=r"attn\.mask contains"):
+        check_weight_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (Path.mkdir, "Is a directory"),
+        (lambda file: file.symlink_to("a file of a cache that is gone"), "No such file"),
+    ],
+)
+def test_weights_that_cannot_be_opened_are_named(
+    tmp_path: Path, spoil: Callable[[Path], object], reason: str
+) -> None:
+    spoil(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=rf"model\.safetensors cannot be read \({reason}"):
+        check_weight_files(tmp_path)

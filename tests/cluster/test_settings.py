@@ -45,6 +45,7 @@ def test_config_every_file_in_the_repository_loads(path: Path) -> None:
         ("questions.datasets.sums.source.famly=x", "questions.datasets.sums.source.family?"),
         ("examples.read_last=[numbr]", "examples.read_last.0"),
         ("model=x", "model: "),
+        ("run=..", "run: '..' is not allowed here; it has to match"),
         (
             "questions.datasets.sums.grader=nowhere.at_all:grade",
             "questions.datasets.sums.grader: the grader 'nowhere.at_all:grade' cannot be imported: "
@@ -76,11 +77,11 @@ def test_config_mistake_is_said_of_the_file_or_of_the_override_that_made_it(
         return str(caught.value).replace(str(path), "FILE")
 
     both = ("training.seed=3", "training.max_length=-1", "engine.use_gpu=false")
-    assert said(*both).startswith("--set training.max_length: training.max_length: ")
+    assert said(*both).startswith("--set training.max_length: input should be")
     assert said("training.seed=3", train=1).startswith("FILE: unknown setting train")
     twice = said("engine.use_gpu=maybe", train=1)
     assert twice.startswith("FILE: unknown setting train")
-    assert said("synthesis.strategy=stair").startswith("--set synthesis.strategy: ")
+    assert said("synthesis.strategy=stair").startswith("--set synthesis.strategy: there is no")
     across = said("examples.verdict=majority", "synthesis.hint_stages=[path]")
     assert across.startswith("--set synthesis.hint_stages: ")
 

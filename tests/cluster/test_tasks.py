@@ -16,6 +16,10 @@ def _refuse(*_arguments: object) -> pa.Table:
     raise InputError("nothing can be done with this")
 
 
+def _miss(*_arguments: object) -> pa.Table:
+    raise KeyError("numbers")
+
+
 def _process() -> int:
     return os.getpid()
 
@@ -46,5 +50,7 @@ def test_every_block_is_mapped_once_also_from_within_a_task(
 
 
 def test_block_that_fails_ends_the_map_with_its_reason(ray_cluster: str) -> None:
-    with pytest.raises(ray.exceptions.RayTaskError, match="nothing can be done with this"):
+    with pytest.raises(InputError, match=r"^nothing can be done with this$"):
         map_blocks(_refuse, [pa.table({"number": [1]})])
+    with pytest.raises(ray.exceptions.RayTaskError, match="KeyError: 'numbers"):
+        map_blocks(_miss, [pa.table({"number": [1]})])

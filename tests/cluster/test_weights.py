@@ -172,6 +172,20 @@ def test_weights_of_a_base_model_are_compared_with_nothing_unless_a_run_saved_th
         check_loaded(as_loaded(source), Model("of a run", tuned.path, "unused"), tuned.path, None)
 
 
+def test_base_model_with_a_number_that_is_none_is_refused_as_it_is_loaded(
+    source: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(source / "model.safetensors")
+    tensors[LINEAR][-1, -1] = float("nan")
+    shutil.copytree(source, tmp_path / "base")
+    save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    base = Model("base", str(tmp_path / "base"), "unused")
+    with pytest.raises(InputError, match=f"{LINEAR} contains values that are not finite"):
+        check_loaded(as_loaded(source, base.path), base, base.path, None)
+
+
 def test_folder_swapped_with_its_manifest_for_that_of_another_step_is_refused(
     tuned: Model, source: Path
 ) -> None:

@@ -67,6 +67,19 @@ def edit_json(name: str, **fields: Any) -> Edit:
     return edit
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def spoil(folder: Path, value: str) -> None:
+    """Put a value that is none at the end of one tensor."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][-1] = float(value)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def template(text: str) -> Edit:
     return lambda folder: (folder / "chat_template.jinja").write_text(text)
 
@@ -208,6 +221,14 @@ BASES: list[tuple[Edit, list[str], str]] = [
     (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["training.method=lora"],
      "is not a valid safetensors file"),
     (lambda f: (f / "generation_config.json").write_text("["), [], "could not be saved"),
+    (lambda f: cut(f / "model.safetensors"), [], "model.safetensors is cut: it has"),
+    (lambda f: spoil(f, "nan"), [], "model.norm.weight contains values that are not finite"),
+    (lambda f: spoil(f, "inf"), [], "model.norm.weight contains values that are not finite"),
+    (lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"), [],
+     "model-00002-of-00002.safetensors is missing"),
+    (edit_json("model.safetensors.index.json", weight_map={"a": "gone.safetensors"}), [],
+     "gone.safetensors is missing"),
+    (lambda f: (f / "model.safetensors.index.json").write_text("[]"), [], "index.json is damaged"),
 ]  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
             f'{{"more": [{TWO}], "examples": [{ONE}]}}',
             "no column 'id'; the columns are more,",
         ),
-        ("q.json", '{"data": [1]}', "no column 'id'; the columns are data"),
+        ("q.json", '{"data": [1]}', "is a number"),
         ("q.jsonl", f"[{line()}]", "this is a list; a file with a single list must end in .json"),
         ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
         ("q.jsonl", '{"id": "a', "unterminated string starting at column 8"),
@@ -308,6 +308,44 @@ def test_missing_shard_is_refused(tmp_path: Path, test: Any) -> None:
     write_shards(tmp_path, 0, 2)
     with pytest.raises(InputError, match=r"of 3 files, but only 2 of them are given \(number 0, 2"):
         load(tmp_path, test)
+
+
+def write_numbered(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        (folder / name).write_text(line(id=number, question=f"How many {number}?"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("part-0.jsonl", "part-1.jsonl", "part-3.jsonl"),
+        ("train_001.jsonl", "train_003.jsonl", "train_004.jsonl"),
+    ],
+)
+def test_gap_in_numbered_files_is_refused_unless_they_are_listed(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    write_numbered(tmp_path, *names)
+    with pytest.raises(InputError, match="without number 2; copy what is missing, or list the"):
+        load(tmp_path, "*.jsonl")
+    assert load(tmp_path, list(names)).table.num_rows == 3
+
+
+def test_years_and_single_numbers_have_no_gap(tmp_path: Path) -> None:
+    write_numbered(tmp_path, "aime-2022.jsonl", "aime-2024.jsonl", "grade-5.jsonl", "q.jsonl")
+    assert load(tmp_path, "*.jsonl").table.num_rows == 4
+
+
+def test_star_stands_for_no_hidden_file(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ".old.jsonl", "q.jsonl")
+    assert load(tmp_path, "*.jsonl").table.num_rows == 1
+
+
+def test_list_of_rows_may_be_the_data_of_one_object(tmp_path: Path) -> None:
+    rows = [{"id": number, "question": f"How many {number}?", "answer": 1} for number in range(2)]
+    assert len(read(tmp_path, "q.json", json.dumps({"version": 1, "data": rows}))) == 2
+    with pytest.raises(InputError, match="the list 'more' follows the list of rows"):
+        read(tmp_path, "q.json", json.dumps({"data": rows, "more": rows}))
 
 
 def test_star_that_fits_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:

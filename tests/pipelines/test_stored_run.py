@@ -59,3 +59,28 @@ def test_folder_that_is_no_run_is_refused(run: Path, gone: str) -> None:
     (run / gone).unlink()
     with pytest.raises(InputError, match="is not the folder of a run"):
         StoredRun.read(str(run))
+
+
+DAMAGES = {
+    "config.yaml": ("rounds: [1", "just a text", ""),
+    "steps.json": ("[]", "[1, 2]", '{"a": 1}', '["round_0/pa'),
+    "run.json": ("{", ""),
+}
+READ_BY = {"select": ("config.yaml", "steps.json"), "clean": ("steps.json", "run.json")}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "text"),
+    [(c, name, text) for c, names in READ_BY.items() for name in names for text in DAMAGES[name]],
+)
+def test_damaged_file_of_a_run_is_a_sentence_and_nothing_is_deleted(
+    run: Path, command: str, name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / name).write_text(text)
+    before = {step for step in run.rglob("*") if step.is_dir()}
+    options = ["--superseded", "--yes"] if command == "clean" else []
+    assert main([command, str(run), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("regenesis: ")
+    assert name in said
+    assert before <= {step for step in run.rglob("*") if step.is_dir()}

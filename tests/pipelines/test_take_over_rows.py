@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from cluster.inference.job import Slots
+from cluster.inference.schedule import Questions, plan_job, read_chunk
 from cluster.store.folder import Folder
-from cluster.store.ledger import Ledger, PartWriter, adopt_rows, ledger_schema
+from cluster.store.ledger import Ledger, PartWriter, adopt_rows, compact, ledger_schema
+from evaluation.question import QUESTION_SCHEMA
 from pipelines.steps.paths import _has_same_paths
+from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.reasoning_path import PATH_TYPE
 from tests.conftest import ledger_rows, run_driver
+from tests.pipelines.test_chain import QUESTION, Stages, recipe
 
 SCHEMA = ledger_schema([])
 
@@ -32,6 +41,39 @@ def test_adopted_rows_are_open_and_a_question_with_a_row_keeps_it(tmp_path: Path
     assert {name: row["attempt"] for name, row in found.items()} == {"a": -1, "b": -1, "c": 0}
     assert [found[name]["num_failed"] for name in "abc"] == [1, 1, 0]
     assert {row["num_tokens"] for row in found.values()} == {5}
+
+
+def test_adopted_rows_are_planned_with_what_they_hold_and_done_once(tmp_path: Path) -> None:
+    ours, theirs = (Folder.open(str(tmp_path)).child(f"paths-0123456789a{n}") for n in "bc")
+    asked = [QUESTION, replace(QUESTION, question_id="d/train/2")]
+    store = Folder.open(str(tmp_path)).child("questions")
+    fingerprints = [{"question_fingerprint": each.fingerprint} for each in asked]
+    table = [q.to_row() | f for q, f in zip(asked, fingerprints, strict=True)]
+    schema = pa.schema([*QUESTION_SCHEMA, pa.field("question_fingerprint", pa.string())])
+    store.write_table("questions.parquet", pa.Table.from_pylist(table, schema))
+    few, more = (SynthesizePaths(recipe(samples=n), ()) for n in (1, 3))
+    engine = Stages()
+    made = [asyncio.run(few(engine, row, Slots(9), None)) | {"attempt": 0} for row in table]
+    PartWriter(theirs, PATHS_SCHEMA).write(made)
+    assert adopt_rows(ours, theirs, PATHS_SCHEMA) == 2
+
+    questions = Questions(store, ("train",))
+    options: dict[str, Any] = {"num_slots": 1, "smallest": 9, "max_attempts": 1}
+    work = plan_job(ours, PATHS_SCHEMA, questions, {}, execution="9", **options)
+    chunk = read_chunk(ours, work.execution, 0)
+    assert [row["attempt"] for row in chunk] == [0, 0]
+    engine = Stages()
+    for row in chunk:
+        previous = row.pop("previous")
+        grown = asyncio.run(more(engine, row, Slots(9), previous)) | {"attempt": 0}
+        PartWriter(ours.child(f"parts/9/{row['question_id'][-1]}"), PATHS_SCHEMA).write([grown])
+    assert len(engine.asked) == 2 * 25 * 2 * 3, "two more samples of each guideline"
+    found = {row["question_id"]: row for row in compact(ours, PATHS_SCHEMA).rows()}
+    for before in made:
+        kept = [path for path in found[before["question_id"]]["paths"] if path["sample"] == 0]
+        assert pa.array(kept, PATH_TYPE) == pa.array(before["paths"], PATH_TYPE)
+        assert found[before["question_id"]]["num_paths"] == 75
+    assert plan_job(ours, PATHS_SCHEMA, questions, {}, execution="10", **options).num_open == 0
 
 
 CONTENT: dict[str, Any] = {
@@ -59,6 +101,7 @@ def test_paths_are_the_same_ones_only_where_nothing_but_their_number_differs(
     assert not _has_same_paths({}, CONTENT)
 
 
+@pytest.mark.slow
 def test_run_with_more_samples_generates_only_the_further_ones(
     scripted_config: dict[str, Any],
     write_config: Callable[[dict[str, Any]], Path],

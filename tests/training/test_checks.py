@@ -11,7 +11,13 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
-from training.checks import check_training, largest_batch, model_size, refuse_broken_weights
+from training.checks import (
+    check_training,
+    largest_batch,
+    longest_example,
+    model_size,
+    refuse_broken_weights,
+)
 from training.data.examples import read_examples
 from training.memory import BatchSize
 from training.settings import LoraSettings, PlacedTraining, TrackingSettings
@@ -58,6 +64,42 @@ def test_check_training_lora_of_experts_is_refused(
         _check(tmp_path, examples, method="lora", lora=lora)
     attention = LoraSettings(target_modules=("q_proj", "v_proj"))
     _check(tmp_path, examples, method="lora", lora=attention)
+
+
+def test_check_training_lora_of_a_dense_model_with_images_is_no_matter_of_experts(
+    examples: Folder, tmp_path: Path
+) -> None:
+    from transformers import Gemma3Config
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 256, "num_hidden_layers": 1, "head_dim": 8}
+    image = sizes | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=image, mm_tokens_per_image=4)
+    config.architectures = ["Gemma3ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    _check(tmp_path, examples, method="lora", lora=LoraSettings(target_modules="all-linear"))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_check_training_of_positions_that_a_long_example_shifts_is_refused(
+    tiny_model: Path, examples: Folder, tmp_path: Path, kind: str
+) -> None:
+    table = read_examples(examples, BASE)
+    longest = longest_example(table)
+    kinds: dict[str, dict[str, Any]] = {
+        "longrope": {"long_factor": [2.0] * 8, "short_factor": [1.0] * 8, "rope_type": "longrope"},
+        "dynamic": {"factor": 2.0, "rope_type": "dynamic"},
+    }
+    config = json.loads((tiny_model / "config.json").read_text())
+    for bound in (longest, longest - 1):
+        rope = kinds[kind] | {"original_max_position_embeddings": bound, "rope_theta": 10000.0}
+        folder = tmp_path / str(bound)
+        folder.mkdir()
+        changed = config | {"rope_parameters": rope, "max_position_embeddings": 2 * bound}
+        (folder / "config.json").write_text(json.dumps(changed))
+    _check(tmp_path / str(longest), examples)
+    with pytest.raises(InputError, match=rf"{longest} tokens, .*max_length: {longest - 1}"):
+        _check(tmp_path / str(longest - 1), examples)
 
 
 def test_check_training_of_rows_that_no_memory_holds_is_refused(

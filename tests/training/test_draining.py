@@ -14,7 +14,8 @@ import pytest
 from cluster.models.model import Model
 from cluster.store.folder import Folder
 from tests.training.test_fine_tune import FULL, ROOT
-from training.fine_tune import CHECKPOINTS, fine_tune
+from training.fine_tune import fine_tune
+from training.loop import CHECKPOINTS
 
 DRIVER = """
 import json, pickle, subprocess, sys, ray

@@ -26,7 +26,8 @@ from cluster.store.folder import Folder
 from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
 from tests.training.matrix import largest_difference, length, saved_weights, train_plainly
-from training.fine_tune import CHECKPOINTS, SNAPSHOT, fine_tune
+from training.fine_tune import SNAPSHOT, fine_tune
+from training.loop import CHECKPOINTS
 from training.settings import TrainingSettings
 from training.tracking import TENSORBOARD
 

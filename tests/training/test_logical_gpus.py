@@ -18,7 +18,7 @@ from tests.training.logical_gpu import DEVICE, DEVICE_NAME
 from tests.training.matrix import train_plainly
 from tests.training.test_fine_tune import FULL, ROOT
 from training.device import CPU, GPU, PRETENDED, device_of
-from training.fine_tune import CHECKPOINTS
+from training.loop import CHECKPOINTS
 from training.settings import PlacedTraining
 
 ON_CPUS = PlacedTraining.model_validate(

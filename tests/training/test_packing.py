@@ -109,6 +109,7 @@ class _Leaky:
     def __init__(self, model: Any) -> None:
         self._model = model
         self.eval, self.train = model.eval, model.train
+        self.modules, self.named_parameters = model.modules, model.named_parameters
 
     def __call__(self, **inputs: Any) -> Any:
         ends = inputs["cu_seq_lens_q"]
@@ -118,6 +119,37 @@ class _Leaky:
 def test_refuse_leak_of_a_model_that_looks_across_is_refused() -> None:
     model = _model(_llama)
     use_packed_attention(model)
+    with pytest.raises(InputError, match="see each other in this model"):
+        refuse_leak(_Leaky(model), 256, "cpu")
+
+
+def _lfm2() -> Any:
+    """Two layers of attention, with a convolution of three tokens between them."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    types = ["full_attention", "conv", "full_attention"]
+    shape = SHAPE | {"num_hidden_layers": 3, "initializer_range": 0.02}
+    return Lfm2ForCausalLM(Lfm2Config(**shape, layer_types=types))
+
+
+def test_refuse_leak_of_a_small_convolution_is_refused() -> None:
+    model = _model(_lfm2)
+    use_packed_attention(model)
+    with pytest.raises(InputError, match="see each other in this model"):
+        refuse_leak(model, 256, "cpu")
+
+
+def _mixture_of_experts() -> Any:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE, **sizes, head_dim=16))
+
+
+def test_refuse_leak_of_experts_passes_and_still_finds_a_leak() -> None:
+    model = _model(_mixture_of_experts)
+    use_packed_attention(model)
+    refuse_leak(model, 256, "cpu")
     with pytest.raises(InputError, match="see each other in this model"):
         refuse_leak(_Leaky(model), 256, "cpu")
 

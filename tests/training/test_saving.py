@@ -13,6 +13,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from training import saving
 from training.saving import (
     IncompleteSaveError,
     check_saved,
@@ -194,6 +195,26 @@ def test_rehearse_save_of_files_that_are_not_read_back_is_refused(base: Path) ->
     rehearse_save(module, str(base))
     (base / "generation_config.json").write_text("{not json")
     with pytest.raises(InputError, match=r"could not be saved after the training, .*\(.*\); fix"):
+        rehearse_save(module, str(base))
+
+
+def test_tokenizer_that_writes_other_ids_after_it_was_copied_is_refused(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _load(base, "float32")
+    copied = saving.copy_companions
+
+    def copy_and_damage(source: str, folder: Path) -> None:
+        """As for a base whose tokenizer needs a file that is not copied."""
+        copied(source, folder)
+        file = folder / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        letters = tokenizer["model"]["vocab"]
+        letters["W"], letters["V"] = letters["V"], letters["W"]
+        file.write_text(json.dumps(tokenizer))
+
+    monkeypatch.setattr(saving, "copy_companions", copy_and_damage)
+    with pytest.raises(InputError, match="tokenizer or its chat template differs"):
         rehearse_save(module, str(base))
 
 
