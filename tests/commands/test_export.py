@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
+import huggingface_hub
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from cluster.models.model import PACKAGED_MODELS
+from cluster.store.folder import Folder
+from cluster.store.step import Step
 from pipelines.export.publishing import (
     LICENCE_IDS,
     licence_of,
@@ -95,14 +99,9 @@ def test_paths_and_keys_of_the_run_are_in_no_exported_text(
         {"command": "regenesis.py run /home/jo/c.yaml --set x.api_key=abc --set y=hf_0123456789ab"},
     )
     config = folder_of(run, "round_0/model") / "config.json"
-    size = config.stat().st_size
     values = json.loads(config.read_text()) | {"_name_or_path": "/home/jo/model"}
-    config.write_text(json.dumps(values).ljust(size))
-    manifest = folder_of(run, "round_0/model") / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    facts["files"]["config.json"]["bytes"] = config.stat().st_size
-    facts.pop("xxh3")
-    manifest.write_text(json.dumps(facts))
+    config.write_text(json.dumps(values))
+    recommit(run, "round_0/model", TRAINED)
     assert main(["export", run.folder.uri, "--to", str(tmp_path / "out")]) == 0
     texts = [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".md", ".json")]
     assert any("regenesis.py run c.yaml" in file.read_text() for file in texts)
@@ -166,6 +165,74 @@ def test_unfinished_step_is_refused(copied_run: Copy, tmp_path: Path, capsys: Ca
     (folder_of(run, "round_0/examples") / "manifest.json").unlink()
     assert main(["export", run.folder.uri, "--to", str(tmp_path / "out")]) == 2
     assert "round_0/examples" in capsys.readouterr().err
+
+
+def recommit(run: FinishedRun, name: str, facts: dict[str, Any]) -> None:
+    """Finish a step of a copy again, after its files were changed."""
+    folder = Folder.open(str(folder_of(run, name)))
+    folder.delete_files(["manifest.json"])
+    Step(name.partition("/")[2], folder, {}).commit(**facts)
+
+
+TRAINED = {"num_examples": 36, "num_steps": 4}
+
+
+def test_adapter_is_exported_alone_and_names_its_base(copied_run: Copy, tmp_path: Path) -> None:
+    run, to = copied_run(), tmp_path / "out"
+    adapter = folder_of(run, "round_0/model") / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/jo/tiny"}')
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    recommit(run, "round_0/model", TRAINED)
+    assert main(["export", run.folder.uri, "--to", str(to)]) == 0
+    assert {file.name for file in (to / "adapter").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert not (to / "model" / "adapter").exists()
+    config = json.loads((to / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert header_of(to / "adapter" / "README.md")["base_model_relation"] == "adapter"
+
+
+def test_model_of_one_dataset_is_chosen(copied_run: Copy, tmp_path: Path, capsys: Capture) -> None:
+    run, to = copied_run(), tmp_path / "out"
+    names = run.folder.read_json("steps.json")
+    model = next(name for name in names if name.startswith("round_0/model-"))
+    own = model.replace("model-", "model-sums-")
+    (Path(run.folder.path) / model).rename(Path(run.folder.path) / own)
+    run.folder.write_json("steps.json", [own if name == model else name for name in names])
+    assert main(["export", run.folder.uri, "--to", str(to)]) == 2
+    assert "there is a model for each of sums; choose one" in capsys.readouterr().err
+    given = ["--to", str(to), "--dataset", "sums", "--what", "model"]
+    assert main(["export", run.folder.uri, *given]) == 0
+    card = (to / "model" / "README.md").read_text()
+    assert "| sums" in card.partition("## From paths")[0]
+    assert "| options" not in card.partition("## From paths")[0]
+
+
+@pytest.mark.parametrize(("public", "is_private"), [([], True), (["--public"], False)])
+def test_folders_are_uploaded_to_repositories_of_their_kind(
+    finished_run: FinishedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    public: list[str],
+    is_private: bool,
+) -> None:
+    api = create_autospec(huggingface_hub.HfApi, instance=True)
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
+    to = tmp_path / "out"
+    given = ["--to", str(to), "--hub", "jo/mine", *public]
+    assert main(["export", finished_run.folder.uri, *given]) == 0
+    made = [(call.args[0], call.kwargs) for call in api.create_repo.call_args_list]
+    wanted = {"private": is_private, "exist_ok": True}
+    assert made == [("jo/mine", {"repo_type": kind, **wanted}) for kind in ("dataset", "model")]
+    sent = [call.kwargs for call in api.upload_folder.call_args_list]
+    assert [(each["repo_type"], each["folder_path"]) for each in sent] == [
+        ("dataset", to / "dataset"),
+        ("model", to / "model"),
+    ]
 
 
 def task(name: str, **settings: Any) -> dict[str, Any]:
