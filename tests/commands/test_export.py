@@ -198,7 +198,7 @@ def test_adapter_is_exported_alone_and_names_its_base(copied_run: Copy, tmp_path
 
 def test_model_of_one_dataset_is_chosen(copied_run: Copy, tmp_path: Path, capsys: Capture) -> None:
     run, to = copied_run(), tmp_path / "out"
-    names = run.folder.read_json("steps.json")
+    names = list(run.folder.read_json("steps.json") or ())
     model = next(name for name in names if name.startswith("round_0/model-"))
     own = model.replace("model-", "model-sums-")
     (Path(run.folder.path) / model).rename(Path(run.folder.path) / own)
