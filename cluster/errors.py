@@ -27,6 +27,10 @@ class TakenOverError(InputError):
     """Another command now holds the run; this one has to end and may not write anything more."""
 
 
+class StoreRefusedError(InputError, OSError):
+    """A store on a network refuses a request for good: a wrong key, a bucket that is not there."""
+
+
 class StorageError(OSError):
     """A file cannot be written: the disk is full, read-only or gone. Finished work is kept."""
 

@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.secrets import hide
 from cluster.store.folder import Folder
 
 LOGS = "logs"
@@ -196,14 +197,14 @@ class _RemoteFiles:
 def _log_lines(record: logging.LogRecord) -> str:
     """`2026-11-29T17:15:02.120Z INFO ...`, a line for each line of the message."""
     head = f"{_time(record.created)} {record.levelname}"
-    return "".join(f"{head} {line}\n" for line in record.getMessage().splitlines() or [""])
+    return "".join(f"{head} {line}\n" for line in hide(record.getMessage()).splitlines() or [""])
 
 
 def _event_line(record: logging.LogRecord) -> str:
     """One JSON object: `at`, `event` and its facts."""
     facts: Mapping[str, Any] = record.__dict__["facts"]
     event = {"at": _time(record.created), "event": record.__dict__["event"], **facts}
-    return json.dumps(event, ensure_ascii=False, default=str) + "\n"
+    return hide(json.dumps(event, ensure_ascii=False, default=str)) + "\n"
 
 
 def _time(seconds: float) -> str:

@@ -46,7 +46,8 @@ class ClusterSettings(Settings):
     on a local one. A run waits without limit for GPUs that exist but are in use."""
     notify: Annotated[str | None, OPERATIONAL] = None
     """A command line or an `http(s)://` URL that gets a JSON message when the run has finished, has
-    failed, was stopped or would exceed its budget (`cluster.notify`)."""
+    failed, was stopped or would exceed its budget (`cluster.notify`). The URL may be a secret: the
+    run's folder keeps only its host."""
 
 
 class StorageSettings(Settings):
@@ -55,7 +56,12 @@ class StorageSettings(Settings):
     root: Annotated[str, OPERATIONAL] = "runs"
     """A folder or URI (`s3://`, `gs://`) that every node can reach; a run is a folder in it."""
     cache: Annotated[str, OPERATIONAL] = "~/.cache/regenesis"
-    """A local folder on each node for converted models."""
+    """A local folder on each node for converted models and for copies of models that a run made."""
+    cache_limit_gib: Annotated[Annotated[float, Field(gt=0)] | None, OPERATIONAL] = 200.0
+    """Most GiB of models in the cache. Before a copy would exceed it, models that no process uses
+    are removed, the least recently used ones first; null keeps all."""
+    outage_s: Annotated[float, OPERATIONAL, Field(ge=0)] = 300.0
+    """Seconds for which a `root` on a network may not answer before the command ends."""
 
 
 class StopRequest:

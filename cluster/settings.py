@@ -28,6 +28,7 @@ import yaml
 from pydantic_core import ErrorDetails
 
 from cluster.errors import InputError
+from cluster.secrets import refuse_keys
 
 
 class ChangeEffect(enum.Enum):
@@ -119,7 +120,8 @@ def overridden_settings(
     complete: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> AnySettings:
     """The same for a tree that was read from a `place`."""
-    with_overrides(tree, overrides)  # checks their form before their values
+    # This checks their form before their values, and keys before a message could show one.
+    refuse_keys("", with_overrides(tree, overrides))
 
     def load(num_overrides: int) -> AnySettings:
         return _validated(root, complete(with_overrides(tree, overrides[:num_overrides])))

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from cluster.events import logger
+from cluster.secrets import hide
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """Characters that a terminal interprets instead of showing, except line ends and tabs."""
@@ -24,8 +25,8 @@ def printable(text: str) -> str:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Print lines that stay, at once, and log them; without a stream they go to stdout."""
-    text = printable(text)
+    """Print and log lines that remain on the terminal, without keys; the default is stdout."""
+    text = printable(hide(text))
     print(text, file=stream or sys.stdout, flush=True)
     logger.info("%s", text)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StoreRefusedError
 from cluster.inference.engine import EngineSettings
 from cluster.models.hub import check_hub_model
 from cluster.models.model import check_model, is_hub_name
@@ -27,6 +27,7 @@ from cluster.node_facts import (
 )
 from cluster.session import ClusterSettings, StorageSettings, check_storage_root, ray_session
 from cluster.store.folder import Folder
+from cluster.store.network import FIRST_ANSWER_S
 from cluster.terminal import say
 from commands.arguments import add_overrides
 from commands.version import REPOSITORY
@@ -98,6 +99,9 @@ def _look(needs: Needs) -> Iterator[Finding]:
     try:
         with ray_session(needs.cluster):
             nodes = _ask_nodes(needs.storage)
+    except StoreRefusedError as error:
+        yield Finding("storage", False, _first_line(error))
+        return
     except (ConnectionError, InputError, RuntimeError, TimeoutError) as error:
         yield Finding("cluster", False, f"Ray cannot be reached or started: {_first_line(error)}")
         return
@@ -108,7 +112,8 @@ def _look(needs: Needs) -> Iterator[Finding]:
 
 
 def _ask_nodes(storage: StorageSettings) -> dict[str, NodeFacts | str]:
-    folder = Folder.open(storage.root).child(f"doctor-{uuid.uuid4().hex[:12]}")
+    root = Folder.open(storage.root, min(storage.outage_s, FIRST_ANSWER_S))
+    folder = root.child(f"doctor-{uuid.uuid4().hex[:12]}")
     folder.write_bytes("driver", b"seen by every node?")
     try:
         return facts_of_all_nodes(folder, storage.cache, NODE_TIMEOUT_S)

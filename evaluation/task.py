@@ -30,6 +30,7 @@ import pyarrow.fs
 from cluster.errors import InputError
 from cluster.package_files import found_in
 from cluster.store.folder import Folder
+from cluster.store.network import open_filesystem
 from evaluation.grader import canonical_answer
 from evaluation.question import ANSWER_TYPES, SPLITS, AnswerType, Domain, Question, Split
 from evaluation.reading.files import check_shards
@@ -327,7 +328,7 @@ def _files(task: Task, split: Split, path: str, *, alone: bool) -> list[str]:
 
 def _file_type(path: str) -> pyarrow.fs.FileType:
     try:
-        filesystem, inner = pyarrow.fs.FileSystem.from_uri(path)
+        filesystem, inner = open_filesystem(path)
         found = filesystem.get_file_info(inner).type
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"cannot list source.path {path}: {error}") from error

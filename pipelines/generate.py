@@ -53,7 +53,8 @@ def run_engines(
     `engine` is used instead of `config.engine`.
     """
     check_engine_server(engine or config.engine)
-    run_folder = Folder.open(config.storage.root).child(config.run)
+    storage = config.storage
+    run_folder = Folder.open(storage.root, storage.outage_s).child(config.run)
     engine, dtype = pin_dtype(engine or config.engine, run_folder)
     engine, planned = fit_engines(engine, model)
     for told in filter(None, (dtype, planned)):

@@ -19,6 +19,7 @@ from cluster.models.model import Model, base_model, is_hub_name, tuned_model
 from cluster.session import check_storage_root
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
+from cluster.store.network import FIRST_ANSWER_S
 from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
 from pipelines.config import NO_TRAINING, Config, warnings_of
@@ -40,8 +41,9 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
     """
     check_storage_root(config.storage.root)
     _check_engines(config, until)
-    folder = Folder.open(config.storage.root).child(config.run)
-    check_run_folder(folder, config.run)
+    folder = Folder.open(config.storage.root, config.storage.outage_s).child(config.run)
+    # Nothing is lost yet: an address that is wrong should not be waited for.
+    check_run_folder(folder.waiting(min(folder.outage_s, FIRST_ANSWER_S)), config.run)
     base = base_model(config.model, config.storage.cache)
     check_config(config, Recipe.load(0, config.synthesis), until)
     return folder, base
@@ -189,7 +191,8 @@ def _plan_branch(
     """The steps of one tuned model. Their names end with the dataset, if there is one."""
     suffix = f"-{dataset}" if dataset else ""
     model_step = Step.below(below, f"model{suffix}", content)
-    tuned = tuned_model(model_step.folder, run.config.storage.cache)
+    storage = run.config.storage
+    tuned = tuned_model(model_step.folder, storage.cache, storage.cache_limit_gib)
     answered = _plan_predictions(run.config, run.questions, below, tuned, suffix)
     compared = scores.content(run.base_predictions, answered)
     scores_step = Step.below(below, f"scores{suffix}", compared)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import yaml
 
 from cluster.errors import InputError
+from cluster.secrets import host_only
 from cluster.settings import fingerprint
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, is_ledger_file
@@ -25,8 +26,12 @@ CONFIG_FILE = "config.yaml"
 
 
 def resolved_config(config: Config) -> str:
-    """The config with all its defaults, as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The config with all its defaults, as YAML; of who is told of the end, only the host or the
+    program is shown, since the rest may be a secret."""
+    tree = config.model_dump(mode="json")
+    if config.cluster.notify is not None:
+        tree["cluster"]["notify"] = host_only(config.cluster.notify)
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def record_config(config: Config, folder: Folder) -> None:

@@ -19,6 +19,7 @@ from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
 from evaluation.grader import box, canonical_answer
 from evaluation.question import Question
+from tests.cluster.s3_proxy import CountingProxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -208,14 +209,21 @@ def wait_for_gpus(resources: Callable[[], dict[str, float]], count: int) -> None
 
 
 @pytest.fixture(scope="session")
-def s3_folder() -> Iterator[Folder]:
-    """A bucket on an S3 server of this process."""
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Host and port of an S3 server of this process."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_folder(s3_server: tuple[str, int]) -> Folder:
+    """A bucket on the S3 server."""
+    host, port = s3_server
     store = pyarrow.fs.S3FileSystem(
         access_key="test",
         secret_key="test",
@@ -225,8 +233,18 @@ def s3_folder() -> Iterator[Folder]:
         allow_bucket_creation=True,
     )
     store.create_dir("bucket")
-    yield Folder(store, "bucket")
-    server.stop()
+    return Folder(store, "bucket")
+
+
+@pytest.fixture
+def s3_proxy(
+    s3_server: tuple[str, int], s3_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CountingProxy]:
+    """A proxy before the S3 server, and keys for it in the environment."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with CountingProxy(*s3_server) as proxy:
+        yield proxy
 
 
 def boxed_truth(question: Question) -> str:

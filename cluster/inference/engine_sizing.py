@@ -124,7 +124,7 @@ def fit_to_nodes(
 def _plan(settings: EngineSettings, model: Model, nodes: GpuNodes) -> PoolPlan:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model.fetch(), trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model.fetch("config"), trust_remote_code=False)
     return plan_pool(
         ModelShape.from_config(with_options(config.to_dict(), settings.options), name=model.path),
         nodes,

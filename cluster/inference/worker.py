@@ -45,13 +45,14 @@ from cluster.inference.job import GenerationJob, Slots
 from cluster.inference.schedule import chunk_folder, read_chunk, read_chunk_again
 from cluster.models.model import Model
 from cluster.models.weight_digests import check_loaded
+from cluster.store.backlog import Backlog
 from cluster.store.ledger import SUMMED, PartWriter
 
 REPORT_EVERY_S = 1.0
 LIST_PROCESSES_EVERY_S = 20.0
 """Listing all processes of a machine takes as long as a step of a small model."""
 LAST_FLUSH_S = 10.0
-"""How long a worker whose engine died waits until its rows are written."""
+"""How long a worker whose engine died waits until its rows are written, if the store answers."""
 DEATHS_OF_ITS_OWN = 2
 """The number of engine deaths from which a question may be to blame; the first was shared."""
 MAX_FAILURES_IN_A_ROW = 100
@@ -99,7 +100,9 @@ class EngineWorker:
     def _fetch(self) -> str:
         """The model's files on this node. A server that gets chats does not even need a
         tokenizer."""
-        return self._model.fetch() if self._settings.needs_model else self._model.path
+        if not self._settings.needs_model:
+            return self._model.path
+        return self._model.fetch("small" if self._settings.is_endpoint else "all")
 
     def _bind_cpu(self, folder: str) -> None:
         """Give this engine its share of the node's cores and memory, unless the config sets it."""
@@ -244,7 +247,8 @@ class EngineWorker:
         self._state.died = True
         self._board.note_error.remote(_one_line(error))
         self._state.stop()
-        given_up_at = time.monotonic() + LAST_FLUSH_S
+        away_s = max((job.folder.outage_s for job in self._jobs.values()), default=0.0)
+        given_up_at = time.monotonic() + LAST_FLUSH_S + away_s
         while self._state.num_chunks > 1 and time.monotonic() < given_up_at:
             await asyncio.sleep(0.02)
         with contextlib.suppress(Exception):
@@ -335,8 +339,7 @@ class _RowKeeper:
         self, job: GenerationJob, writer: PartWriter, settings: EngineSettings, state: _State
     ) -> None:
         self._job, self._writer, self._settings, self._state = job, writer, settings, state
-        self._rows: list[dict[str, Any]] = []
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._waiting = Backlog()
         self._full = asyncio.Event()
         self._closing = False
         self._flusher: asyncio.Task[None]
@@ -356,15 +359,12 @@ class _RowKeeper:
             self._state.num_keepers -= 1
 
     def keep(self, row: dict[str, Any], previous: dict[str, Any] | None) -> None:
-        """Accept a finished row, which replaces the row of the previous attempt."""
-        self._rows.append(row)
-        for name in SUMMED:
-            self._counts[row["dataset"], name] += (row.get(name) or 0) - (
-                (previous.get(name) or 0) if previous else 0
-            )
-        self._counts[row["dataset"], "num_done"] += previous is None
-        self._counts[row["dataset"], "num_retries"] += previous is not None
-        if len(self._rows) >= self._settings.flush_rows:
+        """Accept a finished row, which replaces the row of the previous attempt.
+
+        Raises `StorageError` if rows wait for a store that is away and the node's disk is full.
+        """
+        self._waiting.add((row, _counts_of(row, previous)))
+        if len(self._waiting) >= self._settings.flush_rows:
             self._full.set()
 
     async def _flush_forever(self) -> None:
@@ -376,18 +376,24 @@ class _RowKeeper:
         await self._flush()
 
     async def _flush(self) -> None:
-        rows, self._rows = self._rows, []
-        counts, self._counts = self._counts, Counter()
-        if not rows:
-            return
-        try:
-            await asyncio.to_thread(self._writer.write, rows)
-        except OSError:
-            self._state.stop()  # rows that cannot be saved need not be generated
-            raise
-        self._state.note("last_row_at")
-        for (dataset, name), count in counts.items():
-            self._state.datasets.setdefault((self._job.name, dataset), Counter())[name] += count
+        """Write the rows that wait, also those that come while a store is waited for."""
+        while kept := self._waiting.take(self._settings.flush_rows):
+            try:
+                await asyncio.to_thread(self._writer.write, [row for row, _ in kept])
+            except OSError:
+                self._state.stop()  # what cannot be kept need not be generated
+                raise
+            self._state.note("last_row_at")
+            for row, counts in kept:
+                dataset = (self._job.name, row["dataset"])
+                self._state.datasets.setdefault(dataset, Counter()).update(counts)
+
+
+def _counts_of(row: Mapping[str, Any], previous: Mapping[str, Any] | None) -> dict[str, int]:
+    """What a row adds to the counters of its dataset."""
+    before = previous or {}
+    counts = {name: (row.get(name) or 0) - (before.get(name) or 0) for name in SUMMED}
+    return counts | {"num_done": int(previous is None), "num_retries": int(previous is not None)}
 
 
 class _MeteredEngine:

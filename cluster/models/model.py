@@ -6,14 +6,13 @@ its wheel contains a GGUF file, which is converted once into an ordinary safeten
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +20,10 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.errors import InputError
+from cluster.models.cache import ModelCache, Part, copied, release
 from cluster.models.hub import hub_file
 from cluster.settings import Settings, fingerprint
-from cluster.store.folder import MANIFEST, Folder, hash_file, put_in_place
+from cluster.store.folder import MANIFEST, Folder, hash_file
 
 
 class ModelSettings(Settings):
@@ -186,12 +186,26 @@ class Model:
     needs_turns: bool = False
     """Whether its answers changed when `cluster.thinking` began to read turns: its template marks
     thinking, or it has no template. For the model that a run starts from."""
+    cache_limit_gib: float | None = None
+    """How much the cache of a node may hold (`cluster.models.cache`)."""
 
-    def fetch(self) -> str:
-        """The model as the libraries accept it on this node: a local folder or a hub name."""
+    def fetch(self, part: Part = "all") -> str:
+        """The model as the libraries accept it on this node: a local folder or a hub name.
+
+        Of a model on a network store only the files of a `part` are copied, once for the node.
+        """
         if self.folder is None:
             return local_model(self.path, self.cache)
-        return str(self.folder.local_copy(Path(self.cache).expanduser() / "models"))
+        return str(copied(self.folder, ModelCache.at(self.cache, self.cache_limit_gib), part))
+
+    @contextlib.contextmanager
+    def fetched(self) -> Iterator[str]:
+        """The same for the length of the block: for a task, whose process works on afterwards."""
+        folder = self.fetch()
+        try:
+            yield folder
+        finally:
+            release(Path(folder))
 
 
 def base_model(settings: ModelSettings, cache: str) -> Model:
@@ -227,9 +241,9 @@ def _file_of(path: str, name: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def tuned_model(folder: Folder, cache: str) -> Model:
+def tuned_model(folder: Folder, cache: str, cache_limit_gib: float | None = None) -> Model:
     """The model that a `model` step makes or will make."""
-    return Model(folder.name, folder.uri, cache, folder)
+    return Model(folder.name, folder.uri, cache, folder, cache_limit_gib=cache_limit_gib)
 
 
 def is_ready(path: str, cache: str) -> bool:
@@ -243,7 +257,7 @@ def _converted(path: str, cache: str) -> Path:
     """Where a packaged model is stored after its conversion."""
     packaged = PACKAGED_MODELS[path]
     name = f"{Path(packaged.file_name).stem}-{packaged.sha256[:12]}"
-    return Path(cache).expanduser() / "models" / name
+    return ModelCache.at(cache).folder / name
 
 
 def local_model(path: str, cache: str) -> str:
@@ -252,9 +266,9 @@ def local_model(path: str, cache: str) -> str:
         folder = Path(path).expanduser()
         return str(folder.resolve()) if folder.is_dir() else path
     source, target = _find_gguf(path), _converted(path, cache)
-    if not _is_intact(target):
-        _convert(source, target)
-    return str(target)
+    size = 4 * source.stat().st_size  # about, for it is dequantized
+    models = ModelCache.at(cache)
+    return str(models.get(target.name, lambda work: _convert(source, work), size, _is_intact))
 
 
 def _find_gguf(path: str) -> Path:
@@ -277,24 +291,16 @@ def _is_intact(folder: Path) -> bool:
         return False
 
 
-def _convert(source: Path, target: Path) -> None:
-    """Convert in a subprocess, so that the caller's memory stays small.
-
-    Another process may convert the same model at the same time: each works in its own folder, and
-    the first to finish moves its result into place.
-    """
+def _convert(source: Path, work: Path) -> None:
+    """Convert in a subprocess, so that the caller's memory stays small."""
     expected = next(m.sha256 for m in PACKAGED_MODELS.values() if m.file_name == source.name)
     if hash_file(source) != expected:
         raise InputError(f"{source} is not the expected file (SHA-256); reinstall the package")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="converting-", dir=target.parent))
     repository = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "cluster.models.model", str(source), str(work)]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"converting {source.name} failed:\n{result.stderr[-2000:]}")
-    shutil.rmtree(target, ignore_errors=True)
-    put_in_place(work, target)
 
 
 def convert_gguf(source: Path, target: Path) -> None:

@@ -136,8 +136,8 @@ def check_saved(model: Model) -> None:
     weights.
     """
     if saved := saved_model(model):
-        folder = model.fetch()
-        _refuse_others(list(digest_folder(Path(folder)).items()), saved, folder)
+        with model.fetched() as folder:
+            _refuse_others(list(digest_folder(Path(folder)).items()), saved, folder)
 
 
 def saved_adapter(adapter: str) -> Saved | None:

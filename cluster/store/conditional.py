@@ -7,11 +7,13 @@ pyarrow does, from the environment.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pyarrow.fs
 
 from cluster.errors import InputError
+from cluster.store.network import one_line
 
 
 def create_object(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes) -> bool:
@@ -33,14 +35,23 @@ def create_object(filesystem: pyarrow.fs.FileSystem, path: str, data: bytes) -> 
 
 def _put(store: Any, key: str, data: bytes) -> bool:
     import obstore
-    from obstore.exceptions import AlreadyExistsError, BaseError
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
 
     try:
         obstore.put(store, key, data, mode="create")
     except AlreadyExistsError:
         return False
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise PermissionError(f"{key}: {one_line(error)}") from error
+    except FileNotFoundError as error:
+        raise PermissionError(f"{key}: there is no such bucket") from error
     except BaseError as error:
-        raise OSError(f"{key}: {' '.join(str(error).split())[:500]}") from error
+        raise OSError(f"{key}: {one_line(error)}") from error
     return True
 
 
@@ -55,8 +66,12 @@ def _store(filesystem: pyarrow.fs.FileSystem, bucket: str) -> Any:
             f"a run on {filesystem.type_name} needs the package obstore: pip install obstore"
         ) from error
     if filesystem.type_name == "gcs":
-        return GCSStore(bucket)
-    return S3Store(bucket, **_s3_options(filesystem))
+        return GCSStore(bucket, retry_config=_RETRIES)
+    return S3Store(bucket, retry_config=_RETRIES, **_s3_options(filesystem))
+
+
+_RETRIES: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=10)}
+"""`cluster.store.network` tries again: a second attempt here would find what the first one made."""
 
 
 def _s3_options(filesystem: Any) -> dict[str, Any]:

@@ -22,8 +22,6 @@ import os
 import posixpath
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +33,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from cluster.errors import DamagedFileError, InputError, StorageError, TakenOverError
+from cluster.secrets import refuse_key
+from cluster.store.network import OUTAGE_S, bare, one_line, open_filesystem, store_of, waiting
 
 MANIFEST = "manifest.json"
 HOLDERS = "holders"
@@ -61,29 +61,45 @@ class Folder:
     claim: Claim | None = field(default=None, compare=False)
 
     @classmethod
-    def open(cls, uri: str) -> Folder:
+    def open(cls, uri: str, outage_s: float = OUTAGE_S) -> Folder:
         """The folder at a local path or a URI (`s3://`, `gs://`, `hdfs://`, `file://`).
 
-        Raises `InputError` when no file system is known for the URI.
+        A store on a network may be away for `outage_s` seconds (`cluster.store.network`). Raises
+        `InputError` when no file system is known for the URI, or when it holds a key.
         """
+        refuse_key("the folder", uri)
         if slip := re.match(r"([a-z][a-z0-9+]+):/(?!/)", uri):
             wanted = f"{slip[1]}://{uri[slip.end() :]}"
             raise InputError(f"storage.root {uri!r} has one slash after the colon; write {wanted}")
         location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
-            filesystem, path = pyarrow.fs.FileSystem.from_uri(location)
+            filesystem, path = open_filesystem(location, outage_s)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"storage.root {uri!r} is not a folder or URI: {error}") from error
+            raise InputError(
+                f"storage.root {uri!r} is not a folder or URI: {one_line(error)}"
+            ) from error
         return cls(filesystem, path)
 
     @property
     def uri(self) -> str:
         """The plain path if local, otherwise with its scheme."""
-        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+        return self.path if self.is_local else f"{bare(self.filesystem).type_name}://{self.path}"
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
+
+    @property
+    def outage_s(self) -> float:
+        """How long its store is waited for; 0 for a disk."""
+        store = store_of(self.filesystem)
+        return store.outage_s if store else 0.0
+
+    def waiting(self, outage_s: float) -> Folder:
+        """The same folder, whose store is waited for so many seconds."""
+        if store_of(self.filesystem) is None:
+            return self
+        return replace(self, filesystem=waiting(self.filesystem, outage_s))
 
     @property
     def name(self) -> str:
@@ -211,11 +227,18 @@ class Folder:
         """Within the block a file of it is written. Raises `StorageError` for an `OSError`."""
         try:
             yield
+        except InputError:
+            raise
         except OSError as error:
+            fix = (
+                "Free some space or restore the permission to write, then"
+                if self.is_local
+                else "When the storage answers again,"
+            )
             raise StorageError(
                 f"{posixpath.join(self.uri, name)} ({num_bytes} bytes) cannot be written: "
-                f"{error.strerror or error}; finished work is kept. Free some space or restore "
-                "the permission to write, then repeat the command"
+                f"{error.strerror or one_line(error)}; finished work is kept. {fix} repeat the "
+                "command"
             ) from error
 
     def create(self, name: str, data: bytes) -> bool:
@@ -227,16 +250,38 @@ class Folder:
         path = posixpath.join(self.path, name)
         with self.writing(name, len(data)):
             if not self.is_local:
-                from cluster.store.conditional import create_object
-
-                return create_object(self.filesystem, path, data)
+                return self._create_object(name, data)
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             return _create_file(Path(path), data)
+
+    def _create_object(self, name: str, data: bytes) -> bool:
+        from cluster.store.conditional import create_object
+
+        path, failures = posixpath.join(self.path, name), 0
+
+        def create() -> bool:
+            nonlocal failures
+            try:
+                return create_object(bare(self.filesystem), path, data)
+            except OSError:
+                failures += 1
+                raise
+
+        store = store_of(self.filesystem)
+        is_created = store.wait_out(create, path) if store else create()
+        # The store may have done what it did not confirm.
+        return is_created or bool(failures and self.read_bytes(name) == data)
 
     def read_buffer(self, name: str) -> pa.Buffer:
         """The complete file, in one request. Raises `FileNotFoundError`."""
         with self.filesystem.open_input_file(posixpath.join(self.path, name)) as file:
             return file.read_buffer(file.size())
+
+    def blocks(self, name: str, num_bytes: int) -> Iterator[pa.Buffer]:
+        """The file in pieces of so many bytes, a request each. Raises `FileNotFoundError`."""
+        with self.filesystem.open_input_file(posixpath.join(self.path, name)) as file:
+            while len(block := file.read_buffer(num_bytes)):
+                yield block
 
     def read_bytes(self, name: str) -> bytes:
         """The complete file. Raises `FileNotFoundError`."""
@@ -262,7 +307,9 @@ class Folder:
         Raises what pyarrow raises for a damaged file.
         """
         file = self.filesystem.open_input_file(posixpath.join(self.path, name))
-        return pq.ParquetFile(file, page_checksum_verification=True)
+        # A network store is asked once for neighbouring columns.
+        is_far = not self.is_local
+        return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=is_far)
 
     def read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One complete file as a table. Raises `DamagedFileError` if it is missing or damaged."""
@@ -339,23 +386,6 @@ class Folder:
                 source_filesystem=pyarrow.fs.LocalFileSystem(),
                 destination_filesystem=self.filesystem,
             )
-
-    def local_copy(self, cache: Path) -> Path:
-        """The folder as a local path: itself if it is local, otherwise copied once into `cache`.
-
-        Processes of one node may do this at the same time: each copies, and the first to finish
-        moves its copy into place.
-        """
-        if self.is_local:
-            return Path(self.path)
-        target = cache / hashlib.sha256(self.path.encode()).hexdigest()[:16] / self.name
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(prefix="copying-", dir=target.parent))
-            for name in self.file_names():
-                (work / name).write_bytes(self.read_bytes(name))
-            put_in_place(work, target)
-        return target
 
 
 BROKEN_PARQUET = (pa.ArrowException, OSError, MemoryError, KeyError, ValueError)
@@ -447,16 +477,6 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def put_in_place(work: Path, target: Path) -> None:
-    """Give a finished local folder its final name, unless another process was faster."""
-    try:
-        work.rename(target)
-    except OSError:
-        shutil.rmtree(work)
-        if not target.is_dir():
-            raise
 
 
 def hash_file(path: Path) -> str:

@@ -36,10 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import HeldError, StorageError, TakenOverError
+from cluster.secrets import hide_arguments
 from cluster.store.folder import HOLDERS, Claim, Folder
 from cluster.terminal import say
 
 BEAT_EVERY_S = 3.0
+AT_ONCE_S = 2.0
+"""So long a beat waits for a store: the next one is due."""
 DEAD_AFTER_S = 30.0
 """This is ten beats, because a disk or a store may be slow for a while."""
 
@@ -105,8 +108,8 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     finally:
         beat.stop()
         if beat.lost is None:
-            with contextlib.suppress(StorageError):
-                holders.create(mine.released_name, b"")
+            with contextlib.suppress(OSError):
+                holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
 
 
 @contextlib.contextmanager
@@ -161,7 +164,7 @@ def this_process() -> dict[str, Any]:
         "machine": _machine(),
         "pid": os.getpid(),
         "started": _started(os.getpid()),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": hide_arguments([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
 
@@ -236,7 +239,7 @@ class _Beat(threading.Thread):
 
     def __init__(self, held: Folder, holder: Holder) -> None:
         super().__init__(name="holder", daemon=True)
-        self._held, self._holder = held, holder
+        self._held, self._holder = held.waiting(AT_ONCE_S), holder
         self._ended = threading.Event()
         self.lost: TakenOverError | StorageError | None = None
         """Why it no longer holds the run."""

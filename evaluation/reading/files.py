@@ -21,6 +21,7 @@ import pyarrow.fs
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from cluster.store.network import open_filesystem
 from evaluation.reading.names import nearest
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xml")
@@ -57,11 +58,11 @@ def suffix_of(location: str) -> str:
 def open_file(location: str) -> Any:
     """The file opened for reading, as it is stored. Raises `InputError`, with the nearest name."""
     try:
-        filesystem, inner = pyarrow.fs.FileSystem.from_uri(location)
+        filesystem, inner = open_filesystem(location)
         found = filesystem.get_file_info(inner).type
         if found == pyarrow.fs.FileType.File:
             _check_suffix(location)
-            return filesystem.open_input_file(inner)
+            return _opened(filesystem, inner)
         parent, name = posixpath.split(inner)
         there = Folder(filesystem, parent).file_names()
     except (OSError, pa.ArrowInvalid) as error:
@@ -75,6 +76,14 @@ def open_file(location: str) -> Any:
         f"no question file {location}{nearest(name, there)}; "
         "relative paths start at questions.folder"
     )
+
+
+def _opened(filesystem: pyarrow.fs.FileSystem, path: str) -> Any:
+    """A file; one on a network is read in one request, and not in small pieces."""
+    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+        return filesystem.open_input_file(path)
+    parent, name = posixpath.split(path)
+    return pa.BufferReader(Folder(filesystem, parent).read_buffer(name))
 
 
 def _check_suffix(location: str) -> None:

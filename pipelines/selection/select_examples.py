@@ -471,7 +471,9 @@ def _selector(
     template_args: Mapping[str, Any],
     evaluation: EvaluationWords,
 ) -> ExampleSelector:
-    return ExampleSelector(settings, load_tokenizer(start.fetch()), template_args, evaluation)
+    return ExampleSelector(
+        settings, load_tokenizer(start.fetch("small")), template_args, evaluation
+    )
 
 
 def _keep_limits(tables: Tables, settings: ExampleSettings) -> None:

@@ -7,6 +7,7 @@ import pyarrow.fs
 import pytest
 
 from cluster.errors import InputError
+from cluster.models.cache import ModelCache, copied
 from cluster.store.folder import MANIFEST, Folder
 from cluster.store.step import Step, check_run_folder, claim_run_folder
 
@@ -34,10 +35,11 @@ def test_folder_works_on_an_object_store_like_file_system(tmp_path: Path) -> Non
     folder = Folder(store, "bucket/run")
     folder.child("model").write_bytes("config.json", b"{}")
     folder.child("model").commit({})
-    local = folder.child("model").local_copy(tmp_path / "cache")
+    cache = ModelCache(tmp_path / "cache")
+    local = copied(folder.child("model"), cache)
     assert not folder.is_local
     assert sorted(path.name for path in local.iterdir()) == ["config.json", MANIFEST]
-    assert folder.child("model").local_copy(tmp_path / "cache") == local
+    assert copied(folder.child("model"), cache) == local
 
 
 @pytest.mark.parametrize("is_local", [True, False])
