@@ -260,7 +260,7 @@ def test_licence_is_the_stated_one_or_that_of_the_benchmark() -> None:
     [
         ("run /home/jo/a.yaml --set r=/data/runs/", "run a.yaml --set r=runs"),
         ("s3://bucket/secret/runs and ~/x/y", "runs and y"),
-        ("https://jo:pw@host/x", "https://(removed)host/x"),
+        ("https://jo:pw@host/x", "https://...@host/x"),
         ("api_key=abc, HF_TOKEN: xyz", "api_key=(removed), HF_TOKEN: (removed)"),
         ("hf_abcdefghijkl sk-0123456789abc", "(removed) (removed)"),
         ("max_tokens: 512 and token: null", "max_tokens: 512 and token: null"),
