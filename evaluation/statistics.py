@@ -281,6 +281,28 @@ def shapley_credit(solved: ArrayLike) -> Floats:
     return credit
 
 
+def shrunk_shares(right: ArrayLike, tries: ArrayLike) -> Floats:
+    """Each group's share of right tries, shrunk towards the share of all groups together.
+
+    The less the groups differ beyond chance, and the fewer tries a group has, the more it is
+    shrunk. How much they differ is the correlation of tries within a group, estimated by the
+    analysis of variance (Fleiss, 1981), bounded to 0 to 1. Groups need one try at least.
+    """
+    numbers, sizes = np.asarray(right, float), np.asarray(tries, float)
+    total, groups = sizes.sum(), sizes.size
+    shares, mean = numbers / sizes, numbers.sum() / total
+    if groups < 2 or total == groups:
+        return np.full(groups, mean)
+    between = float((sizes * (shares - mean) ** 2).sum()) / (groups - 1)
+    within = float((sizes * shares * (1 - shares)).sum()) / (total - groups)
+    size = (total - (sizes**2).sum() / total) / (groups - 1)
+    spread = between + (size - 1) * within
+    correlation = min(1.0, max(0.0, (between - within) / spread)) if spread > 0 else 0.0
+    weights = sizes * correlation / (1 + (sizes - 1) * correlation)
+    shrunk: Floats = mean + weights * (shares - mean)
+    return shrunk
+
+
 def majority_at_k(
     answers: Sequence[Sequence[str | None]],
     correct: Sequence[Sequence[bool]],

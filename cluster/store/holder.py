@@ -130,7 +130,7 @@ def _interruptible() -> Iterator[None]:
 def _take(run: Folder, take_over: bool) -> Holder:
     """Become the next holder. Raises `HeldError`."""
     holders, before = run.child(HOLDERS), last_holder(run)
-    if not (take_over or before.epoch == 0 or _is_free(holders, before)):
+    if not (take_over or before.epoch == 0 or _is_free(run, before)):
         raise HeldError(_held(run, before))
     # The next number: of two commands that found the last holder gone, only one gets it.
     mine = Holder(before.epoch + 1, this_process())
@@ -189,27 +189,32 @@ def _started(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-def _is_free(holders: Folder, holder: Holder) -> bool:
+def has_ended(run: Folder, holder: Holder) -> bool:
+    """Whether a holder is known to have ended: it released the run, or its process, which was on
+    this machine, is gone. Waits for nothing; a holder on another machine may be dead unnoticed."""
+    process = holder.process
+    if _is_released(run.child(HOLDERS), holder):
+        return True
+    if not _machine() or process.get("machine") != _machine():
+        return False
+    started = _started(int(process["pid"]))
+    return started is None or started != process["started"]  # another process may have the id now
+
+
+def _is_free(run: Folder, holder: Holder) -> bool:
     """Whether a holder has released the run, has ended on this machine, or shows no sign of
     life."""
-    process = holder.process
-    if _is_released(holders, holder):
-        return True
-    if _machine() and process.get("machine") == _machine():
-        started = _started(int(process["pid"]))
-        if started is None or started != process["started"]:  # another process may have the id now
-            return True
-    return not _gives_signs(holders, holder)
+    return has_ended(run, holder) or not _gives_signs(run.child(HOLDERS), holder)
 
 
 def _gives_signs(holders: Folder, holder: Holder) -> bool:
     """Watch a holder's counter until it changes, or until it has not changed for long enough."""
-    before, began, told = _read_beat(holders, holder), time.monotonic(), False
+    before, began, told = read_beat(holders, holder), time.monotonic(), False
     while (waited := time.monotonic() - began) < DEAD_AFTER_S:
         time.sleep(BEAT_EVERY_S / 6)
         if _is_released(holders, holder):
             return False
-        if _read_beat(holders, holder) != before:
+        if read_beat(holders, holder) != before:
             return True
         if not told and waited > 2 * BEAT_EVERY_S:
             told = True
@@ -221,7 +226,8 @@ def _is_released(holders: Folder, holder: Holder) -> bool:
     return holder.released_name in holders.file_names(".released")
 
 
-def _read_beat(holders: Folder, holder: Holder) -> bytes:
+def read_beat(holders: Folder, holder: Holder) -> bytes:
+    """The counter of a holder, which changes while it works; empty where it cannot be read."""
     try:
         return holders.read_bytes(holder.beat_name)
     except OSError:

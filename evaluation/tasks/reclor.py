@@ -35,5 +35,6 @@ TASK = Task(
     files={"train": ("train.json",), "test": ("val.json",)},
     counts={"train": 4638, "test": 500},
     note="Its val.json is used as test, because the labels of its test are hidden.",
+    no_publishing="its authors give it out by form only",
     read_row=read_row,
 )

@@ -92,6 +92,14 @@ class DatasetSettings(Settings):
     `package.module:function` of an installed package (see docs/EXTENDING.md). Null grades the
     answers by their type."""
 
+    licence: Annotated[str | None, OPERATIONAL] = None
+    """The licence of its questions, for the cards of `regenesis export`. Null: that of the
+    benchmark; not stated for files."""
+
+    publish: Annotated[bool | None, OPERATIONAL] = None
+    """Whether `regenesis export` may write its questions, and a model that was trained on them.
+    Null: unless the benchmark is known to forbid it."""
+
     weight: Annotated[float, OPERATIONAL, pydantic.Field(gt=0)] = 1.0
     """How often its questions are processed, relative to the other datasets: with 2.0 twice as
     often as with 1.0. Every dataset advances from the start, whatever its weight."""

@@ -30,6 +30,7 @@ from evaluation.statistics import (
     questions_for_margin,
     seeds_interval,
     shapley_credit,
+    shrunk_shares,
     t_cdf,
     t_quantile,
     wilson_interval,
@@ -297,3 +298,29 @@ def test_seeds_interval_holds_the_mean_in_95_of_100(seeds: int) -> None:
     drawn = RANDOM.normal(0.03, 0.02, (SIMULATED, seeds))
     held = [low <= 0.03 <= high for _, low, high in map(seeds_interval, drawn)]
     assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+
+
+def test_shares_of_groups_that_differ_by_chance_are_shrunk_to_the_mean() -> None:
+    shrunk = shrunk_shares([5, 5, 5], [10, 10, 10])
+    assert shrunk.tolist() == [0.5, 0.5, 0.5]
+    assert shrunk_shares([1, 0], [1, 1]).tolist() == [0.5, 0.5]
+    assert shrunk_shares([3], [4]).tolist() == [0.75]
+
+
+def test_shares_of_groups_that_differ_are_kept_where_there_are_many_tries() -> None:
+    shrunk = shrunk_shares([100, 900, 1], [1000, 1000, 2])
+    assert shrunk[0] == pytest.approx(0.1, abs=0.01)
+    assert shrunk[1] == pytest.approx(0.9, abs=0.01)
+    assert abs(shrunk[2] - 0.5) < 0.01
+
+
+def test_shrunk_shares_are_nearer_to_the_truth_than_the_raw_ones() -> None:
+    random = np.random.default_rng(3)
+    truth = random.beta(6, 6, size=400)
+    tries = random.integers(3, 12, size=400)
+    right = random.binomial(tries, truth)
+    raw = ((right / tries - truth) ** 2).mean()
+    shrunk = ((shrunk_shares(right, tries) - truth) ** 2).mean()
+    best = (((right + 6) / (tries + 12) - truth) ** 2).mean()
+    assert shrunk < raw / 2
+    assert shrunk < 1.1 * best

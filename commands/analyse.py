@@ -1,0 +1,43 @@
+"""`regenesis.py analyse RUN`: the tables behind a report, as text and as Parquet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from cluster.errors import InputError
+from cluster.store.folder import Folder
+from cluster.terminal import say
+from commands.arguments import add_run
+from pipelines.analysis.reading import analysis_tables, format_analysis, grader_note
+from pipelines.stored_run import StoredRun
+
+TEXT_FILE = "analysis.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, and where the tables go."""
+    add_run(parser)
+    parser.add_argument(
+        "--to", metavar="FOLDER", help=f"also write the tables as Parquet, and {TEXT_FILE}"
+    )
+    parser.add_argument("--json", action="store_true", help="print the tables as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the tables, and write them where that is asked for; the run is only read."""
+    stored = StoredRun.read(arguments.run)
+    to = Folder.open(arguments.to) if arguments.to else None
+    if to is not None and to.path.startswith(f"{stored.folder.path}/"):
+        raise InputError(f"--to {arguments.to} is within the run's folder; name another folder")
+    found = analysis_tables(stored)
+    text = "\n\n".join([*grader_note(stored), format_analysis(found)])
+    if arguments.json:
+        say(json.dumps({name: table.to_pylist() for name, table in found.items()}))
+    else:
+        say(text)
+    if to is not None:
+        for name, table in found.items():
+            to.write_table(f"{name}.parquet", table)
+        to.write_bytes(TEXT_FILE, f"{text}\n".encode())
+    return 0

@@ -1,0 +1,443 @@
+"""The tables behind a report: pure functions on Arrow tables.
+
+Most begin with a table of paths (`PATHS_TABLE`), a row for each path that was made::
+
+    {"round": 0, "question_id": "gsm8k/train/00042", "dataset": "gsm8k", "kind": "",
+     "path_id": "0/regenesis/...", "guideline_id": "decompose", "is_hinted": False,
+     "verdict": "correct", "read_as": "boxed", "is_finished": True, "is_failed": False,
+     "num_tokens": 412, "num_path_tokens": 180}
+
+A path is right when its verdict is `correct`. Shares lie between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from evaluation.grader import ReadAs, Verdict
+from evaluation.predictions import Prediction
+from evaluation.scores import is_correct
+from evaluation.statistics import (
+    coverage_by_question,
+    exact_mcnemar,
+    shapley_credit,
+    shrunk_shares,
+    wilson_interval,
+)
+
+PATHS_TABLE = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("kind", pa.string()),
+        ("path_id", pa.string()),
+        ("guideline_id", pa.string()),
+        ("is_hinted", pa.bool_()),
+        ("verdict", pa.string()),
+        ("read_as", pa.string()),
+        ("is_finished", pa.bool_()),
+        ("is_failed", pa.bool_()),
+        ("num_tokens", pa.int32()),  # in all stages
+        ("num_path_tokens", pa.int32()),  # in the last stage
+    ]
+)
+PLAIN = "(none)"
+"""Shown for a path that was made without a guideline."""
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def _right(paths: pa.Table) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = pc.equal(paths.column("verdict"), str(Verdict.CORRECT)).to_numpy()
+    return right
+
+
+def _is_read(paths: pa.Table) -> NDArray[np.bool_]:
+    """Whether an answer was found in the path."""
+    read_as = pc.fill_null(paths.column("read_as"), str(ReadAs.NOTHING))
+    read: NDArray[np.bool_] = pc.not_equal(read_as, str(ReadAs.NOTHING)).to_numpy()
+    return read
+
+
+def _groups(
+    paths: pa.Table, columns: Sequence[str]
+) -> Iterator[tuple[tuple[Any, ...], NDArray[np.int64]]]:
+    """The places of the rows of each group, in the order of the groups' values."""
+    keys = [paths.column(name).to_pylist() for name in columns]
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, key in enumerate(zip(*keys, strict=True)):
+        places.setdefault(key, []).append(place)
+    for key in sorted(places, key=lambda key: tuple(str(part) for part in key)):
+        yield key, np.array(places[key], np.int64)
+
+
+def _unhinted(paths: pa.Table) -> pa.Table:
+    return paths.filter(pc.invert(paths.column("is_hinted")))
+
+
+def guideline_yield(paths: pa.Table) -> pa.Table:
+    """For each round, dataset, kind and guideline: paths, right ones, their share with a 95 %
+    interval, and the share shrunk towards that of all guidelines on the same questions.
+
+    Paths that were shown the answer are left out.
+    """
+    rows: list[dict[str, Any]] = []
+    given = _unhinted(paths)
+    for (round_, dataset, kind), places in _groups(given, ("round", "dataset", "kind")):
+        group = given.take(places)
+        is_right = _right(group)
+        found = [(key[0], of_one) for key, of_one in _groups(group, ("guideline_id",))]
+        right = np.array([is_right[of_one].sum() for _, of_one in found])
+        tries = np.array([len(of_one) for _, of_one in found])
+        shrunk = shrunk_shares(right, tries)
+        for number, (guideline_id, _) in enumerate(found):
+            low, high = wilson_interval(int(right[number]), int(tries[number]))
+            rows.append(
+                {
+                    "round": round_,
+                    "dataset": dataset,
+                    "kind": kind,
+                    "guideline_id": guideline_id or PLAIN,
+                    "num_paths": int(tries[number]),
+                    "num_right": int(right[number]),
+                    "share": right[number] / tries[number],
+                    "low": low,
+                    "high": high,
+                    "shrunk_share": float(shrunk[number]),
+                }
+            )
+    return pa.Table.from_pylist(rows, _YIELD)
+
+
+_YIELD = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("kind", pa.string()),
+        ("guideline_id", pa.string()),
+        ("num_paths", pa.int64()),
+        ("num_right", pa.int64()),
+        ("share", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("shrunk_share", pa.float64()),
+    ]
+)
+
+
+def solved_by(paths: pa.Table) -> tuple[list[str], list[str], NDArray[np.bool_]]:
+    """Question ids, guidelines, and the matrix (questions x guidelines) of which solved which.
+
+    Paths that were shown the answer are left out.
+    """
+    given = _unhinted(paths)
+    guidelines = pc.fill_null(given.column("guideline_id"), PLAIN)
+    ids = given.column("question_id").combine_chunks().dictionary_encode()
+    names = guidelines.combine_chunks().dictionary_encode()
+    solved = np.zeros((len(ids.dictionary), len(names.dictionary)), bool)
+    right = _right(given)
+    solved[ids.indices.to_numpy()[right], names.indices.to_numpy()[right]] = True
+    return ids.dictionary.to_pylist(), names.dictionary.to_pylist(), solved
+
+
+def guideline_credit(paths: pa.Table) -> pa.Table:
+    """For each round, dataset and guideline: the questions it solved, those that it alone solved,
+    and its Shapley credit (1 / number of guidelines that solved it, summed over questions)."""
+    rows: list[dict[str, Any]] = []
+    for (round_, dataset), places in _groups(paths, ("round", "dataset")):
+        _, names, solved = solved_by(paths.take(places))
+        alone = solved & (solved.sum(1, keepdims=True) == 1)
+        credit = shapley_credit(solved)
+        for number, name in enumerate(names):
+            rows.append(
+                {
+                    "round": round_,
+                    "dataset": dataset,
+                    "guideline_id": name,
+                    "num_solved": int(solved[:, number].sum()),
+                    "num_solved_alone": int(alone[:, number].sum()),
+                    "credit": float(credit[number]),
+                }
+            )
+    return pa.Table.from_pylist(rows, _CREDIT)
+
+
+_CREDIT = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("guideline_id", pa.string()),
+        ("num_solved", pa.int64()),
+        ("num_solved_alone", pa.int64()),
+        ("credit", pa.float64()),
+    ]
+)
+
+
+def unsolved_questions(paths: pa.Table) -> pa.Table:
+    """The questions of each round that no path without a hint answered rightly, with the number of
+    those paths and how many of them could be read."""
+    rows: list[dict[str, Any]] = []
+    given = _unhinted(paths)
+    right = _right(given)
+    read = _is_read(given)
+    for key, places in _groups(given, ("round", "dataset", "kind", "question_id")):
+        if not right[places].any():
+            row = dict(zip(("round", "dataset", "kind", "question_id"), key, strict=True))
+            rows.append(row | {"num_paths": len(places), "num_read": int(read[places].sum())})
+    return pa.Table.from_pylist(rows, _UNSOLVED)
+
+
+_UNSOLVED = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("kind", pa.string()),
+        ("question_id", pa.string()),
+        ("num_paths", pa.int64()),
+        ("num_read", pa.int64()),
+    ]
+)
+
+
+def coverage(paths: pa.Table) -> pa.Table:
+    """For each round, dataset and k: the mean share of questions that k of their paths, drawn
+    without replacement, solve; over the questions that have k paths without a hint.
+
+    A failed path counts as one that solves nothing. k is 1, 2, 4, ... and the largest number of
+    paths of a question.
+    """
+    rows: list[dict[str, Any]] = []
+    given = _unhinted(paths)
+    right = _right(given)
+    for (round_, dataset), places in _groups(given, ("round", "dataset")):
+        ids = given.column("question_id").take(places).combine_chunks().dictionary_encode()
+        question = ids.indices.to_numpy()
+        num_paths = np.bincount(question)
+        num_right = np.bincount(question, right[places]).astype(np.int64)
+        for k in _powers_up_to(int(num_paths.max())):
+            chances = np.concatenate(
+                [
+                    coverage_by_question(num_right[num_paths == number], int(number), k)
+                    for number in np.unique(num_paths[num_paths >= k])
+                ]
+            )
+            rows.append(
+                {
+                    "round": round_,
+                    "dataset": dataset,
+                    "k": k,
+                    "num_questions": len(chances),
+                    "coverage": float(chances.mean()),
+                }
+            )
+    return pa.Table.from_pylist(rows, _COVERAGE)
+
+
+_COVERAGE = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("k", pa.int64()),
+        ("num_questions", pa.int64()),
+        ("coverage", pa.float64()),
+    ]
+)
+
+
+def _powers_up_to(largest: int) -> list[int]:
+    powers = [2**power for power in range(largest.bit_length()) if 2**power <= largest]
+    return powers if powers and powers[-1] == largest else [*powers, largest]
+
+
+def lengths(paths: pa.Table) -> pa.Table:
+    """For each round, dataset and verdict: paths, how many a token limit cut off, and the tokens of
+    the last stage: mean and quantiles. Failed paths are left out, since they have no last stage."""
+    rows: list[dict[str, Any]] = []
+    made = paths.filter(pc.invert(paths.column("is_failed")))
+    finished = made.column("is_finished").to_numpy()
+    tokens = made.column("num_path_tokens").to_numpy()
+    for key, places in _groups(made, ("round", "dataset", "verdict")):
+        quantiles = np.quantile(tokens[places], QUANTILES)
+        rows.append(
+            dict(zip(("round", "dataset", "verdict"), key, strict=True))
+            | {
+                "num_paths": len(places),
+                "num_truncated": int((~finished[places]).sum()),
+                "mean_tokens": float(tokens[places].mean()),
+                **{
+                    f"tokens_{100 * q:.0f}": float(v)
+                    for q, v in zip(QUANTILES, quantiles, strict=True)
+                },
+            }
+        )
+    return pa.Table.from_pylist(rows, _LENGTHS)
+
+
+_LENGTHS = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("verdict", pa.string()),
+        ("num_paths", pa.int64()),
+        ("num_truncated", pa.int64()),
+        ("mean_tokens", pa.float64()),
+        *((f"tokens_{100 * q:.0f}", pa.float64()) for q in QUANTILES),
+    ]
+)
+
+
+# --- the funnel --------------------------------------------------------------------------------
+
+
+def funnel(
+    paths: pa.Table, questions: Mapping[str, int], examples: Mapping[int, Mapping[str, Any]]
+) -> pa.Table:
+    """For each round and dataset, how many are left after each stage.
+
+    The stages are `questions` (those to be answered), `with paths`, `solved` (also by a path that
+    was shown the answer), `paths`, of these `finished`, of these `read`, of these `right`; then
+    `dropped` with a row for each reason of the filters, `kept` and `examples`. Dropped and kept
+    paths together are all paths. `questions` counts the training questions by dataset; `examples`
+    are the manifests of the examples by round. A round without a manifest ends with `right`.
+    """
+    rows: list[dict[str, Any]] = []
+    right, finished = _right(paths), paths.column("is_finished").to_numpy()
+    read = finished & _is_read(paths)
+    ids = paths.column("question_id").to_numpy()
+    for (round_, dataset), places in _groups(paths, ("round", "dataset")):
+        counts: list[tuple[str, str, int]] = [
+            ("questions", "", questions.get(dataset, 0)),
+            ("with paths", "", len(np.unique(ids[places]))),
+            ("solved", "", len(np.unique(ids[places][right[places]]))),
+            ("paths", "", len(places)),
+            ("finished", "", int(finished[places].sum())),
+            ("read", "", int(read[places].sum())),
+            ("right", "", int((read & right)[places].sum())),
+        ]
+        facts = (examples.get(round_) or {}).get("datasets", {}).get(dataset)
+        if facts is not None:
+            counts += [("dropped", reason, number) for reason, number in facts["dropped"].items()]
+            counts.append(("kept", "", facts["num_kept_paths"]))
+            counts.append(("examples", "", facts.get("num_examples", facts["num_kept_paths"])))
+        rows += [
+            {
+                "round": round_,
+                "dataset": dataset,
+                "stage": stage,
+                "reason": reason,
+                "number": number,
+            }
+            for stage, reason, number in counts
+        ]
+    return pa.Table.from_pylist(rows, _FUNNEL)
+
+
+_FUNNEL = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("number", pa.int64()),
+    ]
+)
+
+
+# --- base and tuned ----------------------------------------------------------------------------
+
+
+def changed_questions(
+    base: Mapping[str, Prediction], tuned: Mapping[str, Prediction], step: str
+) -> pa.Table:
+    """The held-out questions that both models answered, and what changed in both readings.
+
+    `step` names the tuned model's predictions. A change is `gained`, `lost`, `right` (both are) or
+    `wrong` (neither is).
+    """
+    rows = []
+    for question_id in sorted(base.keys() & tuned.keys()):
+        before, after = base[question_id], tuned[question_id]
+        question = before.question
+        rows.append(
+            {
+                "step": step,
+                "split": question.split,
+                "domain": question.domain,
+                "dataset": question.dataset,
+                "kind": question.kind,
+                "question_id": question_id,
+                "strict": _change(before, after, tolerant=False),
+                "tolerant": _change(before, after, tolerant=True),
+                "base_predicted": before.predicted,
+                "tuned_predicted": after.predicted,
+                "answer": question.answer,
+            }
+        )
+    return pa.Table.from_pylist(rows, _CHANGED)
+
+
+_CHANGED = pa.schema(
+    [
+        ("step", pa.string()),
+        ("split", pa.string()),
+        ("domain", pa.string()),
+        ("dataset", pa.string()),
+        ("kind", pa.string()),
+        ("question_id", pa.string()),
+        ("strict", pa.string()),
+        ("tolerant", pa.string()),
+        ("base_predicted", pa.string()),
+        ("tuned_predicted", pa.string()),
+        ("answer", pa.string()),
+    ]
+)
+_CHANGES = {
+    (False, True): "gained",
+    (True, False): "lost",
+    (True, True): "right",
+    (False, False): "wrong",
+}
+
+
+def _change(before: Prediction, after: Prediction, *, tolerant: bool) -> str:
+    return _CHANGES[is_correct(before, tolerant=tolerant), is_correct(after, tolerant=tolerant)]
+
+
+def changes(changed: pa.Table) -> pa.Table:
+    """For each tuned model, split and dataset, in both readings: how many questions were gained,
+    lost, right twice and wrong twice, and the exact McNemar p value."""
+    rows: list[dict[str, Any]] = []
+    keys = ("step", "split", "domain", "dataset")
+    for key, places in _groups(changed, keys):
+        for reading in ("strict", "tolerant"):
+            found = changed.column(reading).take(places).to_pylist()
+            base = [change in ("lost", "right") for change in found]
+            tuned = [change in ("gained", "right") for change in found]
+            rows.append(
+                dict(zip(keys, key, strict=True))
+                | {"reading": reading, "num_questions": len(found)}
+                | {change: found.count(change) for change in _CHANGES.values()}
+                | {"p_value": exact_mcnemar(base, tuned)}
+            )
+    return pa.Table.from_pylist(rows, _CHANGE_COUNTS)
+
+
+_CHANGE_COUNTS = pa.schema(
+    [
+        ("step", pa.string()),
+        ("split", pa.string()),
+        ("domain", pa.string()),
+        ("dataset", pa.string()),
+        ("reading", pa.string()),
+        ("num_questions", pa.int64()),
+        *((change, pa.int64()) for change in _CHANGES.values()),
+        ("p_value", pa.float64()),
+    ]
+)

@@ -1,0 +1,226 @@
+"""`regenesis show`: what it tells is what a recount of the rows gives, and it only reads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.events import kept_log, record
+from cluster.store.folder import Folder
+from cluster.store.holder import hold
+from cluster.store.ledger import PartWriter
+from pipelines.analysis.overview import cost_of
+from pipelines.synthesis.handler import PATHS_SCHEMA
+from regenesis import main
+from tests.finished_run import FinishedRun, folder_of
+
+Copy = Callable[[], FinishedRun]
+Capture = pytest.CaptureFixture[str]
+
+
+def shown(capsys: Capture, *arguments: str) -> Any:
+    assert main(["show", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def state_of(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    [step] = [step for step in facts["steps"] if step["name"] == name]
+    return dict(step)
+
+
+def all_paths(run: FinishedRun) -> list[dict[str, Any]]:
+    return [path for row in run.rows for path in row["paths"]]
+
+
+def reopen(run: FinishedRun, name: str) -> Path:
+    """Make a step of a copy unfinished: its rows are in a part, and there is no manifest."""
+    folder = folder_of(run, name)
+    (folder / "manifest.json").unlink()
+    return folder
+
+
+def test_finished_run_is_described_as_its_rows_are(
+    finished_run: FinishedRun, capsys: Capture
+) -> None:
+    facts = shown(capsys, finished_run.folder.uri)
+    paths = state_of(facts, "round_0/paths")
+    verdicts = Counter(path["verdict"] for path in all_paths(finished_run))
+    assert {step["state"] for step in facts["steps"]} == {"finished"}
+    assert facts["left"] == []
+    assert (paths["num_done"], paths["num_questions"]) == (24, 24)
+    assert paths["facts"]["num_paths"] == sum(verdicts.values())
+    assert paths["facts"]["num_accepted"] == verdicts["correct"]
+    examples = state_of(facts, "round_0/examples")["facts"]
+    assert sum(examples["dropped"].values()) + examples["num_kept_paths"] == sum(verdicts.values())
+    assert len(state_of(facts, "round_0/scores")["facts"]["scores"]) == 2
+    assert main(["show", finished_run.folder.uri]) == 0
+    assert "left: nothing" in capsys.readouterr().out
+
+
+def test_unfinished_run_is_described_so_far(copied_run: Copy, capsys: Capture) -> None:
+    run = copied_run()
+    for name in ("examples", "model", "predictions", "scores"):
+        folder = folder_of(run, f"round_0/{name}")
+        folder.rename(Path(run.folder.path).parent / f"away-{name}")
+    folder = reopen(run, "round_0/paths")
+    [rows] = folder.glob("rows-*.parquet")
+    rows.unlink()
+    PartWriter(Folder.open(str(folder / "parts/000000-000001-aaaa/0")), PATHS_SCHEMA).write(
+        run.rows[:5]
+    )
+    facts = shown(capsys, run.folder.uri)
+    paths = state_of(facts, "round_0/paths")
+    assert (paths["state"], paths["num_done"]) == ("unfinished", 5)
+    assert paths["facts"]["num_paths"] == sum(len(row["paths"]) for row in run.rows[:5])
+    assert facts["left"][0] == "round_0/paths (19 questions)"
+    assert state_of(facts, "round_0/model")["state"] == "missing"
+    path_id = run.rows[0]["paths"][0]["path_id"]
+    lineage = shown(capsys, run.folder.uri, path_id)
+    assert lineage["kept"]["is_kept"] is None
+
+
+def test_damaged_step_is_named_and_the_others_are_described(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    [table] = folder_of(run, "round_0/examples").glob("train-*.parquet")
+    table.write_bytes(table.read_bytes()[:-7])
+    facts = shown(capsys, run.folder.uri)
+    broken = state_of(facts, "round_0/examples")
+    assert broken["state"] == "damaged"
+    assert table.name in broken["problem"]
+    assert state_of(facts, "round_0/scores")["state"] == "finished"
+    assert facts["left"] == ["round_0/examples (damaged)"]
+
+
+def test_held_run_is_shown_and_nothing_is_written(copied_run: Copy, capsys: Capture) -> None:
+    run = copied_run()
+    with hold(run.folder):
+        before = {name for name in run.folder.walk() if not name.endswith(".beat")}
+        assert shown(capsys, run.folder.uri)["holder"]["state"] == "holds"
+        shown(capsys, run.folder.uri, "--question", "sums/train/02")
+        after = {name for name in run.folder.walk() if not name.endswith(".beat")}
+    assert before == after
+    assert shown(capsys, run.folder.uri)["holder"]["state"] == "ended"
+
+
+def test_lineage_of_every_path_has_its_verdict_and_its_fate(
+    finished_run: FinishedRun, capsys: Capture
+) -> None:
+    examples = finished_run.steps["round_0/examples"].folder
+    dropped = pq.read_table(f"{examples.path}/dropped").to_pylist()
+    reasons = {row["path_id"]: row["reason"] for row in dropped}
+    targets = {
+        row["example_id"]: row["messages"][-1]["content"]
+        for row in examples.read_table().to_pylist()
+    }
+    kept = next(p for p in all_paths(finished_run) if p["path_id"] in targets)
+    lost = next(p for p in all_paths(finished_run) if p["path_id"] in reasons)
+    lineage = shown(capsys, finished_run.folder.uri, kept["path_id"])
+    assert lineage["kept"] == {"is_kept": True, "dropped_because": None}
+    assert lineage["path"]["reasoning"] == kept["reasoning"]
+    assert lineage["guideline"]["text"]
+    [example] = lineage["examples"]
+    assert example["learned"].startswith(targets[kept["path_id"]])
+    assert example["learned"].endswith("<|end|>")
+    assert lineage["question"]["text"] in example["not_learned"]
+    assert main(["show", finished_run.folder.uri, kept["path_id"]]) == 0
+    text = capsys.readouterr().out
+    parts = (
+        "=== question",
+        "=== guideline",
+        "=== structure",
+        "=== answer",
+        "not learned",
+        "learned",
+    )
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+    lineage = shown(capsys, finished_run.folder.uri, lost["path_id"])
+    assert lineage["kept"]["dropped_because"] == reasons[lost["path_id"]]
+    assert lineage["examples"] == []
+    for row in finished_run.rows[:3]:
+        facts = shown(capsys, finished_run.folder.uri, "--question", row["question_id"])
+        fates = {path["path_id"]: path["dropped_because"] for path in facts["paths"]}
+        assert fates == {p["path_id"]: reasons.get(p["path_id"]) for p in row["paths"]}
+
+
+def test_held_out_question_has_both_answers(finished_run: FinishedRun, capsys: Capture) -> None:
+    facts = shown(capsys, finished_run.folder.uri, "--question", "sums/test/02")
+    assert [each["step"] for each in facts["answers"]] == [
+        "base/predictions",
+        "round_0/predictions",
+    ]
+    assert facts["paths"] == []
+
+
+def test_text_of_a_model_cannot_command_the_terminal(copied_run: Copy, capsys: Capture) -> None:
+    run = copied_run()
+    folder = reopen(run, "round_0/paths")
+    row = run.rows[0] | {"attempt": 7}
+    row["paths"] = [
+        row["paths"][0] | {"reasoning": "a\x1b]0;title\x07\u202eb", "predicted": "\x1bc"}
+    ]
+    PartWriter(Folder.open(str(folder / "parts/000000-000002-aaaa/0")), PATHS_SCHEMA).write([row])
+    path_id = row["paths"][0]["path_id"]
+    for arguments in ([path_id], ["--question", row["question_id"]]):
+        assert main(["show", run.folder.uri, *arguments]) == 0
+        text = capsys.readouterr().out
+        assert not {"\x1b", "\x07", "\u202e"} & set(text)
+        assert "\\x1b" in text
+    assert len(shown(capsys, run.folder.uri, "--question", row["question_id"])["paths"]) == 1
+
+
+def test_all_runs_of_a_folder_are_listed(copied_run: Copy, capsys: Capture) -> None:
+    run = copied_run()
+    root = str(Path(run.folder.path).parent)
+    begun = Folder.open(root).child("begun")
+    begun.write_json("run.json", {"run": "begun"})
+    assert main(["show", "--runs", root]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["begun", "finished"]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["not planned", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give the folder of a run"),
+        (["{run}", "--runs", "."], "give the folder of a run"),
+        (["{run}", "nothing/like/it"], "has no path with this id"),
+        (["{run}", "--question", "sums/train/99"], "ids of its questions look like "),
+        (["--runs", "{run}"], "no folder in it is a run"),
+        (["--runs", ".", "--question", "a"], "needs the folder of one run"),
+    ],
+)
+def test_wrong_request_is_refused(
+    finished_run: FinishedRun, capsys: Capture, arguments: list[str], said: str
+) -> None:
+    given = [each.format(run=finished_run.folder.uri) for each in arguments]
+    assert main(["show", *given]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_cost_is_that_of_the_events(tmp_path: Path) -> None:
+    from cluster.events import read_events
+
+    run = Folder.open(str(tmp_path))
+    with kept_log("run", run):
+        record("generated", gpu_hours=0.5, money=2.0, currency="EUR")
+        record("trained", gpu_hours=0.25, money=1.0, currency="EUR")
+    cost = cost_of(read_events(run))
+    assert (cost["gpu_hours"], cost["money"], cost["currency"]) == (0.75, 3.0, "EUR")
+    killed = [
+        {"at": "2026-11-29T10:00:00.000Z", "event": "command_started"},
+        {"at": "2026-11-29T10:20:00.000Z", "event": "command_started", "command": "select"},
+        {"at": "2026-11-29T10:21:00.000Z", "event": "command_finished", "command": "select"},
+        {"at": "2026-11-29T11:00:00.000Z", "event": "rate"},
+        {"at": "2026-11-29T20:00:00.000Z", "event": "command_started"},
+        {"at": "2026-11-29T20:30:00.000Z", "event": "command_finished"},
+    ]
+    assert cost_of(killed)["hours"] == 1.5
