@@ -52,7 +52,7 @@ def measure_this_process(folder: str) -> None:
 def _coverage(folder: str, *, data_suffix: bool = False) -> Any:
     import coverage
 
-    return coverage.Coverage(
+    measured = coverage.Coverage(
         data_file=str(Path(folder) / "data"),
         data_suffix=data_suffix,
         branch=True,
@@ -60,6 +60,9 @@ def _coverage(folder: str, *, data_suffix: bool = False) -> Any:
         source=[str(REPOSITORY)],
         omit=[str(REPOSITORY / name / "*") for name in ("tests", "benchmarks", ".venv")],
     )
+    # A program that ends before it runs our code would say so on stderr, which tests read.
+    measured.set_option("run:disable_warnings", ["no-data-collected", "already-imported"])
+    return measured
 
 
 @contextmanager
