@@ -193,8 +193,9 @@ def explain_shortage(
     helps = list(_remedies(model, batch_of, settings, device_bytes, host_bytes))
     remedy = f"it would fit {', or '.join(helps)}" if helps else "use larger workers"
     return (
-        f"training takes about {needed} on each worker ({memory.describe()}), but has {there}, of "
-        f"which a part is kept free; {remedy}; if you know better, set training.check_memory: false"
+        f"training takes about {needed} on each worker ({memory.describe()}); a worker has "
+        f"{there}, part of which is kept free; {remedy}; if you know better, set "
+        "training.check_memory: false"
     )
 
 

@@ -142,7 +142,7 @@ def test_explain_shortage_names_the_first_change_that_helps(gib: float, remedy: 
     else:
         assert shortage is not None
         assert remedy in shortage
-        assert f"there is {gib:.1f} GiB" in shortage
+        assert f"a worker has {gib:.1f} GiB" in shortage
 
 
 def test_explain_shortage_keeps_a_reserve_of_a_card() -> None:
