@@ -402,7 +402,7 @@ def measure(
                 run_side,
                 side,
                 work,
-                Stopwatch(side, turns, frees_memory="trl" in RATIOS[ratio]),
+                Stopwatch(side, turns, frees_memory=ratio != "packed_over_padded"),
                 folder / f"{ratio}-{repeat}-{side}",
             )
             for side in sides
