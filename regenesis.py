@@ -108,7 +108,7 @@ def run(
         keep_to_budget(begun, stop)
         improve(begun, stop, until)
         say(f"run folder: {begun.folder.uri}")
-    return load_run(begun.folder.uri)
+    return StoredRun.read(begun.folder)
 
 
 def load_run(folder: str) -> StoredRun:

@@ -49,13 +49,16 @@ class StoredRun:
     steps: tuple[str, ...]
 
     @classmethod
-    def read(cls, uri: str) -> StoredRun:
-        """Open the folder. Raises `InputError` when it does not contain a run."""
-        folder = Folder.open(uri)
+    def read(cls, location: str | Folder) -> StoredRun:
+        """Open the folder. Raises `InputError` when it does not contain a run.
+
+        A `Folder` that is open already keeps its endpoint and keys, which its address lacks.
+        """
+        folder = Folder.open(location) if isinstance(location, str) else location
         steps = folder.read_json(STEPS_FILE)
         if steps is None or not _are_names(steps) or CONFIG_FILE not in folder.file_names():
             raise InputError(
-                f"{uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the "
+                f"{folder.uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); give the "
                 "folder that `regenesis.py run` named in its first lines, or start the run again"
             )
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ import pydantic
 import pytest
 import yaml
 
+from cluster.errors import InputError
 from cluster.inference.engine import EngineSettings, SamplingSettings
 from cluster.models.model import Model
 from cluster.settings import Neutral, Settings, versioned
@@ -40,7 +42,7 @@ from pipelines.steps import (
     questions,
     scores,
 )
-from pipelines.synthesis.chain import SynthesisSettings
+from pipelines.synthesis.chain import Recipe, SynthesisSettings
 from tests.test_golden import GOLDEN, check
 from training.objectives.dpo import DpoSettings
 from training.settings import TrainingSettings
@@ -143,6 +145,26 @@ def test_controls_that_came_later_move_the_runs_that_they_change_and_no_other() 
     as_before = examples_of("examples.verdict=majority", "examples.min_vote_share=0.0")["examples"]
     assert as_before["min_vote_share"] == 0.0
     assert "min_votes" not in as_before
+
+
+def test_model_whose_turns_are_read_differently_moves_its_generations() -> None:
+    config = loaded("quickstart")
+    recipe = Recipe.load(0, config.synthesis)
+    same, moved = (Model("m", "base", "cache", needs_turns=turns) for turns in (False, True))
+    of_paths = paths.content(recipe, config.engine, same)
+    assert paths.content(recipe, config.engine, moved) == of_paths | {"turns": paths.TURNS}
+    asked = (config.evaluation, config.engine)
+    of_predictions = predictions.content(*asked, same)
+    assert predictions.content(*asked, moved) == of_predictions | {"turns": predictions.TURNS}
+
+
+def test_run_without_a_training_question_is_refused() -> None:
+    config = loaded("quickstart")
+    counts = [each for each in facts_of(config).counts if each["split"] != "train"]
+    nothing = replace(facts_of(config), counts=counts)
+    base = Model("the base model", "base", "cache")
+    with pytest.raises(InputError, match="train"):
+        plan_run(config, Folder.open("/nowhere"), base, nothing)
 
 
 def test_settings_of_the_machine_move_no_folder() -> None:

@@ -21,11 +21,6 @@ def argument_names() -> tuple[str, ...]:
     return tuple(argument_types())
 
 
-def sampling_names() -> tuple[str, ...]:
-    """The arguments of `SamplingParams.from_optional`."""
-    return tuple(sampling_types())
-
-
 def sampling_types() -> dict[str, str]:
     """The arguments of `SamplingParams.from_optional`, with their types in the source."""
     for node in ast.walk(_parsed("sampling_params.py")):

@@ -132,7 +132,7 @@ class EngineWorker:
             raise
         finally:
             self._state.num_chunks -= 1
-        if self._state.died:
+        if self._state.dying:
             await asyncio.Event().wait()  # a receipt would report the chunk as done
         return chunk
 
@@ -170,7 +170,7 @@ class EngineWorker:
         async with _RowKeeper(job, writer, self._settings, self._state) as keeper:
             await self._do_questions(job, asked, keeper, deaths)
         await self._report()
-        if not self._state.stopping.is_set():
+        if not (self._state.stopping.is_set() or self._state.dying):
             await self._board.end_chunk.remote(key)
 
     async def _do_questions(
@@ -244,7 +244,7 @@ class EngineWorker:
         """End this process, so that Ray starts another; first let every chunk save its rows."""
         if self._state.died:
             return
-        self._state.died = True
+        self._state.dying = self._state.died = True
         self._board.note_error.remote(_one_line(error))
         self._state.stop()
         away_s = max((job.folder.outage_s for job in self._jobs.values()), default=0.0)

@@ -95,7 +95,8 @@ class Calculator:
                 self._starter, self._control = self._start()
             ours, theirs = socket.socketpair()
             needs = {name: request[name] for name in ("family", "settings") if name in request}
-            with contextlib.suppress(BrokenPipeError):  # a dead worker is noticed in the exchange
+            # A starter that is gone is noticed in the exchange.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 socket.send_fds(self._control, [json.dumps(needs).encode()], [theirs.fileno()])
             theirs.close()
             return ours

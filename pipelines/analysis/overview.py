@@ -377,7 +377,7 @@ def all_runs(root: str) -> list[dict[str, Any]]:
 
 def _overview_of(folder: Folder) -> dict[str, Any]:
     try:
-        return overview(StoredRun.read(folder.uri))
+        return overview(StoredRun.read(folder))
     except InputError as error:
         return {"run": folder.name, "folder": folder.uri, "problem": str(error)}
 

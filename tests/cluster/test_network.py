@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pytest
 
 from cluster.errors import InputError, StorageError, StoreRefusedError
@@ -261,3 +262,49 @@ def test_network_ray_train_keeps_a_checkpoint_through_an_outage(
     with restored.as_directory() as found:
         for name in ("shard_0.pt", "shard_1.pt", "step/state.json"):
             assert (Path(found) / name).read_bytes() == (local / name).read_bytes()
+
+
+# --- a store that keeps folders, such as HDFS --------------------------------------------------
+
+
+def test_network_store_that_keeps_folders_does_what_a_disk_does(tmp_path: Path) -> None:
+    store = network.waiting(pyarrow.fs.LocalFileSystem(), outage_s=5)
+    root = str(tmp_path / "a")
+    store.create_dir(f"{root}/b/c", recursive=True)
+    for name in ("one", "two"):
+        with store.open_output_stream(f"{root}/b/c/{name}") as stream:
+            stream.write(name.encode())
+    store.copy_file(f"{root}/b/c/one", f"{root}/b/copied")
+    store.move(f"{root}/b/c/two", f"{root}/b/moved")
+    store.delete_file(f"{root}/b/c/one")
+    there = {
+        path.name: path.read_bytes() for path in (tmp_path / "a/b").iterdir() if path.is_file()
+    }
+    assert there == {"copied": b"one", "moved": b"two"}
+    with store.open_input_stream(f"{root}/b/moved") as stream:
+        assert (stream.read(1), stream.read()) == (b"t", b"wo")
+    store.delete_dir(f"{root}/b/c")
+    assert not (tmp_path / "a/b/c").exists()
+    store.delete_dir_contents(root)
+    assert list((tmp_path / "a").iterdir()) == []
+    store.delete_dir_contents(f"{root}/nowhere", missing_dir_ok=True)
+
+
+def test_network_what_is_not_there_is_said_at_once(clock: Clock, tmp_path: Path) -> None:
+    store = network.waiting(pyarrow.fs.LocalFileSystem(), outage_s=300)
+    with pytest.raises(FileNotFoundError):
+        store.open_input_file(str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError):
+        store.delete_dir_contents(str(tmp_path / "missing"))
+    assert clock.now == 0
+
+
+def test_network_answer_that_nothing_is_there_ends_an_outage(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call() -> str:
+        raise OSError("SLOW_DOWN") if clock.now < 60 else FileNotFoundError("no such object")
+
+    with pytest.raises(FileNotFoundError):
+        wait_out(call, "s3://e", outage_s=300)
+    assert "the storage s3://e answers again" in capsys.readouterr().err

@@ -115,12 +115,20 @@ def test_config_malformed_override_is_refused(write_config: WriteConfig, overrid
         ("run: a\nrun: b", "line 2: .*'run' is given twice, first in line 1"),
         ("a:\n  b: 1\n  c: 2\n  b: 3", "line 4: .*'b' is given twice, first in line 2"),
         ("run: !!binary YQ==", "quote it"),
+        ("run: a\x07", r"broken\.yaml: this is not YAML: .*; correct the file"),
     ],
 )
 def test_config_broken_file_is_refused(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=expected):
+        load_settings(Config, path)
+
+
+def test_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes(b"run: {name: caf\xe9}")
+    with pytest.raises(InputError, match=r"cannot read .*latin\.yaml"):
         load_settings(Config, path)
 
 

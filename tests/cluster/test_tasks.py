@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from cluster.errors import InputError
-from cluster.remote import map_blocks, run_task
+from cluster.remote import map_blocks, run_task, run_tasks
 
 
 def _refuse(*_arguments: object) -> pa.Table:
@@ -33,6 +33,19 @@ def test_run_task_runs_elsewhere_and_raises_what_was_raised(ray_cluster: str) ->
     assert run_task(_process) != os.getpid()
     with pytest.raises(InputError, match="nothing can be done"):
         run_task(_refuse)
+
+
+def _half(number: int) -> int:
+    if number % 2:
+        raise InputError(f"{number} is odd")
+    return number // 2
+
+
+def test_run_tasks_without_ray_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert run_tasks(_half, [(8,), (2,)]) == [4, 1]
+    with pytest.raises(InputError, match=r"^3 is odd$"):
+        run_tasks(_half, [(3,)])
 
 
 def _map_in_a_task(factor: int, num_blocks: int) -> list[pa.Table]:

@@ -225,6 +225,18 @@ NUMBER_BOXES = [
 ]
 
 NUMBER_TEXTS = [
+    Case("unclosed box in a box", r"So \boxed{\boxed 7}.", "7", CORRECT, BOXED),
+    Case("box in the second of two boxes", r"\boxed{4} and \boxed{\boxed{4}}", "4", CORRECT, BOXED),
+    Case("other box in the second box", r"\boxed{3} and \boxed{\boxed{4}}", "3", WRONG, BOXED),
+    Case("letter that grows in lower case", "İzmir. The answer is 7.", "7", CORRECT, PHRASE),
+    Case("letter that grows, other number", "İzmir. The answer is 7.", "6", WRONG, PHRASE),
+    Case(
+        "two statements and no single answer",
+        "The answer is that the length is 5 and the width is 6.",
+        "6",
+        WRONG,
+        PHRASE,
+    ),
     Case("last box", r"\boxed{3} and then \boxed{72}", "72", CORRECT, BOXED),
     Case("first box right", r"\boxed{72} and then \boxed{3}", "72", WRONG, BOXED),
     Case("same box thrice", r"\boxed{72} \boxed{72} \boxed{72}", "72", CORRECT, BOXED),
@@ -587,6 +599,12 @@ TEXT_CASES = [
 VECTOR = r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}"
 IDENTITY = r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}"
 MATH_CASES = [
+    boxed(r"\frac{\pi}{2}", r"0.5\pi = x", CORRECT),
+    boxed(r"\frac{\pi}{3}", r"0.5\pi = x", WRONG),
+    boxed("3.14", r"x \approx 3.14", CORRECT),
+    boxed("3.15", r"x \approx 3.14", WRONG),
+    Case("only formula", "The answer is the expression $x^2$.", "x^2", CORRECT, PHRASE),
+    Case("only formula, wrong", "The answer is the expression $x^2$.", "x^3", WRONG, PHRASE),
     # Numbers, written in any way.
     boxed(r"\frac{3}{2}", r"\frac32", CORRECT),
     boxed(r"\frac{3}{2}", r"\frac 32", CORRECT),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from evaluation.extraction import sandbox
 from evaluation.extraction.mathematics import MAX_LENGTH, is_bounded, same_mathematics
 from evaluation.extraction.sandbox import Calculator
 
@@ -62,6 +65,30 @@ def test_processes_after_their_parent_closed_are_gone() -> None:
             return
         time.sleep(0.01)
     pytest.fail("a process is still there")
+
+
+def test_close_of_what_never_started_is_nothing() -> None:
+    calculator = Calculator()
+    calculator.close()
+    calculator.close()
+
+
+def test_a_program_that_cannot_start_is_a_fault_and_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise SystemExit(3)\n")
+    monkeypatch.setattr(sandbox, "PROGRAM", broken)
+    calculator = Calculator()
+    # The first request may see a closed socket before the process is gone.
+    with contextlib.suppress(RuntimeError):
+        calculator.ask({"truth": "x", "found": "x"})
+    assert calculator._starter is not None
+    calculator._starter.wait()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"broken\.py ended with code 3"):
+            calculator.ask({"truth": "x", "found": "x"})
+    calculator.close()
 
 
 def group_exists(group: int) -> bool:

@@ -10,8 +10,9 @@ import pytest
 
 from cluster.errors import InputError
 from evaluation.extraction.answer_extraction import ReadAs, find_answer
-from evaluation.extraction.custom_grader import load_grader
-from evaluation.extraction.reasoning_gym import FAMILY_GRADER, family_data
+from evaluation.extraction.custom_grader import load_grader, read_grader
+from evaluation.extraction.reasoning_gym import FAMILY_GRADER, MAX_ANSWER_LENGTH, family_data
+from evaluation.extraction.sandbox import Calculator
 from evaluation.grader import Grade, Verdict, grade
 from evaluation.question import Question
 
@@ -39,6 +40,27 @@ def test_grade_by_own_grader_sees_the_text_without_its_thinking() -> None:
 def test_grade_by_own_grader_that_raises_is_a_fault() -> None:
     with pytest.raises(ValueError, match="eight"):
         grade(r"\boxed{eight}", EVEN, read_last=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "read_as", "answer"),
+    [
+        (r"\boxed{7} and then \boxed{ }", ReadAs.BOXED, "7"),
+        (r"It is not \boxed{5}.", ReadAs.LAST, None),
+        ("<answer>\n1 2\n3 4\n</answer> Bye.", ReadAs.PHRASE, "1 2\n3 4"),
+        ("The answer:\n1 2\n3 4", ReadAs.PHRASE, "1 2\n3 4"),
+        ("#### 1 2\n3 4", ReadAs.PHRASE, "1 2\n3 4"),
+        ("The answer is 7 hens.\nBye", ReadAs.PHRASE, "7 hens"),
+        ("The answer is 7.\nThe answer is below.", ReadAs.PHRASE, "7"),
+        ("Answer: 7\nAnswer: we need more.", ReadAs.PHRASE, "7"),
+        ("If the answer is 5, we are wrong.", ReadAs.LAST, None),
+        ("Answer:\n", ReadAs.LAST, None),
+    ],
+)
+def test_find_answer_keeps_the_lines_of_what_was_clearly_answered(
+    text: str, read_as: ReadAs, answer: str | None
+) -> None:
+    assert find_answer(text, last=False, finished=True) == (read_as, answer)
 
 
 def takes_too_little(text: str) -> Grade:
@@ -86,6 +108,11 @@ def test_load_grader_of_a_wrong_path_says_what_is_wrong(path: str, what: str) ->
         load_grader(path)
 
 
+def test_read_grader_of_a_file_that_is_not_there_names_the_grader(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^the grader '.*gone\.py:grade': .*gone\.py"):
+        read_grader(f"{tmp_path}/gone.py:grade")
+
+
 def family_question(family: str, **settings: Any) -> Question:
     """The first question of a family's stream."""
     from reasoning_gym.factory import create_dataset
@@ -125,6 +152,17 @@ def test_grade_by_family_takes_the_answer_and_no_other(family: str) -> None:
     question = family_question(family)
     assert judged(question, question.answer) == CORRECT
     assert judged(question, "elephants") == WRONG
+
+
+def test_grade_by_family_of_no_answer_and_of_an_endless_one_needs_no_scorer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Calculator, "ask", lambda *_: pytest.fail("the scorer was asked"))
+    question = replace(EVEN, grader=FAMILY_GRADER, grader_data="{}")
+    for finished, verdict in ((True, Verdict.NO_ANSWER), (False, Verdict.TRUNCATED)):
+        said = grade("Hm.", question, read_last=False, finished=finished)
+        assert (said.predicted, said.verdict) == (None, verdict)
+    assert judged(question, "9\n" * MAX_ANSWER_LENGTH) == WRONG
 
 
 def test_grade_by_family_takes_another_right_answer() -> None:

@@ -201,6 +201,23 @@ def test_scores_are_of_the_questions_asked_and_by_todays_grader(tmp_path: Path) 
     assert scores_table([score]).to_pylist()[0]["tuned_strict"] == 0.5
 
 
+def test_scores_of_a_model_tuned_on_one_dataset_call_the_others_out_of_domain(
+    tmp_path: Path,
+) -> None:
+    root = Folder.open(str(tmp_path))
+    questions = [question(0, task="a"), question(0, task="b")]
+    root.child("questions").write_table("questions.parquet", question_table(questions))
+    asked = Questions(root.child("questions"), ("test",))
+    write_predictions(root.child("base"), questions, "\\boxed{1}")
+    both = (root.child("base"), root.child("base"))
+    for tuned_on, domains in (
+        ("b", {"a": "out_of_domain", "b": "in_domain"}),
+        (None, {"a": "in_domain", "b": "in_domain"}),
+    ):
+        scores = score_predictions(asked, *both, tuned_on)
+        assert {s.task: s.domain for s in scores if s.task in ("a", "b")} == domains
+
+
 def test_scores_question_without_a_prediction_is_an_error(tmp_path: Path) -> None:
     root = Folder.open(str(tmp_path))
     questions = [question(n) for n in range(2)]

@@ -65,6 +65,11 @@ def test_difference_is_paired_and_its_interval_holds_it() -> None:
     assert paired_difference(base, base)[1] < 0.0 < paired_difference(base, base)[2]
 
 
+def test_intervals_of_no_question_say_nothing() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert paired_difference([], []) == (0.0, -1.0, 1.0)
+
+
 def test_difference_swapped_models_swap_the_interval() -> None:
     base = [True, False, True, False, False, True]
     tuned = [True, True, False, True, True, True]
@@ -97,6 +102,12 @@ def test_t_is_that_of_scipy(degrees: int) -> None:
         value = stats.t.ppf(share, degrees)
         assert t_quantile(share, degrees) == pytest.approx(value, rel=1e-7, abs=1e-9)
         assert t_cdf(value, degrees) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("share", "degrees"), [(0.0, 3), (1.0, 3), (-0.1, 3), (0.5, 0)])
+def test_t_of_what_is_no_share_or_no_degree_is_refused(share: float, degrees: int) -> None:
+    with pytest.raises(ValueError, match=f"share {share} must be between 0 and 1"):
+        t_quantile(share, degrees)
 
 
 def test_seeds_interval_is_that_of_scipy() -> None:

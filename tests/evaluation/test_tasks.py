@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from evaluation.question import SPLITS, Question, Split
 from evaluation.reading.hub_rows import Hub, load_hub_split
 from evaluation.task import find_task, plain_number, read_task, tasks
 from evaluation.tasks.bbh import ANSWER_READERS
+from evaluation.tasks.numglue import MAX_REORDERED
 from tests.conftest import SHARED_DATA, boxed_truth
 
 NAMES = ["anli", "aqua", "arc_challenge", "arc_easy", "asdiv", "asdiv_a", "bbh", "gsm8k"]
@@ -182,6 +184,7 @@ def test_numglue_reads_all_eight_kinds(tmp_path: Path) -> None:
         ({"answer": "Option 3", "type": "Type_3"}, "neither Option 1 nor Option 2"),
         ({"answer": "maybe", "type": "Type_7"}, "known are entailment"),
         ({"answer": None}, "column 'answer' is null"),
+        ({"answer": [], "type": "Type_5", "passage": "p"}, "column 'answer'"),
     ],
 )
 def test_numglue_wrong_row_is_named(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
@@ -190,6 +193,18 @@ def test_numglue_wrong_row_is_named(tmp_path: Path, change: dict[str, Any], expe
     told = complaint("numglue", tmp_path)
     assert "NumGLUE_test.json:2" in told
     assert expected in told
+
+
+def test_numglue_passage_answer_may_be_plain_and_many_spans_keep_their_order(
+    tmp_path: Path,
+) -> None:
+    spans = [f"man {number}" for number in range(MAX_REORDERED + 1)]
+    passage: dict[str, Any] = {"passage": "p", "question": "Who?", "type": "Type_6"}
+    rows = [passage | {"answer": "Ann"}, passage | {"answer": {"number": "", "spans": spans}}]
+    write(tmp_path, "NumGLUE_test.json", lines(*rows))
+    plain, many = read("numglue", tmp_path)
+    assert (plain.answer, plain.aliases) == ("Ann", ())
+    assert (many.answer, many.aliases) == (", ".join(spans), ())
 
 
 def ai2_row(labels: str, key: str) -> dict[str, Any]:
@@ -216,6 +231,23 @@ def test_arc_key_that_is_no_label_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "ARC-Easy-Test.jsonl", lines(ai2_row("ABCD", "E")))
     told = complaint("arc_easy", tmp_path)
     assert told.startswith(f"{path}:1, column 'answerKey' is 'E', which is not one of the labels")
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({"text": ["x", "y"], "label": ["A"]}, "has 1 labels for 2 options"),
+        (["x", "y"], "expected a mapping, found ['x', 'y']"),
+    ],
+)
+def test_arc_options_that_are_not_labelled_are_named(
+    tmp_path: Path, choices: Any, expected: str
+) -> None:
+    row = {"id": "1", "question": "Which?", "choices": choices, "answerKey": "A"}
+    path = write(tmp_path, "ARC-Easy-Test.jsonl", lines(row))
+    told = complaint("arc_easy", tmp_path)
+    assert told.startswith(f"{path}:1, column 'choices'")
+    assert expected in told
 
 
 def test_hub_form_of_ai2_gives_the_same_question(tmp_path: Path) -> None:
@@ -447,6 +479,29 @@ def test_bbh_lacking_one_of_its_tasks_is_refused(tmp_path: Path) -> None:
     assert "lacks bbh/snarks.json of task bbh" in complaint("bbh", tmp_path)
 
 
+def test_bbh_file_of_none_of_its_tasks_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.jsonl", lines({"input": "How many?", "target": "3"}))
+    told = complaint("bbh", path)
+    assert "mine.jsonl:1" in told
+    assert "does not contain one of the 27 tasks" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("anli/R1/test.jsonl", "x", "column 'label' is 'x'; known are e, n, c and 0, 1, 2"),
+        ("anli/R1/test.jsonl", ["e"], "column 'label' is ['e']"),
+        ("anli/mine.jsonl", "e", "names no round; name the folder R1, R2 or R3"),
+    ],
+)
+def test_anli_wrong_row_is_named(tmp_path: Path, name: str, label: Any, expected: str) -> None:
+    row = {"uid": "u1", "context": "It rains.", "hypothesis": "It is wet.", "label": label}
+    path = write(tmp_path, name, lines(row))
+    told = complaint("anli", path)
+    assert f"{path.name}:1" in told
+    assert expected in told
+
+
 def test_anli_rounds_stand_in_the_ids(tmp_path: Path) -> None:
     row = {"uid": "u1", "context": "It rains.", "hypothesis": "It is wet.", "label": "n"}
     for number in "123":
@@ -624,6 +679,34 @@ def test_hub_rows_come_through_the_datasets_library(
     assert [row.place for row in rows] == [f"{folder}/{s} row 1" for s in ("train", "test")]
     with pytest.raises(InputError, match=r"the dataset .*/someone/dev.* from the Hugging Face hub"):
         list(load_hub_split(str(folder), None, "dev"))
+
+
+def test_task_without_a_folder_is_read_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    row = {"ID": "chal-1", "Body": "Tea costs 2.", "Question": "Much?", "Answer": "6.00"}
+    write(tmp_path / "someone", "test.jsonl", lines(row))
+    task = replace(find_task("svamp"), hub=Hub(str(tmp_path / "someone"), {"test": ("test",)}))
+    assert seen(list(read_task(task, ["test"]))) == [("svamp/test/chal-1", "6", "number")]
+
+
+@pytest.mark.parametrize("config", [None, "second"])
+def test_hub_repository_with_a_script_is_read_as_the_hub_converted_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for folder in ("default", "second"):
+        path = tmp_path / "someone" / folder / "test" / "0000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([{"of": folder}]), path)
+    [row] = load_hub_split(str(tmp_path / "someone"), config, "test", is_converted=True)
+    assert row.values == {"of": config or "default"}
+
+
+def test_folder_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
+    told = complaint("gsm8k", tmp_path / ("x" * 300))
+    assert told.startswith(f"cannot list source.path {tmp_path}")
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the benchmark files are not here")

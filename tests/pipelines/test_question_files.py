@@ -6,17 +6,23 @@ import datetime
 import decimal
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pydantic
 import pytest
 
 from cluster.errors import InputError
 from evaluation.question import Question
+from evaluation.reading import files
+from evaluation.reading.files import reading
+from evaluation.reading.rows import resolve
+from evaluation.reading.table_rows import arrow_rows
 from pipelines.questions.loading import (
     DatasetSettings,
     QuestionSet,
@@ -86,6 +92,11 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
             "no column 'id'; the columns are more,",
         ),
         ("q.json", '{"data": [1]}', "is a number"),
+        ("q.json", "5", "q.json:1: every line must be one JSON object, but this is a number"),
+        ("q.json", "{5: [1]}", "q.json:1 is not JSON"),
+        ("q.json", '{"data" [1]}', "q.json:1 is not JSON: expecting ':' delimiter"),
+        ("q.json", '{"more": [1}', "q.json:1 is not JSON: expecting ',' delimiter"),
+        ("q.json", '{"more": ' + "[" * 100_000, "q.json:1 is not JSON that can be read"),
         ("q.jsonl", f"[{line()}]", "this is a list; a file with a single list must end in .json"),
         ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
         ("q.jsonl", '{"id": "a', "unterminated string starting at column 8"),
@@ -267,6 +278,20 @@ def test_parquet_small_floats_within_lists_and_structs_keep_their_digits(tmp_pat
     assert (question.choices, question.answer) == (("0.1", "0.2"), "B")
 
 
+def test_small_floats_of_a_dictionary_and_of_a_null_struct_keep_their_digits() -> None:
+    kind = pa.struct([("value", pa.float32()), ("name", pa.string())])
+    table = pa.table(
+        {
+            "coded": pa.array([0.1, 0.1, None], pa.float32()).dictionary_encode(),
+            "nested": pa.array([{"value": 0.1, "name": "x"}, None, {"value": None}], kind),
+        }
+    )
+    rows = arrow_rows(table)
+    assert [row["coded"] and str(row["coded"]) for row in rows] == ["0.1", "0.1", None]
+    assert str(rows[0]["nested"]["value"]) == "0.1"
+    assert [row["nested"] for row in rows[1:]] == [None, {"value": None, "name": None}]
+
+
 def test_parquet_column_twice_is_refused(tmp_path: Path) -> None:
     arrays = [pa.array(["1"]), pa.array(["?"]), pa.array([1]), pa.array([2])]
     names = ["id", "question", "answer", "answer"]
@@ -348,6 +373,56 @@ def test_list_of_rows_may_be_the_data_of_one_object(tmp_path: Path) -> None:
         read(tmp_path, "q.json", json.dumps({"data": rows, "more": rows}))
 
 
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ("x" * 300 + ".jsonl", "cannot read the question file"),
+        ("nowhere://folder/q.jsonl", "cannot read the question file nowhere://folder/q.jsonl"),
+        ("x" * 300 + "/*.jsonl", "cannot list"),
+    ],
+)
+def test_place_that_no_storage_knows_is_refused(tmp_path: Path, test: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(tmp_path, test)
+
+
+def test_file_whose_disk_fails_while_it_is_read_is_named() -> None:
+    def lines() -> Iterator[str]:
+        yield ONE
+        raise OSError(5, "Input/output error")
+
+    found = reading("q.jsonl", lines())
+    assert next(found) == ONE
+    with pytest.raises(InputError, match=r"cannot read the question file q\.jsonl: .*Input/output"):
+        next(found)
+
+
+def test_file_on_a_network_is_read_in_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "q.jsonl").write_text(ONE)
+    network = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr(files, "open_filesystem", lambda location: (network, "q.jsonl"))
+    found = files.open_file("s3://bucket/q.jsonl")
+    (tmp_path / "q.jsonl").unlink()
+    assert found.read() == ONE.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "expected"),
+    [
+        ("a/q.jsonl", "s3://bucket/questions", "s3://bucket/questions/a/q.jsonl"),
+        ("/data/q.jsonl", "s3://bucket/questions", "/data/q.jsonl"),
+        ("gs://other/q.jsonl", "s3://bucket/questions", "gs://other/q.jsonl"),
+        ("q.jsonl", "/data", "/data/q.jsonl"),
+    ],
+)
+def test_path_is_relative_to_the_folder_of_the_questions(
+    path: str, folder: str, expected: str
+) -> None:
+    assert resolve(path, folder) == expected
+
+
 def test_star_that_fits_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no file in .* matches q-\*\.jsonl"):
         load(tmp_path, "q-*.jsonl")
@@ -388,6 +463,7 @@ def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], said:
     [
         ({"header": ("id",)}, "delimiter and header are for CSV files, and q.jsonl is not one"),
         ({"delimiter": ";"}, "delimiter and header are for CSV files"),
+        ({"test": "q.csv", "header": ("id", "answer", "id")}, "header: a column is named twice"),
         ({"choices": ("a", "b"), "columns": {"choices": "c"}}, "choices and columns.choices both"),
         ({"columns": {"choices": ("answer", "b")}}, "set shuffle_options: true"),
         ({"answer_map": {}}, "no answer; name at least one"),
@@ -432,6 +508,7 @@ XY = {"choices": ["x", "y"]}
             "set source.option_letters to strip, or to keep",
         ),
         ({"choices": "['x', 'y']"}, {"answer_type": "choice"}, "write them as JSON"),
+        ({"choices": "[" * 100_000}, {"answer_type": "choice"}, "write them as JSON"),
         (
             {"choices": {"text": ["x", "y"], "label": ["1"]}},
             {"answer_type": "choice"},

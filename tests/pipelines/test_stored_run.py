@@ -54,6 +54,23 @@ def test_run_with_a_setting_that_is_gone_is_refused_and_left_alone(
     assert sorted(run.rglob("*")) == before
 
 
+def test_step_that_a_run_does_not_have_is_refused(run: Path) -> None:
+    stored = StoredRun.read(str(run))
+    with pytest.raises(InputError, match=r"steps\.json names no step round_9/paths; .*--until"):
+        stored.step("round_9/paths")
+    with pytest.raises(InputError, match=r"round_9/paths: the run .* has the steps questions, "):
+        stored.table("round_9/paths")
+
+
+def test_step_without_a_table_is_refused(run: Path) -> None:
+    stored = StoredRun.read(str(run))
+    with pytest.raises(InputError, match=r"round_0/model: the step .* is not finished"):
+        stored.table("round_0/model")
+    stored.step("round_0/model").write_json("manifest.json", {})
+    with pytest.raises(InputError, match=r"round_0/model: the step .* contains no table"):
+        stored.table("round_0/model")
+
+
 @pytest.mark.parametrize("gone", ["steps.json", "config.yaml"])
 def test_folder_that_is_no_run_is_refused(run: Path, gone: str) -> None:
     (run / gone).unlink()

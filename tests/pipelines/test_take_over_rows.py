@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from cluster.errors import DamagedFileError
 from cluster.inference.job import Slots
 from cluster.inference.schedule import Questions, plan_job, read_chunk
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, PartWriter, adopt_rows, compact, ledger_schema
+from cluster.store.step import Step
 from evaluation.question import QUESTION_SCHEMA
+from pipelines.steps import paths
 from pipelines.steps.paths import _has_same_paths
 from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 from pipelines.synthesis.reasoning_path import PATH_TYPE
@@ -99,6 +102,39 @@ def test_paths_are_the_same_ones_only_where_nothing_but_their_number_differs(
 ) -> None:
     assert _has_same_paths(CONTENT, CONTENT | changed) is same
     assert not _has_same_paths({}, CONTENT)
+
+
+def test_rows_are_taken_from_the_sibling_with_the_most_paths_and_damaged_ones_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Folder.open(str(tmp_path))
+    sizes = {1: 8, 2: 24, 3: 16, 4: 99}
+    others = {n: Step.below(root, "paths", more_samples(n)) for n in (*sizes, 5)}
+    for number, num_paths in sizes.items():
+        others[number].commit(rows={"num_paths": num_paths})
+    others[4].folder.write_json("manifest.json", {"xxh3": "damaged"})
+    other_seed = {"synthesis": CONTENT["synthesis"] | {"seed": 1}}
+    Step.below(root, "paths", CONTENT | other_seed).commit(rows={"num_paths": 50})
+    asked: list[Folder] = []
+
+    def adopt(_: Any, __: Folder, source: Folder, ___: pa.Schema) -> int:
+        asked.append(source)
+        if source.name == others[3].folder.name:
+            raise DamagedFileError("a part is damaged")
+        return int(source.name == others[2].folder.name)
+
+    monkeypatch.setattr(paths, "run_task", adopt)
+    paths.take_over_rows(Step.below(root, "paths", CONTENT))
+    assert [folder.name for folder in asked] == [others[n].folder.name for n in (2, 3, 1)]
+    assert capsys.readouterr().out.splitlines() == [
+        f"paths: 1 questions reuse their paths from {others[2].folder.name}",
+        "note: a part is damaged; its paths are generated again",
+    ]
+
+
+def more_samples(number: int) -> dict[str, Any]:
+    """The content with another number of samples."""
+    return CONTENT | {"synthesis": CONTENT["synthesis"] | {"samples": 10 + number}}
 
 
 @pytest.mark.slow
