@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import math
 import os
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     notice = wait_for_notice(arguments.metadata, arguments.every_s)
     action = str(notice.get("action", "terminate"))
     end = time.monotonic() + seconds_left(notice, datetime.datetime.now(datetime.UTC))
-    while (left_s := int(end - time.monotonic())) > 0:
+    while (left_s := math.ceil(end - time.monotonic())) > 0:
         print(f"notice: {action} in {left_s} s; draining this node", flush=True)
         if drain(arguments.address, arguments.node_id, left_s, action):
             return 0

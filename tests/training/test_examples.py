@@ -98,6 +98,12 @@ def test_survey_of_a_weight_that_is_none_is_refused(tmp_path: Path, weight: floa
     survey(folder, SMALL)
 
 
+def test_survey_of_positive_weights_passes(tmp_path: Path) -> None:
+    rows = [_row(name, [1], [2]) | {"vote_share": share} for name, share in (("a", 1), ("b", 0.1))]
+    weighted = SMALL.model_copy(update={"weight_by": "vote_share"})
+    assert survey(_folder(tmp_path, rows), weighted).num_kept == 2
+
+
 def test_survey_of_fewer_examples_than_a_batch_is_refused(tmp_path: Path) -> None:
     folder = _folder(tmp_path, make_rows(3))
     settings = SMALL.model_copy(update={"max_length": 100, "global_batch_size": 4})

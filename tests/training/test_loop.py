@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import signal
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,30 +15,26 @@ import pytest
 from cluster.errors import InputError, StorageError
 from cluster.models.model import Model
 from cluster.store.folder import Folder
-from training import fine_tune, loop
+from training import fine_tune, loop, preemption
+from training.checks import RefusedError, agree
 from training.loop import (
     Progress,
+    StepBoard,
     TrainingJob,
     UnwrittenError,
     _any_worker,
     _is_late,
+    _load_checkpoint,
+    _refuse_divergence,
     _save,
     _save_checkpoint,
+    _write_checkpoint,
+    train_worker,
 )
 from training.saving import IncompleteSaveError
 from training.settings import PlacedTraining
 
 DONE = Progress(next_step=6, num_steps=6)
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import torch
-
-    store = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -163,3 +160,139 @@ def test_a_checkpoint_by_time_is_due_when_so_many_seconds_went_by(
     assert not _is_late(41.0, settings)
     assert _is_late(40.0, settings)
     assert not _is_late(0.0, PlacedTraining())
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_refusal_of_any_worker_is_one_of_all() -> None:
+    def refuse() -> None:
+        raise InputError("too long")
+
+    agree(lambda: None)
+    with pytest.raises(RefusedError, match=r"^too long$"):
+        agree(refuse)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RefusedError("too long"), {"refused": "too long"}),
+        (UnwrittenError("no space"), {"unwritten": "no space"}),
+    ],
+)
+def test_a_worker_returns_what_would_fail_again(
+    error: Exception, told: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(job: TrainingJob) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "prepare_process", lambda settings: None)
+    monkeypatch.setattr(loop, "load", fail)
+    assert train_worker({"job": _job(tmp_path)}) == told
+
+
+def test_a_board_gives_each_step_once_and_says_when_to_stop() -> None:
+    board = StepBoard()
+    assert not board.put({"step": 1})
+    board.stop()
+    assert board.put({"step": 2})
+    assert board.take() == [{"step": 1}, {"step": 2}]
+    assert board.take() == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan"))]
+)
+def test_a_step_that_is_not_finite_is_refused(loss: float, norm: float) -> None:
+    _refuse_divergence(3, 1.0, 1.0)
+    with pytest.raises(RefusedError, match=r"step 4: .*lower training\.learning_rate"):
+        _refuse_divergence(3, loss, norm)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("[enforce fail] . PytorchStreamWriter failed writing file", OSError),
+        ("another reason", RuntimeError),
+    ],
+)
+def test_a_checkpoint_that_torch_cannot_write_is_an_error_of_the_disk(
+    message: str, expected: type[Exception], tmp_path: Path
+) -> None:
+    def fail(*_arguments: Any, **_others: Any) -> None:
+        raise RuntimeError(message)
+
+    engine = SimpleNamespace(save_checkpoint=fail)
+    with pytest.raises(expected, match=message[-8:]):
+        _write_checkpoint(engine, DONE, PlacedTraining(), str(tmp_path))
+
+
+def test_a_checkpoint_without_a_state_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray.train
+
+    found: list[Any] = [None, ray.train.Checkpoint.from_directory(tmp_path)]
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: found.pop(0))
+    engine = SimpleNamespace(load_checkpoint=lambda *_arguments, **_others: (None, None))
+    assert _load_checkpoint(engine, PlacedTraining()) == Progress()
+    with pytest.raises(RuntimeError, match=f"{tmp_path} has no state; delete that folder"):
+        _load_checkpoint(engine, PlacedTraining())
+
+
+def test_a_training_that_had_to_end_continues_until_its_last_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [{"next_step": step, "num_steps": 6} for step in (2, 5, 6, 6)]
+    monkeypatch.setattr(fine_tune, "_train_once", lambda job, on_step: results.pop(0))
+    assert fine_tune._run(_job(tmp_path), lambda metrics: None)["next_step"] == 6
+    assert len(results) == 1
+    said = capsys.readouterr().err
+    assert "after 2 of 6 steps" in said
+    assert "after 5 of 6 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype", "is_said", "has_float32"),
+    [
+        (0.2, "bfloat16", False, False),
+        (0.05, "bfloat16", True, True),
+        (0.05, "float32", True, False),
+    ],
+)
+def test_few_changed_weights_are_said(
+    share: float,
+    dtype: str,
+    is_said: bool,
+    has_float32: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = PlacedTraining.model_validate({"dtype": dtype})
+    fine_tune._warn_of_few_changes(share, settings)
+    said = capsys.readouterr().err
+    assert ("only 5.0% of the weights" in said) == is_said
+    assert ("float32" in said) == has_float32
+
+
+def test_an_error_of_the_training_thread_reaches_the_caller() -> None:
+    assert fine_tune._in_thread(lambda: 3).result(5) == 3
+    with pytest.raises(ZeroDivisionError):
+        fine_tune._in_thread(lambda: 1 // 0).result(5)
+
+
+def test_first_sigterm_is_recorded_and_the_second_has_the_original_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    monkeypatch.setattr(preemption, "_told", threading.Event())
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: None)
+    try:
+        preemption.catch_sigterm()
+        assert not preemption.is_told_to_end()
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.is_told_to_end()
+        assert not received
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -17,6 +17,7 @@ from tests.training import trl_losses
 from tests.training.conftest import make_rows
 from tests.training.preferences import log_prob, write_preferences
 from tests.training.trl_losses import MODEL, REFERENCE, made_model, pairs, unpaired
+from training import reference
 from training.answers import answer_tokens, micro_parts
 from training.checks import largest_batch
 from training.data.batches import (
@@ -274,6 +275,37 @@ def test_sequences_of_a_labelled_path_have_the_answer_to_another_prompt_beside_t
     assert (right.is_desirable, wrong.is_desirable) == (True, False)
     other = sequences.other(0)
     assert (list(other.prompt), list(other.target)) == ([1, 2], [5]), "cut to max_length"
+
+
+def test_sequences_of_an_objective_with_one_answer_have_no_other() -> None:
+    table = _table(target_token_ids=[[4], [5, 6]])
+    sequences = Sequences(table, PlacedTraining())
+    assert sequences.looked_at(0) is None
+    with pytest.raises(LookupError, match="sft has one answer to each prompt"):
+        sequences.other(0)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_references_are_computed_once_for_the_same_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[float] = []
+
+    def compute(_engine: Any, sequences: Sequences, _settings: Any) -> Any:
+        computed.append(len(sequences))
+        return np.full((len(sequences), 2), [-1.0, -2.0], dtype=np.float32) * len(computed)
+
+    monkeypatch.setattr(reference, "compute_references", compute)
+    folder = Folder.open(str(tmp_path))
+    table = _table(target_token_ids=[[4], [5]], rejected_token_ids=[[7], [9]])
+    for _ in range(2):  # the second time it is read
+        made = reference.with_references(None, table, DPO, folder, "key")
+        assert made.column("target_reference").to_pylist() == [-1.0, -1.0]
+        assert made.column("other_reference").to_pylist() == [-2.0, -2.0]
+    assert computed == [2]
+    turned = table.take([1, 0])
+    again = reference.with_references(None, turned, DPO, folder, "key")
+    assert again.column("target_reference").to_pylist() == [-2.0, -2.0], "of other examples"
 
 
 @pytest.mark.parametrize("packing", [False, True])

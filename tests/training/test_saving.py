@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,16 +27,6 @@ BFLOAT16 = PlacedTraining(dtype="bfloat16", num_workers=1)
 
 WITH_TEMPERATURE = json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2})
 """As Llama-2-chat has it: transformers reads it, and refuses to write it without `do_sample`."""
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import torch
-
-    store = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", f"file://{store}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -140,6 +129,68 @@ def test_check_saved_another_type_or_value_is_refused(base: Path, tmp_path: Path
         check_saved(base, state | {name: tensor.to(torch.bfloat16)})
     with pytest.raises(IncompleteSaveError, match="differs from what was trained"):
         check_saved(base, state | {name: tensor + 1})
+
+
+def test_check_saved_of_what_is_missing_unknown_or_broken_is_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    module = _load(base, "float32")
+    state = dict(module.state_dict())
+    name = "model.norm.weight"
+    with pytest.raises(IncompleteSaveError, match=r"saved and trained differ: \['other'\]"):
+        check_saved(base, state | {"other": state[name]})
+    with torch.no_grad():
+        module.model.norm.weight[3] = torch.nan
+    module.save_pretrained(tmp_path / "broken")
+    with pytest.raises(IncompleteSaveError, match=rf"{name} contains values that are not finite"):
+        check_saved(tmp_path / "broken", dict(module.state_dict()))
+    less = {key: tensor for key, tensor in state.items() if key != name}
+    module.save_pretrained(tmp_path / "less", state_dict=less)
+    with pytest.raises(IncompleteSaveError, match=rf"missing_keys .*{name}"):
+        check_saved(tmp_path / "less", state)
+    with pytest.raises(IncompleteSaveError, match="w is empty"):
+        saving._compare("w", torch.empty(0), torch.empty(0))
+
+
+def test_adapter_with_fewer_tensors_than_were_trained_is_refused(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensor = torch.ones(2)
+    save_file({"a.weight": tensor}, tmp_path / "adapter_model.safetensors")
+    trained = {"a.default.weight": tensor}
+    saving._check_adapter(tmp_path, trained)
+    with pytest.raises(IncompleteSaveError, match="the adapter has 1 tensors, not 2"):
+        saving._check_adapter(tmp_path, trained | {"b.default.weight": tensor})
+
+
+def test_rehearse_save_writes_the_generation_config_of_a_base_without_one(base: Path) -> None:
+    module = _load(base, "float32")
+    (base / "generation_config.json").unlink(missing_ok=True)
+    rehearse_save(module, str(base))
+    module.generation_config.temperature = 0.6  # transformers refuses to write this alone
+    with pytest.raises(InputError, match="could not be saved after the training"):
+        rehearse_save(module, str(base))
+
+
+def test_small_files_of_a_hub_model_are_taken_from_the_hub(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def download(name: str, ignore_patterns: Any) -> str:
+        asked.append((name, ignore_patterns))
+        return str(base)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    (tmp_path / "output").mkdir()
+    copy_companions("owner/name", tmp_path / "output")
+    assert (tmp_path / "output" / "tokenizer.json").is_file()
+    [(name, ignored)] = asked
+    assert name == "owner/name"
+    assert "*.safetensors" in ignored
 
 
 def test_copy_companions_copies_all_that_is_no_weight(tmp_path: Path) -> None:

@@ -57,3 +57,13 @@ def test_work_of_a_model_counts_its_products_by_hand() -> None:
     frozen = work_of(model)
     assert frozen is not None
     assert frozen.flops(10, 3) == 4 * 10 * inner + 6 * 3 * 800
+
+
+def test_work_of_experts_is_not_known() -> None:
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = Qwen3MoeConfig(vocab_size=16, hidden_size=8, head_dim=4, num_experts=2, **sizes)
+    with torch.device("meta"):
+        assert work_of(Qwen3MoeForCausalLM(config)) is None
