@@ -59,7 +59,8 @@ class StoredRun:
         if steps is None or not _are_names(steps) or CONFIG_FILE not in folder.file_names():
             raise InputError(
                 f"{folder.uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); "
-                "give the folder that `regenesis.py run` named in its first lines, or start the run again"
+                "give the folder that `regenesis.py run` named in its first lines, or start the "
+                "run again"
             )
         try:
             config = yaml.safe_load(folder.read_bytes(CONFIG_FILE))
