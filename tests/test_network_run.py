@@ -75,7 +75,7 @@ def test_run_on_a_store_that_is_away_twice_ends_as_on_a_disk(
     assert run.returncode == 0, run.stderr
     assert not outages.left
     assert "| in_domain/sums " in run.stdout
-    # The store was away for the driver in the one outage, and for the training workers in the other.
+    # The driver met one of the outages, the training workers the other one.
     assert "has not answered for" in run.stderr
     assert "answers again after" in run.stderr
     folder = Folder.open(s3_proxy.uri(f"bucket/runs/{network_config['run']}"))
@@ -83,4 +83,8 @@ def test_run_on_a_store_that_is_away_twice_ends_as_on_a_disk(
     assert len(list(Ledger.read(folder.child(f"round_0/{paths}")).rows())) == 24
     counts = Counter(method for method, _ in s3_proxy.requests)
     weights = [path for _, path in s3_proxy.requests if "/model.safetensors" in path]
-    Path("/tmp/net_counts.txt").write_text(f"{counts} {len(weights)} {len(s3_proxy.refused)}")
+    # Measured: 376, 213 and 125. What is made again after an outage varies.
+    assert counts["GET"] < 600, counts
+    assert counts["HEAD"] < 350, counts
+    assert counts["PUT"] < 200, counts
+    assert len(weights) <= 6, weights
