@@ -37,7 +37,7 @@ PATHS = 25
 TEXT_BYTES = 500
 ROWS_PER_PART = 64
 BLOCK = 512
-"""Questions that are written at once; all blocks have the same texts, and ids of their own."""
+"""The number of questions in one write. All blocks repeat the same texts under different ids."""
 BLOCKS_PER_FILE = ROWS_PER_FILE // BLOCK
 DRIVER = Path(__file__).resolve().parent.parent / "regenesis.py"
 

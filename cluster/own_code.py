@@ -98,6 +98,7 @@ def _module(path: str, source: str) -> types.ModuleType:
     try:
         exec(compile(source, path, "exec"), module.__dict__)  # noqa: S102, the user's own code
     except SyntaxError as error:
+        del sys.modules[module.__name__]
         raise InputError(f"{path} is not Python ({error}); correct it") from error
     except Exception as error:
         del sys.modules[module.__name__]

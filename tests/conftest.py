@@ -81,10 +81,18 @@ def write_model(folder: Path) -> None:
 
 @pytest.fixture
 def scripted_config(tmp_path: Path, model_folder: Path, ray_cluster: str) -> dict[str, Any]:
-    """A whole run with the scripted engine: 24 training and 16 held-out questions.
+    """A run with the scripted engine, on the cluster that the tests share.
 
-    On the cluster that the tests share: starting one takes longer than most of these runs.
+    Starting a cluster takes longer than most of these runs.
     """
+    return scripted_tree(tmp_path, model_folder) | {
+        "cluster": {"address": ray_cluster, "progress_every_s": 1.0}
+    }
+
+
+def scripted_tree(folder: Path, model_folder: Path) -> dict[str, Any]:
+    """The config of a whole run with the scripted engine on a Ray cluster that it starts itself:
+    24 training and 16 held-out questions; `folder` gets the runs."""
     return {
         "run": "scripted",
         "model": {"path": str(model_folder)},
@@ -101,8 +109,8 @@ def scripted_config(tmp_path: Path, model_folder: Path, ray_cluster: str) -> dic
             "dtype": "float32",
         },
         "engine": {**SCRIPTED_ENGINE},
-        "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
-        "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
+        "cluster": {**LOCAL_CLUSTER},
+        "storage": {"root": str(folder / "runs"), "cache": str(folder / "cache")},
     }
 
 

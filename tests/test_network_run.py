@@ -13,7 +13,7 @@ import pytest
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
 from tests.cluster.s3_proxy import CountingProxy
-from tests.conftest import LOCAL_CLUSTER, SCRIPTED_ENGINE, arithmetic, run_driver
+from tests.conftest import run_driver, scripted_tree
 
 AWAY_S = 25.0
 
@@ -40,27 +40,13 @@ class Outages:
 
 @pytest.fixture
 def network_config(s3_proxy: CountingProxy, model_folder: Path, tmp_path: Path) -> dict[str, Any]:
-    """As `scripted_config`, on the store, with a Ray whose workers have its keys."""
-    return {
-        "run": tmp_path.name,
-        "model": {"path": str(model_folder)},
-        "questions": {
-            "datasets": arithmetic("sums", 0, num_train=24, num_dev=4, num_test=8)
-            | arithmetic("far_sums", 10**6, "out_of_domain", num_dev=0, num_test=4)
-        },
-        "synthesis": {"guidelines_per_question": 3},
-        "training": {
-            "learning_rate": 1e-3,
-            "num_epochs": 1,
-            "global_batch_size": 8,
-            "min_examples": 1,
-            "dtype": "float32",
-            "checkpoint_every_n_steps": 2,
-        },
-        "engine": {**SCRIPTED_ENGINE, "options": {"latency_s": 0.05}},
-        "cluster": {**LOCAL_CLUSTER},
-        "storage": {"root": s3_proxy.uri("bucket/runs"), "cache": str(tmp_path / "cache")},
-    }
+    """A run on the store. It starts its own Ray, whose workers have the keys of the store."""
+    tree = scripted_tree(tmp_path, model_folder)
+    tree["run"] = tmp_path.name
+    tree["training"] |= {"num_epochs": 1, "checkpoint_every_n_steps": 2}
+    tree["engine"]["options"] = {"latency_s": 0.05}
+    tree["storage"]["root"] = s3_proxy.uri("bucket/runs")
+    return tree
 
 
 @pytest.mark.slow

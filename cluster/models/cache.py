@@ -7,9 +7,9 @@ Below `storage.cache`/models::
     3f2a.../model-91c2....use      shared by all processes that use it; its time is the last use
     3f2a.../.making-model-91c2...  a copy that is being made
 
-A lock ends with its process, however that ends. Whoever makes a copy first removes what killed
-processes left, and then the copies that nobody uses, the least recently used first, until the new
-one fits into the limit.
+The system releases a lock when its process ends, even when it is killed. Before a process makes a
+copy, it removes what killed processes left. Then it removes copies that no process uses, the least
+recently used first, until the new one fits into the limit.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def check_model(path: str) -> None:
     if is_hub_name(path):
         return
     if not folder.is_dir():
-        raise InputError(f"model.path {path!r}: there is no such folder")
+        raise InputError(f"model.path {path!r}: there is no such folder; correct the path")
     for needed, kind in (("config.json", "config"), ("*.safetensors", "weights")):
         if not list(folder.glob(needed)):
             raise InputError(f"model.path {path!r} has no {kind} ({needed}); is it a model folder?")

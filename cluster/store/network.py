@@ -114,7 +114,9 @@ def wait_out(call: Callable[[], R], store: str, outage_s: float) -> R:
     last `OSError` when the store has been away for `outage_s` seconds.
     """
     began: float | None = None
-    for pause in _pauses():
+    pauses = _pauses()
+    while True:
+        pause = next(pauses)
         try:
             result = call()
         except _AT_ONCE:
@@ -132,7 +134,6 @@ def wait_out(call: Callable[[], R], store: str, outage_s: float) -> R:
         else:
             _answered(store)
             return result
-    raise AssertionError("the pauses never end")
 
 
 def _pauses() -> Iterator[float]:

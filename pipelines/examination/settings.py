@@ -63,6 +63,4 @@ def load_settings(
     if config is not None:
         own = EvaluateSettings.model_fields.keys() - {"run"}
         tree = {n: v for n, v in read_settings(find_config(config)).items() if n in own}
-    return overridden_settings(
-        EvaluateSettings, tree, overrides, config or "regenesis evaluate", complete
-    )
+    return overridden_settings(EvaluateSettings, tree, overrides, config or "evaluate", complete)
