@@ -291,6 +291,22 @@ def test_rows_of_a_superseded_holder_count_when_they_were_there_before(
     assert texts(new) == texts(compact_and_read(new)) == {"q1": "before", "q2": "new"}
 
 
+def test_run_whose_holders_were_deleted_goes_on(run: Folder) -> None:
+    for _ in range(3):
+        with hold(run) as held:
+            step = held.child("round_0/paths-0123456789ab")
+            open_ledger(step, SCHEMA)
+            write(step, f"q{held.epoch}", "kept", new_execution(step))
+    run.child(HOLDERS).delete()
+    with hold(run) as held:
+        assert held.epoch == 4
+        step = held.child("round_0/paths-0123456789ab")
+        open_ledger(step, SCHEMA)
+        assert texts(step) == {f"q{number}": "kept" for number in (1, 2, 3)}
+        step.commit({"num": 3})
+        assert step.manifest() is not None
+
+
 def compact_and_read(step: Folder) -> Folder:
     compact(step, SCHEMA)
     return step

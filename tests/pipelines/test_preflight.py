@@ -195,6 +195,10 @@ BASES: list[tuple[Edit, list[str], str]] = [
     (template("{{ messages[0].text }}"), [], "do not contain the question"),
     (template("{{ raise_exception('only for tools') }}"), [], "only for tools"),
     (template("{% if %}"), [], "makes no prompt"),
+    (template(CONTENT + "{{ 1 // 0 }}"), [], "makes no prompt"),
+    (template(CONTENT + "{% for i in range(10**8) %}{% endfor %}"), [], "makes no prompt"),
+    (lambda f: (f / "tokenizer.json").write_text('{"model": {"type": "BPE"}, "added_tokens": []}'),
+     [], "no tokenizer can be loaded"),
     (
         template(CONTENT + "{% if enable_thinking %}<think>{% endif %}"),
         [f"{PATH}.template_args={{enable_thinkin: true}}"],
@@ -207,6 +211,9 @@ BASES: list[tuple[Edit, list[str], str]] = [
     (lambda _: None, ["engine.max_model_len=128"], "raise engine.max_model_len"),
     (edit_json("config.json", quantization_config={"quant_method": "gptq"}), [], "(gptq)"),
     (edit_json("config.json", quantization_config={"quant_method": "awq"}), [], "(awq)"),
+    (edit_json("config.json", compression_config={"format": "int4"}), [], "(compression_config"),
+    (edit_json("generation_config.json", eos_token_id="</s>"), [], "'</s>' in generation_config"),
+    (edit_json("generation_config.json", eos_token_id=[2, -1]), [], "eos_token_id -1 in"),
     (
         lambda _: None,
         ["training.method=lora", "training.lora.target_modules=[q_prj]"],
@@ -378,7 +385,10 @@ def test_training_that_no_node_holds_is_refused_before_the_first_generation(
     assert result.returncode == InputError.exit_code
     assert "GiB" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (Path(tree["storage"]["root"]) / tree["run"] / "round_0").exists()
+    run = Path(tree["storage"]["root"]) / tree["run"]
+    assert not (run / "round_0").exists()
+    # Otherwise `clean --superseded` would delete what an earlier config made.
+    assert not (run / "steps.json").exists()
 
 
 def test_unreachable_ray_is_one_sentence(
