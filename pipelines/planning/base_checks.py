@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.inference.engine import EngineSettings, SamplingSettings
+from cluster.inference.engine import VLLM, EngineSettings, SamplingSettings
 from cluster.models.chat_template import load_tokenizer, prompt_ids
 from cluster.models.model import GENERATION_CONFIG, local_model
 from cluster.models.weight_files import check_weight_files, read_header
@@ -256,6 +256,34 @@ def _check_generation_ends(look: Look) -> None:
             )
 
 
+def check_token_ids(look: Look) -> None:
+    """Refuse token ids in the sampling options that the model lacks; vLLM would refuse every
+    request."""
+    size = getattr(look.config.get_text_config(), "vocab_size", None)
+    for asking in look.asked:
+        if asking.engine.is_endpoint or size is None:
+            continue
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            ids = [str(each) for each in asking.sampling.options.get(name) or ()]
+            if wrong := [each for each in ids if not (each.isdecimal() and int(each) < size)]:
+                raise InputError(
+                    f"{asking.field}.options.{name} has token {wrong[0]}, but the vocabulary of "
+                    f"{look.path} is {size} (vocab_size); correct the number"
+                )
+
+
+def check_heads(look: Look) -> None:
+    """Refuse to split a model among GPUs that its heads cannot be divided among."""
+    heads = getattr(look.config.get_text_config(), "num_attention_heads", None)
+    for name, engine in look.engines.items():
+        parts = engine.tensor_parallel_size
+        if engine.implementation == VLLM and parts and isinstance(heads, int) and heads % parts:
+            raise InputError(
+                f"{name}.tensor_parallel_size {parts}: the {heads} attention heads of {look.path} "
+                f"cannot be divided by it; set it to a divisor of {heads}, or to null"
+            )
+
+
 # --- the context ---------------------------------------------------------------------------------
 
 
@@ -401,6 +429,8 @@ CHECKS: tuple[Check, ...] = (
     check_prompts,
     check_template_arguments,
     check_end_of_turn,
+    check_token_ids,
+    check_heads,
     check_context,
     check_quantized,
     check_lora_targets,
