@@ -111,7 +111,7 @@ def _shows_its_message(tokenizer: Any) -> bool:
     """Whether a prompt contains the message. A template that fails does so later, at a prompt."""
     try:
         return _PROBE in _rendered(tokenizer, [{"role": "user", "content": _PROBE}])
-    except Exception:  # a template may raise anything
+    except Exception:  # noqa: BLE001, a template may raise anything
         return True
 
 
