@@ -28,13 +28,7 @@ from cluster.terminal import is_unread, say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config
-from pipelines.plan import (
-    begin_run,
-    begin_steps,
-    check_finished_steps,
-    lay_out_rounds,
-    record_steps,
-)
+from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
@@ -109,7 +103,6 @@ def run(
         ray_session(config.cluster) as stop,
     ):
         say(f"logs: {log_folder()}")
-        check_finished_steps(begun)
         prepare(begun, stop, until)
         begin_steps(begun)
         keep_to_budget(begun, stop)

@@ -9,7 +9,7 @@ from cluster.session import ray_session
 from cluster.terminal import say
 from commands.arguments import add_config, add_take_over
 from pipelines.config import load_config
-from pipelines.plan import begin_run, begin_steps, check_finished_steps
+from pipelines.plan import begin_run, begin_steps
 from pipelines.planning.estimate import check_budget, format_estimate
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import estimate_run_from_probe
@@ -29,7 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
             begin_run(config, log, take_over=arguments.take_over) as begun,
             ray_session(config.cluster) as stop,
         ):
-            check_finished_steps(begun)
             prepare(begun, stop)
             begin_steps(begun)
             estimate = estimate_run_from_probe(begun, stop)

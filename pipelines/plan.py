@@ -120,18 +120,15 @@ def refuse_lost_model(model: Step, made: list[Step]) -> None:
         )
 
 
-def check_finished_steps(run: Run) -> None:
-    """Compare the files of all finished steps with what they were when they were written.
+def begin_steps(run: Run) -> None:
+    """Check the contents of the finished steps, and record the config and its steps as those of the
+    last run, before the work begins.
 
-    Raises `DamagedFileError`. Needs Ray if there is much to read.
+    Nothing may refuse the run after this, because `clean --superseded` deletes what the last run
+    does not use. Raises `DamagedFileError`. Needs Ray if there is much to read.
     """
     for note in check_steps(all_steps(run)):
         say(f"note: {note}")
-
-
-def begin_steps(run: Run) -> None:
-    """Record the config and its steps as those of the last run, once nothing can refuse it any
-    more: `clean --superseded` deletes what the last run does not use."""
     record_config(run.config, run.folder)
     record_steps(run)
 
