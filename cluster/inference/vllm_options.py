@@ -122,7 +122,7 @@ def _evaluated(source: str) -> Any:
     names = set(re.findall(r"\b[A-Z]\w+", source))
     literals = vllm_source.literals() if names - _TYPES.keys() else {}
     known = {name: _evaluated(literals[name]) for name in names & literals.keys()}
-    return eval(source, {"__builtins__": {}}, _TYPES | known)  # noqa: S307, of installed code
+    return eval(source, {"__builtins__": {}}, {**_TYPES, **known})  # noqa: S307, of installed code
 
 
 def refuse_unknown(

@@ -174,7 +174,7 @@ def recommit(run: FinishedRun, name: str, facts: dict[str, Any]) -> None:
     Step(name.partition("/")[2], folder, {}).commit(**facts)
 
 
-TRAINED = {"num_examples": 36, "num_steps": 4}
+TRAINED: dict[str, Any] = {"num_examples": 36, "num_steps": 4}
 
 
 def test_adapter_is_exported_alone_and_names_its_base(copied_run: Copy, tmp_path: Path) -> None:
