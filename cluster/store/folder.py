@@ -46,6 +46,12 @@ OPENED = "opened-"
 and which files of earlier holders count."""
 
 
+_SLIP = re.compile(
+    r"([a-z][a-z0-9+]+):/(?!/)|(s3|gs|gcs|hdfs|viewfs|abfss?|file|https?)(?::(?!/)|//)"
+)
+"""The beginning of a URI with a wrong number of slashes, or without the colon."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """Proof that this command holds a run: the folder of the holders, and this holder's number."""
@@ -70,9 +76,14 @@ class Folder:
         `InputError` when no file system is known for the URI, or when it holds a key.
         """
         refuse_key("the folder", uri)
-        if slip := re.match(r"([a-z][a-z0-9+]+):/(?!/)", uri):
-            wanted = f"{slip[1]}://{uri[slip.end() :]}"
-            raise InputError(f"storage.root {uri!r} has one slash after the colon; write {wanted}")
+        if not uri.strip():
+            raise InputError(
+                "storage.root is empty; give a folder or a URI such as s3://bucket/runs"
+            )
+        if slip := _SLIP.match(uri):
+            scheme, rest = slip[1] or slip[2], uri[slip.end() :]
+            wanted = f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
+            raise InputError(f"storage.root {uri!r} is no folder and no URI; write {wanted}")
         location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             filesystem, path = open_filesystem(location, outage_s)

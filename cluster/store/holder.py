@@ -103,7 +103,12 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     beat.start()
     try:
         with _interruptible():
-            yield held
+            try:
+                yield held
+            finally:
+                beat.stop()
+        if beat.lost:
+            raise beat.lost
     except BaseException as error:
         if isinstance(beat.lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
@@ -111,7 +116,6 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
             raise beat.lost from error
         raise
     finally:
-        beat.stop()
         if beat.lost is None:
             with contextlib.suppress(OSError):
                 holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
@@ -272,5 +276,13 @@ class _Beat(threading.Thread):
                 return
 
     def stop(self) -> None:
-        self._ended.set()
-        self.join()
+        """End, and take the interruption that this thread has sent, if it did not arrive before:
+        later it would hide why the run is lost."""
+        try:
+            self._ended.set()
+            self.join()
+            if self.lost is not None:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            if self.lost is None:  # a person's
+                raise

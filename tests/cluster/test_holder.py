@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 import pytest
 
 import cluster.store.holder
-from cluster.errors import HeldError, TakenOverError
+from cluster.errors import HeldError, StorageError, TakenOverError
 from cluster.store.folder import HOLDERS, MANIFEST, Folder
 from cluster.store.holder import hold, last_holder, this_process
 from cluster.store.ledger import (
@@ -223,6 +224,21 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.wait()
+
+
+def test_interruption_that_comes_while_the_command_ends_does_not_hide_why(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_late(beat: Any) -> None:
+        beat._ended.wait()
+        beat.lost = StorageError("the folder was removed")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    monkeypatch.setattr(cluster.store.holder._Beat, "run", interrupt_late)
+    with pytest.raises(StorageError, match="was removed"), hold(run):
+        raise OSError("a file of the folder is missing")
+    with pytest.raises(StorageError, match="was removed"), hold(run):
+        pass
 
 
 def test_killed_holder_is_followed_at_once(
