@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", choices=ASKED, default="test", help="which split is asked; default: test")
     add("--limit", type=int, metavar="N", help="at most N questions of each task")
     add("--samples", type=int, metavar="K", help="also draw K samples, for pass@k and maj@K")
+    add(
+        "--readings",
+        action="store_true",
+        help="also make each answer state its result behind fixed cues, and weigh the options",
+    )
     add("--shots", metavar="FILE", help="show solved questions first: question, response")
     add("--base", metavar="MODEL", help="the model under adapters; default: as they name it")
     add("--key-variable", metavar="VARIABLE", help="has the key of the servers")
@@ -96,6 +101,8 @@ def _completion(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], dic
             evaluation["samples"] = samples | {"number": arguments.samples}
         if shots is not None:
             evaluation["shots"] = shots
+        if arguments.readings:
+            evaluation["readings"] = True
         whole = tree | {"questions": questions | {"datasets": datasets}, "evaluation": evaluation}
         return {"run": DEFAULT_RUN} | whole | _place(arguments.out, whole)
 

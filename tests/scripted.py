@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.inference.engine import (
+    Beginning,
     Completion,
     EngineDiedError,
     EngineSettings,
@@ -152,6 +153,20 @@ class ScriptedEngine:
         ids = list(text.encode())
         ids += [32] * (self._options.get("num_tokens", 0) - len(ids))
         return [Completion(text, ids, "stop", num_prompt_tokens=len(prompt))] * n
+
+    async def go_on(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        beginning: Beginning,
+        sampling: SamplingSettings,
+    ) -> Completion:
+        """Repeats the answer that it gave; without one it says the truth, as if it knew."""
+        [said] = await self.chat(messages, sampling, seed=99)
+        if beginning.answered is not None:
+            said = beginning.answered
+        number = said.text.rpartition("{")[2].rstrip("}")
+        likelihoods = tuple(-float(place) for place, _ in enumerate(beginning.options))
+        return Completion(f" {number}.", [1], "stop", 9, option_log_likelihoods=likelihoods)
 
     def _answer(self, prompt: str, seed: int) -> str:
         if "general strategies" in prompt:

@@ -21,6 +21,7 @@ from typing import Any
 from cluster.errors import InputError, InterruptedRunError
 from cluster.events import KeptLog, timed
 from cluster.inference.engine import (
+    check_engine_continues,
     check_engine_options,
     check_engine_server,
     check_sampling_options,
@@ -39,12 +40,7 @@ from cluster.subprocesses import run_apart
 from cluster.terminal import say
 from evaluation.grader import GRADER_VERSION
 from evaluation.model_scores import Measure, format_measures, measures_table, score_models
-from evaluation.predictions import (
-    PREDICTIONS_SCHEMA,
-    SAMPLED_SCHEMA,
-    PredictAnswer,
-    Prediction,
-)
+from evaluation.predictions import PredictAnswer, Prediction, predictions_schema
 from evaluation.reading.lm_eval import lm_eval_lines
 from evaluation.shots import few_shot_messages
 from pipelines.examination.models import ExaminedModel
@@ -116,6 +112,8 @@ def begin_examination(
     check_storage_root(settings.storage.root)
     for model in models:
         _check_asking(settings, _asking(model, settings.evaluation))
+        if settings.evaluation.readings:
+            check_engine_continues(model.engine, f"--readings with the model {model.name}")
     folder = Folder.open(settings.storage.root).child(settings.run)
     with ExitStack() as stack:
         # A new folder is left alone until its questions turn out to be good.
@@ -231,8 +229,12 @@ def _record_steps(examination: Examination) -> None:
 
 def _ask(examination: Examination, planned: PlannedModel, stop: StopRequest) -> None:
     evaluation, engine = planned.evaluation, planned.examined.engine
-    handler = PredictAnswer(evaluation.sampling, evaluation.shots, evaluation.samples)
-    schema = SAMPLED_SCHEMA if evaluation.samples else PREDICTIONS_SCHEMA
+    handler = PredictAnswer(
+        evaluation.sampling, evaluation.shots, evaluation.samples, readings=evaluation.readings
+    )
+    schema = predictions_schema(
+        samples=evaluation.samples is not None, readings=evaluation.readings
+    )
     job = GenerationJob(
         planned.examined.name, planned.step.folder, schema, handler, examination.asked()
     )
