@@ -27,7 +27,7 @@ from cluster.inference.job import Slots
 from cluster.settings import Neutral, Settings
 from cluster.store.ledger import ledger_schema
 from evaluation.grader import GRADER_VERSION, Verdict
-from evaluation.prompt import Message
+from evaluation.prompt import Message, PromptName
 from evaluation.question import QUESTION_SCHEMA, Question
 from evaluation.readings import (
     CUES,
@@ -83,6 +83,9 @@ class EvaluationSettings(Settings):
     """Token limit of one answer, including its thinking."""
     template_args: dict[str, Any] = {}
     """Arguments of the chat template; training prompts use the same."""
+    prompt: Annotated[PromptName, Neutral("standard")] = "standard"
+    """How the question is asked: `standard` as in training, `answer_only` for the answer without
+    reasoning, `bare` without any request. Training always uses the standard prompt."""
     readings: Annotated[bool, Neutral(value=False)] = False
     """Whether each answer is also continued behind two fixed cues, and one of them without the
     answer (`evaluation.readings`): that tells what a model knows from how it writes it. Needs an
@@ -212,6 +215,8 @@ class PredictAnswer(PromptHandler):
     """Shown before the question."""
     samples: SampleSettings | None = None
     """Drawn in addition to the greedy answer."""
+    prompt: PromptName = "standard"
+    """How the question is asked."""
     readings: bool = False
     """Whether the greedy answer is read in further ways."""
 
@@ -231,8 +236,8 @@ class PredictAnswer(PromptHandler):
         return len(CUES) if self.readings else 0
 
     def messages(self, question: Question) -> list[Message]:
-        """The prompt of every evaluation, after the examples if there are any."""
-        return few_shot_messages(question, self.shots)
+        """The prompt, after the examples if there are any."""
+        return few_shot_messages(question, self.shots, self.prompt)
 
     async def answers(
         self, engine: Engine, question: Question, slots: Slots, previous: Row | None

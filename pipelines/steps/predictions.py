@@ -40,7 +40,9 @@ def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) 
 def job(run: Run, step: Step) -> GenerationJob:
     """The job for the engines."""
     evaluation = run.config.evaluation
-    handler = PredictAnswer(evaluation.sampling, readings=evaluation.readings)
+    handler = PredictAnswer(
+        evaluation.sampling, prompt=evaluation.prompt, readings=evaluation.readings
+    )
     schema = predictions_schema(samples=False, readings=evaluation.readings)
     questions = run.stored_questions("dev", "test")
     return GenerationJob("predictions", step.folder, schema, handler, questions)
