@@ -78,7 +78,7 @@ def test_prompts_are_chosen_on_dev_and_test_is_asked_with_the_first_and_the_best
     command += ["--tasks", "sums", "--out", out, "--model", f"one={model_folder}", "--limit", "4"]
     done = run_driver(*command, "--prompts", "standard,bare")
     assert done.returncode == 0, done.stderr
-    # All answers are right, so the first prompt of the menu is as good as any.
+    # The answers do not depend on the prompt, so the first one of the menu is as good as any.
     assert "one: the best prompt on dev is standard (tolerant, mean over tasks: " in done.stdout
     assert [folder.name for folder in (out / "models").glob("one.*")] == ["one.standard"]
     on_dev = sorted((tmp_path / "evaluation-prompts" / "models").glob("one.*"))
