@@ -5,21 +5,25 @@
 Writes a run whose paths have so many bytes of text (plan and solution, words by Zipf's law),
 reports it, and opens the file in a headless Chromium. Times are medians in milliseconds: until the
 list is drawn, of a filter, and of a search through all texts (the first one opens every chunk).
+Each is given as it passed (`_ms`) and as time of the processor, summed over all processes of
+Chromium (`_cpu_ms`), which other work on the machine does not lengthen.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import yaml
 
@@ -145,14 +149,19 @@ def _example(row: dict[str, Any], path: dict[str, Any]) -> dict[str, Any]:
 
 # --- in the browser ----------------------------------------------------------------------------
 
-_OPENED = "return performance.timing.domComplete - performance.timing.navigationStart"
-_TIMED = """
+_DRAWN = """
+const done = arguments[0];
+const look = () => document.querySelector(".paths .line") === null
+  ? setTimeout(look, 1) : requestAnimationFrame(() => setTimeout(() => done(performance.now()), 0));
+look();
+"""
+_CHANGED = """
 const [change, done] = [arguments[0], arguments[1]];
 const before = document.querySelector(".paths .status").textContent;
 const began = performance.now();
 const look = () => {
   const status = document.querySelector(".paths .status").textContent;
-  if (status === before || status.startsWith("Searching")) setTimeout(look, 1);
+  if (status === before || status.startsWith("Searching")) setTimeout(look, 5);
   else requestAnimationFrame(() => setTimeout(() => done(performance.now() - began), 0));
 };
 const field = document.querySelector(change[0]);
@@ -166,25 +175,43 @@ VERDICT = ".paths select[data-field=verdict]"
 
 
 def measure_page(file: Path, word: str, repeats: int, folder: Path) -> dict[str, Any]:
-    """Medians of the times in milliseconds; each repeat loads the page anew."""
+    """Medians in milliseconds; each repeat loads the page anew."""
     from tests.report.browser import started_browser
 
     found: dict[str, list[float]] = {}
     with started_browser(folder) as browser:
-        browser.driver.set_script_timeout(120)
-        for _ in range(repeats):
+        browser.driver.set_script_timeout(300)
+        service = psutil.Process(browser.driver.service.process.pid)
+
+        def timed(name: str, act: Callable[[], float]) -> None:
+            before = _processor_ms(service)
+            found.setdefault(f"{name}_ms", []).append(act())
+            found.setdefault(f"{name}_cpu_ms", []).append(_processor_ms(service) - before)
+
+        def opened() -> float:
             browser.open(file)
-            found.setdefault("open_ms", []).append(browser.run(_OPENED))
-            steps = (
-                ("filter_ms", (VERDICT, "1", "change")),
-                ("filter_removed_ms", (VERDICT, "", "change")),
-                ("first_search_ms", (SEARCH, word, "input")),
-                ("next_search_ms", (SEARCH, word[:-1], "input")),
-            )
-            for name, change in steps:
-                taken = browser.driver.execute_async_script(_TIMED, change)
-                found.setdefault(name, []).append(taken)
+            return float(browser.driver.execute_async_script(_DRAWN))
+
+        def changed(*change: str) -> float:
+            return float(browser.driver.execute_async_script(_CHANGED, change))
+
+        for _ in range(repeats):
+            timed("open", opened)
+            timed("filter", lambda: changed(VERDICT, "1", "change"))
+            timed("filter_removed", lambda: changed(VERDICT, "", "change"))
+            timed("first_search", lambda: changed(SEARCH, word, "input"))
+            timed("next_search", lambda: changed(SEARCH, word[:-1], "input"))
     return {name: round(statistics.median(times)) for name, times in found.items()}
+
+
+def _processor_ms(parent: psutil.Process) -> float:
+    """What a process and all below it have taken of the processor."""
+    total = 0.0
+    for process in (parent, *parent.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += 1000 * (times.user + times.system)
+    return total
 
 
 def _timed_report(run: Folder, file: Path) -> dict[str, Any]:

@@ -38,7 +38,6 @@ class PathBrowser {
       class: "pane",
       tabindex: "-1",
       "aria-label": "Lineage",
-      "aria-live": "polite",
     });
     this.lineage = new PathPane(this.pane, this.index);
     this.build();
@@ -109,6 +108,7 @@ class PathBrowser {
   sampleNote() {
     const { sample } = this.index.raw;
     if (!sample) return [];
+    if (!sample.paths) return [element("a", { href: sample.parts }, "All parts")];
     const of = ({ shown, total, every }, what) =>
       every === 1 ? "" : `${count(shown)} of ${count(total)} ${what} (every ${every}th block)`;
     const counts = [of(sample.paths, "paths"), of(sample.answers, "held-out answers")];
@@ -149,7 +149,7 @@ class PathBrowser {
     }
     this.filters = asked.filters;
     this.search.value = asked.filters.get("text") ?? "";
-    const number = asked.path === null ? -1 : this.index.find(asked.path);
+    const number = asked.path === null ? -1 : this.index.find(asked.path, asked.run);
     this.root.scrollIntoView();
     this.refresh(number).then(() => {
       if (number >= 0) this.lookAtPane();
@@ -290,7 +290,8 @@ class PathBrowser {
 
   links(number) {
     const question = this.index.questionOf(number);
-    const address = pathAddress(new Map(), this.index.raw.ids[number]);
+    const [id, run] = [this.index.raw.ids[number], this.index.runOf(number)];
+    const address = pathAddress(new Map(), id, run);
     const ofQuestion = pathAddress(new Map([["question", question]]), null);
     return element(
       "p",
@@ -302,8 +303,9 @@ class PathBrowser {
 
   /** Write the state into the address, without an entry in the history. */
   remember() {
-    const id = this.number < 0 ? null : this.index.raw.ids[this.number];
-    const address = pathAddress(this.filters, id);
+    const isOpen = this.number >= 0;
+    const id = isOpen ? this.index.raw.ids[this.number] : null;
+    const address = pathAddress(this.filters, id, isOpen ? this.index.runOf(this.number) : null);
     if (address !== location.hash) history.replaceState(null, "", address || "#paths");
   }
 

@@ -7,7 +7,6 @@ class PathIndex {
     this.raw = raw;
     this.size = raw.ids.length;
     this.fields = new Map(raw.fields.map((each) => [each.name, each]));
-    this.places = null;
   }
 
   value(name, number) {
@@ -19,10 +18,16 @@ class PathIndex {
     return this.raw.questions[this.raw.question[number]];
   }
 
-  /** The number of the record with an id, or -1. */
-  find(id) {
-    if (this.places === null) this.places = new Map(this.raw.ids.map((each, n) => [each, n]));
-    return this.places.get(id) ?? -1;
+  /** The number of the record with an id, or -1; of several runs the first one, unless a run is
+   * given. */
+  find(id, run) {
+    const isIt = (each, n) => each === id && (run === null || this.value("run", n) === run);
+    return this.raw.ids.findIndex(isIt);
+  }
+
+  /** The run of a record where that has to be said, since there are several. */
+  runOf(number) {
+    return this.fields.get("run").values.length > 1 ? this.value("run", number) : null;
   }
 
   /** The chunk of a record, and its place there. */
@@ -75,20 +80,23 @@ class PathIndex {
 }
 
 /** What an address asks for: `#path=ID`, `#question=ID`, `#filter=guideline:ID&verdict:wrong`, or
- * several of them. Null for an address that is not ours. */
+ * several of them; `#path=ID&run=NAME` where runs have paths with the same id. Null for an address
+ * that is not ours. */
 function readPathAddress(hash) {
   const filters = new Map();
-  let path = null;
+  let [path, run] = [null, null];
   let isOurs = false;
   for (const part of hash.replace(/^#/, "").split("&")) {
-    const found = /^(path|question)=(.*)$/s.exec(part) ?? /^(?:filter=)?(\w+):(.*)$/s.exec(part);
+    const found = /^(path|question|run)=(.*)$/s.exec(part) ?? /^(?:filter=)?(\w+):(.*)$/s.exec(part);
     const value = found && decodedPart(found[2]);
     if (value === null) continue;
     isOurs = true;
+    const isRun = found[1] === "run" && part.startsWith("run=");
     if (found[1] === "path") path = value;
+    else if (isRun) run = value;
     else filters.set(found[1], value);
   }
-  return isOurs ? { filters, path } : null;
+  return isOurs ? { filters, path, run } : null;
 }
 
 function decodedPart(text) {
@@ -100,8 +108,9 @@ function decodedPart(text) {
 }
 
 /** The inverse; empty if nothing is asked for. */
-function pathAddress(filters, path) {
+function pathAddress(filters, path, run = null) {
   const parts = path === null ? [] : [`path=${encodedPart(path)}`];
+  if (run !== null) parts.push(`run=${encodedPart(run)}`);
   if (filters.has("question")) parts.push(`question=${encodedPart(filters.get("question"))}`);
   const others = [...filters].filter(([name]) => name !== "question");
   const listed = others.map(([name, value]) => `${name}:${encodedPart(value)}`);

@@ -89,9 +89,10 @@ class PathList {
   line(place) {
     const number = this.numbers[place];
     const value = (name) => this.index.value(name, number);
+    const isHeldOut = value("round") === "held-out";
     const facts = [
       this.index.raw.predicted[number] ? `answer ${label(this.index.raw.predicted[number])}` : "",
-      lineOutcome(value("outcome")),
+      lineOutcome(value("outcome"), isHeldOut),
       ["finished", value("outcome"), value("verdict")].includes(value("ended"))
         ? ""
         : value("ended"),
@@ -123,7 +124,7 @@ class PathList {
   }
 }
 
-function lineOutcome(outcome) {
-  if (outcome === "" || outcome in PATH_OUTCOMES) return label(outcome, 40);
+function lineOutcome(outcome, isHeldOut) {
+  if (isHeldOut || PATH_OUTCOMES.has(outcome)) return label(outcome, 40);
   return `dropped: ${label(outcome.replaceAll("_", " "), 40)}`;
 }

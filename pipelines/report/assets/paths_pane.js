@@ -2,18 +2,18 @@
 // The lineage of one record: from the question to what was learned of it.
 
 const PATH_TEXT_LIMIT = 20000;
-const PATH_SIGNS = {
-  correct: "\u2713",
-  wrong: "\u2717",
-  no_answer: "?",
-  truncated: "\u2026",
-  error: "!",
-};
+const PATH_SIGNS = new Map([
+  ["correct", "\u2713"],
+  ["wrong", "\u2717"],
+  ["no_answer", "?"],
+  ["truncated", "\u2026"],
+  ["error", "!"],
+]);
 
 /** A verdict as a word with a sign, so that the colour is not needed. */
 function verdictBadge(verdict) {
-  const known = verdict in PATH_SIGNS;
-  const sign = known ? `${PATH_SIGNS[verdict]} ` : "";
+  const known = PATH_SIGNS.has(verdict);
+  const sign = known ? `${PATH_SIGNS.get(verdict)} ` : "";
   return element(
     "span",
     { class: `badge ${known ? verdict : ""}` },
@@ -25,7 +25,7 @@ function verdictBadge(verdict) {
  * `[start, end, class]` and do not overlap. */
 function shownText(text, marks = [], kind = "text") {
   const last = marks.reduce((most, mark) => Math.max(most, mark[1] + 500), PATH_TEXT_LIMIT);
-  const block = element("pre", { class: kind, dir: "auto", tabindex: "0" });
+  const block = element("pre", { class: kind, dir: "auto", tabindex: "-1" });
   if (text.length <= last) {
     appendMarked(block, text, marks);
     return block;
@@ -91,7 +91,7 @@ class PathPane {
     this.words = words;
     this.steps = steps;
     this.step("Question", this.question(question, content));
-    if (content.answers) this.drawAnswers(content.answers);
+    if (content.answers) this.drawAnswers(number, content.answers);
     else this.drawPath(number, question, content);
     this.root.replaceChildren(
       element("h3", { class: "id" }, visible(this.index.raw.ids[number])),
@@ -124,8 +124,7 @@ class PathPane {
   drawPath(number, question, content) {
     const guideline = this.index.value("guideline", number);
     if (guideline) {
-      const texts = this.index.raw.guidelines[this.index.value("run", number)] ?? {};
-      const text = texts[guideline] ?? "";
+      const text = this.guidelineText(this.index.value("run", number), guideline);
       const name = element("p", { class: "fact" }, element("b", {}, label(guideline)));
       this.step("Guideline", name, text ? this.text(text) : null);
     }
@@ -142,6 +141,12 @@ class PathPane {
     }
     this.step("Verdict", ...this.verdict(number, question, content));
     for (const example of content.examples) this.drawExample(example);
+  }
+
+  guidelineText(run, guideline) {
+    const { guidelines } = this.index.raw;
+    const texts = Object.hasOwn(guidelines, run) ? guidelines[run] : {};
+    return Object.hasOwn(texts, guideline) ? texts[guideline] : "";
   }
 
   verdict(number, question, content) {
@@ -188,7 +193,7 @@ class PathPane {
     );
   }
 
-  drawAnswers(answers) {
+  drawAnswers(number, answers) {
     for (const answer of answers) {
       this.step(
         `Answer of ${label(answer.step.replace("/predictions", ""), 40)}`,
@@ -200,6 +205,8 @@ class PathPane {
         answer.error ? this.text(answer.error, null, "text error") : null,
       );
     }
+    const change = PATH_CHANGES.get(this.index.value("outcome", number));
+    if (change) this.step("Change", element("p", {}, change));
   }
 }
 
@@ -209,24 +216,30 @@ function endOf({ tokens, ended }) {
   return length + (ended === "stop" ? "ended by itself" : `cut off (${label(ended, 20)})`);
 }
 
+const PATH_READINGS = new Map([
+  ["boxed", "read from a box"],
+  ["phrase", "read from a phrase"],
+  ["last", "the last value of the text"],
+]);
+
 function readText(predicted, read, { place }) {
-  const ways = {
-    boxed: "read from a box",
-    phrase: "read from a phrase",
-    last: "the last value of the text",
-  };
   if (predicted === null || predicted === undefined) return "No answer was read.";
   const where = place ? ", marked above" : "";
-  return `Answer: ${label(predicted, 200)} (${ways[read] ?? label(read || "read", 20)}${where}).`;
+  return `Answer: ${label(predicted, 200)} (${PATH_READINGS.get(read) ?? label(read || "read", 20)}${where}).`;
 }
 
-const PATH_OUTCOMES = {
-  "": "Not selected from so far.",
-  kept: "Kept as an example.",
-  gained: "Gained: the first model was wrong and the last one is right.",
-  lost: "Lost: the first model was right and the last one is wrong.",
-};
+const PATH_OUTCOMES = new Map([
+  ["", "Not selected from so far."],
+  ["kept", "Kept as an example."],
+]);
+
+const PATH_CHANGES = new Map([
+  ["gained", "Gained: the first model was wrong, and the last one is right."],
+  ["lost", "Lost: the first model was right, and the last one is wrong."],
+  ["right", "The first and the last model are right."],
+  ["wrong", "The first and the last model are wrong."],
+]);
 
 function outcomeText(outcome) {
-  return PATH_OUTCOMES[outcome] ?? `Dropped: ${label(outcome.replaceAll("_", " "), 60)}.`;
+  return PATH_OUTCOMES.get(outcome) ?? `Dropped: ${label(outcome.replaceAll("_", " "), 60)}.`;
 }

@@ -50,11 +50,20 @@ def browser_data(
     Where they are too many, all of them are written to `parts`; otherwise nothing is written.
     Raises `DamagedFileError` and `StorageError`.
     """
-    guidelines = guideline_texts(runs)
+    named = distinct_names(runs)
+    guidelines = {name: guideline_texts(run) for name, run in named.items()}
     writer = _PartWriter(parts, assemble, guidelines)
     sources: Iterable[tuple[str, Limits, Iterable[Record]]] = (
-        ("paths", path_limits, itertools.chain.from_iterable(map(path_records, runs))),
-        ("answers", answer_limits, itertools.chain.from_iterable(map(answer_records, runs))),
+        (
+            "paths",
+            path_limits,
+            itertools.chain.from_iterable(path_records(r, n) for n, r in named.items()),
+        ),
+        (
+            "answers",
+            answer_limits,
+            itertools.chain.from_iterable(answer_records(r, n) for n, r in named.items()),
+        ),
     )
     gathered = {
         kind: split(pack(records), limits, writer.of(kind)) for kind, limits, records in sources
@@ -68,6 +77,15 @@ def browser_data(
         "sample": _sample(gathered, f"{parts.name}/{INDEX_PAGE}"),
     }
     return BrowserData(index, [chunk.data for chunk in chunks])
+
+
+def distinct_names(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:
+    """The runs by name; runs of the same name get their folder, too."""
+    names = [str(run.config.get("run") or run.folder.name) for run in runs]
+    return {
+        name if names.count(name) == 1 else f"{name} ({run.folder.uri})": run
+        for name, run in zip(names, runs, strict=True)
+    }
 
 
 def _sample(gathered: Mapping[str, Gathered], index_page: str) -> dict[str, Any] | None:
@@ -101,7 +119,10 @@ class _PartWriter:
 
         def write(number: int, chunks: Sequence[Chunk]) -> None:
             name = f"{kind}-{number:03d}.html"
-            index = index_of(chunks) | {"guidelines": self.guidelines, "sample": None}
+            index = index_of(chunks) | {
+                "guidelines": self.guidelines,
+                "sample": {"parts": INDEX_PAGE},
+            }
             page = self.assemble({"paths": index}, {"paths": [chunk.data for chunk in chunks]})
             self.folder.write_bytes(name, page)
             self._parts.append(

@@ -7,7 +7,7 @@ also one that is not finished.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,9 +31,8 @@ _LEFT_OUT = re.compile(r"(paths|samples)\..*token_ids\b.*|samples\..*")
 """Columns that nobody reads on a page, and that take most of the memory."""
 
 
-def path_records(run: StoredRun) -> Iterator[Record]:
-    """The records of all paths of a run. Raises `DamagedFileError`."""
-    name = str(run.config.get("run") or run.folder.name)
+def path_records(run: StoredRun, name: str) -> Iterator[Record]:
+    """The records of all paths of a run that is shown by this name. Raises `DamagedFileError`."""
     read_last = (run.config.get("examples") or {}).get("read_last") or ()
     tokenizer = tokenizer_of(run)
     for step in steps_of(run, "paths"):
@@ -79,9 +78,8 @@ def _columns_of(schema: pq.ParquetSchema) -> list[str]:
 # --- held-out questions ------------------------------------------------------------------------
 
 
-def answer_records(run: StoredRun) -> Iterator[Record]:
+def answer_records(run: StoredRun, name: str) -> Iterator[Record]:
     """The records of the held-out questions that have an answer, judged by today's grader."""
-    name = str(run.config.get("run") or run.folder.name)
     steps = steps_of(run, "predictions")
     if not steps:
         return
@@ -110,15 +108,10 @@ def _answers_of(run: StoredRun, step: str) -> Mapping[str, Prediction]:
     return {each.question.question_id: each for each in _predictions(run, step)}
 
 
-def guideline_texts(runs: Sequence[StoredRun]) -> dict[str, dict[str, str]]:
-    """The texts of the guidelines of each run, as the manifests of its paths have them."""
-    return {
-        str(run.config.get("run") or run.folder.name): {
-            each["guideline_id"]: each["text"]
-            for step in steps_of(run, "paths")
-            for each in ((run.folder.child(step).manifest() or {}).get("content") or {}).get(
-                "guidelines", ()
-            )
-        }
-        for run in runs
-    }
+def guideline_texts(run: StoredRun) -> dict[str, str]:
+    """The texts of the guidelines of a run, as the manifests of its paths have them."""
+    found: dict[str, str] = {}
+    for step in steps_of(run, "paths"):
+        content = (run.folder.child(step).manifest() or {}).get("content") or {}
+        found |= {each["guideline_id"]: each["text"] for each in content.get("guidelines", ())}
+    return found
