@@ -126,8 +126,8 @@ def test_sample_is_stated_and_the_parts_have_all_paths(
     link = wait_for(
         lambda: chromium.run("return document.querySelector('#paths p[role=status] a')?.href")
     )
-    name, _, fragment = str(link).rpartition("/")[2].partition("#")
-    opened(chromium, index.parent / name, f"#{fragment}")
+    address, _, fragment = str(link).partition("#")
+    opened(chromium, index.parent / address.rpartition("/")[2], f"#{fragment}")
     pane_of(chromium, missing)
     found = 0
     for file in sorted(index.parent.glob("paths-*.html")):

@@ -20,10 +20,11 @@ from cluster.models.model import Model
 from cluster.settings import content_of
 from cluster.store.cleanup import find_leftovers
 from evaluation.statistics import wilson_interval
-from pipelines.judging.sheet import make_sheet
+from pipelines.judging.sheet import blind_id, make_sheet
 from pipelines.selection.filters import ExampleSettings
 from pipelines.selection.select_examples import select_step_examples
 from pipelines.stored_run import StoredRun
+from pipelines.synthesis.reasoning_path import ReasoningPath
 from regenesis import main
 from tests.commands.conftest import copied_run as copied_run
 from tests.finished_run import FinishedRun, _map_here
@@ -82,9 +83,9 @@ def test_sheet_is_drawn_by_its_seed_from_right_and_wrong_paths(finished_run: Fin
     assert sum(right) == 10
     assert right != sorted(right)
     assert right != sorted(right, reverse=True)
-    finished = [v for v in verdicts_of(finished_run).values() if v != "truncated"]
-    assert len(make_sheet(run, 10**6, seed=0)["items"]) <= len(verdicts_of(finished_run))
-    assert len(make_sheet(run, 10**6, seed=0)["items"]) >= len(finished) - 1
+    paths = [ReasoningPath.from_row(path) for row in finished_run.rows for path in row["paths"]]
+    finished = {blind_id(path.path_id) for path in paths if path.is_finished and not path.error}
+    assert {item["id"] for item in make_sheet(run, 10**6, seed=0)["items"]} == finished
 
 
 def test_sheet_tells_no_verdict_guideline_model_or_round(
