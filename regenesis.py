@@ -55,8 +55,7 @@ COMMANDS = {
     "settings": "list every setting with its kind, values, default and meaning",
     "doctor": "check the machine, the cluster and the storage; exit code 1 when a check fails",
 }
-"""`run` is in this file; each other command is the module of that name in `commands` (`-` is `_`
-there), which is imported only when it is called."""
+"""`commands` has a module for each except `run` (`-` is `_` there), imported when it is called."""
 
 ROUND_STEPS = {
     "paths": paths,  # guideline -> structure -> path for every training question, all graded

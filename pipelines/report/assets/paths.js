@@ -298,6 +298,7 @@ class PathBrowser {
       { class: "links" },
       element("a", { href: address }, "Link to this"),
       element("a", { href: ofQuestion }, "All of this question"),
+      element("button", { type: "button", onclick: () => this.list.root.focus() }, "Back to the list"),
     );
   }
 

@@ -30,7 +30,7 @@ FIELDS = {
     "kind": "kind",
     "guideline": "guideline",
     "verdict": "verdict",
-    "outcome": "kept or dropped",
+    "outcome": "outcome",
     "read": "answer read",
     "ended": "ended",
 }
