@@ -20,7 +20,7 @@ from cluster.models.model import is_hub_name, is_ready
 from cluster.notify import refuse_missing_program
 from cluster.session import starts_cluster
 from cluster.subprocesses import run_apart
-from evaluation.prompt import answer_messages
+from evaluation.prompt import asked_messages
 from evaluation.question import Question
 from pipelines.config import Config
 from pipelines.planning.base_checks import Asking, Base, UnsureError, look_at_base
@@ -244,7 +244,7 @@ def askings(config: Config, recipe: Recipe) -> Iterator[Asking]:
     yield Asking(
         "evaluation",
         "evaluation",
-        answer_messages(SAMPLE),
+        asked_messages(SAMPLE, config.evaluation.prompt),
         config.evaluation.sampling,
         config.engine,
     )
