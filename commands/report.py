@@ -26,8 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file; the runs are only read."""
+    """Write the file; the runs are only read. Raises `DamagedFileError`."""
     runs = [StoredRun.read(place) for place in arguments.runs]
+    for stored in runs:
+        stored.check()
     place, _, name = arguments.output.rpartition("/")
     folder = Folder.open(place or str(Path.cwd()))
     paths = browser_data(runs, assemble, folder.child(f"{name.removesuffix('.html')}-parts"))
