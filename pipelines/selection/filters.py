@@ -25,8 +25,8 @@ from pipelines.selection.answer_leaks import Leak, find_leak
 from pipelines.selection.contamination import ContaminationSettings
 from pipelines.selection.majority_vote import Votes, count_votes
 from pipelines.selection.similarity import equations, most_diverse, shingles, similarity
-from pipelines.synthesis.chain import stable_seed
 from pipelines.synthesis.reasoning_path import ReasoningPath
+from pipelines.synthesis.seeds import stable_seed
 
 Reasons = dict[str, str]
 UnitShare = Annotated[float, Field(ge=0, le=1)]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.selection.filters import ExampleSettings
-from pipelines.synthesis.chain import stable_seed
+from pipelines.synthesis.seeds import stable_seed
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from evaluation.responses import QuestionHandler
 from pipelines.synthesis.chain import Previous, Recipe, run_chains
 from pipelines.synthesis.judge import judge_paths
 from pipelines.synthesis.reasoning_path import PATH_TYPE, ReasoningPath
+from pipelines.synthesis.swapped_adaptations import OtherQuestions
 
 PATHS_SCHEMA = ledger_schema(
     [
@@ -46,6 +47,8 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
     recipe: Recipe
     read_last: tuple[AnswerType, ...]
     """Answer types for which the last number or letter counts if nothing clearer was written."""
+    others: OtherQuestions | None = None
+    """Finds the question whose adaptations another one gets, if they are swapped."""
 
     @property
     def width(self) -> int:
@@ -83,7 +86,10 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
         is_hinted: bool = False,
     ) -> list[ReasoningPath]:
         """The graded paths, either without or with the right answer shown."""
-        paths = await run_chains(engine, self.recipe, asked, slots, previous, is_hinted=is_hinted)
+        other = await asyncio.to_thread(self.others.of, asked) if self.others else None
+        paths = await run_chains(
+            engine, self.recipe, asked, slots, previous, is_hinted=is_hinted, other=other
+        )
         # Grading takes processor time, while the event loop has to feed the engine.
         graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
         return await judge_paths(engine, self.recipe, asked, graded, slots)

@@ -31,11 +31,11 @@ from pipelines.synthesis.chain import (
     SynthesisSettings,
     run_chain,
     run_chains,
-    stable_seed,
     stage_messages,
 )
 from pipelines.synthesis.guidelines import load_guidelines, load_prompts
 from pipelines.synthesis.reasoning_path import PATH_TYPE
+from pipelines.synthesis.seeds import stable_seed
 from tests.scripted import ScriptedEngine
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is {2} + 2?", "4", "number")
