@@ -118,7 +118,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
         say(predictions.summary(run.base_predictions, totals))
 
 
-HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset")
+HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset", "unhinted_retries")
 """Settings that determine how many paths a question has, but not the paths themselves."""
 
 

@@ -31,7 +31,7 @@ from pipelines.synthesis.guidelines import (
     load_guidelines,
     load_prompts,
 )
-from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
+from pipelines.synthesis.reasoning_path import HINTED, Generation, ReasoningPath
 from pipelines.synthesis.seeds import stable_seed
 from pipelines.synthesis.stages import ADAPT, PATH, STAGES, Stage, StageSettings
 from pipelines.synthesis.swapped_adaptations import next_on_ring
@@ -64,6 +64,10 @@ class SynthesisSettings(Settings):
     """Stages that are shown the right answer in a second pass. Only questions without any right
     path get this pass. If this is empty there is no second pass: the truth is only used to filter
     and never to generate."""
+    unhinted_retries: Annotated[bool, Neutral(value=False)] = False
+    """Beside the second pass, run its questions again without the answer until that has generated
+    as many tokens, as a control for what the answer is worth. `examples.retries` chooses between
+    the two."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
     """A YAML file with your guidelines, a list of `{id, text}`. Its content is what counts.
     `placebo` names ours that say nothing about how to answer, as a control."""
@@ -121,6 +125,10 @@ class SynthesisSettings(Settings):
             raise ValueError("chain: its last stage must be path, which writes the solution")
         if unknown := set(self.hint_stages) - set(self.chain):
             raise ValueError(f"hint_stages: {min(unknown)} is not a stage of the chain; remove it")
+        if self.unhinted_retries and not self.hint_stages:
+            raise ValueError(
+                "unhinted_retries: is a control for hints, but hint_stages is empty; remove one"
+            )
         if not self.follows_guidelines and self.guidelines_per_question:
             raise ValueError(
                 "guidelines_per_question: a chain of only path follows none; use samples"
@@ -136,8 +144,13 @@ class SynthesisSettings(Settings):
             self._check_swap()
         if not self.follows_guidelines and self.expand_guidelines:
             raise ValueError("expand_guidelines: a chain of only path follows none; remove it")
-        if self.samples > 1 and not any(self.stages.of(s).temperature for s in self.chain):
+        is_drawn = any(self.stages.of(stage).temperature for stage in self.chain)
+        if self.samples > 1 and not is_drawn:
             raise ValueError("samples: all are equal at temperature 0; set 1, or a temperature")
+        if self.unhinted_retries and not is_drawn:
+            raise ValueError(
+                "unhinted_retries: at temperature 0 they repeat the first pass; set a temperature"
+            )
         return self
 
     def _check_swap(self) -> None:
@@ -158,10 +171,15 @@ class PathSpec:
     guideline: Guideline | None
     """None for a plain chain of thought."""
     sample: int
-    is_hinted: bool = False
-    """Whether it is a second attempt with the right answer shown in some stages."""
+    pass_number: int = 0
+    """As in `ReasoningPath`."""
     option_order: tuple[int, ...] = ()
     """The options as this path shows them, as indices in the question; empty: unchanged."""
+
+    @property
+    def is_hinted(self) -> bool:
+        """Whether some stages are shown the right answer."""
+        return self.pass_number == HINTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,21 +215,22 @@ class Recipe:
         prompts = load_prompts(Path(settings.prompts or PROMPTS_FILE))
         return cls(round_number, guidelines, prompts, settings)
 
-    def specs(self, question: Question, *, is_hinted: bool = False) -> list[PathSpec]:
-        """The paths of a question: its guidelines in the order of the file, with n samples each."""
+    def specs(self, question: Question, pass_number: int = 0) -> list[PathSpec]:
+        """The paths of one pass over a question: its guidelines in the order of the file, with n
+        samples each."""
         return [
-            self._spec(question, guideline, is_hinted, sample)
+            self._spec(question, guideline, pass_number, sample)
             for guideline in self._guidelines_of(question.question_id)
             for sample in range(self.settings.samples)
         ]
 
     def _spec(
-        self, question: Question, guideline: Guideline | None, is_hinted: bool, sample: int
+        self, question: Question, guideline: Guideline | None, pass_number: int, sample: int
     ) -> PathSpec:
         first = f"{self.round}/{self.settings.strategy_name}/{question.question_id}"
-        last = f"{guideline.guideline_id if guideline else 'none'}/{int(is_hinted)}/{sample}"
+        last = f"{guideline.guideline_id if guideline else 'none'}/{pass_number}/{sample}"
         path_id = f"{first}/{last}"
-        return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))
+        return PathSpec(path_id, guideline, sample, pass_number, self._order(question, path_id))
 
     def _order(self, question: Question, path_id: str) -> tuple[int, ...]:
         """The indices of the question's options in the order that was drawn for the path."""
@@ -239,12 +258,10 @@ class Recipe:
                 if each
             }
             ring = next_on_ring(own, self.settings.seed, question.question_id)
-            return question, self._spec(
-                question, own[ring[guideline.guideline_id]], False, spec.sample
-            )
+            return question, self._spec(question, own[ring[guideline.guideline_id]], 0, spec.sample)
         if other is None:
             raise ValueError("swap_adaptations: questions needs the other question")
-        return other, self._spec(other, guideline, False, spec.sample)
+        return other, self._spec(other, guideline, 0, spec.sample)
 
     def _guidelines_of(self, question_id: str) -> list[Guideline | None]:
         if not self.settings.follows_guidelines:
@@ -352,7 +369,7 @@ def _begun_path(spec: PathSpec) -> ReasoningPath:
     return ReasoningPath(
         path_id=spec.path_id,
         guideline_id=spec.guideline.guideline_id if spec.guideline else None,
-        is_hinted=spec.is_hinted,
+        pass_number=spec.pass_number,
         sample=spec.sample,
         option_order=spec.option_order,
     )
@@ -391,8 +408,7 @@ async def run_chains(
     question: Question,
     slots: Slots,
     previous: Previous | None = None,
-    *,
-    is_hinted: bool = False,
+    pass_number: int = 0,
     other: Question | None = None,
 ) -> list[ReasoningPath]:
     """All paths of one pass over a question; no path waits for another path's stage. `other` is as
@@ -402,7 +418,7 @@ async def run_chains(
     """
     attempt = previous.attempt + 1 if previous else 0
     whole = {path.path_id: path for path in previous.paths if not path.error} if previous else {}
-    specs = recipe.specs(question, is_hinted=is_hinted)
+    specs = recipe.specs(question, pass_number)
 
     async def run(group: list[PathSpec]) -> list[ReasoningPath]:
         # Paths that share a prompt fail together, so existing ones come before missing ones.
