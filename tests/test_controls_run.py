@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ open(out, "w").write(json.dumps(made))
 
 
 def run_arms(
-    path: Path, until: str, arms: list[tuple[str, ...]], folder: Path
+    path: Path, until: str, arms: Sequence[tuple[str, ...]], folder: Path
 ) -> list[dict[str, Any]]:
     """What each arm's run has made, from one process."""
     out = folder / "arms.json"
@@ -92,7 +92,7 @@ def test_every_control_of_the_selection_makes_its_examples_from_one_pool(
 ) -> None:
     path = write_config(with_solutions(scripted_config, tmp_path))
     verdicts = ("ground_truth", "unfiltered", "random", "wrong_only")
-    arms = {
+    arms: dict[Any, tuple[str, ...]] = {
         **{(name, "all"): (f"examples.verdict={name}",) for name in verdicts},
         **{
             (name, kind): (f"examples.verdict={name}", f"examples.questions={kind}")

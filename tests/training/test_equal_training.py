@@ -91,7 +91,7 @@ def test_steps_of_a_limited_training_are_the_first_ones_of_the_whole_one(tmp_pat
     ],
 )
 def test_training_that_ends_before_its_limits_says_so(
-    limits: dict[str, int], done: tuple[int, int], sentences: int
+    limits: dict[str, Any], done: tuple[int, int], sentences: int
 ) -> None:
     facts = {"num_steps": done[0], "num_trained_tokens": done[1]}
     said = unreached_limits("model", facts, TrainingSettings(**limits))
