@@ -209,7 +209,7 @@ def test_settings_in_the_document_make_a_run_of_its_own(
 
 
 def test_document_has_the_commands_and_the_ablations() -> None:
-    assert len(overrides_in_document()) >= 38
+    assert len(overrides_in_document()) >= 37
 
 
 def test_document_has_every_control() -> None:
