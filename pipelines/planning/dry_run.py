@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cluster.store.ledger import Ledger
-from cluster.store.step import Step, check_steps
+from cluster.store.step import Step
 from evaluation.question import Split
 from pipelines.config import Config
-from pipelines.plan import all_steps, check_run, lay_out_rounds, plan_run
+from pipelines.plan import check_layout, check_run, lay_out_rounds, plan_run
 from pipelines.planning.preflight import check_base, describe
 from pipelines.questions.loading import QuestionSet, load_questions
 from pipelines.run import Round, Run
@@ -23,7 +23,7 @@ def dry_run(config: Config, until: str | None = None) -> str:
     seen = check_base(config, Recipe.load(0, config.synthesis), until, may_fetch=False)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
-    check_steps(all_steps(run), contents=False)
+    check_layout(run)
     lines = [questions_step.summary(run.questions), describe_steps(run, questions)]
     return "\n".join([*lines, *(describe(seen) if seen else [])])
 

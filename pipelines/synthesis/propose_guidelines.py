@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from cluster.errors import DamagedFileError
 from cluster.inference.engine import Completion, SamplingSettings
 from cluster.inference.schedule import Questions
 from cluster.store.folder import Folder
@@ -235,5 +236,11 @@ def select_step_guidelines(
 
 
 def read_step_guidelines(folder: Folder) -> tuple[Guideline, ...]:
-    """All guidelines of a finished step, with the original ones first."""
-    return check_guidelines(yaml.safe_load(folder.read_bytes(FILE)), f"{folder.uri}/{FILE}")
+    """All guidelines of a finished step, with the original ones first.
+
+    Raises `DamagedFileError`.
+    """
+    try:
+        return check_guidelines(yaml.safe_load(folder.read_bytes(FILE)), f"{folder.uri}/{FILE}")
+    except (yaml.YAMLError, UnicodeDecodeError, FileNotFoundError) as error:
+        raise DamagedFileError(f"{folder.uri}/{FILE} is damaged or missing") from error
