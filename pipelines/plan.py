@@ -139,6 +139,7 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
+    _refuse_lone_questions(config, facts)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
@@ -154,6 +155,16 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
         base_predictions=_plan_predictions(config, facts, below, base),
     )
+
+
+def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:
+    """Refuse to swap adaptations between questions where a dataset has only one."""
+    lone = [name for name, number in facts.num_kept("train").items() if number == 1]
+    if lone and config.synthesis.swap_adaptations == "questions":
+        raise InputError(
+            f"synthesis.swap_adaptations: questions, but questions.datasets.{lone[0]} has one "
+            "training question, so there is no other to swap with; add questions or remove it"
+        )
 
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:

@@ -132,7 +132,7 @@ def path_table(rows: pa.Table) -> pa.Table:
         "kind": of_row("kind", ""),
         "path_id": of_path("path_id", pa.string()),
         "guideline_id": of_path("guideline_id", pa.string()),
-        "is_hinted": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
+        "is_retry": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
         "verdict": pc.fill_null(of_path("verdict", pa.string()), ""),
         "read_as": of_path("read_as", pa.string()),
         "is_finished": finished,
