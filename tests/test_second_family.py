@@ -51,18 +51,18 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
     tree = {
         "run": "gemma",
         "model": {"path": str(model)},
-        "questions": {"datasets": arithmetic("sums", 0, num_train=8, num_dev=0, num_test=4)},
+        "questions": {"datasets": arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)},
         "synthesis": {
             "strategy": "direct",
             "samples": 2,
-            "stages": {"path": {"temperature": 0.7, "max_tokens": 120}},
+            "stages": {"path": {"temperature": 0.7, "max_tokens": 64}},
         },
         "examples": {"verdict": "unfiltered", "max_per_question": 1},
-        "evaluation": {"max_tokens": 120},
+        "evaluation": {"max_tokens": 64},
         "training": {
             "learning_rate": 1e-5,
             "num_epochs": 1,
-            "global_batch_size": 4,
+            "global_batch_size": 2,
             "min_examples": 1,
         },
         "engine": {
