@@ -63,6 +63,7 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
             "learning_rate": 1e-5,
             "num_epochs": 1,
             "global_batch_size": 2,
+            "micro_batch_size": 1,
             "min_examples": 1,
         },
         "engine": {
@@ -78,6 +79,8 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
     done = run_driver("run", write_config(tree), timeout_s=3600)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "gemma"
+    for predictions in ("base/predictions-*", "round_0/predictions-*"):  # the tuned model's too
+        assert len(ledger_rows(next(run.glob(predictions)))) == 2
     (paths,) = run.glob("round_0/paths-*")
     made = [path for row in ledger_rows(paths) for path in row["paths"]]
     assert any(path["generations"][-1]["finish_reason"] == "stop" for path in made)
