@@ -66,7 +66,8 @@ _RECONSIDERED = (
 _CALLED_WRONG = (
     r"(?:that|this|it|which)(?:'s| is| was| seems| cannot| can't| isn't| must be)? ?"
     r"(?:be )?(?:not|wrong|incorrect|false|impossible|a mistake|isn't)\b"
-    r"|(?:is|was) (?:wrong|incorrect|not|false|impossible)\b|(?:isn't|wasn't|can't|cannot)\b"
+    r"|(?:is|was) (?:wrong|incorrect|not|false|impossible|(?:much |far )?too)\b"
+    r"|(?:isn't|wasn't|can't|cannot)\b|(?:does not|doesn't) (?:work|fit|hold|match|satisfy)\b"
 )
 _RETRACTED = re.compile(rf"(?i:{_AFTER}(?:{_RECONSIDERED}|{_CALLED_WRONG}))")
 _TAKEN_BACK = re.compile(rf"(?i:{_AFTER}(?:{_RECONSIDERED}))")
