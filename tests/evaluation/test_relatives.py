@@ -11,10 +11,24 @@ from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 from tests.evaluation.relatives_table import GROUPS, Group
 
-MORE = [
-    Group(**{name: tuple(part) if isinstance(part, list) else part for name, part in row.items()})
-    for row in map(json.loads, (Path(__file__).with_name("more_relatives.jsonl")).open())
-]
+
+def read_groups(path: Path) -> list[Group]:
+    """The groups of a file that has one in each line."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return [
+        Group(
+            row["name"],
+            row["answer_type"],
+            row["answer"],
+            tuple(row["wrong"]),
+            tuple(row["right"]),
+            tuple(row.get("choices", ())),
+        )
+        for row in rows
+    ]
+
+
+MORE = read_groups(Path(__file__).with_name("more_relatives.jsonl"))
 
 
 @pytest.mark.parametrize("group", GROUPS + MORE, ids=lambda group: f"{group.name}: {group.answer}")
