@@ -92,7 +92,7 @@ function forest(width, rows, colors, { zero = false, unit }) {
   const domain = zero
     ? [Math.min(-2, ...values), Math.max(2, ...values)]
     : [0, Math.min(100, Math.max(spread * 1.05, ...ticks.map((row) => 110 * row.tick)))];
-  const [left, right] = isWide ? [176, 240] : [10, 14];
+  const [left, right] = isWide ? [176, 200] : [10, 14];
   const note = (row) => `${label(row.task, 24)}  n ${count(row.n)}`;
   return plot(width, {
     height: y + 46,

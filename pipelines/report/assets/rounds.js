@@ -2,11 +2,11 @@
 // Over rounds, over training steps, over time.
 
 /** A figure for each metric, with a line for each series. Points are `{metric, series, x, y}`. */
-function smallMultiples(points, colors, xOptions, format = (value) => value) {
+function smallMultiples(points, colors, xOptions) {
   const figures = distinct(points, "metric").map((metric) =>
     figure(label(metric, 60), "", (width) =>
       lines(width, points.filter((point) => point.metric === metric), colors, {
-        x: xOptions, y: { label: null, tickFormat: format(metric) }, height: 180,
+        x: xOptions, y: { label: null, ticks: 5 }, height: 180,
         dots: points.length < 400,
       }),
     ),
@@ -44,7 +44,7 @@ function drawRounds(root, report) {
   const ticks = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   root.append(
     smallMultiples(points, colors, {
-      label: null, ticks, tickFormat: (round) => (round < 0 ? "base" : `round ${round}`), inset: 10,
+      label: null, ticks, domain: [ticks[0], ticks[ticks.length - 1]], tickFormat: (round) => (round < 0 ? "base" : `round ${round}`), inset: 10,
     }),
     dataTable(
       "rounds", "The course over rounds in numbers",

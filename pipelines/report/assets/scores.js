@@ -10,6 +10,12 @@ function modelName(report, row) {
   return isOnly(report) ? row.model : `${row.run}: ${row.model}`;
 }
 
+/** The name of a comparison, without the run's name where there is only one. */
+function comparisonName(report, name) {
+  const start = `${report.runs[0].name}: `;
+  return label(isOnly(report) && name.startsWith(start) ? name.slice(start.length) : name, 100);
+}
+
 function ofSplit(report, rows) {
   return rows.filter((row) => row.split === report.split);
 }
@@ -109,7 +115,7 @@ function differenceText(comparisons, row, reading) {
 function scoresTable(report, measures, comparisons, reading) {
   const rows = comparisons.filter((row) => row.reading === reading);
   const columns = columnsOf(
-    "task:task", "group:group", "comparison:comparison", "pairs:num_pairs:count",
+    "task:task", "group:group:group", "comparison:comparison", "pairs:num_pairs:count",
     "first, %:first_share:share", "other, %:other_share:share", "difference:difference:points",
     "low:low:points", "high:high:points", "detectable:detectable:share", "gained:gained:count",
     "lost:lost:count", "p:p_value:p", "p (Holm):adjusted:p",
@@ -126,7 +132,7 @@ function drawReadings(root, report) {
   const comparisons = records(report.tables.comparisons);
   if (comparisons.length > 0) {
     const tabs = distinct(comparisons, "comparison").map((name) => [
-      label(name, 60),
+      comparisonName(report, name),
       () => [forestOfReadings(report, comparisons.filter((row) => row.comparison === name))],
     ]);
     root.append(switcher("Comparison", tabs));
@@ -145,7 +151,7 @@ function drawReadings(root, report) {
     .filter((name) => name.includes("@"))
     .map((name) => ({ label: `${name}, %`, key: name, kind: "share" }));
   const columns = columnsOf(
-    "task:task", "group:group", "run:run", "model:model", "n:num_questions:count", ...shares,
+    "task:task", "group:group:group", "run:run", "model:model", "n:num_questions:count", ...shares,
     "read, %:read:share", "cut off, %:cut_off:share", "failed, %:failed:share",
     "tokens:tokens:number", ...sampled,
   );
@@ -153,7 +159,7 @@ function drawReadings(root, report) {
     dataTable(
       "answers",
       "How the answers were read, how many were cut off, and how long they are",
-      isOnly(report) ? columns.filter((column) => column.key !== "run") : columns,
+      columns,
       rows,
       { limit: 40, csv: records(report.tables.measures) },
     ),
@@ -217,9 +223,8 @@ function drawChanged(root, report) {
       "base said:base_predicted", "tuned said:tuned_predicted", "right answer:answer",
     ),
   ];
-  const shown = isOnly(report) ? columns.filter((column) => column.key !== "run") : columns;
   root.append(
-    dataTable("changed_questions", "Questions that were gained or lost", shown, rows, { limit: 10 }),
+    dataTable("changed_questions", "Questions that were gained or lost", columns, rows, { limit: 10 }),
   );
 }
 

@@ -20,7 +20,7 @@ function drawFunnel(root, report) {
   const isMany = distinct(rows, "round").length > 1;
   const columns = [
     { label: "dataset", key: "dataset", kind: "text" },
-    ...(isOnly(report) ? [] : columnsOf("run:run")),
+    ...columnsOf("run:run"),
     ...(isMany ? columnsOf("round:round:count") : []),
     ...columnsOf("questions:questions:count", "solved, %:solved_share:share"),
     ...STAGES.map(([key, name]) => ({

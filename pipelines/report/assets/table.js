@@ -4,6 +4,7 @@
 const FORMATS = {
   text: (value) => label(value, 120),
   id: (value) => label(value, 60),
+  group: (value) => groupName(value),
   count: (value) => count(value),
   share: (value) => percent(value),
   points: (value) => signed(100 * value),
@@ -20,9 +21,7 @@ function duration(seconds) {
 
 function formatted(value, kind) {
   if (value === null || value === undefined || value === "") return "";
-  return typeof value === "number" || kind === "text" || kind === "id"
-    ? FORMATS[kind](value)
-    : label(value);
+  return typeof value === "number" || !isNumeric({ kind }) ? FORMATS[kind](value) : label(value);
 }
 
 /** One cell of a CSV file. A text that a spreadsheet would take for a formula gets a "'". */
@@ -61,10 +60,12 @@ function compareValues(left, right) {
  * A table with a caption, and a button that saves all its rows as CSV.
  *
  * A column is `{key, label, kind, cell, title}`; `cell(row)` may give a node in place of the text.
- * The first column names the row. Options: `sort` ([key, descending]), `limit` (rows shown first),
+ * The first column names the row, and a column `run` is shown where there are several runs. Options: `sort` ([key, descending]), `limit` (rows shown first),
  * `folded` (shown only when it is opened), `csv` (other rows for the file).
  */
-function dataTable(name, caption, columns, rows, options = {}) {
+function dataTable(name, caption, allColumns, rows, options = {}) {
+  const isOfOneRun = new Set(rows.map((row) => row.run)).size < 2;
+  const columns = allColumns.filter((column) => column.key !== "run" || !isOfOneRun);
   const { limit = 15, folded = false, csv = rows } = options;
   let [key, descending] = options.sort ?? [null, false];
   let shown = limit;
@@ -113,7 +114,7 @@ function dataTable(name, caption, columns, rows, options = {}) {
 }
 
 function isNumeric(column) {
-  return !["text", "id", undefined].includes(column.kind);
+  return !["text", "id", "group"].includes(column.kind);
 }
 
 function tableRow(columns, row) {

@@ -9,7 +9,7 @@ function drawVerdict(root, report) {
     root.append(nothing("No two models have answered the same questions so far."));
     return;
   }
-  root.append(element("ul", { class: "claims" }, report.verdict.map(claimItem)));
+  root.append(element("ul", { class: "claims" }, report.verdict.map((claim) => claimItem(report, claim))));
   const number = report.verdict.length;
   root.append(
     element(
@@ -59,7 +59,7 @@ function interval(each) {
   return `${signed(100 * each.value)} [${signed(100 * each.low)}, ${signed(100 * each.high)}]`;
 }
 
-function claimItem(claim) {
+function claimItem(report, claim) {
   const scope =
     claim.num_seeds > 1 ? `over ${claim.num_seeds} seeds` : "for this checkpoint only";
   const tasks = claim.num_tasks > 1 ? `, mean over ${claim.num_tasks} tasks` : "";
@@ -74,7 +74,7 @@ function claimItem(claim) {
       element(
         "p",
         { class: "sentence" },
-        `${label(claim.name, 100)}, ${groupName(claim.group).toLowerCase()}${tasks}, ` +
+        `${comparisonName(report, claim.name)}, ${groupName(claim.group).toLowerCase()}${tasks}, ` +
           `${label(claim.reading)} reading: `,
         element("strong", {}, `${interval(claim)} points`),
         `, ${plural(claim.num_questions, "question")}: ${word}, ${scope}.`,
