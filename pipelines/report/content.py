@@ -29,6 +29,7 @@ from pipelines.export.publishing import public_name
 from pipelines.report.answers import BASE, ModelAnswers, asked_split, of_domains, read_answers
 from pipelines.report.comparisons import Declared, compared, declared_comparisons, detectable
 from pipelines.report.execution import cost_rows, rate_rows, step_rows, training_rows
+from pipelines.report.paths.parts import distinct_names
 from pipelines.report.provenance import provenance, setting_differences
 from pipelines.report.rounds import alarms, round_rows
 from pipelines.report.verdict import arm_of, claims_of, claims_over_seeds, judge
@@ -44,7 +45,9 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
 
     Raises `InputError` when the same run is given twice, and `DamagedFileError`.
     """
-    named = named_runs(runs)
+    if len({run.folder.uri for run in runs}) < len(runs):
+        raise InputError("a run is given twice; name each run once")
+    named = distinct_names(runs)
     answers = {name: read_answers(name, run) for name, run in named.items()}
     declared = declared_comparisons(list(answers.values()))
     lines = {reading: compared(declared, reading) for reading in READINGS} if declared else {}
@@ -72,20 +75,6 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
         "alarms": alarms(found["rounds"]),
         "tables": {name: as_columns(rows) for name, rows in found.items()},
     }
-
-
-def named_runs(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:
-    """The runs by a name that no other one has: that of the run, else with its folder."""
-    if len({run.folder.uri for run in runs}) < len(runs):
-        raise InputError("a run is given twice; name each run once")
-    names = [str(run.config.get("run")) for run in runs]
-    found: dict[str, StoredRun] = {}
-    for name, run in zip(names, runs, strict=True):
-        unique = name if names.count(name) == 1 else f"{run.folder.parent.name}/{name}"
-        while unique in found:
-            unique = f"{unique}'"
-        found[unique] = run
-    return found
 
 
 def _run_facts(name: str, run: StoredRun) -> dict[str, Any]:

@@ -21,6 +21,8 @@ function drawReport() {
   const report = readData("report");
   if (report !== null) drawSections(main, report);
   drawPaths(main);
+  const sheet = readData("sheet");
+  if (sheet !== null) drawJudgeSheet(main, sheet);
 }
 
 function drawSections(main, report) {
@@ -41,14 +43,15 @@ function drawSections(main, report) {
   }
 }
 
-/** The browser of paths, where the file has their index. */
+/** The paths, or in the index of the parts which part has which. */
 function drawPaths(main) {
-  const index = readData("paths");
+  const [index, parts] = [readData("paths"), readData("parts")];
+  if (index === null && parts === null) return;
   const section = element("section", { id: "paths" });
   main.append(section);
-  if (index === null) return;
   document.getElementById("contents").append(element("a", { href: "#paths" }, "Paths"));
-  startPathBrowser(section, index, (number) => openChunk("paths", number));
+  if (index !== null) startPathBrowser(section, index, (number) => openChunk("paths", number));
+  if (parts !== null) drawPathParts(section, parts);
 }
 
 drawReport();
