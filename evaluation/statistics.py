@@ -310,8 +310,8 @@ def split_half_reliability(
 
     `right` and `tries` are counts, questions x groups. The correlation of the two halves, averaged
     over random halves, is raised to the full number of questions (Spearman, 1910; Brown, 1910);
-    1 means perfectly, 0 not at all or worse. None with fewer than three groups that have tries in both
-    halves, or if the groups of a half do not differ.
+    1 means perfectly, 0 not at all or worse. None with fewer than three groups that have tries in
+    both halves, or if the groups of a half do not differ.
     """
     counts, sizes = np.asarray(right, float), np.asarray(tries, float)
     num = len(sizes)

@@ -342,14 +342,17 @@ def _write_events(folder: Folder, what: Invented, random_: random.Random) -> Non
         tokens = 0
         for minute in range(30):
             tokens += int(60 * random_.gauss(2400 if 4 < minute < 26 else 1500, 120))
-            counts = {"questions": {"paths": minute}, "questions_left": {"paths": 30 - minute}}
+            counts: dict[str, Any] = {
+                "questions": {"paths": minute},
+                "questions_left": {"paths": 30 - minute},
+            }
             record("rate", 1, tokens=tokens, in_flight=64, engines=2, **counts)
-        cost = {"gpu_hours": 1.0, "money": 2.5, "currency": "EUR"}
+        cost: dict[str, Any] = {"gpu_hours": 1.0, "money": 2.5, "currency": "EUR"}
         record("generated", jobs=["paths"], num_tokens=tokens, wall_s=1800.0, **cost)
         record("step_finished", round=number, step="paths", seconds=1800.0)
         record("step_started", round=number, step="model")
         for step in range(0, 61, 4):
-            facts = {
+            facts: dict[str, Any] = {
                 "step": float(max(1, step)),
                 "num_steps": 60.0,
                 "loss": 1.1 + 0.8 * 0.95**step + random_.uniform(-0.03, 0.03),

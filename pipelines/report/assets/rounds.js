@@ -20,7 +20,7 @@ function drawRounds(root, report) {
       element(
         "p",
         { class: "alarm" },
-        element("span", { class: "badge" }, "alarm"),
+        element("span", { class: "mark" }, "alarm"),
         ` ${label(alarm.run)}, round ${alarm.round}: ${alarm.meaning} (${label(alarm.metric)}: ` +
           `${percent(alarm.before)} \u2192 ${percent(alarm.after)} %).`,
       ),

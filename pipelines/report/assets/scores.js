@@ -232,7 +232,7 @@ function changesFigure(report, changes, reading) {
   const rows = changes
     .filter((row) => row.reading === reading)
     .flatMap((row) => {
-      const name = label(`${modelName(report, { run: row.run, model: row.step })}, ${row.dataset}`, 48);
+      const name = `${modelName(report, { run: row.run, model: row.step })}, ${row.dataset}`;
       return [
         { name, number: row.gained, kind: "gained" },
         { name, number: -row.lost, kind: "lost" },
@@ -258,7 +258,7 @@ function changesFigure(report, changes, reading) {
         marks: [
           Plot.barX(rows, { y: "name", x: "number", fill: (row) => colors.get(row.kind) }),
           Plot.text(names, {
-            y: (name) => name, text: (name) => name, frameAnchor: "left", textAnchor: "start",
+            y: (name) => name, text: (name) => label(name, 34), frameAnchor: "left", textAnchor: "start",
             dx: isWide ? -240 : 0, dy: isWide ? 0 : -18, fill: "currentColor",
           }),
           ...[1, -1].map((sign) =>

@@ -130,7 +130,7 @@ function droppedFigure(report, dropped) {
     sums.set(key, own);
   }
   const rows = [...sums]
-    .flatMap(([reason, runs]) => [...runs].map(([run, number]) => ({ reason: label(reason, 40), run, number })))
+    .flatMap(([reason, runs]) => [...runs].map(([run, number]) => ({ reason, run, number })))
     .sort((a, b) => b.number - a.number);
   const names = distinct(rows, "reason");
   const runs = report.runs.map((run) => run.name);
@@ -155,7 +155,7 @@ function droppedFigure(report, dropped) {
             textAnchor: "start", fill: "currentColor",
           }),
           Plot.text(names, {
-            fy: (name) => name, text: (name) => name, frameAnchor: "top-left", dy: -14,
+            fy: (name) => name, text: (name) => label(name, 40), frameAnchor: "top-left", dy: -14,
             textAnchor: "start", fill: "currentColor",
           }),
         ],
@@ -247,7 +247,7 @@ function heatCell(row, top) {
     `${label(row.guideline_id, 40)}, ${label(kindOf(row), 40)}: ${count(row.num_right)} of ` +
     `${count(row.num_paths)} right, ${percent(row.share)} % [${percent(row.low)}, ${percent(row.high)}]`;
   const href =
-    `#filter=guideline:${encodeURIComponent(row.guideline_id)},dataset:${encodeURIComponent(row.dataset)}`;
+    `#filter=guideline:${encodeURIComponent(row.guideline_id)}&dataset:${encodeURIComponent(row.dataset)}`;
   const cell = element("a", { href, class: "heat", title: text, "aria-label": text }, percent(row.shrunk_share, 0));
   cell.style.setProperty("--heat", `${Math.round((100 * row.shrunk_share) / top)}%`);
   return cell;

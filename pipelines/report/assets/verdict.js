@@ -46,7 +46,7 @@ function runCard(run) {
       element(
         "p",
         { class: "sofar" },
-        element("span", { class: "badge open" }, "so far"),
+        element("span", { class: "mark open" }, "so far"),
         ` Not finished (${held}). Left: ${label(run.left.join(", "), 300)}.`,
       ),
     );
@@ -67,7 +67,7 @@ function claimItem(report, claim) {
   const item = element(
     "li",
     { class: `claim ${claim.verdict.replace(" ", "-")}` },
-    element("span", { class: "badge" }, word),
+    element("span", { class: "mark" }, word),
     element(
       "div",
       {},
