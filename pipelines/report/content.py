@@ -38,6 +38,8 @@ from pipelines.stored_run import StoredRun
 Row = Mapping[str, Any]
 MOST_ROWS = 5_000
 """Of the questions that changed, at most this number is in the file; the rest is counted."""
+MOST_LETTERS = 1_000
+"""Of a text in a table."""
 
 
 def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
@@ -189,7 +191,8 @@ def _comparison_row(declared: Declared, reading: str, line: Comparison) -> Row:
 
 
 def as_columns(rows: Iterable[Row]) -> dict[str, Any]:
-    """Rows as `{columns, rows}`; what JSON cannot hold (infinite, not a number) becomes null."""
+    """Rows as `{columns, rows}`; what JSON cannot hold (infinite, not a number) becomes null, and a
+    text of more than `MOST_LETTERS` is cut, since a table has it many times."""
     found = list(rows)
     columns = list(dict.fromkeys(name for row in found for name in row))
     return {"columns": columns, "rows": [[_plain(row.get(c)) for c in columns] for row in found]}
@@ -198,4 +201,6 @@ def as_columns(rows: Iterable[Row]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, str) and len(value) > MOST_LETTERS:
+        return f"{value[:MOST_LETTERS]}\N{HORIZONTAL ELLIPSIS}"
     return value
