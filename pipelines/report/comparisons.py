@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.errors import InputError
 from evaluation.comparison import MEAN, Comparison, Pairs, compare, pair_answers
-from evaluation.model_scores import READINGS
 from evaluation.statistics import NORMAL, Z_95, Interval
 from pipelines.report.answers import BASE, ModelAnswers, asked_split
 
@@ -70,12 +69,25 @@ def _declared(kind: str, first: ModelAnswers, other: ModelAnswers, split: str) -
 
 
 def compared(declared: Sequence[Declared], reading: str) -> list[list[Comparison]]:
-    """The lines of each declared comparison under a reading, their p values adjusted over all."""
-    lines = compare([each.pairs for each in declared], tolerant=READINGS[reading])
+    """The lines of each declared comparison under a reading, their p values adjusted over all.
+
+    Answers without this reading are left out, and a comparison without any has no line.
+    """
+    having = [_with_reading(each.pairs, reading) for each in declared]
+    lines = compare([pairs for pairs in having if pairs.pairs], reading)
     of_sides: dict[tuple[str, str], list[Comparison]] = {}
     for line in lines:
         of_sides.setdefault((line.first, line.other), []).append(line)
-    return [of_sides[each.pairs.first, each.pairs.other] for each in declared]
+    return [of_sides.get((pairs.first, pairs.other), []) for pairs in having]
+
+
+def _with_reading(pairs: Pairs, reading: str) -> Pairs:
+    kept = [
+        (first, other)
+        for first, other in pairs.pairs
+        if first.right(reading) is not None and other.right(reading) is not None
+    ]
+    return replace(pairs, pairs=kept)
 
 
 def main_lines(lines: Sequence[Comparison]) -> dict[str, Comparison]:

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from cluster.errors import InputError
 from cluster.events import read_events
 from evaluation.comparison import Comparison
-from evaluation.model_scores import READINGS, measure_model, measures_table
+from evaluation.forced_scores import READINGS
+from evaluation.model_scores import measure_model, measures_table
 from pipelines.analysis import tables
 from pipelines.analysis.overview import overview, step_states, working_events
 from pipelines.analysis.reading import all_paths, grader_note, tables_of_paths
@@ -71,12 +72,18 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
         "title": ", ".join(named),
         "made_at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "split": asked_split(model for models in answers.values() for model in models),
-        "readings": list(READINGS),
+        "readings": _readings(found["measures"]),
         "runs": [_run_facts(name, run) for name, run in named.items()],
         "verdict": judge(claims),
         "alarms": alarms(found["rounds"]),
         "tables": {name: as_columns(rows) for name, rows in found.items()},
     }
+
+
+def _readings(measures: Iterable[Row]) -> list[str]:
+    """The readings that any answers have, in their usual order."""
+    known = {row["reading"] for row in measures if row["metric"] == "accuracy"}
+    return [reading for reading in READINGS if reading in known]
 
 
 def _run_facts(name: str, run: StoredRun) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from cluster.settings import fingerprint
 from evaluation.comparison import Comparison
-from evaluation.model_scores import READINGS
 from evaluation.statistics import (
     Interval,
     holm,
@@ -25,6 +24,8 @@ from evaluation.statistics import (
 )
 from pipelines.report.comparisons import LEVEL, Declared, detectable, main_lines, p_of
 
+Lines = Mapping[str, Sequence[Sequence[Comparison]]]
+"""By reading, the lines of each declared comparison."""
 Verdict = Literal["shown", "not shown", "worse"]
 MARGIN = 0.0
 """A difference has to be above this, as a share, to be a gain."""
@@ -56,18 +57,16 @@ class Claim:
     """Whether the abilities out of domain are kept; see `non_inferiority`."""
 
 
-def claimed_reading() -> str:
-    """The reading that the verdict is about."""
-    return next(reading for reading in CLAIMED if reading in READINGS)
+def _claimed(lines: Lines, number: int) -> str:
+    """The reading that the verdict of a declared comparison is about."""
+    return next(reading for reading in CLAIMED if lines.get(reading) and lines[reading][number])
 
 
-def claims_of(
-    declared: Sequence[Declared], lines: Mapping[str, Sequence[Sequence[Comparison]]]
-) -> list[Claim]:
+def claims_of(declared: Sequence[Declared], lines: Lines) -> list[Claim]:
     """The claims of the declared comparisons, by group of tasks; `lines` are those by reading."""
-    claimed = claimed_reading()
     found = []
     for number, each in enumerate(declared):
+        claimed = _claimed(lines, number)
         of_group = {reading: main_lines(lines[reading][number]) for reading in lines}
         for group, line in of_group[claimed].items():
             found.append(
@@ -80,7 +79,11 @@ def claims_of(
                     num_seeds=1,
                     difference=line.difference,
                     p_value=p_of(line),
-                    others={r: of_group[r][group].difference for r in lines if r != claimed},
+                    others={
+                        reading: of_group[reading][group].difference
+                        for reading in lines
+                        if reading != claimed and group in of_group[reading]
+                    },
                     kept=_kept(each, group) if each.kind == "tuned" else None,
                 )
             )
@@ -157,19 +160,20 @@ def arm_of(config: Mapping[str, Any]) -> str:
 def claims_over_seeds(
     arms: Mapping[str, str],
     declared: Sequence[Declared],
-    lines: Mapping[str, Sequence[Sequence[Comparison]]],
+    lines: Lines,
 ) -> list[Claim]:
     """For each arm of several seeds, the gain of its last models over their bases.
 
     `arms` has the arm of each run by the run's name. The interval is over the seeds.
     """
-    claimed = claimed_reading()
     last: dict[str, int] = {e.other.run: n for n, e in enumerate(declared) if e.kind == "tuned"}
     found = []
     for arm in dict.fromkeys(arms.values()):
         runs = [run for run in last if arms[run] == arm]
         if len(runs) < 2:
             continue
+        readings = {_claimed(lines, last[run]) for run in runs}
+        claimed = readings.pop() if len(readings) == 1 else CLAIMED[-1]
         of_runs = [main_lines(lines[claimed][last[run]]) for run in runs]
         for group in of_runs[0]:
             if all(group in each for each in of_runs):

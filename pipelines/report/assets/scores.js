@@ -16,6 +16,10 @@ function comparisonName(report, name) {
   return label(isOnly(report) && name.startsWith(start) ? name.slice(start.length) : name, 100);
 }
 
+function readingName(reading) {
+  return `${label(reading).replaceAll("_", " ")} reading`;
+}
+
 function ofSplit(report, rows) {
   return rows.filter((row) => row.split === report.split);
 }
@@ -48,7 +52,7 @@ function drawScores(root, report) {
   }
   const comparisons = records(report.tables.comparisons);
   const tabs = report.readings.map((reading) => [
-    `${reading} reading`,
+    readingName(reading),
     () => [
       forestOfScores(report, measures, comparisons, reading),
       scoresTable(report, measures, comparisons, reading),
@@ -178,13 +182,13 @@ function answersRow(found) {
 }
 
 function forestOfReadings(report, comparisons) {
-  const colors = colorsOf(report.readings);
+  const colors = colorsOf(report.readings.map((reading) => reading.replaceAll("_", " ")));
   const rows = byTask(comparisons).map(([group, task, found]) => ({
     group,
     task: taskName(task),
     n: found[0].num_pairs,
     points: found.map((row) => ({
-      series: row.reading,
+      series: row.reading.replaceAll("_", " "),
       value: row.difference,
       low: row.low,
       high: row.high,
@@ -209,7 +213,7 @@ function drawChanged(root, report) {
   }
   const tabs = report.readings
     .filter((reading) => changes.some((row) => row.reading === reading))
-    .map((reading) => [`${reading} reading`, () => [changesFigure(report, changes, reading)]]);
+    .map((reading) => [readingName(reading), () => [changesFigure(report, changes, reading)]]);
   root.append(switcher("Reading", tabs));
   const rows = ofSplit(report, records(report.tables.changed_questions));
   const columns = [

@@ -190,7 +190,8 @@ function heatMap(report, yields, run, round) {
   const credit = own(records(report.tables.guideline_credit));
   const kinds = [...new Set(found.map(kindOf))].sort();
   const cells = new Map(found.map((row) => [`${row.guideline_id}\n${kindOf(row)}`, row]));
-  const top = Math.max(...found.map((row) => row.shrunk_share), 0.01);
+  const shares = found.map((row) => row.shrunk_share);
+  const ends = [Math.min(...shares), Math.max(...shares)];
   const rows = distinct(found, "guideline_id").map((id) => {
     const of_one = found.filter((row) => row.guideline_id === id);
     const credits = credit.filter((row) => row.guideline_id === id);
@@ -210,7 +211,7 @@ function heatMap(report, yields, run, round) {
     { label: "guideline", key: "guideline_id", kind: "id", cell: (row) => guidelineLink(row) },
     ...kinds.map((kind) => ({
       label: label(kind, 30), key: `of ${kind}`, kind: "share",
-      cell: (row) => heatCell(cells.get(`${row.guideline_id}\n${kind}`), top),
+      cell: (row) => heatCell(cells.get(`${row.guideline_id}\n${kind}`), ends),
     })),
     ...columnsOf(
       "right, %:yield:share", "paths:num_paths:count", "solved:num_solved:count",
@@ -241,7 +242,7 @@ function guidelineLink(row) {
   return element("a", { href }, label(row.guideline_id, 40));
 }
 
-function heatCell(row, top) {
+function heatCell(row, [low, high]) {
   if (!row) return "";
   const text =
     `${label(row.guideline_id, 40)}, ${label(kindOf(row), 40)}: ${count(row.num_right)} of ` +
@@ -249,7 +250,8 @@ function heatCell(row, top) {
   const href =
     `#filter=guideline:${encodeURIComponent(row.guideline_id)}&dataset:${encodeURIComponent(row.dataset)}`;
   const cell = element("a", { href, class: "heat", title: text, "aria-label": text }, percent(row.shrunk_share, 0));
-  cell.style.setProperty("--heat", `${Math.round((100 * row.shrunk_share) / top)}%`);
+  const height = high > low ? (row.shrunk_share - low) / (high - low) : 0;
+  cell.style.setProperty("--heat", `${Math.round(10 + 90 * height)}%`);
   return cell;
 }
 

@@ -75,7 +75,7 @@ function claimItem(report, claim) {
         "p",
         { class: "sentence" },
         `${comparisonName(report, claim.name)}, ${groupName(claim.group).toLowerCase()}${tasks}, ` +
-          `${label(claim.reading)} reading: `,
+          `${readingName(claim.reading)}: `,
         element("strong", {}, `${interval(claim)} points`),
         `, ${plural(claim.num_questions, "question")}: ${word}, ${scope}.`,
       ),
@@ -87,7 +87,10 @@ function claimItem(report, claim) {
 
 function claimNotes(claim) {
   const notes = claim.others.map(
-    (each) => `${label(each.reading)[0].toUpperCase()}${label(each.reading).slice(1)} reading: ${interval(each)}.`,
+    (each) => {
+      const name = readingName(each.reading);
+      return `${name[0].toUpperCase()}${name.slice(1)}: ${interval(each)}.`;
+    },
   );
   const unsure = claim.others.filter((each) => each.low <= 0 && each.high >= 0);
   if (claim.verdict === "shown" && unsure.length > 0)
