@@ -26,9 +26,9 @@ _RELIABILITY = pa.schema(
 def guideline_reliability(paths: pa.Table) -> pa.Table:
     """For each round and dataset, the split-half reliability of the guidelines' yields: 1 if other
     questions of this kind would rank them alike, 0 if the ranks are chance, and null where it is
-    not defined. `paths` are rows of `PATHS_TABLE`; those that were shown the answer are left out.
+    not defined. `paths` are rows of `PATHS_TABLE`, of which only the first pass counts.
     """
-    given = paths.filter(pc.invert(paths.column("is_hinted")))
+    given = paths.filter(pc.invert(paths.column("is_retry")))
     given = given.filter(pc.is_valid(given.column("guideline_id")))
     rows: list[dict[str, Any]] = []
     groups = given.group_by(["round", "dataset"]).aggregate([]).to_pylist()

@@ -50,6 +50,8 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
     """
     if len({run.folder.uri for run in runs}) < len(runs):
         raise InputError("a run is given twice; name each run once")
+    for run in runs:
+        run.check()
     named = distinct_names(runs)
     answers = {name: read_answers(name, run) for name, run in named.items()}
     declared = declared_comparisons(list(answers.values()))

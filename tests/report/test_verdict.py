@@ -148,7 +148,7 @@ def test_long_curve_keeps_its_ends() -> None:
 
 
 def test_what_json_cannot_hold_becomes_null_and_long_texts_are_cut() -> None:
-    rows = [{"a": float("inf"), "b": "x" * 5000}, {"a": float("nan"), "c": 1}]
+    rows: list[dict[str, Any]] = [{"a": float("inf"), "b": "x" * 5000}, {"a": float("nan"), "c": 1}]
     table = as_columns(rows)
     assert table["columns"] == ["a", "b", "c"]
     assert [row[0] for row in table["rows"]] == [None, None]

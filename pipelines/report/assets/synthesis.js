@@ -292,7 +292,7 @@ function drawCoverage(root, report) {
   root.append(
     figure(
       "Questions that k paths solve",
-      "Paths drawn without replacement; paths that were shown the answer are left out.",
+      "Paths of the first pass, drawn without replacement.",
       (width) =>
         lines(width, points.map((row) => ({ ...row, x: row.k })), colors, {
           x: { ...log, base: 2, label: "paths a question (k)" }, y, height: 280,
