@@ -27,6 +27,7 @@ from cluster.terminal import say
 from pipelines.config import NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
+from pipelines.report.write import write_own_report
 from pipelines.run import Branch, Round, Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
 from pipelines.stored_run import record_config
@@ -135,10 +136,18 @@ def begin_steps(run: Run) -> None:
     record_steps(run)
 
 
+def end_run(run: Run, until: str | None) -> None:
+    """Say where the run is; after its last step also write its report."""
+    say(f"run folder: {run.folder.uri}")
+    if until is None:
+        write_own_report(run.folder)
+
+
 def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) -> Run:
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
+    _refuse_lone_questions(config, facts)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
@@ -154,6 +163,16 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
         base_predictions=_plan_predictions(config, facts, below, base),
     )
+
+
+def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:
+    """Refuse to swap adaptations between questions where a dataset has only one."""
+    lone = [name for name, number in facts.num_kept("train").items() if number == 1]
+    if lone and config.synthesis.swap_adaptations == "questions":
+        raise InputError(
+            f"synthesis.swap_adaptations: questions, but questions.datasets.{lone[0]} has one "
+            "training question, so there is no other to swap with; add questions or remove it"
+        )
 
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:

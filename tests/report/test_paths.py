@@ -200,6 +200,10 @@ def test_permalink_opens_the_whole_lineage_of_a_kept_path(
     mark = chromium.run("return document.querySelector('#paths mark.answer').textContent")
     assert path["predicted"] in mark
     assert chromium.text("#paths .line.active .name") == path["row"]["question_id"]
+    # The charts above are drawn after it; the browser stays in view all the same.
+    top = "return document.querySelector('#paths').getBoundingClientRect().top"
+    time.sleep(1)
+    assert 0 <= chromium.run(top) < 200
 
 
 def test_link_of_a_question_lists_its_paths_and_held_out_ones_have_both_answers(
