@@ -79,6 +79,6 @@ def test_runs_are_compared_in_one_table(
     assert printed.count(f"### {folder}") == 2
     assert "right per 10,000 tokens" in printed
     [row] = json.loads(file.read_text()).values()
-    paths = [path for row in finished_run.rows for path in row["paths"]]
+    paths = [ReasoningPath.from_row(path) for row in finished_run.rows for path in row["paths"]]
     assert row["num_paths"] == len(paths)
-    assert row["num_right"] == sum(path["verdict"] == "correct" for path in paths)
+    assert row["num_right"] == sum(path.verdict == "correct" and path.is_finished for path in paths)

@@ -11,6 +11,6 @@ questions, guidelines and sampling. The columns of the table:
   Behind `/` is what guessing would give. An adaptation that fits any question is of no use.
 * `adaptation leaks`, `plan leaks`: how many state the right answer.
 * `cut`: how many texts of each stage were cut off by the token limit.
-* `right`: how many paths are right, with a 95 % Wilson interval.
+* `right`: how many paths are right and ended by themselves, with a 95 % Wilson interval.
 * `right per 10,000 tokens`: of all stages, prompts included.
 """

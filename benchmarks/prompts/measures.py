@@ -95,7 +95,7 @@ def measure(side: Side) -> Measures:
         adaptation_leaks=share_leaking(adapted, ADAPT.column),
         plan_leaks=share_leaking(side.answered, STRUCTURE.column),
         cut=shares_cut(paths),
-        num_right=sum(path.verdict == Verdict.CORRECT for path in paths),
+        num_right=sum(path.verdict == Verdict.CORRECT and path.is_finished for path in paths),
         num_tokens=sum(g.num_prompt_tokens + g.num_tokens for p in paths for g in p.generations),
     )
 
