@@ -28,7 +28,7 @@ from cluster.terminal import is_unread, say
 from commands.arguments import add_config, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config
-from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
+from pipelines.plan import begin_run, begin_steps, end_run, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
@@ -43,7 +43,10 @@ COMMANDS = {
     "show": "show the state of a run, the lineage of a path, or all runs of a folder",
     "watch": "follow a run from another terminal or machine until it ends",
     "analyse": "make the tables behind a report: yields, funnel, coverage, changes",
+    "report": "write one HTML file that shows the results of runs, without a network",
     "export": "write the examples and the model of a run as folders that can be shared",
+    "judge": "write a blinded sheet of paths whose reasoning a person judges (see docs/REPORT.md)",
+    "judge-import": "read back what a person found on a sheet",
     "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses (see docs/GRADING.md)",
@@ -52,8 +55,7 @@ COMMANDS = {
     "settings": "list every setting with its kind, values, default and meaning",
     "doctor": "check the machine, the cluster and the storage; exit code 1 when a check fails",
 }
-"""`run` is in this file; each other command is the module of that name in `commands`, which is
-imported only when it is called."""
+"""`commands` has a module for each except `run` (`-` is `_` there), imported when it is called."""
 
 ROUND_STEPS = {
     "paths": paths,  # guideline -> structure -> path for every training question, all graded
@@ -103,11 +105,11 @@ def run(
         ray_session(config.cluster) as stop,
     ):
         say(f"logs: {log_folder()}")
-        begin_steps(begun)
         prepare(begun, stop, until)
+        begin_steps(begun)
         keep_to_budget(begun, stop)
         improve(begun, stop, until)
-        say(f"run folder: {begun.folder.uri}")
+        end_run(begun, until)
     return StoredRun.read(begun.folder)
 
 
@@ -167,7 +169,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             add_run_arguments(subparser)
             subparser.set_defaults(do=run_command)
         elif name == called:
-            command = importlib.import_module(f"commands.{name}")
+            command = importlib.import_module(f"commands.{name.replace('-', '_')}")
             command.add_arguments(subparser)
             subparser.set_defaults(do=command.run)
     return parser.parse_args(argv)

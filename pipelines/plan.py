@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import zip_longest
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.errors import DamagedFileError, InputError
 from cluster.events import KeptLog, timed
-from cluster.inference.engine import check_engine_options
+from cluster.inference.engine import check_engine_continues, check_engine_options
 from cluster.models.hub import check_hub_model
 from cluster.models.model import Model, base_model, is_hub_name, tuned_model
 from cluster.session import check_storage_root
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
+from cluster.store.ledger import is_ledger_file
 from cluster.store.network import FIRST_ANSWER_S
-from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
+from cluster.store.step import Step, check_run_folder, check_steps, write_steps
 from cluster.terminal import say
 from pipelines.config import NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
+from pipelines.report.write import write_own_report
 from pipelines.run import Branch, Round, Run
 from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
 from pipelines.stored_run import record_config
@@ -52,6 +55,8 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
 def _check_engines(config: Config, until: str | None) -> None:
     """Raise `InputError` for an engine that cannot do what the run will need."""
     check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
+    if config.evaluation.readings:
+        check_engine_continues(config.engine, "evaluation.readings: true")
     engine = config.synthesis.engine
     if engine is not None:
         # From the second round on, the paths come from a tuned model if this engine runs it.
@@ -92,14 +97,38 @@ def begin_run(
             log.keep_in(folder)
         keep_template_facts(folder, base)
         run = plan_run(config, folder, base, facts)
-        check_steps(all_steps(run), contents=False)
+        check_layout(run)
         yield run
 
 
-def begin_steps(run: Run) -> None:
-    """Check the finished steps and record the config and its steps, before the work begins.
+def check_layout(run: Run) -> None:
+    """Compare names and sizes of the files of all finished steps, and refuse a run whose model is
+    gone. Raises `DamagedFileError`."""
+    check_steps(all_steps(run), contents=False)
+    rounds = list(lay_out_rounds(run))
+    for round_, later in zip_longest(rounds, rounds[1:]):
+        for branch in round_.branches:
+            made = [branch.predictions, *([later.paths] if later else [])]
+            refuse_lost_model(branch.model, made)
 
-    Raises `DamagedFileError`. Needs Ray if there is much to read.
+
+def refuse_lost_model(model: Step, made: list[Step]) -> None:
+    """Refuse to train a model again from which rows exist: they would count as the new one's."""
+    answered = [step for step in made if any(map(is_ledger_file, step.folder.walk()))]
+    if answered and not model.is_done:
+        raise DamagedFileError(
+            f"the model {model.folder.uri} is not finished or is gone, but "
+            f"{answered[0].folder.uri} was made with it; restore the model, or delete that folder "
+            "and the later ones to train the model and make them again"
+        )
+
+
+def begin_steps(run: Run) -> None:
+    """Check the contents of the finished steps, and record the config and its steps as those of the
+    last run, before the work begins.
+
+    Nothing may refuse the run after this, because `clean --superseded` deletes what the last run
+    does not use. Raises `DamagedFileError`. Needs Ray if there is much to read.
     """
     for note in check_steps(all_steps(run)):
         say(f"note: {note}")
@@ -107,10 +136,18 @@ def begin_steps(run: Run) -> None:
     record_steps(run)
 
 
+def end_run(run: Run, until: str | None) -> None:
+    """Say where the run is; after its last step also write its report."""
+    say(f"run folder: {run.folder.uri}")
+    if until is None:
+        write_own_report(run.folder)
+
+
 def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) -> Run:
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
+    _refuse_lone_questions(config, facts)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
@@ -126,6 +163,16 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
         base_predictions=_plan_predictions(config, facts, below, base),
     )
+
+
+def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:
+    """Refuse to swap adaptations between questions where a dataset has only one."""
+    lone = [name for name, number in facts.num_kept("train").items() if number == 1]
+    if lone and config.synthesis.swap_adaptations == "questions":
+        raise InputError(
+            f"synthesis.swap_adaptations: questions, but questions.datasets.{lone[0]} has one "
+            "training question, so there is no other to swap with; add questions or remove it"
+        )
 
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:
@@ -159,7 +206,7 @@ def step_names(run: Run) -> list[str]:
 
 def record_steps(run: Run) -> None:
     """Record which step folders the run uses, as far as they are known now."""
-    run.folder.write_json(STEPS_FILE, step_names(run))
+    write_steps(run.folder, step_names(run))
 
 
 def plan_round(run: Run, number: int, generator: Model) -> Round:
