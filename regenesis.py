@@ -25,7 +25,7 @@ from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.session import StopRequest, log_folder, ray_session
 from cluster.terminal import is_unread, say
-from commands.arguments import add_config, add_take_over
+from commands.arguments import add_config, add_final, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config
 from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
@@ -122,6 +122,7 @@ def load_run(folder: str) -> StoredRun:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `regenesis.py run CONFIG`."""
     add_config(parser)
+    add_final(parser)
     add_take_over(parser)
     parser.add_argument(
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"

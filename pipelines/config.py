@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -19,6 +19,7 @@ from cluster.models.model import ModelSettings
 from cluster.session import ClusterSettings, StorageSettings
 from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
 from evaluation.predictions import EvaluationSettings
+from evaluation.question import Split
 from pipelines.planning.estimate import Budget, CostSettings
 from pipelines.questions.loading import QuestionSettings
 from pipelines.selection.filters import JUDGING, ExampleSettings
@@ -30,6 +31,10 @@ from training.settings import TrainingSettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NO_TRAINING = "questions.datasets: no question to train on; set a dataset's domain to in_domain"
+NO_DEV = (
+    "report_on: dev, but no dataset has a dev question; set num_dev or dev_share of a dataset, or "
+    "report on test (`regenesis run --final`)"
+)
 
 
 class Config(Settings):
@@ -39,6 +44,10 @@ class Config(Settings):
     """The name of the run, and of its folder below `storage.root`."""
     rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
     """Rounds of self-improvement; each generates with the model of the previous one."""
+    report_on: Annotated[Literal["dev", "test"], EXTENT] = "test"
+    """The held-out questions that the models answer and the scores report. `dev` is for the time in
+    which settings are chosen: no model is asked a test question. `test` asks both and reports test;
+    `regenesis run --final` sets it for one command. Each report of test is recorded in the run."""
     model: ModelSettings
     questions: QuestionSettings
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -50,6 +59,11 @@ class Config(Settings):
     storage: StorageSettings = StorageSettings()
     cost: CostSettings = CostSettings()
     budget: Budget = Budget()
+
+    @property
+    def asked_splits(self) -> tuple[Split, ...]:
+        """The splits that the models are asked after synthesis and training."""
+        return ("dev",) if self.report_on == "dev" else ("dev", "test")
 
     @pydantic.model_validator(mode="after")
     def _branches_agree(self) -> Config:

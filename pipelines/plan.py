@@ -22,7 +22,7 @@ from cluster.store.holder import hold
 from cluster.store.network import FIRST_ANSWER_S
 from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
 from cluster.terminal import say
-from pipelines.config import NO_TRAINING, Config, warnings_of
+from pipelines.config import NO_DEV, NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
 from pipelines.run import Branch, Round, Run
@@ -111,6 +111,8 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
+    if config.report_on == "dev" and not facts.num_kept("dev"):
+        raise InputError(NO_DEV)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
@@ -130,9 +132,9 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:
     """The rounds, each of which is laid out when it is asked for."""
-    generator = run.base
+    generator, previous = run.base, None
     for number in range(run.config.rounds):
-        round_ = plan_round(run, number, generator)
+        round_ = previous = plan_round(run, number, generator, previous)
         yield round_
         generator = next_generator(round_)
 
@@ -162,7 +164,7 @@ def record_steps(run: Run) -> None:
     run.folder.write_json(STEPS_FILE, step_names(run))
 
 
-def plan_round(run: Run, number: int, generator: Model) -> Round:
+def plan_round(run: Run, number: int, generator: Model, previous: Round | None = None) -> Round:
     """The steps of one round; each folder is named after what the step is made from."""
     config, folder = run.config, run.folder.child(f"round_{number}")
     recipe = Recipe.load(number, config.synthesis)
@@ -182,7 +184,9 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
         _plan_branch(run, folder, model.content(training, examples_step, start, name), name)
         for name in (names if training.mix == "per_dataset" else [None])
     )
-    return Round(number, recipe, generator, start, training, paths_step, examples_step, branches)
+    return Round(
+        number, recipe, generator, start, training, paths_step, examples_step, branches, previous
+    )
 
 
 def _plan_branch(
@@ -204,4 +208,6 @@ def _plan_predictions(
 ) -> Step:
     """The step with one model's predictions on all held-out questions."""
     content = predictions.content(config.evaluation, config.engine, asked)
-    return Step.below(below, f"predictions{suffix}", content, facts.extent("dev", "test"))
+    larger = (facts.extent("dev", "test"),) if config.report_on == "dev" else ()
+    extent = facts.extent(*config.asked_splits)
+    return Step.below(below, f"predictions{suffix}", content, extent, larger)

@@ -45,6 +45,13 @@ class Round:
     examples: Step
     branches: tuple[Branch, ...]
     """One branch; with `training.mix: per_dataset`, one for each dataset."""
+    previous: Round | None = None
+    """The round before this one."""
+
+    @property
+    def title(self) -> str:
+        """What people read, and what tables call its model."""
+        return f"round {self.number}"
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
@@ -74,6 +81,10 @@ class Run:
         """The steps that do not belong to a round."""
         proposed = [self.guidelines_step] if self.guidelines_step else []
         return [self.questions_step, *proposed, self.base_predictions]
+
+    def held_out(self) -> Questions:
+        """The questions that the models answer: dev, and test if the run reports on it."""
+        return self.stored_questions(*self.config.asked_splits)
 
     def stored_questions(self, *splits: str) -> Questions:
         """The questions of some splits, in the form in which workers read them."""

@@ -36,8 +36,7 @@ def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) 
 def job(run: Run, step: Step) -> GenerationJob:
     """The job for the engines."""
     handler = PredictAnswer(run.config.evaluation.sampling)
-    questions = run.stored_questions("dev", "test")
-    return GenerationJob("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
+    return GenerationJob("predictions", step.folder, PREDICTIONS_SCHEMA, handler, run.held_out())
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:

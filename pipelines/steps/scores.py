@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from cluster.models.model import PACKAGED_MODELS
 from cluster.remote import run_task
 from cluster.session import StopRequest
-from cluster.settings import versioned
+from cluster.settings import fingerprint, versioned
+from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
 from evaluation.grader import GRADER_VERSION
-from evaluation.scores import Score, format_scores, score_predictions, scores_table
+from evaluation.run_table import Asked, run_table
+from evaluation.scores import score_predictions, scores_table
+from pipelines.reads_of_test import record_test_read
 from pipelines.run import Branch, Round, Run
 
 VERSION = 2
@@ -27,28 +32,99 @@ def content(base: Step, tuned: Step) -> dict[str, Any]:
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Score each tuned model of the round; the table of a finished step is printed again."""
     for branch in round_.branches:
-        scores = run_task(
-            score_predictions,
-            run.stored_questions("dev", "test"),
-            run.base_predictions.folder,
-            branch.predictions.folder,
-            branch.dataset,
-        )
         if not branch.scores.is_done:
-            branch.scores.folder.write_table("scores.parquet", scores_table(scores))
-            text = f"{format_scores(scores)}\n\n{what_was_learned(round_, branch)}\n"
-            branch.scores.folder.write_bytes("scores.md", text.encode())
-            branch.scores.commit(made=["scores.parquet", "scores.md"])
-        say(summary(round_, branch, scores))
+            _store(run, round_, branch)
+        table = run_task(run_table, _asked(run, branch), _models_so_far(run, round_, branch))
+        if table and run.config.report_on == "test":
+            _record_read(run, round_, branch)
+        say(summary(run, round_, branch, table))
     for name, reason in run.questions.broken.items():
         say(f"the dataset {name} was skipped: {reason}")
 
 
-def summary(round_: Round, branch: Branch, scores: list[Score]) -> str:
-    """The table of the test questions."""
+def _store(run: Run, round_: Round, branch: Branch) -> None:
+    """Finish the step: the scores of both splits, and the table of base and tuned model."""
+    base, tuned = run.base_predictions.folder, branch.predictions.folder
+    scores = run_task(score_predictions, run.held_out(), base, tuned, branch.dataset)
+    models = {"base": base, round_.title: tuned}
+    table = run_task(run_table, _asked(run, branch), models)
+    branch.scores.folder.write_table("scores.parquet", scores_table(scores))
+    text = f"{summary(run, round_, branch, table).strip()}\n"
+    branch.scores.folder.write_bytes("scores.md", text.encode())
+    branch.scores.commit(made=["scores.parquet", "scores.md"])
+
+
+def _asked(run: Run, branch: Branch) -> Asked:
+    """The questions that the table is of."""
+    return Asked(run.held_out(), run.config.report_on, in_domain=branch.dataset)
+
+
+def _models_so_far(run: Run, round_: Round, branch: Branch) -> dict[str, Folder]:
+    """The predictions of the base, of each earlier round's model and of this one."""
+    rounds, before = [round_], round_.previous
+    while before is not None:
+        rounds.insert(0, before)
+        before = before.previous
+    earlier = {each.title: each.branches[0].predictions.folder for each in rounds[:-1]}
+    return {
+        "base": run.base_predictions.folder,
+        **earlier,
+        round_.title: branch.predictions.folder,
+    }
+
+
+def _record_read(run: Run, round_: Round, branch: Branch) -> None:
+    record_test_read(
+        run.config,
+        run.folder,
+        round=round_.number,
+        dataset=branch.dataset,
+        num_questions=sum(run.questions.num_kept("test").values()),
+        scores=f"round_{round_.number}/{branch.scores.folder.name}",
+    )
+
+
+# --- what people see ---------------------------------------------------------------------------
+
+
+def summary(run: Run, round_: Round, branch: Branch, table: str) -> str:
+    """The table of the questions that are reported, and what has to be known to judge it."""
+    split = run.config.report_on
     tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
-    title = f"round {round_.number}, base > {tuned}, in percent with 95 % intervals"
-    return f"\n{title}\n\n{format_scores(scores)}\n\n{what_was_learned(round_, branch)}\n"
+    title = f"{round_.title}, base > {tuned}, on {split} in percent with 95 % intervals"
+    shown = table or f"there is no question of {split}"
+    beside = "\n".join(f"- {line}" for line in _beside(run, round_, branch))
+    return f"\n{title}\n\n{shown}\n\n{beside}\n"
+
+
+def _beside(run: Run, round_: Round, branch: Branch) -> list[str]:
+    """Which model file, how many seeds, how many tokens, and how many targets were edited."""
+    seeds = f"synthesis.seed {run.config.synthesis.seed}, training.seed {round_.training.seed}"
+    lines = [
+        f"model: {_model_file(run)}",
+        f"one seed ({seeds}): the numbers are of this checkpoint and not of the method",
+        f"{round_.title}: {what_was_generated(round_)}",
+        f"{round_.title}: {what_was_learned(round_, branch)}",
+    ]
+    if run.config.report_on == "dev":
+        lines.append("dev is for choosing settings; `--final` asks the test questions")
+    return lines
+
+
+def _model_file(run: Run) -> str:
+    path = run.config.model.path
+    if (packaged := PACKAGED_MODELS.get(path)) is not None:
+        return f"{path}, {packaged.file_name}: {packaged.precision}"
+    return f"{path} (fingerprint {fingerprint(run.base.identity)})"
+
+
+def what_was_generated(round_: Round) -> str:
+    """How many tokens the paths of a round took, and how many of prompts were read for them."""
+    rows: Mapping[str, Any] = (round_.paths.manifest() or {}).get("rows", {})
+    return (
+        f"{rows.get('num_tokens', 0):,} tokens generated in {rows.get('num_paths', 0):,} paths, "
+        f"{rows.get('num_prompt_tokens', 0):,} prompt tokens read for them"
+    )
 
 
 def what_was_learned(round_: Round, branch: Branch) -> str:
