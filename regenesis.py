@@ -6,9 +6,8 @@ This is the only driver, both on a laptop and under `ray job submit`::
     ray job submit --working-dir . -- python regenesis.py run configs/llama3_8b.yaml
 
 A round is `questions -> paths -> examples -> model -> predictions -> scores`. Each step is a
-folder whose manifest is written last. The same command continues with the first step that has no
-manifest. Each step is described in its file in `pipelines/steps`, and each other command in its
-file in `commands`.
+folder whose manifest is written last; the same command continues with the first one without it.
+`pipelines/steps` describes each step, and `commands` each other command.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
 from pipelines.run import Run
-from pipelines.steps import examples, guidelines, model, paths, predictions, scores
+from pipelines.steps import decision, examples, guidelines, model, paths, predictions, scores
 from pipelines.stored_run import StoredRun, resolved_config
 
 COMMANDS = {
@@ -84,6 +83,8 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
                 raise InterruptedRunError("stopped between two steps")
             if until in (f"{round_.number}/{name}", name):
                 return
+        decision.make(run, round_)  # which model goes on, and whether there is a next round
+    record_steps(run)
 
 
 def run(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -230,11 +230,16 @@ def compare_scores(
 
 
 def score_predictions(
-    questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
+    questions: Questions,
+    base: Folder,
+    tuned: Folder,
+    tuned_on: str | None = None,
+    hidden: Collection[str] = (),
 ) -> list[Score]:
     """Score two models' predictions with the current grader. Runs as a task.
 
-    For a model that was tuned on one dataset, all others are out of domain.
+    For a model that was tuned on one dataset, all others are out of domain. `hidden` are datasets
+    that are not scored.
     """
     asked = questions.read()
     answers = [
@@ -244,7 +249,7 @@ def score_predictions(
         }
         for folder in (base, tuned)
     ]
-    rows = asked.to_pylist()
+    rows = [row for row in asked.to_pylist() if row["dataset"] not in hidden]
     if tuned_on is not None:
         rows = [
             row if row["dataset"] == tuned_on else row | {"domain": "out_of_domain"} for row in rows

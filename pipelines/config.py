@@ -22,6 +22,7 @@ from evaluation.predictions import EvaluationSettings
 from evaluation.question import Split
 from pipelines.planning.estimate import Budget, CostSettings
 from pipelines.questions.loading import QuestionSettings
+from pipelines.rounds.settings import AfterRoundSettings
 from pipelines.selection.filters import JUDGING, ExampleSettings
 from pipelines.strategy import with_strategy
 from pipelines.synthesis.chain import SynthesisSettings
@@ -48,6 +49,7 @@ class Config(Settings):
     """The held-out questions that the models answer and the scores report. `dev` is for the time in
     which settings are chosen: no model is asked a test question. `test` asks both and reports test;
     `regenesis run --final` sets it for one command. Each report of test is recorded in the run."""
+    after_round: AfterRoundSettings = AfterRoundSettings()
     model: ModelSettings
     questions: QuestionSettings
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -164,7 +166,28 @@ def unlabelled_questions_need_a_vote(config: Config) -> str | None:
     )
 
 
+def one_model_is_decided_about(config: Config) -> str | None:
+    """A decision is about one model, but a mix per dataset gives several."""
+    if config.after_round.is_neutral or config.training.mix != "per_dataset":
+        return None
+    return (
+        "after_round decides about one model, and training.mix: per_dataset gives several; remove "
+        "after_round or set training.mix: joint"
+    )
+
+
+def gate_tasks_are_datasets(config: Config) -> str | None:
+    """The gate asks questions of the config."""
+    names = list(config.questions.datasets)
+    unknown = (name for name in config.after_round.gate_tasks if name not in names)
+    if (name := next(unknown, None)) is None:
+        return None
+    return f"after_round.gate.tasks: there is no dataset {name}; there are {', '.join(names)}"
+
+
 RULES: tuple[Rule, ...] = (
+    one_model_is_decided_about,
+    gate_tasks_are_datasets,
     one_model_goes_on,
     thinking_stays_whole,
     preferences_know_wrong_paths,

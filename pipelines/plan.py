@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import InputError
@@ -25,8 +26,18 @@ from cluster.terminal import say
 from pipelines.config import NO_DEV, NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
+from pipelines.rounds.gate import check_gate
 from pipelines.run import Branch, Round, Run
-from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
+from pipelines.steps import (
+    decision,
+    examples,
+    guidelines,
+    model,
+    paths,
+    predictions,
+    questions,
+    scores,
+)
 from pipelines.stored_run import record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.propose_guidelines import Expansion
@@ -113,6 +124,7 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         raise InputError(NO_TRAINING)
     if config.report_on == "dev" and not facts.num_kept("dev"):
         raise InputError(NO_DEV)
+    check_gate(config.after_round, facts)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
@@ -136,6 +148,8 @@ def lay_out_rounds(run: Run) -> Iterator[Round]:
     for number in range(run.config.rounds):
         round_ = previous = plan_round(run, number, generator, previous)
         yield round_
+        if decision.reason_to_stop(round_):
+            return
         generator = next_generator(round_)
 
 
@@ -145,8 +159,9 @@ def first_round(run: Run) -> Round:
 
 
 def next_generator(round_: Round) -> Model:
-    """The model with which the next round begins. `Config` then requires a single branch."""
-    return round_.branches[0].tuned
+    """The model with which the next round begins, if the round is decided as far as it is known.
+    `Config` then requires a single branch."""
+    return decision.next_generator(round_)
 
 
 def all_steps(run: Run) -> list[Step]:
@@ -184,9 +199,24 @@ def plan_round(run: Run, number: int, generator: Model, previous: Round | None =
         _plan_branch(run, folder, model.content(training, examples_step, start, name), name)
         for name in (names if training.mix == "per_dataset" else [None])
     )
-    return Round(
+    round_ = Round(
         number, recipe, generator, start, training, paths_step, examples_step, branches, previous
     )
+    return round_ if config.after_round.is_neutral else _with_decision(run, folder, round_)
+
+
+def _with_decision(run: Run, below: Folder, round_: Round) -> Round:
+    """The round with the step that decides what follows from it."""
+    config, [branch] = run.config, round_.branches
+    own = (e for e in round_.earlier() if e.branches[0].tuned == round_.generator)
+    references = {e.title: e.branches[0].predictions for e in own}
+    references |= {"base": run.base_predictions}
+    before = round_.previous.decision if round_.previous else None
+    made_from = decision.content(
+        config.after_round, run.questions, round_.paths, branch, references, before
+    )
+    step = Step.below(below, "decision", made_from)
+    return replace(round_, references=references, decision=step)
 
 
 def _plan_branch(
@@ -198,7 +228,8 @@ def _plan_branch(
     storage = run.config.storage
     tuned = tuned_model(model_step.folder, storage.cache, storage.cache_limit_gib)
     answered = _plan_predictions(run.config, run.questions, below, tuned, suffix)
-    compared = scores.content(run.base_predictions, answered)
+    hidden = run.config.after_round.gate_tasks
+    compared = scores.content(run.base_predictions, answered, hidden)
     scores_step = Step.below(below, f"scores{suffix}", compared)
     return Branch(dataset, tuned, model_step, answered, scores_step)
 

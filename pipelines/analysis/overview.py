@@ -26,10 +26,14 @@ from cluster.store.ledger import SUMMED, Ledger
 from cluster.store.step import RUN_FILE
 from cluster.terminal import format_table
 from pipelines.reads_of_test import describe_reads, reads_of_test
+from pipelines.rounds.decide import describe_decision
 from pipelines.stored_run import StoredRun
 
 State = Literal["missing", "unfinished", "finished", "damaged"]
-KINDS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
+KINDS = (
+    *("questions", "guidelines", "paths", "examples", "model", "predictions", "scores"),
+    "decision",
+)
 _KIND = re.compile(rf"({'|'.join(KINDS)})(?:-.+)?")
 _LOOKING = ("select",)
 _LEDGERS = ("paths", "predictions")
@@ -42,6 +46,10 @@ _FACTS = {
         *("num_preference_pairs", "num_unpaired_preferences"),
     ),
     "model": ("num_examples", "num_steps", "num_tokens", "first_loss", "last_loss", "seconds"),
+    "decision": (
+        *("adopted", "began_with", "gate", "gate_lines", "gain", "rounds_without_gain"),
+        *("measures", "all_generated_tokens", "alarms", "stop"),
+    ),
 }
 """The facts of a manifest that are shown, by the kind of the step."""
 _SHOWN_SCORES = (
@@ -278,6 +286,7 @@ def format_overview(facts: Mapping[str, Any]) -> str:
         f"{facts['folder']}; {_holder(facts['holder'])}",
         f"\n{format_table(rows)}",
         *(f"\n{table}" for table in map(_format_scores, facts["steps"]) if table),
+        *(f"\n{lines}" for lines in map(_format_decision, facts["steps"]) if lines),
         f"\ncost: {format_cost(facts['cost'])}; "
         f"{facts['num_generated_tokens']:,} tokens were generated",
         describe_reads(facts["test_reads"]),
@@ -348,6 +357,7 @@ _FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "examples": _format_examples,
     "model": _format_model,
     "scores": lambda facts: f"{len(facts['scores'])} scores, see below",
+    "decision": lambda facts: "adopted" if facts["adopted"] else "not adopted",
 }
 
 
@@ -374,6 +384,15 @@ def _format_scores(step: Mapping[str, Any]) -> str:
         for score in scores
     ]
     return format_table(rows)
+
+
+def _format_decision(step: Mapping[str, Any]) -> str:
+    """What was decided after a round, and why; empty for another step."""
+    facts = step["facts"]
+    if step["kind"] != "decision" or not facts:
+        return ""
+    number = str(step["name"]).partition("/")[0].removeprefix("round_")
+    return "\n".join(describe_decision(f"round {number}", facts["began_with"], facts))
 
 
 # --- all runs ----------------------------------------------------------------------------------

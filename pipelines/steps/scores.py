@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cluster.models.model import PACKAGED_MODELS
@@ -23,9 +23,13 @@ VERSION = 2
 runs get the corrected one."""
 
 
-def content(base: Step, tuned: Step) -> dict[str, Any]:
-    """The predictions that are compared, and the grader that judges them again."""
-    compared = {"base": base.identity, "tuned": tuned.identity, "grader": GRADER_VERSION}
+def content(base: Step, tuned: Step, hidden: Collection[str] = ()) -> dict[str, Any]:
+    """The predictions that are compared, the grader that judges them again, and the datasets that
+    are not reported."""
+    compared: dict[str, Any] = {"base": base.identity, "tuned": tuned.identity}
+    compared["grader"] = GRADER_VERSION
+    if hidden:
+        compared["hidden"] = sorted(hidden)
     return versioned(compared, VERSION)
 
 
@@ -45,7 +49,8 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 def _store(run: Run, round_: Round, branch: Branch) -> None:
     """Finish the step: the scores of both splits, and the table of base and tuned model."""
     base, tuned = run.base_predictions.folder, branch.predictions.folder
-    scores = run_task(score_predictions, run.held_out(), base, tuned, branch.dataset)
+    hidden = run.config.after_round.gate_tasks
+    scores = run_task(score_predictions, run.held_out(), base, tuned, branch.dataset, hidden)
     models = {"base": base, round_.title: tuned}
     table = run_task(run_table, _asked(run, branch), models)
     branch.scores.folder.write_table("scores.parquet", scores_table(scores))
@@ -55,17 +60,14 @@ def _store(run: Run, round_: Round, branch: Branch) -> None:
 
 
 def _asked(run: Run, branch: Branch) -> Asked:
-    """The questions that the table is of."""
-    return Asked(run.held_out(), run.config.report_on, in_domain=branch.dataset)
+    """The questions that the table is of; those of the gate are not reported."""
+    hidden = run.config.after_round.gate_tasks
+    return Asked(run.held_out(), run.config.report_on, hidden, branch.dataset)
 
 
 def _models_so_far(run: Run, round_: Round, branch: Branch) -> dict[str, Folder]:
     """The predictions of the base, of each earlier round's model and of this one."""
-    rounds, before = [round_], round_.previous
-    while before is not None:
-        rounds.insert(0, before)
-        before = before.previous
-    earlier = {each.title: each.branches[0].predictions.folder for each in rounds[:-1]}
+    earlier = {e.title: e.branches[0].predictions.folder for e in round_.earlier()}
     return {
         "base": run.base_predictions.folder,
         **earlier,
