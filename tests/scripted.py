@@ -219,12 +219,25 @@ class PlantedEngine(ScriptedEngine):
         found = re.search(r"round_(\d+)", model)
         self._round = found[1] if found else "base"
 
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        """Samples of one request differ here."""
+        of_seeds = [
+            await super(PlantedEngine, self).chat(messages, sampling, seed + i) for i in range(n)
+        ]
+        return [completion for [completion] in of_seeds]
+
     def _answer(self, prompt: str, seed: int) -> str:
         if "\nGuideline: " in prompt or "\nAdvice: " in prompt:
             return super()._answer(prompt, seed)
         asked = f"{_SUM.findall(prompt)[:1]} {seed}"
         if self._round in self._options.get("collapsed", ()):
-            return "Obviously it is, as always and without any doubt, \\boxed{7}"
+            return "It is \\boxed{7}"
         noise = self._options.get("noise", 0)
         drawn = asked if _percent(f"noise {asked} {self._round}") >= noise else asked + self._round
         wrong = _percent(drawn) < self._options["wrong"][self._round]

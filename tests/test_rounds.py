@@ -209,7 +209,7 @@ def all_step_names(run: Run) -> list[str]:
     return [step.folder.path.removeprefix(f"{run.folder.path}/") for step in all_steps(run)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_nothing_planted_is_adopted_without_an_alarm(
     tmp_path: Path, model_folder: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,8 +237,8 @@ def test_collapsed_paths_raise_every_alarm(
         assert any(f"after_round.alarms.{setting} " in line for line in collapsed), setting
     assert any("max_length_factor 2" in line for line in collapsed)
     told = capsys.readouterr().out
-    assert "round 1: ALARM: training questions with a right path: 0.0 %, below" in told
-    assert "only 0.0 % of the training questions have a right path" in told
+    assert "round 1: ALARM: training questions with a right path: " in told
+    assert "% of the training questions have a right path (after_round.stop.min_solved" in told
 
 
 def test_budget_of_tokens_ends_the_run(tmp_path: Path, model_folder: Path) -> None:
