@@ -42,6 +42,7 @@ COMMANDS = {
     "show": "show the state of a run, the lineage of a path, or all runs of a folder",
     "watch": "follow a run from another terminal or machine until it ends",
     "analyse": "make the tables behind a report: yields, funnel, coverage, changes",
+    "report": "write one HTML file that shows the results of runs, without a network",
     "export": "write the examples and the model of a run as folders that can be shared",
     "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
