@@ -1,13 +1,12 @@
 """ReGenesis (arXiv 2410.02108): a language model improves itself by training on its own reasoning.
 
-This is the only driver, both on a laptop and under `ray job submit`::
+This is the only driver, on a laptop and under `ray job submit`::
 
     python regenesis.py run configs/quickstart.yaml
     ray job submit --working-dir . -- python regenesis.py run configs/llama3_8b.yaml
 
 A round is `questions -> paths -> examples -> model -> predictions -> scores`. Each step is a
 folder whose manifest is written last; the same command continues with the first one without it.
-`pipelines/steps` describes each step, and `commands` each other command.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ COMMANDS = {
     "analyse": "make the tables behind a report: yields, funnel, coverage, changes",
     "report": "write one HTML file that shows the results of runs, without a network",
     "export": "write the examples and the model of a run as folders that can be shared",
+    "judge": "write a blinded sheet of paths whose reasoning a person judges (see docs/REPORT.md)",
+    "judge-import": "read back what a person found on a sheet",
     "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses (see docs/GRADING.md)",
@@ -52,8 +53,7 @@ COMMANDS = {
     "settings": "list every setting with its kind, values, default and meaning",
     "doctor": "check the machine, the cluster and the storage; exit code 1 when a check fails",
 }
-"""`run` is in this file; each other command is the module of that name in `commands`, which is
-imported only when it is called."""
+"""`commands` has a module for each except `run` (`-` is `_` there), imported when it is called."""
 
 ROUND_STEPS = {
     "paths": paths,  # guideline -> structure -> path for every training question, all graded
@@ -68,8 +68,7 @@ STEPS = ("questions", "guidelines", *ROUND_STEPS)
 def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
     """Run all rounds of self-improvement. Finished steps are skipped; an unfinished step continues.
 
-    The first step, the questions, exists already: `begin_run` creates it before Ray is started.
-    """
+    The first step, the questions, exists already: `begin_run` creates it before Ray is started."""
     if until == "questions":
         return
     guidelines.make(run, stop)
@@ -170,7 +169,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             add_run_arguments(subparser)
             subparser.set_defaults(do=run_command)
         elif name == called:
-            command = importlib.import_module(f"commands.{name}")
+            command = importlib.import_module(f"commands.{name.replace('-', '_')}")
             command.add_arguments(subparser)
             subparser.set_defaults(do=command.run)
     return parser.parse_args(argv)

@@ -9,6 +9,7 @@ from cluster.store.folder import Folder
 from cluster.terminal import say
 from pipelines.report.content import report_data
 from pipelines.report.page import assemble
+from pipelines.report.paths.parts import browser_data
 from pipelines.stored_run import StoredRun
 
 FILE = "report.html"
@@ -27,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the file; the runs are only read."""
     runs = [StoredRun.read(place) for place in arguments.runs]
-    made = assemble({"report": report_data(runs)})
-    folder, _, name = arguments.output.rpartition("/")
-    Folder.open(folder or str(Path.cwd())).write_bytes(name, made)
+    place, _, name = arguments.output.rpartition("/")
+    folder = Folder.open(place or str(Path.cwd()))
+    paths = browser_data(runs, assemble, folder.child(f"{name.removesuffix('.html')}-parts"))
+    data = {"report": report_data(runs)} | ({"paths": paths.index} if paths else {})
+    folder.write_bytes(name, assemble(data, {"paths": paths.chunks} if paths else {}))
     say(f"open {arguments.output}")
     return 0

@@ -22,7 +22,6 @@ from cluster.store.ledger import Ledger
 from cluster.terminal import format_table
 from evaluation.answers import Answer, AnswerSet
 from evaluation.comparison import ALL, MEAN, Comparison, compare, format_p_value, pair_answers
-from evaluation.model_scores import READINGS
 from evaluation.predictions import Prediction
 from evaluation.question import Question
 from evaluation.scores import (
@@ -37,6 +36,8 @@ from evaluation.scores import (
 )
 from evaluation.statistics import macro_mean
 
+READINGS = ("strict", "tolerant", "forced")
+"""The readings that have a table, see `evaluation.forced_scores`."""
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -97,13 +98,15 @@ def format_run(answers: Mapping[str, Sequence[Prediction]]) -> str:
 def compare_with_first(
     answers: Mapping[str, Sequence[Prediction]],
 ) -> dict[str, list[Comparison]]:
-    """By reading, each further model compared with the first."""
-    first, *others = (
+    """By reading, each further model compared with the first; forced where all answers have it."""
+    sets = [
         AnswerSet(name, [Answer.from_prediction(p, f"{name}/{p.question.question_id}") for p in of])
         for name, of in answers.items()
-    )
-    pairings = [pair_answers(first, other) for other in others]
-    return {name: compare(pairings, tolerant=tolerant) for name, tolerant in READINGS.items()}
+    ]
+    pairings = [pair_answers(sets[0], other) for other in sets[1:]]
+    found = [each for of_model in sets for each in of_model.answers]
+    readings = [r for r in READINGS if all(each.right(r) is not None for each in found)]
+    return {reading: compare(pairings, reading) for reading in readings}
 
 
 def _table_of_reading(reading: str, lines: Sequence[Comparison], names: Sequence[str]) -> str:

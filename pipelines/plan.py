@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.events import KeptLog, timed
-from cluster.inference.engine import check_engine_options
+from cluster.inference.engine import check_engine_continues, check_engine_options
 from cluster.models.hub import check_hub_model
 from cluster.models.model import Model, base_model, is_hub_name, tuned_model
 from cluster.session import check_storage_root
@@ -63,6 +63,8 @@ def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
 def _check_engines(config: Config, until: str | None) -> None:
     """Raise `InputError` for an engine that cannot do what the run will need."""
     check_engine_options(config.engine, needs_weight_proof=serves_tuned_model(until))
+    if config.evaluation.readings:
+        check_engine_continues(config.engine, "evaluation.readings: true")
     engine = config.synthesis.engine
     if engine is not None:
         # From the second round on, the paths come from a tuned model if this engine runs it.

@@ -132,6 +132,13 @@ Span = tuple[int, int]
 """The start and end of a piece of text."""
 
 
+class Located(NamedTuple):
+    """An answer that was found, and the place of the text that states it."""
+
+    reading: Reading
+    place: Span
+
+
 class _Box(NamedTuple):
     start: int
     end: int
@@ -142,8 +149,17 @@ def read_answer(
     text: str, kind: AnswerReader, choices: Choices, *, last: bool, finished: bool
 ) -> tuple[ReadAs, Reading | None]:
     """The first way of reading that finds something, with what it finds."""
+    read_as, found = locate_answer(text, kind, choices, last=last, finished=finished)
+    return read_as, found.reading if found else None
+
+
+def locate_answer(
+    text: str, kind: AnswerReader, choices: Choices, *, last: bool, finished: bool
+) -> tuple[ReadAs, Located | None]:
+    """The same with the place of what it finds: the boxes, the tag, the phrase up to the end of its
+    sentence, or the line of a last value; for `math`, a place in `on_one_line` of the text."""
     if kind.name == "math":
-        text = _on_one_line(text)
+        text = on_one_line(text)
     denied: list[Span] = []
     found = _read_boxes(text, kind, choices, denied)
     if found is not None:
@@ -170,14 +186,14 @@ def find_answer(text: str, *, last: bool, finished: bool) -> tuple[ReadAs, str |
 
 def _read_boxes(
     text: str, kind: AnswerReader, choices: Choices, denied: list[Span]
-) -> Reading | None:
+) -> Located | None:
     """The last filled box, or all boxes of its list: `\\boxed{1} and \\boxed{-2}`."""
     found = [box for box in _boxes(text, loose=kind.name == "text") if kind.clean(box.content)]
     while found:
         group = _last_group(text, found)
         span = (group[0].start, group[-1].end)
         if not _denies(text, span):
-            return _read_group(group, kind, choices)
+            return Located(_read_group(group, kind, choices), span)
         denied.append(span)
         found = found[: -len(group)]
     return None
@@ -266,7 +282,7 @@ def _loose_end(text: str, start: int, end: int) -> int:
     return more.end() - 1
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """The text with each display and matrix on one line, so that a line has a complete formula."""
     if "\n" not in text or not ("\\begin{" in text or "\\[" in text or "$$" in text):
         return text
@@ -304,15 +320,23 @@ def escape_loose_braces(answer: str) -> str:
 
 def tagged(text: str) -> str | None:
     """The content of the last `<answer>...</answer>`; None if there is none."""
+    start, end = _tag(text)
+    return text[start:end].strip() or None if start >= 0 else None
+
+
+def _tag(text: str) -> Span:
+    """The place of the content of the last tag; it begins at -1 if there is none."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end].strip() or None if start >= 0 else None
+    return (start + len("<answer>"), end) if start >= 0 else (-1, -1)
 
 
-def _read_tag(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
+def _read_tag(text: str, kind: AnswerReader, choices: Choices) -> Located | None:
     content = tagged(text)
     cleaned = kind.clean(content) if content and len(content) <= MAX_LINE_LENGTH else ""
-    return (kind.read(cleaned, choices) or Reading(shorten(cleaned))) if cleaned else None
+    if not cleaned:
+        return None
+    return Located(kind.read(cleaned, choices) or Reading(shorten(cleaned)), _tag(text))
 
 
 def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
@@ -371,7 +395,7 @@ def _is_cut(line: str, *, at_end: bool) -> bool:
 
 def _read_phrase(
     text: str, kind: AnswerReader, choices: Choices, denied: list[Span], *, finished: bool
-) -> Reading | None:
+) -> Located | None:
     """The last clear phrase that is followed by a value of the wanted type."""
     for rest in _remainders(text, finished=finished):
         cleaned = kind.clean(rest.line)
@@ -394,7 +418,7 @@ def _read_phrase(
             denied.append((0, end))
             return None
         else:
-            return reading
+            return Located(reading, (rest.phrase, end))
     return None
 
 
@@ -497,11 +521,12 @@ def _first_sentence(text: str) -> str:
     return text
 
 
-def _read_last(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
+def _read_last(text: str, kind: AnswerReader, choices: Choices) -> Located | None:
     """The last value of the wanted type, in the last line that contains one."""
     lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
     for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):
         reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)
         if reading is not None:
-            return reading if reading.settles else None
+            start = text.rfind(line)
+            return Located(reading, (start, start + len(line))) if reading.settles else None
     return None

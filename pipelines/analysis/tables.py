@@ -373,8 +373,8 @@ def changed_questions(
                 "dataset": question.dataset,
                 "kind": question.kind,
                 "question_id": question_id,
-                "strict": _change(before, after, tolerant=False),
-                "tolerant": _change(before, after, tolerant=True),
+                "strict": change_of(before, after, tolerant=False),
+                "tolerant": change_of(before, after, tolerant=True),
                 "base_predicted": before.predicted,
                 "tuned_predicted": after.predicted,
                 "answer": question.answer,
@@ -406,7 +406,8 @@ _CHANGES = {
 }
 
 
-def _change(before: Prediction, after: Prediction, *, tolerant: bool) -> str:
+def change_of(before: Prediction, after: Prediction, *, tolerant: bool) -> str:
+    """What changed from one answer to another of the same question, in one of the readings."""
     return _CHANGES[is_correct(before, tolerant=tolerant), is_correct(after, tolerant=tolerant)]
 
 

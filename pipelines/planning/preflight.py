@@ -18,7 +18,7 @@ from cluster.inference.engine import EngineSettings, SamplingSettings, check_sam
 from cluster.models.model import is_hub_name, is_ready
 from cluster.session import starts_cluster
 from cluster.subprocesses import run_apart
-from evaluation.prompt import answer_messages
+from evaluation.prompt import asked_messages
 from evaluation.question import Question
 from pipelines.config import Config
 from pipelines.planning.base_checks import Asking, Base, UnsureError, look_at_base
@@ -214,7 +214,7 @@ def askings(config: Config, recipe: Recipe) -> Iterator[Asking]:
     yield Asking(
         "evaluation",
         "evaluation",
-        answer_messages(SAMPLE),
+        asked_messages(SAMPLE, config.evaluation.prompt),
         config.evaluation.sampling,
         config.engine,
     )

@@ -25,6 +25,7 @@ from pipelines.selection.answer_leaks import Leak, find_leak
 from pipelines.selection.contamination import ContaminationSettings
 from pipelines.selection.majority_vote import Votes, count_votes
 from pipelines.selection.similarity import equations, most_diverse, shingles, similarity
+from pipelines.selection.vetoes import Vetoes, read_vetoes
 from pipelines.synthesis.chain import stable_seed
 from pipelines.synthesis.reasoning_path import ReasoningPath
 
@@ -61,6 +62,10 @@ def _read_filter(given: Any) -> OwnCode:
 
 
 OwnFilter = Annotated[OwnCode, PlainValidator(_read_filter), PlainSerializer(str, return_type=str)]
+
+
+def _shown_vetoes(vetoes: Vetoes | None) -> str | None:
+    return None if vetoes is None else str(vetoes)
 
 
 class ExampleSettings(Settings):
@@ -131,6 +136,14 @@ class ExampleSettings(Settings):
     filters: Annotated[tuple[OwnFilter, ...], Neutral(())] = ()
     """Your own filters, as `file.py:function`, in the order in which they run (see
     docs/EXTENDING.md). The text of their files is what counts."""
+    vetoes: Annotated[
+        Vetoes | None,
+        PlainValidator(read_vetoes),
+        PlainSerializer(_shown_vetoes, return_type=str | None),
+        Neutral(None),
+    ] = None
+    """A file of judgements that `regenesis judge-import` wrote. The paths whose reasoning a person
+    found invalid are dropped (see docs/REPORT.md)."""
     max_examples: Annotated[Annotated[int, Field(gt=0)] | None, Neutral(None)] = None
     """Limit on all examples, drawn evenly over datasets and questions, so that the arms of a
     comparison train on equally many; null keeps all."""
@@ -388,6 +401,14 @@ def unsound(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     return {p.path_id: "judged_unsound" for p in paths if wanted and p.judged == "no"}
 
 
+def vetoed(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """Paths that a person found to be badly reasoned."""
+    vetoes = graded.settings.vetoes
+    if vetoes is None:
+        return {}
+    return {p.path_id: "vetoed" for p in paths if vetoes.rejects(graded.question, p)}
+
+
 def leaking(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """Paths that rely on a hint, a structure or a guideline that the model will not see.
 
@@ -483,6 +504,7 @@ _JUDGED: tuple[Filter, ...] = (
     unfinished,
     too_long,
     unsound,
+    vetoed,
     leaking,
     contaminated,
     of_unused_question,
@@ -495,6 +517,7 @@ _UNJUDGED: tuple[Filter, ...] = (
     shown_the_answer,
     unfinished,
     too_long,
+    vetoed,
     leaking,
     contaminated,
     of_unused_question,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cluster.models.model import PACKAGED_MODELS
@@ -12,7 +12,14 @@ from cluster.settings import fingerprint, versioned
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
+from evaluation.forced_scores import (
+    ForcedScore,
+    forced_table,
+    format_forced,
+    score_readings,
+)
 from evaluation.grader import GRADER_VERSION
+from evaluation.readings import UNTRAINED
 from evaluation.run_table import Asked, run_table
 from evaluation.scores import score_predictions, scores_table
 from pipelines.reads_of_test import record_test_read
@@ -36,27 +43,44 @@ def content(base: Step, tuned: Step, hidden: Collection[str] = ()) -> dict[str, 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Score each tuned model of the round; the table of a finished step is printed again."""
     for branch in round_.branches:
-        if not branch.scores.is_done:
-            _store(run, round_, branch)
         table = run_task(run_table, _asked(run, branch), _models_so_far(run, round_, branch))
+        forced = _forced_scores(run, branch)
+        below = _below(run, round_, branch, forced)
+        if not branch.scores.is_done:
+            _store(run, round_, branch, forced, below)
         if table and run.config.report_on == "test":
             _record_read(run, round_, branch)
-        say(summary(run, round_, branch, table))
+        say(summary(run, round_, branch, table, below))
     for name, reason in run.questions.broken.items():
         say(f"the dataset {name} was skipped: {reason}")
 
 
-def _store(run: Run, round_: Round, branch: Branch) -> None:
+def _store(
+    run: Run, round_: Round, branch: Branch, forced: Sequence[ForcedScore], below: str
+) -> None:
     """Finish the step: the scores of both splits, and the table of base and tuned model."""
     base, tuned = run.base_predictions.folder, branch.predictions.folder
     hidden = run.config.after_round.gate_tasks
     scores = run_task(score_predictions, run.held_out(), base, tuned, branch.dataset, hidden)
     models = {"base": base, round_.title: tuned}
     table = run_task(run_table, _asked(run, branch), models)
-    branch.scores.folder.write_table("scores.parquet", scores_table(scores))
-    text = f"{summary(run, round_, branch, table).strip()}\n"
+    tables = {"scores.parquet": scores_table(scores)}
+    if forced:
+        tables["readings.parquet"] = forced_table(forced)
+    for name, of_numbers in tables.items():
+        branch.scores.folder.write_table(name, of_numbers)
+    text = f"{summary(run, round_, branch, table, below).strip()}\n"
     branch.scores.folder.write_bytes("scores.md", text.encode())
-    branch.scores.commit(made=["scores.parquet", "scores.md"])
+    branch.scores.commit(made=[*tables, "scores.md"])
+
+
+def _forced_scores(run: Run, branch: Branch) -> list[ForcedScore]:
+    """Those of base and tuned model; none if the config asks for no forced readings."""
+    if not run.config.evaluation.readings:
+        return []
+    base, tuned = run.base_predictions.folder, branch.predictions.folder
+    hidden = run.config.after_round.gate_tasks
+    return run_task(score_readings, run.held_out(), base, tuned, branch.dataset, hidden)
 
 
 def _asked(run: Run, branch: Branch) -> Asked:
@@ -89,14 +113,25 @@ def _record_read(run: Run, round_: Round, branch: Branch) -> None:
 # --- what people see ---------------------------------------------------------------------------
 
 
-def summary(run: Run, round_: Round, branch: Branch, table: str) -> str:
+def summary(run: Run, round_: Round, branch: Branch, table: str, below: str) -> str:
     """The table of the questions that are reported, and what has to be known to judge it."""
-    split = run.config.report_on
+    shown = table or f"there is no question of {run.config.report_on}"
+    return f"\n{title(run, round_, branch)}\n\n{shown}\n\n{below}\n"
+
+
+def title(run: Run, round_: Round, branch: Branch) -> str:
+    """What is compared in the tables, and on which questions."""
     tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
-    title = f"{round_.title}, base > {tuned}, on {split} in percent with 95 % intervals"
-    shown = table or f"there is no question of {split}"
+    split = run.config.report_on
+    return f"{round_.title}, base > {tuned}, on {split} in percent with 95 % intervals"
+
+
+def _below(run: Run, round_: Round, branch: Branch, forced: Sequence[ForcedScore]) -> str:
+    """The tables of the forced readings, if there are any, and the facts beside the scores."""
     beside = "\n".join(f"- {line}" for line in _beside(run, round_, branch))
-    return f"\n{title}\n\n{shown}\n\n{beside}\n"
+    if not (tables := format_forced(forced, run.config.report_on)):
+        return beside
+    return f"{tables}\n\n{beside}\n- {targets_with_cue(round_, branch)}"
 
 
 def _beside(run: Run, round_: Round, branch: Branch) -> list[str]:
@@ -118,6 +153,22 @@ def _model_file(run: Run) -> str:
     if (packaged := PACKAGED_MODELS.get(path)) is not None:
         return f"{path}, {packaged.file_name}: {packaged.precision}"
     return f"{path} (fingerprint {fingerprint(run.base.identity)})"
+
+
+def targets_with_cue(round_: Round, branch: Branch) -> str:
+    """One sentence on how many training targets hold the cue that none of them should hold."""
+    found, num = run_task(count_targets, round_.examples.folder, UNTRAINED.strip(), branch.dataset)
+    return (
+        f'forced and no_reasoning continue behind "{UNTRAINED.strip()}", which {found} of {num} '
+        "training targets contain"
+    )
+
+
+def count_targets(examples: Folder, text: str, dataset: str | None) -> tuple[int, int]:
+    """How many training targets contain a text, of how many. Runs as a task."""
+    rows = examples.read_table(columns=["dataset", "messages"]).to_pylist()
+    said = [row["messages"][-1]["content"] for row in rows if dataset in (None, row["dataset"])]
+    return sum(text in each for each in said), len(said)
 
 
 def what_was_generated(round_: Round) -> str:
