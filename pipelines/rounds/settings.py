@@ -90,4 +90,9 @@ class AfterRoundSettings(Settings):
     @property
     def is_neutral(self) -> bool:
         """Whether nothing happens after a round."""
-        return self == AfterRoundSettings(reading=self.reading)
+        limits = [
+            getattr(branch, name)
+            for branch, settings in ((self.stop, StopSettings), (self.alarms, AlarmSettings))
+            for name in settings.model_fields
+        ]
+        return self.adopt == "always" and self.gate is None and set(limits) == {None}
