@@ -104,8 +104,8 @@ def run(
         ray_session(config.cluster) as stop,
     ):
         say(f"logs: {log_folder()}")
-        begin_steps(begun)
         prepare(begun, stop, until)
+        begin_steps(begun)
         keep_to_budget(begun, stop)
         improve(begun, stop, until)
         say(f"run folder: {begun.folder.uri}")

@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
             begin_run(config, log, take_over=arguments.take_over) as begun,
             ray_session(config.cluster) as stop,
         ):
-            begin_steps(begun)
             prepare(begun, stop)
+            begin_steps(begun)
             estimate = estimate_run_from_probe(begun, stop)
         say(format_estimate(estimate))
         for warning in check_budget(estimate, config.budget):

@@ -153,6 +153,16 @@ def hints_need_the_truth(config: Config) -> str | None:
     )
 
 
+def retries_are_made(config: Config) -> str | None:
+    """Retries without a hint are only there if they are generated."""
+    if config.examples.retries != "unhinted" or config.synthesis.unhinted_retries:
+        return None
+    return (
+        "examples.retries: unhinted needs tries that synthesis.unhinted_retries generates; set "
+        "that to true, or examples.retries to hinted or none"
+    )
+
+
 def unlabelled_questions_need_a_vote(config: Config) -> str | None:
     """Without answers, only a majority of a question's paths can decide what is right."""
     if config.examples.verdict == "majority":
@@ -193,6 +203,7 @@ RULES: tuple[Rule, ...] = (
     preferences_know_wrong_paths,
     something_is_trained_on,
     hints_need_the_truth,
+    retries_are_made,
     unlabelled_questions_need_a_vote,
 )
 

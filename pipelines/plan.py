@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.errors import DamagedFileError, InputError
 from cluster.events import KeptLog, timed
 from cluster.inference.engine import check_engine_continues, check_engine_options
 from cluster.models.hub import check_hub_model
@@ -20,8 +21,9 @@ from cluster.models.model import Model, base_model, is_hub_name, tuned_model
 from cluster.session import check_storage_root
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
+from cluster.store.ledger import is_ledger_file
 from cluster.store.network import FIRST_ANSWER_S
-from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
+from cluster.store.step import Step, check_run_folder, check_steps, write_steps
 from cluster.terminal import say
 from pipelines.config import NO_DEV, NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
@@ -105,14 +107,38 @@ def begin_run(
             log.keep_in(folder)
         keep_template_facts(folder, base)
         run = plan_run(config, folder, base, facts)
-        check_steps(all_steps(run), contents=False)
+        check_layout(run)
         yield run
 
 
-def begin_steps(run: Run) -> None:
-    """Check the finished steps and record the config and its steps, before the work begins.
+def check_layout(run: Run) -> None:
+    """Compare names and sizes of the files of all finished steps, and refuse a run whose model is
+    gone. Raises `DamagedFileError`."""
+    check_steps(all_steps(run), contents=False)
+    rounds = list(lay_out_rounds(run))
+    for round_, later in zip_longest(rounds, rounds[1:]):
+        for branch in round_.branches:
+            made = [branch.predictions, *([later.paths] if later else [])]
+            refuse_lost_model(branch.model, made)
 
-    Raises `DamagedFileError`. Needs Ray if there is much to read.
+
+def refuse_lost_model(model: Step, made: list[Step]) -> None:
+    """Refuse to train a model again from which rows exist: they would count as the new one's."""
+    answered = [step for step in made if any(map(is_ledger_file, step.folder.walk()))]
+    if answered and not model.is_done:
+        raise DamagedFileError(
+            f"the model {model.folder.uri} is not finished or is gone, but "
+            f"{answered[0].folder.uri} was made with it; restore the model, or delete that folder "
+            "and the later ones to train the model and make them again"
+        )
+
+
+def begin_steps(run: Run) -> None:
+    """Check the contents of the finished steps, and record the config and its steps as those of the
+    last run, before the work begins.
+
+    Nothing may refuse the run after this, because `clean --superseded` deletes what the last run
+    does not use. Raises `DamagedFileError`. Needs Ray if there is much to read.
     """
     for note in check_steps(all_steps(run)):
         say(f"note: {note}")
@@ -127,6 +153,7 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     if config.report_on == "dev" and not facts.num_kept("dev"):
         raise InputError(NO_DEV)
     check_gate(config.after_round, facts)
+    _refuse_lone_questions(config, facts)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
     expansion = Expansion.of(Recipe.load(0, config.synthesis))
@@ -142,6 +169,16 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
         base_predictions=_plan_predictions(config, facts, below, base),
     )
+
+
+def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:
+    """Refuse to swap adaptations between questions where a dataset has only one."""
+    lone = [name for name, number in facts.num_kept("train").items() if number == 1]
+    if lone and config.synthesis.swap_adaptations == "questions":
+        raise InputError(
+            f"synthesis.swap_adaptations: questions, but questions.datasets.{lone[0]} has one "
+            "training question, so there is no other to swap with; add questions or remove it"
+        )
 
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:
@@ -178,7 +215,7 @@ def step_names(run: Run) -> list[str]:
 
 def record_steps(run: Run) -> None:
     """Record which step folders the run uses, as far as they are known now."""
-    run.folder.write_json(STEPS_FILE, step_names(run))
+    write_steps(run.folder, step_names(run))
 
 
 def plan_round(run: Run, number: int, generator: Model, previous: Round | None = None) -> Round:

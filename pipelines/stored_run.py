@@ -6,6 +6,7 @@ and no questions, and change nothing.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from cluster.secrets import host_only
 from cluster.settings import Settings, fingerprint
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, is_ledger_file
-from cluster.store.step import STEPS_FILE
+from cluster.store.step import STEPS_FILE, Step, check_steps, read_steps
 
 CONFIG_FILE = "config.yaml"
 """The resolved config of the last run, in the run's folder."""
@@ -59,8 +60,8 @@ class StoredRun:
         A `Folder` that is open already keeps its endpoint and keys, which its address lacks.
         """
         folder = Folder.open(location) if isinstance(location, str) else location
-        steps = folder.read_json(STEPS_FILE)
-        if steps is None or not _are_names(steps) or CONFIG_FILE not in folder.file_names():
+        steps = read_steps(folder)
+        if not steps or CONFIG_FILE not in folder.file_names():
             raise InputError(
                 f"{folder.uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); "
                 "give the folder that `regenesis.py run` named in its first lines, or start the "
@@ -76,6 +77,14 @@ class StoredRun:
                 "questions` writes it again"
             )
         return cls(folder, _with_names_of_today(config), tuple(steps))
+
+    def check(self) -> None:
+        """Compare the names and sizes of the files of all finished steps with their manifests.
+
+        Raises `DamagedFileError`, so that nothing is computed from a part of a step.
+        """
+        steps = ((posixpath.basename(name), self.folder.child(name)) for name in self.steps)
+        check_steps((Step(n.rpartition("-")[0], f, {}) for n, f in steps), contents=False)
 
     def step(self, name: str) -> Folder:
         """The folder of the step whose name begins like this, such as `round_0/paths`."""
@@ -96,6 +105,7 @@ class StoredRun:
         known = [step.rpartition("-")[0] for step in self.steps]
         if name not in known:
             raise InputError(f"{name}: the run {self.folder.uri} has the steps {', '.join(known)}")
+        self.check()
         folder = self.step(name)
         if folder.manifest() is None:
             raise InputError(f"{name}: the step {folder.uri} is not finished; run the config again")
@@ -118,11 +128,6 @@ class StoredRun:
             paths = self.step(f"round_{number}/paths")
             if not paths.is_empty():
                 yield number, paths
-
-
-def _are_names(steps: Any) -> bool:
-    is_list = isinstance(steps, list) and bool(steps)
-    return is_list and all(isinstance(name, str) for name in steps)
 
 
 def _with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:

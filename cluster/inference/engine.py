@@ -9,6 +9,7 @@ to a server. A new one is a class with the same methods, named by its import pat
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
@@ -162,6 +163,15 @@ class EngineSettings(Settings):
         if isinstance(tree, Mapping) and tree.get("implementation") == ENDPOINT:
             return {"use_gpu": False, **tree}
         return tree
+
+    @model_validator(mode="after")
+    def _workers_in_order(self) -> EngineSettings:
+        if (self.min_workers or 0) > (self.max_workers or math.inf):
+            raise ValueError(
+                f"engine.min_workers {self.min_workers} is more than max_workers "
+                f"{self.max_workers}; lower it, or raise max_workers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _endpoint_is_whole(self) -> EngineSettings:

@@ -206,6 +206,26 @@ def claim_run_folder(folder: Folder, run: str) -> None:
         raise InputError(f"the run folder {folder.uri} cannot be written: {error}") from error
 
 
+def write_steps(run: Folder, names: Sequence[str]) -> None:
+    """Record the step folders that a run uses, with a hash of the list."""
+    listed = {"steps": [*names]}
+    run.write_json(STEPS_FILE, listed | {"fingerprint": fingerprint(listed)})
+
+
+def read_steps(run: Folder) -> list[str] | None:
+    """What `write_steps` recorded; None if it is missing or differs from what was written.
+
+    Earlier versions wrote the list alone.
+    """
+    stored = run.read_json(STEPS_FILE)
+    if isinstance(stored, dict):
+        is_sound = stored.pop("fingerprint", None) == fingerprint(stored)
+        stored = stored.get("steps") if is_sound else None
+    if not isinstance(stored, list) or not all(isinstance(name, str) for name in stored):
+        return None
+    return stored
+
+
 def _versions() -> dict[str, str]:
     """The package versions, which are recorded but never compared."""
     versions = {"python": platform.python_version()}

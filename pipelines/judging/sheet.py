@@ -28,8 +28,8 @@ from pipelines.analysis.reading import read_paths
 from pipelines.report.paths.reading import row_batches
 from pipelines.selection.vetoes import text_fingerprint
 from pipelines.stored_run import StoredRun
-from pipelines.synthesis.chain import stable_seed
 from pipelines.synthesis.reasoning_path import ReasoningPath
+from pipelines.synthesis.seeds import stable_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from pipelines.selection.filters import (
     filter_paths,
     num_learned,
 )
+from pipelines.selection.retries import Tries
 from pipelines.steps import guidelines, paths, predictions
 from pipelines.synthesis.handler import stored_paths
 
@@ -60,7 +61,8 @@ def _probed(
     row: dict[str, Any], settings: ExampleSettings, num_bytes: int, num_stages: int
 ) -> ProbedQuestion:
     question = Question.from_row(row)
-    judged = GradedQuestion(question, stored_paths(row, question, settings.read_last), settings)
+    tried = Tries.of(stored_paths(row, question, settings.read_last), settings)
+    judged = GradedQuestion(question, tried.used, settings)
     kept, _ = filter_paths(judged)
     return ProbedQuestion(
         dataset=row["dataset"],

@@ -26,8 +26,8 @@ from pipelines.selection.contamination import ContaminationSettings
 from pipelines.selection.majority_vote import Votes, count_votes
 from pipelines.selection.similarity import equations, most_diverse, shingles, similarity
 from pipelines.selection.vetoes import Vetoes, read_vetoes
-from pipelines.synthesis.chain import stable_seed
 from pipelines.synthesis.reasoning_path import ReasoningPath
+from pipelines.synthesis.seeds import stable_seed
 
 Reasons = dict[str, str]
 UnitShare = Annotated[float, Field(ge=0, le=1)]
@@ -92,6 +92,10 @@ class ExampleSettings(Settings):
     )
     """With `majority`: the votes that the majority needs, since a single answer agrees with no
     other; 2 by default, or 1 if `min_vote_share` is not 0.2."""
+    retries: Annotated[Literal["hinted", "unhinted", "none"], Neutral("hinted")] = "hinted"
+    """Which further tries are used of the questions that `synthesis.hint_stages` asks again: those
+    that were shown the answer; those that were not, up to as many generated tokens (needs
+    `synthesis.unhinted_retries`); or none."""
     pass_rate: tuple[UnitShare, UnitShare] = (0.0, 1.0)
     """The range of the share of right paths in which a question is used. Below it are questions
     that are answered by chance, above it those that the model can already answer."""
@@ -157,6 +161,11 @@ class ExampleSettings(Settings):
         if self.verdict != "majority" and (self.min_vote_share or self.min_votes > 1):
             name = "min_vote_share" if self.min_vote_share else "min_votes"
             raise ValueError(f"{name}: is only for verdict majority; remove it")
+        if self.retries == "unhinted" and self.verdict not in (*JUDGING, *GOLD):
+            raise ValueError(
+                f"retries: unhinted ones are of the questions without a right path, and verdict "
+                f"{self.verdict} ignores what is right; remove it"
+            )
         if self.verdict in GOLD and self.original_solutions:
             raise ValueError(
                 f"original_solutions: verdict {self.verdict} already trains on what the questions "

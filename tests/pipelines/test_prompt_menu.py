@@ -94,7 +94,7 @@ def test_best_prompt_is_that_of_the_tasks_in_domain_and_the_first_of_equals() ->
 
 
 def path(name: str, reasoning: str, *, read_as: str = "boxed", **changes: Any) -> ReasoningPath:
-    given: dict[str, Any] = {"is_hinted": False, "verdict": "correct"} | changes
+    given: dict[str, Any] = {"pass_number": 0, "verdict": "correct"} | changes
     return ReasoningPath(
         path_id=name, guideline_id="g", texts={"reasoning": reasoning}, read_as=read_as, **given
     )
@@ -125,7 +125,7 @@ def test_examples_are_the_shortest_right_boxed_paths_and_datasets_take_turns(
         {
             ("a", 1): [path("1", "a long \\boxed{4}"), path("2", "\\boxed{4}")],
             ("a", 2): [path("3", "so \\boxed{4}")],
-            ("a", 3): [path("4", "4", read_as="last"), path("5", "\\boxed{4}", is_hinted=True)],
+            ("a", 3): [path("4", "4", read_as="last"), path("5", "\\boxed{4}", pass_number=1)],
             ("b", 1): [path("6", "it is \\boxed{4}"), path("7", "\\boxed{5}", verdict="wrong")],
         },
     )

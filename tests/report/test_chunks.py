@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks.report import write_run
 from cluster.store.folder import Folder
 from pipelines.report.page import assemble
 from pipelines.report.paths.chunks import Chunk, Gathered, Limits, index_of, pack, split
@@ -103,6 +105,23 @@ def test_records_have_each_path_of_the_run_once(finished_run: FinishedRun) -> No
             assert path["read_as"] in ("nothing", None)
 
 
+def test_examples_of_the_benchmarks_run_are_found_in_its_sorted_files(tmp_path: Path) -> None:
+    write_run(Folder.open(str(tmp_path / "bench")), num_paths=1000, num_bytes=90)
+    records = list(path_records(StoredRun.read(str(tmp_path / "bench")), "bench"))
+    assert Counter(each.line.outcome for each in records) == {
+        "kept": 200,
+        "wrong": 400,
+        "no_answer": 200,
+        "truncated": 200,
+    }
+    for record in records:
+        examples = record.content["examples"]
+        assert len(examples) == (record.line.outcome == "kept")
+        for example in examples:  # without a tokenizer the texts of the messages are shown
+            assert example["learned"] == record.content["stages"][-1]["text"]
+            assert example["num_learned_tokens"] == 300
+
+
 def test_sample_is_stated_and_the_parts_have_all_paths(
     finished_run: FinishedRun, tmp_path: Path, chromium: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +157,18 @@ def test_sample_is_stated_and_the_parts_have_all_paths(
 
 
 def test_a_run_whose_paths_fit_has_no_parts(finished_run: FinishedRun, tmp_path: Path) -> None:
-    parts = Folder.open(str(tmp_path / "parts"))
-    data = browser_data([StoredRun.read(finished_run.folder)], assemble, parts)
+    run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "parts"))
+    data = browser_data([run], assemble, parts)
     assert data is not None
     assert data.index["sample"] is None
     assert not (tmp_path / "parts").exists()
+
+
+def test_parts_of_an_earlier_report_are_removed_and_nothing_else(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    for name in ("index.html", "paths-007.html", "answers-000.html", "notes.html"):
+        Folder.open(str(tmp_path / "parts")).write_bytes(name, b"old")
+    run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "parts"))
+    browser_data([run], assemble, parts)
+    assert parts.file_names() == ["notes.html"]

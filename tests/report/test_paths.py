@@ -6,6 +6,7 @@ import csv
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -199,6 +200,10 @@ def test_permalink_opens_the_whole_lineage_of_a_kept_path(
     mark = chromium.run("return document.querySelector('#paths mark.answer').textContent")
     assert path["predicted"] in mark
     assert chromium.text("#paths .line.active .name") == path["row"]["question_id"]
+    # The charts above are drawn after it; the browser stays in view all the same.
+    top = "return document.querySelector('#paths').getBoundingClientRect().top"
+    time.sleep(1)
+    assert 0 <= chromium.run(top) < 200
 
 
 def test_link_of_a_question_lists_its_paths_and_held_out_ones_have_both_answers(
@@ -224,6 +229,20 @@ def test_link_of_a_question_lists_its_paths_and_held_out_ones_have_both_answers(
 def test_unknown_path_is_said_to_be_missing(report: Path, chromium: Browser) -> None:
     opened(chromium, report, "#path=0/nothing/of/it")
     wait_for(lambda: "This file has no path 0/nothing/of/it" in pane(chromium))
+
+
+def test_runs_with_the_same_path_are_told_apart(tmp_path: Path, chromium: Browser) -> None:
+    one, other = (hostile_record(0, text) for text in ("one", "other"))
+    same = replace(other, line=other.line._replace(id=one.line.id))
+    write_page(tmp_path / "page.html", [one, same], {})
+    opened(chromium, tmp_path / "page.html", f"#path={one.line.id}&run=other")
+    wait_for(lambda: "other" in pane(chromium))
+    assert shown_number(chromium) == 2
+    assert chromium.run("return location.hash") == f"#path={one.line.id}&run=other"
+    link = chromium.run("return document.querySelector('#paths .links a').getAttribute('href')")
+    assert link == f"#path={one.line.id}&run=other"
+    opened(chromium, tmp_path / "page.html", "#filter=run:other")
+    assert shown_number(chromium) == 1
 
 
 # --- keys --------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ class PathBrowser {
     this.filters = asked.filters;
     this.search.value = asked.filters.get("text") ?? "";
     const number = asked.path === null ? -1 : this.index.find(asked.path, asked.run);
-    this.root.scrollIntoView();
+    stayInView(this.root);
     this.refresh(number).then(() => {
       if (number >= 0) this.lookAtPane();
       if (asked.path !== null && number < 0) this.missing("path", asked.path);
@@ -161,7 +161,7 @@ class PathBrowser {
 
   /** Where the lineage is below the list, as on a phone, scroll to it. */
   lookAtPane() {
-    if (this.pane.offsetTop > this.list.root.offsetTop) this.pane.scrollIntoView();
+    if (this.pane.offsetTop > this.list.root.offsetTop) stayInView(this.pane);
   }
 
   missing(kind, id) {
@@ -377,6 +377,24 @@ class PathBrowser {
       ]);
     saveFile("paths.csv", "text/csv", pathCsv(rows));
   }
+}
+
+let endStay = () => {};
+
+/** Scroll to an element, and again while what is above it is still being drawn; not once the reader
+ * has begun to do something. */
+function stayInView(target) {
+  endStay();
+  const observer = new ResizeObserver(() => target.scrollIntoView());
+  const acts = ["wheel", "pointerdown", "touchstart", "keydown"];
+  endStay = () => {
+    observer.disconnect();
+    for (const act of acts) window.removeEventListener(act, endStay);
+  };
+  for (const act of acts) window.addEventListener(act, endStay, { passive: true });
+  setTimeout(endStay, 2000);
+  target.scrollIntoView();
+  observer.observe(document.body);
 }
 
 /** CSV whose cells no spreadsheet takes for formulas. */

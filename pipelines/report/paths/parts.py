@@ -10,6 +10,7 @@ part, so that it finds the one with a path.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ ANSWER_LIMITS = Limits(num_records=5_000, num_bytes=5_000_000)
 """Of one page. With the scripts and charts a page stays below 25 MB."""
 INDEX_PAGE = "index.html"
 
+_PAGE = re.compile(rf"(paths|answers)-\d{{3,}}\.html|{re.escape(INDEX_PAGE)}")
 Assemble = Callable[[Mapping[str, Any], Mapping[str, Iterable[bytes]]], bytes]
 """Makes a page of JSON values and compressed chunks, both by name."""
 
@@ -47,7 +49,8 @@ def browser_data(
 ) -> BrowserData | None:
     """The paths and held-out answers of some runs; None where there are none.
 
-    Where they are too many, all of them are written to `parts`; otherwise nothing is written.
+    Where they are too many, all of them are written to `parts`, where pages of an earlier report
+    are removed; otherwise nothing is written.
     Raises `DamagedFileError` and `StorageError`.
     """
     named = distinct_names(runs)
@@ -69,9 +72,9 @@ def browser_data(
         kind: split(pack(records), limits, writer.of(kind)) for kind, limits, records in sources
     }
     chunks = [chunk for each in gathered.values() for chunk in each.chunks]
+    writer.finish()
     if not chunks:
         return None
-    writer.finish()
     index = index_of(chunks) | {
         "guidelines": guidelines,
         "sample": _sample(gathered, f"{parts.name}/{INDEX_PAGE}"),
@@ -137,7 +140,12 @@ class _PartWriter:
         return write
 
     def finish(self) -> None:
-        """Write the index, if there is any part."""
-        if self._parts:
+        """Write the index, if there is any part, and remove the pages of an earlier report."""
+        written = {part["page"] for part in self._parts}
+        if written:
             page = self.assemble({"parts": self._parts}, {})
             self.folder.write_bytes(INDEX_PAGE, page)
+            written.add(INDEX_PAGE)
+        found = [name for name in self.folder.file_names() if _PAGE.fullmatch(name)]
+        self.folder.delete_files(name for name in found if name not in written)
+        self.folder.delete_if_empty()
