@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 from cluster.errors import DamagedFileError, InputError
@@ -116,9 +115,9 @@ def check_layout(run: Run) -> None:
     gone. Raises `DamagedFileError`."""
     check_steps(all_steps(run), contents=False)
     rounds = list(lay_out_rounds(run))
-    for round_, later in zip_longest(rounds, rounds[1:]):
+    for round_ in rounds:
         for branch in round_.branches:
-            made = [branch.predictions, *([later.paths] if later else [])]
+            made = [branch.predictions, *(r.paths for r in rounds if r.generator == branch.tuned)]
             refuse_lost_model(branch.model, made)
 
 
