@@ -33,8 +33,8 @@ from training.settings import TrainingSettings
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NO_TRAINING = "questions.datasets: no question to train on; set a dataset's domain to in_domain"
 NO_DEV = (
-    "report_on: dev, but no dataset has a dev question; set num_dev or dev_share of a dataset, or "
-    "report on test (`regenesis run --final`)"
+    "report_on: dev, but no dataset has a dev question, so nothing is reported; set num_dev or "
+    "dev_share of a dataset, or report on test (`regenesis run --final`)"
 )
 
 

@@ -101,6 +101,8 @@ def begin_run(
             log.keep_in(folder)
         with timed("step", step="questions"):
             facts = questions.make(config, folder)
+        if warning := nothing_to_report(config, facts):
+            say(f"warning: {warning}")
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
             log.keep_in(folder)
@@ -149,8 +151,6 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
-    if config.report_on == "dev" and not facts.num_kept("dev"):
-        raise InputError(NO_DEV)
     check_gate(config.after_round, facts)
     _refuse_lone_questions(config, facts)
     template = template_facts(folder, base)
@@ -168,6 +168,11 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
         base_predictions=_plan_predictions(config, facts, below, base),
     )
+
+
+def nothing_to_report(config: Config, facts: QuestionFacts) -> str | None:
+    """A warning where the run asks for dev and there is none; asking test later costs no more."""
+    return NO_DEV if config.report_on == "dev" and not facts.num_kept("dev") else None
 
 
 def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:

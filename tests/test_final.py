@@ -7,16 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from cluster.errors import InputError
 from cluster.events import kept_log, read_events
 from cluster.models.model import Model
 from cluster.settings import settings_of
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from pipelines.config import Config, load_config
-from pipelines.plan import all_steps, plan_run
+from pipelines.plan import all_steps, nothing_to_report, plan_run
 from pipelines.questions.loading import load_questions
 from pipelines.reads_of_test import describe_reads, reads_of_test, record_test_read
 from regenesis import parse_arguments
@@ -63,10 +60,13 @@ def test_final_is_short_for_a_setting() -> None:
     assert loaded("quickstart").report_on == "test", "a config from before reports as it did"
 
 
-def test_dev_without_a_dev_question_is_refused(tmp_path: Path) -> None:
+def test_dev_without_a_dev_question_is_warned_of(tmp_path: Path) -> None:
     datasets = arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)
-    with pytest.raises(InputError, match="no dataset has a dev question"):
-        laid_out(tmp_path, report_on="dev", questions={"datasets": datasets})
+    given = scripted_tree(tmp_path, tmp_path) | {"questions": {"datasets": datasets}}
+    for split, expected in (("dev", "no dataset has a dev question"), ("test", None)):
+        config = settings_of(Config, given | {"report_on": split}, "test")
+        warning = nothing_to_report(config, load_questions(config.questions).facts())
+        assert (expected in warning) if expected and warning else (warning is expected)
 
 
 def test_reads_of_test_are_recorded_and_never_written_again(tmp_path: Path) -> None:
