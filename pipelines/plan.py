@@ -101,8 +101,8 @@ def begin_run(
             log.keep_in(folder)
         with timed("step", step="questions"):
             facts = questions.make(config, folder)
-        if warning := nothing_to_report(config, facts):
-            say(f"warning: {warning}")
+        if missing := nothing_to_report(config, facts):
+            say(f"warning: {missing}")
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
             log.keep_in(folder)

@@ -19,6 +19,7 @@ from cluster.inference.engine import EngineSettings
 from cluster.inference.job import Slots
 from cluster.inference.schedule import summarize
 from cluster.models.model import Model
+from cluster.session import StopRequest
 from cluster.settings import laid_over, settings_of
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
@@ -26,8 +27,9 @@ from cluster.store.step import Step, read_steps
 from evaluation.predictions import PREDICTIONS_SCHEMA
 from pipelines.config import Config
 from pipelines.plan import all_steps, lay_out_rounds, plan_run, record_steps
+from pipelines.reads_of_test import reads_of_test
 from pipelines.run import Round, Run
-from pipelines.steps import decision
+from pipelines.steps import decision, scores
 from pipelines.steps import paths as paths_step
 from pipelines.steps import predictions as predictions_step
 from pipelines.steps import questions as questions_step
@@ -236,6 +238,33 @@ def test_collapsed_paths_raise_every_alarm(
     told = capsys.readouterr().out
     assert "round 1: ALARM: training questions with a right path: " in told
     assert "% of the training questions have a right path (after_round.stop.min_solved" in told
+
+
+def test_table_has_the_base_and_every_round_and_no_gate_task(
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(scores, "run_task", lambda function, *given: function(*given))
+    engine = {"wrong": {"base": 70, "0": 40, "1": 30}}
+    for split, num in (("dev", 60), ("test", 4)):
+        run = begin(tree(tmp_path / split, model_folder, rounds=2, report_on=split))
+        rounds = list(improve(run, engine))
+        capsys.readouterr()
+        scores.make(run, rounds[-1], StopRequest())
+        told = capsys.readouterr().out
+        assert f"round 1, base > tuned, on {split} in percent" in told
+        table = told.split("\n\n")[2]
+        assert [line.split("|")[2].strip() for line in table.splitlines()[2:5]] == [
+            *("base", "round 0", "round 1")
+        ]
+        assert "gate_sums" not in told
+        assert f"| in_domain/sums | {num} " in told
+        [branch] = rounds[-1].branches
+        stored = branch.scores.folder.read_table().to_pylist()
+        assert {row["task"] for row in stored} == {"sums"}
+        assert len(reads_of_test(run.folder)) == (split == "test")
 
 
 def test_budget_of_tokens_ends_the_run(tmp_path: Path, model_folder: Path) -> None:
