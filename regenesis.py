@@ -26,7 +26,7 @@ from cluster.terminal import is_unread, say
 from commands.arguments import add_config, add_final, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config
-from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
+from pipelines.plan import begin_run, begin_steps, end_run, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
@@ -108,7 +108,7 @@ def run(
         begin_steps(begun)
         keep_to_budget(begun, stop)
         improve(begun, stop, until)
-        say(f"run folder: {begun.folder.uri}")
+        end_run(begun, until)
     return StoredRun.read(begun.folder)
 
 

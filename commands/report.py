@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cluster.errors import InputError
 from cluster.store.folder import Folder
 from cluster.terminal import say
-from pipelines.report.content import report_data
-from pipelines.report.page import assemble
-from pipelines.report.paths.parts import browser_data
+from pipelines.report.write import FILE, write_report
 from pipelines.stored_run import StoredRun
-
-FILE = "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file; the runs are only read."""
-    runs = [StoredRun.read(place) for place in arguments.runs]
     place, _, name = arguments.output.rpartition("/")
-    folder = Folder.open(place or str(Path.cwd()))
-    paths = browser_data(runs, assemble, folder.child(f"{name.removesuffix('.html')}-parts"))
-    data = {"report": report_data(runs)} | ({"paths": paths.index} if paths else {})
-    folder.write_bytes(name, assemble(data, {"paths": paths.chunks} if paths else {}))
+    if not name.endswith(".html"):
+        raise InputError(f"-o {arguments.output}: name a file that ends with .html")
+    runs = [StoredRun.read(each) for each in arguments.runs]
+    write_report(runs, Folder.open(place or str(Path.cwd())), name)
     say(f"open {arguments.output}")
     return 0

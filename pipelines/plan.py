@@ -27,6 +27,7 @@ from cluster.terminal import say
 from pipelines.config import NO_DEV, NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
+from pipelines.report.write import write_own_report
 from pipelines.rounds.gate import check_gate
 from pipelines.run import Branch, Round, Run
 from pipelines.steps import (
@@ -145,6 +146,13 @@ def begin_steps(run: Run) -> None:
         say(f"note: {note}")
     record_config(run.config, run.folder)
     record_steps(run)
+
+
+def end_run(run: Run, until: str | None) -> None:
+    """Say where the run is; after its last step also write its report."""
+    say(f"run folder: {run.folder.uri}")
+    if until is None:
+        write_own_report(run.folder)
 
 
 def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) -> Run:

@@ -17,7 +17,7 @@ import yaml
 from cluster.errors import InputError
 from cluster.secrets import host_only
 from cluster.settings import Settings, fingerprint
-from cluster.store.folder import Folder
+from cluster.store.folder import HOLDERS, Folder
 from cluster.store.ledger import Ledger, is_ledger_file
 from cluster.store.step import STEPS_FILE, Step, check_steps, read_steps
 
@@ -121,6 +121,12 @@ class StoredRun:
         parent = step.rpartition("/")[0]
         found = [name for name in self.steps if name.startswith(f"{parent}/{kind}-")]
         return self.folder.child(found[0]) if len(found) == 1 else None
+
+    def commands(self) -> list[str]:
+        """The commands that worked on the run, each once, in their order."""
+        holders = self.folder.child(HOLDERS)
+        found = [holders.read_json(name) or {} for name in holders.file_names(".json")]
+        return list(dict.fromkeys(str(each["command"]) for each in found if "command" in each))
 
     def rounds_with_paths(self) -> Iterator[tuple[int, Folder]]:
         """The number and the paths of each round that has paths."""

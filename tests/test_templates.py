@@ -109,6 +109,16 @@ FAMILIES = {
         begin="<reasoning>\n",
         close="\n</reasoning>\n",
     ),
+    "gemma4": Family(
+        "gemma4",
+        "<eos>",
+        "<turn|>",
+        ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"),
+        "<bos>",
+        begin="<|channel>thought\n",
+        close="<channel|>",
+        args=(("enable_thinking", "yes"),),
+    ),
     "qwen3": Family("qwen3", "<|im_end|>", "<|im_end|>", ("<|im_start|>",), marks=_THINK),
     "r1": Family(
         "r1",

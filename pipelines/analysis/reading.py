@@ -23,6 +23,7 @@ from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import Prediction
 from pipelines.analysis import tables
 from pipelines.analysis.overview import current_ledger
+from pipelines.analysis.reliability import guideline_reliability
 from pipelines.stored_run import StoredRun
 from pipelines.synthesis.stages import PATH
 
@@ -43,19 +44,31 @@ def analysis_tables(run: StoredRun) -> dict[str, pa.Table]:
     `DamagedFileError`.
     """
     run.check()
-    paths = pa.concat_tables([tables.PATHS_TABLE.empty_table(), *read_paths(run).values()])
+    paths = all_paths(run)
     if not paths.num_rows:
         raise InputError(f"the run {run.folder.uri} has no reasoning path so far; run it first")
     changed = _changed_questions(run)
+    return tables_of_paths(run, paths) | {
+        "changes": tables.changes(changed),
+        "changed_questions": changed,
+    }
+
+
+def all_paths(run: StoredRun) -> pa.Table:
+    """The paths of all rounds as rows of `PATHS_TABLE`. Raises `DamagedFileError`."""
+    return pa.concat_tables([tables.PATHS_TABLE.empty_table(), *read_paths(run).values()])
+
+
+def tables_of_paths(run: StoredRun, paths: pa.Table) -> dict[str, pa.Table]:
+    """The tables that are made of a run's paths; empty ones where it has none."""
     return {
         "funnel": tables.funnel(paths, _num_questions(run), _examples_facts(run)),
         "guideline_yield": tables.guideline_yield(paths),
         "guideline_credit": tables.guideline_credit(paths),
+        "guideline_reliability": guideline_reliability(paths),
         "coverage": tables.coverage(paths),
         "lengths": tables.lengths(paths),
         "unsolved_questions": tables.unsolved_questions(paths),
-        "changes": tables.changes(changed),
-        "changed_questions": changed,
     }
 
 
@@ -210,7 +223,7 @@ def _predictions(run: StoredRun, step: str) -> dict[str, Prediction]:
 
 # --- text --------------------------------------------------------------------------------------
 
-_SHORT = ("funnel", "coverage", "lengths", "changes")
+_SHORT = ("funnel", "guideline_reliability", "coverage", "lengths", "changes")
 _MOST_ROWS = 40
 _ORDER = {"guideline_yield": "shrunk_share", "guideline_credit": "credit"}
 """The column by which a long table is sorted, from the largest."""
@@ -218,6 +231,7 @@ _TITLES = {
     "funnel": "How many are left after each stage",
     "guideline_yield": "Share of right paths of each guideline, best first",
     "guideline_credit": "Questions that each guideline solved, and those it alone solved",
+    "guideline_reliability": "Whether other questions would rank the guidelines alike",
     "coverage": "Share of questions that k of their paths solve",
     "lengths": "Tokens of the solutions, and how many were cut off",
     "unsolved_questions": "Questions that no path answered rightly",

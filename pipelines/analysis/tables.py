@@ -211,16 +211,18 @@ def coverage(paths: pa.Table) -> pa.Table:
     without replacement, solve; over the questions that have k paths of the first pass.
 
     A failed path counts as one that solves nothing. k is 1, 2, 4, ... and the largest number of
-    paths of a question.
+    paths of a question. `tokens` is the mean number of tokens of k paths, in all their stages, so
+    that strategies can be compared at equal tokens.
     """
     rows: list[dict[str, Any]] = []
     given = _first_tries(paths)
-    right = _right(given)
+    right, tokens = _right(given), given.column("num_tokens").to_numpy()
     for (round_, dataset), places in _groups(given, ("round", "dataset")):
         ids = given.column("question_id").take(places).combine_chunks().dictionary_encode()
         question = ids.indices.to_numpy()
         num_paths = np.bincount(question)
         num_right = np.bincount(question, right[places]).astype(np.int64)
+        mean_tokens = float(tokens[places].mean())
         for k in _powers_up_to(int(num_paths.max())):
             chances = np.concatenate(
                 [
@@ -235,6 +237,7 @@ def coverage(paths: pa.Table) -> pa.Table:
                     "k": k,
                     "num_questions": len(chances),
                     "coverage": float(chances.mean()),
+                    "tokens": k * mean_tokens,
                 }
             )
     return pa.Table.from_pylist(rows, _COVERAGE)
@@ -247,6 +250,7 @@ _COVERAGE = pa.schema(
         ("k", pa.int64()),
         ("num_questions", pa.int64()),
         ("coverage", pa.float64()),
+        ("tokens", pa.float64()),
     ]
 )
 

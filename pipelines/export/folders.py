@@ -16,7 +16,7 @@ from cluster.errors import DamagedFileError, InputError
 from cluster.models.model import tuned_model
 from cluster.models.weight_digests import check_saved
 from cluster.store.contents import damaged_files, wrong_files
-from cluster.store.folder import HOLDERS, Folder
+from cluster.store.folder import Folder
 from evaluation.scores import Score, format_scores
 from pipelines.export.cards import TABLES, CardFacts, dataset_card, model_card
 from pipelines.export.publishing import check_published, public_name
@@ -148,7 +148,7 @@ def write_export(
         examples=examples_facts,
         model=model_facts,
         scores=_scores(export),
-        commands=_commands(export.run.folder),
+        commands=export.run.commands(),
         tuned_on=export.tuned_on,
         made_by=made_by,
         base_licence=base_licence,
@@ -193,13 +193,6 @@ def _scores(export: Export) -> str:
         for row in folder.read_table().to_pylist()
     ]
     return format_scores([Score(**row) for row in rows])
-
-
-def _commands(run: Folder) -> list[str]:
-    """The commands that worked on the run, each once, in their order."""
-    holders = run.child(HOLDERS)
-    found = [holders.read_json(name) or {} for name in holders.file_names(".json")]
-    return list(dict.fromkeys(str(each["command"]) for each in found if "command" in each))
 
 
 # --- the dataset -------------------------------------------------------------------------------

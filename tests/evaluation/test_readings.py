@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from cluster.inference.engine import Beginning, Completion, GenerationError, SamplingSettings
+from cluster.errors import InputError
+from cluster.inference.engine import (
+    Beginning,
+    Completion,
+    EndpointSettings,
+    EngineSettings,
+    GenerationError,
+    SamplingSettings,
+    check_engine_continues,
+)
 from cluster.inference.job import Slots
+from cluster.store.folder import Folder
 from evaluation.forced_scores import (
     ForcedScore,
     compare_readings,
@@ -28,7 +39,9 @@ from evaluation.predictions import (
 from evaluation.question import Question
 from evaluation.readings import CUES, TRAINED, UNTRAINED, Reading, grade_continuation
 from evaluation.statistics import paired_difference
+from pipelines.selection.example import EXAMPLES_SCHEMA
 from pipelines.selection.select_examples import with_boxed_answer
+from pipelines.steps.scores import count_targets
 
 NUMBER = Question("d/test/1", "d", "test", "in_domain", "What is 20 + 4?", "24", "number")
 CHOICE = Question(
@@ -123,6 +136,29 @@ def test_predictions_without_readings_are_as_they_were() -> None:
     assert predictions_schema(samples=False, readings=False).names == [
         name for name in SCHEMA.names if name not in ("response_ids", *CUES)
     ]
+
+
+def test_engine_that_continues_no_answer_is_refused_before_anything_starts() -> None:
+    served = EndpointSettings(url="http://localhost:1/v1", model="m")
+    server = EngineSettings(implementation="endpoint", endpoint=served)
+    own = EngineSettings(implementation="tests.golden.engine.GoldenEngine")
+    for refused in (server, own):
+        with pytest.raises(InputError, match=r"--readings needs an engine .* run the model here"):
+            check_engine_continues(refused, "--readings")
+    check_engine_continues(EngineSettings(), "--readings")
+
+
+def test_targets_that_hold_the_cue_are_counted_by_dataset(tmp_path: Path) -> None:
+    said = {"a": ["It is 4.", f"It is 4.{UNTRAINED} 4"], "b": ["No."]}
+    rows = [
+        {"dataset": name, "messages": [{"role": "assistant", "content": text}]}
+        for name, texts in said.items()
+        for text in texts
+    ]
+    folder = Folder.open(str(tmp_path))
+    folder.write_table("train-0.parquet", pa.Table.from_pylist(rows, schema=EXAMPLES_SCHEMA))
+    assert count_targets(folder, UNTRAINED.strip(), None) == (1, 3)
+    assert count_targets(folder, UNTRAINED.strip(), "b") == (0, 1)
 
 
 def test_time_left_knows_of_the_continuations() -> None:
