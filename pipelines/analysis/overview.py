@@ -200,8 +200,11 @@ def _ledger_facts(totals: Mapping[str, Any], execution: Mapping[str, Any]) -> di
 
 def _main_scores(step: Folder) -> list[dict[str, Any]]:
     """For each domain of the test questions the mean over its tasks, or the score of its only
-    task."""
-    rows = [row for row in step.read_table().to_pylist() if row["split"] == "test"]
+    task; none for an evaluation, whose scores are of models and not of a base and a tuned one."""
+    table = step.read_table()
+    if "domain" not in table.column_names:
+        return []
+    rows = [row for row in table.to_pylist() if row["split"] == "test"]
     means = {row["domain"] for row in rows if row["task"] == "mean"}
     shown = [row for row in rows if row["task"] == "mean" or row["domain"] not in means]
     return [{name: row.get(name) for name in _SHOWN_SCORES} for row in shown]
@@ -258,8 +261,9 @@ def format_overview(facts: Mapping[str, Any]) -> str:
     rows = [["step", "state", "questions", "result"]]
     for each in facts["steps"]:
         rows.append([each["name"], each["state"], _done(each), _result(each)])
+    made = f"{facts['strategy']}, {facts['rounds']} round(s), {facts['model']}"
     lines = [
-        f"{facts['run']}: {facts['strategy']}, {facts['rounds']} round(s), {facts['model']}",
+        f"{facts['run']}: {made if facts['strategy'] else 'an evaluation'}",
         f"{facts['folder']}; {_holder(facts['holder'])}",
         f"\n{format_table(rows)}",
         *(f"\n{table}" for table in map(_format_scores, facts["steps"]) if table),
@@ -331,7 +335,7 @@ _FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "questions": lambda facts: f"{facts.get('num_questions', 0):,} questions",
     "examples": _format_examples,
     "model": _format_model,
-    "scores": lambda facts: f"{len(facts['scores'])} scores, see below",
+    "scores": lambda facts: f"{len(facts['scores'])} scores, see below" if facts["scores"] else "",
 }
 
 
