@@ -222,8 +222,12 @@ def _ledger_facts(totals: Mapping[str, Any], execution: Mapping[str, Any]) -> di
 
 def _main_scores(step: Folder) -> list[dict[str, Any]]:
     """For each domain of the test questions the mean over its tasks, or the score of its only
-    task; of the dev questions while test was not asked."""
-    found = step.read_table().to_pylist()
+    task, of the dev questions while test was not asked; none for an evaluation, whose scores are
+    of models and not of a base and a tuned one."""
+    table = step.read_table()
+    if "domain" not in table.column_names:
+        return []
+    found = table.to_pylist()
     rows = [row for row in found if row["split"] == "test"] or found
     means = {row["domain"] for row in rows if row["task"] == "mean"}
     shown = [row for row in rows if row["task"] == "mean" or row["domain"] not in means]
@@ -281,8 +285,9 @@ def format_overview(facts: Mapping[str, Any]) -> str:
     rows = [["step", "state", "questions", "result"]]
     for each in facts["steps"]:
         rows.append([each["name"], each["state"], _done(each), _result(each)])
+    made = f"{facts['strategy']}, {facts['rounds']} round(s), {facts['model']}"
     lines = [
-        f"{facts['run']}: {facts['strategy']}, {facts['rounds']} round(s), {facts['model']}",
+        f"{facts['run']}: {made if facts['strategy'] else 'an evaluation'}",
         f"{facts['folder']}; {_holder(facts['holder'])}",
         f"\n{format_table(rows)}",
         *(f"\n{table}" for table in map(_format_scores, facts["steps"]) if table),
@@ -356,7 +361,7 @@ _FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "questions": lambda facts: f"{facts.get('num_questions', 0):,} questions",
     "examples": _format_examples,
     "model": _format_model,
-    "scores": lambda facts: f"{len(facts['scores'])} scores, see below",
+    "scores": lambda facts: f"{len(facts['scores'])} scores, see below" if facts["scores"] else "",
     "decision": lambda facts: "adopted" if facts["adopted"] else "not adopted",
 }
 
