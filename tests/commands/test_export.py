@@ -141,6 +141,7 @@ def test_dataset_that_may_not_be_published_is_refused_or_left_out(
         (["--what", "adapter"], "has no adapter"),
         (["--hub", "name"], "expected OWNER/NAME"),
         (["--public"], "--public is for --hub"),
+        (["--hub", "me/name", "--to", "s3://b/out"], "--to s3://b/out is not on one"),
     ],
 )
 def test_wrong_request_is_refused_and_nothing_is_written(
