@@ -13,6 +13,7 @@ import pytest
 import regenesis
 from cluster.errors import InterruptedRunError
 from cluster.session import StopRequest
+from pipelines.steps import guidelines
 from tests.conftest import REPOSITORY
 
 FILES = {path.stem for path in (REPOSITORY / "commands").glob("*.py")} - {
@@ -66,7 +67,7 @@ def test_run_until_a_step_before_the_rounds_lays_out_no_round(
     until: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[object] = []
-    monkeypatch.setattr(regenesis.guidelines, "make", lambda run, _: made.append(run))
+    monkeypatch.setattr(guidelines, "make", lambda run, _: made.append(run))
     regenesis.improve(None, StopRequest(), until)  # type: ignore[arg-type]
     assert made == ([] if until == "questions" else [None])
 
@@ -82,7 +83,7 @@ def test_request_to_stop_between_two_steps_ends_the_run(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(regenesis, "ROUND_STEPS", {"paths": Asked, "examples": Asked})
     monkeypatch.setattr(regenesis, "record_steps", lambda _: None)
-    monkeypatch.setattr(regenesis.guidelines, "make", lambda *_: None)
+    monkeypatch.setattr(guidelines, "make", lambda *_: None)
     monkeypatch.setattr(regenesis, "lay_out_rounds", lambda _: [SimpleNamespace(number=0)])
     with pytest.raises(InterruptedRunError, match="stopped between two steps"):
         regenesis.improve(None, stop)  # type: ignore[arg-type]

@@ -392,11 +392,11 @@ def test_holder_that_releases_the_run_while_it_is_watched_is_followed(
     run = Folder.open(str(tmp_path))
     write_elsewhere(run, 1)
     monkeypatch.setattr(cluster.store.holder, "DEAD_AFTER_S", 600)
-    monkeypatch.setattr(
-        cluster.store.holder.time,
-        "sleep",
-        lambda _: run.child(HOLDERS).write_bytes(last_holder(run).released_name, b""),
-    )
+
+    def release(_: float) -> None:
+        run.child(HOLDERS).write_bytes(last_holder(run).released_name, b"")
+
+    monkeypatch.setattr("cluster.store.holder.time.sleep", release)
     with hold(run) as held:
         assert held.epoch == 2
 

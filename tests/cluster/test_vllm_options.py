@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import typing
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -125,7 +126,7 @@ def test_options_are_left_to_a_vllm_whose_source_cannot_be_read(
 ) -> None:
     """It may define its names elsewhere, or be on the workers only."""
     if found == "not installed":
-        monkeypatch.setattr(vllm_source.importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
         monkeypatch.setattr(vllm_source, "_parsed", vllm_source._parsed.__wrapped__)
     else:
         read = vllm_source._parsed.__wrapped__

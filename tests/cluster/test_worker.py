@@ -328,4 +328,4 @@ def test_worker_whose_engine_fails_several_questions_at_once_ends_once(
 
 def fingerprint_of(job: GenerationJob, question_id: str) -> str:
     rows = job.questions.keys().to_pylist()
-    return next(r["question_fingerprint"] for r in rows if r["question_id"] == question_id)
+    return next(str(r["question_fingerprint"]) for r in rows if r["question_id"] == question_id)

@@ -23,7 +23,7 @@ from pipelines.analysis.lineage import _row
 from pipelines.analysis.overview import cost_of, current_ledger
 from pipelines.synthesis.handler import PATHS_SCHEMA
 from regenesis import main
-from tests.finished_run import FinishedRun, folder_of
+from tests.finished_run import FinishedRun, folder_of, lasting_files
 
 Copy = Callable[[], FinishedRun]
 Capture = pytest.CaptureFixture[str]
@@ -107,10 +107,10 @@ def test_damaged_step_is_named_and_the_others_are_described(
 def test_held_run_is_shown_and_nothing_is_written(copied_run: Copy, capsys: Capture) -> None:
     run = copied_run()
     with hold(run.folder):
-        before = {name for name in run.folder.walk() if not name.endswith(".beat")}
+        before = lasting_files(run)
         assert shown(capsys, run.folder.uri)["holder"]["state"] == "holds"
         shown(capsys, run.folder.uri, "--question", "sums/train/02")
-        after = {name for name in run.folder.walk() if not name.endswith(".beat")}
+        after = lasting_files(run)
     assert before == after
     assert shown(capsys, run.folder.uri)["holder"]["state"] == "ended"
 

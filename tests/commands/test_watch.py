@@ -14,12 +14,11 @@ import pytest
 from cluster.events import kept_log, timed
 from cluster.store.folder import Folder
 from cluster.store.holder import DEAD_AFTER_S, hold, this_process
-from commands import watch
 from commands.watch import _Life
 from pipelines.analysis.overview import StepState
 from pipelines.analysis.progress import format_progress, progress_of
 from regenesis import main
-from tests.finished_run import FinishedRun, folder_of
+from tests.finished_run import FinishedRun, folder_of, lasting_files
 
 Copy = Callable[[], FinishedRun]
 Capture = pytest.CaptureFixture[str]
@@ -106,9 +105,9 @@ def test_watch_follows_until_the_run_is_released(copied_run: Copy, capsys: Captu
     worker = threading.Thread(target=work)
     worker.start()
     working.wait(30)
-    before = {name for name in run.folder.walk() if not name.endswith(".beat")}
+    before = lasting_files(run)
     assert main(["watch", run.folder.uri, "--once"]) == 0
-    assert before == {name for name in run.folder.walk() if not name.endswith(".beat")}
+    assert before == lasting_files(run)
     line = capsys.readouterr().out
     assert line.startswith("round 0: paths for ")
     assert "round_0/paths: 24 of 24 questions" in line
@@ -143,7 +142,7 @@ def test_command_that_shows_no_sign_of_life_ends_the_watch(
     life = _Life(run)
     assert life.why_over() == ""
     now = time.monotonic() + 10 * DEAD_AFTER_S
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now)
+    monkeypatch.setattr("commands.watch.time.monotonic", lambda: now)
     assert "no sign of life from" in life.why_over()
     assert "elsewhere" in life.why_over()
     run.child("holders").write_bytes("000001.beat", b"7")

@@ -717,3 +717,10 @@ def test_limit_of_a_split_that_cannot_be_is_refused(source: dict[str, Any]) -> N
         DatasetSettings.model_validate_json(json.dumps(dataset))
     for change in ({"num_test": 0}, {"test_share": 0.2}):
         DatasetSettings.model_validate_json(json.dumps(dataset | change))
+
+
+def test_truth_that_its_own_map_made_unreadable_gets_no_hint_of_a_map(tmp_path: Path) -> None:
+    own = {"answer_type": "boolean", "answer_map": {"maybe": "perhaps"}}
+    said = complaint(tmp_path, "q.jsonl", line(answer="maybe"), **own)
+    assert "perhaps" in said
+    assert "answer_map" not in said
