@@ -1,14 +1,12 @@
 """ReGenesis (arXiv 2410.02108): a language model improves itself by training on its own reasoning.
 
-This is the only driver, both on a laptop and under `ray job submit`::
+This is the only driver, on a laptop and under `ray job submit`::
 
     python regenesis.py run configs/quickstart.yaml
     ray job submit --working-dir . -- python regenesis.py run configs/llama3_8b.yaml
 
 A round is `questions -> paths -> examples -> model -> predictions -> scores`. Each step is a
-folder whose manifest is written last. The same command continues with the first step that has no
-manifest. Each step is described in its file in `pipelines/steps`, and each other command in its
-file in `commands`.
+folder whose manifest is written last; the same command continues with the first one without it.
 """
 
 from __future__ import annotations
@@ -25,15 +23,15 @@ from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.session import StopRequest, log_folder, ray_session
 from cluster.terminal import is_unread, say
-from commands.arguments import add_config, add_take_over
+from commands.arguments import add_config, add_final, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config
-from pipelines.plan import begin_run, begin_steps, lay_out_rounds, record_steps
+from pipelines.plan import begin_run, begin_steps, end_run, lay_out_rounds, record_steps
 from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
 from pipelines.run import Run
-from pipelines.steps import examples, guidelines, model, paths, predictions, scores
+from pipelines.steps import decision, examples, guidelines, model, paths, predictions, scores
 from pipelines.stored_run import StoredRun, resolved_config
 
 COMMANDS = {
@@ -45,6 +43,8 @@ COMMANDS = {
     "analyse": "make the tables behind a report: yields, funnel, coverage, changes",
     "report": "write one HTML file that shows the results of runs, without a network",
     "export": "write the examples and the model of a run as folders that can be shared",
+    "judge": "write a blinded sheet of paths whose reasoning a person judges (see docs/REPORT.md)",
+    "judge-import": "read back what a person found on a sheet",
     "clean": "remove files that a run no longer needs",
     "tasks": "list the known benchmarks, or show three questions of one as a model sees them",
     "grade": "grade a JSONL file of responses (see docs/GRADING.md)",
@@ -53,8 +53,7 @@ COMMANDS = {
     "settings": "list every setting with its kind, values, default and meaning",
     "doctor": "check the machine, the cluster and the storage; exit code 1 when a check fails",
 }
-"""`run` is in this file; each other command is the module of that name in `commands`, which is
-imported only when it is called."""
+"""`commands` has a module for each except `run` (`-` is `_` there), imported when it is called."""
 
 ROUND_STEPS = {
     "paths": paths,  # guideline -> structure -> path for every training question, all graded
@@ -69,8 +68,7 @@ STEPS = ("questions", "guidelines", *ROUND_STEPS)
 def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
     """Run all rounds of self-improvement. Finished steps are skipped; an unfinished step continues.
 
-    The first step, the questions, exists already: `begin_run` creates it before Ray is started.
-    """
+    The first step, the questions, exists already: `begin_run` creates it before Ray is started."""
     if until == "questions":
         return
     guidelines.make(run, stop)
@@ -85,6 +83,8 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
                 raise InterruptedRunError("stopped between two steps")
             if until in (f"{round_.number}/{name}", name):
                 return
+        decision.make(run, round_)  # which model goes on, and whether there is a next round
+    record_steps(run)
 
 
 def run(
@@ -104,11 +104,11 @@ def run(
         ray_session(config.cluster) as stop,
     ):
         say(f"logs: {log_folder()}")
-        begin_steps(begun)
         prepare(begun, stop, until)
+        begin_steps(begun)
         keep_to_budget(begun, stop)
         improve(begun, stop, until)
-        say(f"run folder: {begun.folder.uri}")
+        end_run(begun, until)
     return StoredRun.read(begun.folder)
 
 
@@ -123,6 +123,7 @@ def load_run(folder: str) -> StoredRun:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `regenesis.py run CONFIG`."""
     add_config(parser)
+    add_final(parser)
     add_take_over(parser)
     parser.add_argument(
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"
@@ -168,7 +169,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
             add_run_arguments(subparser)
             subparser.set_defaults(do=run_command)
         elif name == called:
-            command = importlib.import_module(f"commands.{name}")
+            command = importlib.import_module(f"commands.{name.replace('-', '_')}")
             command.add_arguments(subparser)
             subparser.set_defaults(do=command.run)
     return parser.parse_args(argv)

@@ -86,11 +86,11 @@ from pipelines.synthesis.chain import (
     Recipe,
     SynthesisSettings,
     run_chains,
-    stable_seed,
     stage_messages,
 )
 from pipelines.synthesis.guidelines import load_guidelines
 from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
+from pipelines.synthesis.seeds import stable_seed
 from pipelines.synthesis.stages import STAGE_NAMES, STAGES, StageSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -159,6 +159,17 @@ def try_storage(storage: Folder, name: str) -> str | None:
     return None
 
 
+def try_cache(cache: str) -> str | None:
+    """Why this node cannot write the cache of models; None if it can."""
+    try:
+        folder = Path(cache).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return str(error.strerror or error)
+
+
 def facts_of_all_nodes(storage: Folder, cache: str, timeout_s: float) -> dict[str, NodeFacts | str]:
     """The facts about each node by its name, or why it returned none.
 

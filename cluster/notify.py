@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.errors import InterruptedRunError, OverBudgetError
+from cluster.errors import InputError, InterruptedRunError, OverBudgetError
 from cluster.events import logger
 
 TIMEOUT_S = 30.0
@@ -56,6 +57,22 @@ def notify(target: str | None, **news: Any) -> None:
             _call(target, text)
     except (OSError, ValueError, subprocess.SubprocessError, urllib.error.URLError) as error:
         logger.warning("cluster.notify: %s", type(error).__name__)
+
+
+def refuse_missing_program(target: str | None) -> None:
+    """Raise `InputError` for a command whose program this machine does not have; its arguments, in
+    which there may be a secret, are not shown."""
+    if target is None or target.startswith(("http://", "https://")):
+        return
+    try:
+        program = shlex.split(target)[0]
+    except (ValueError, IndexError):
+        program = ""
+    if shutil.which(program) is None:
+        raise InputError(
+            f"cluster.notify: there is no program {program!r} here; give one with its path, or an "
+            "http(s):// URL"
+        )
 
 
 def _post(url: str, text: str) -> None:

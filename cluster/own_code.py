@@ -100,7 +100,7 @@ def _module(path: str, source: str) -> types.ModuleType:
     except SyntaxError as error:
         del sys.modules[module.__name__]
         raise InputError(f"{path} is not Python ({error}); correct it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         raise InputError(
             f"{path} cannot be run ({type(error).__name__}: {error}); correct it, or install what "

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import pyarrow as pa
 
 from cluster.errors import InputError
-from cluster.session import quieten_ray_data
+from cluster.session import configure_ray_data
 
 _NOTE_OF_RAY = "\nFailed to apply UDF transform"
 """How Ray Data's note begins that it appends to the text of an exception."""
@@ -63,7 +63,7 @@ def map_blocks(
 
     if not blocks:  # Ray Data would make a dataset without columns
         return []
-    quieten_ray_data()
+    configure_ray_data()
     ray.data.DataContext.get_current().raise_original_map_exception = True
     mapped = ray.data.from_arrow(list(blocks)).map_batches(
         function, fn_args=args, batch_size=None, batch_format="pyarrow", num_cpus=1

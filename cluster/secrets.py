@@ -19,9 +19,18 @@ _PARAMETER = re.compile(
     r"[^&\s'\"]+",
     re.IGNORECASE,
 )
-_KEY_NAMES = ("hf_token", "token", "api_key", "password", "secret", "access_key", "secret_key")
+_KEY_NAME = re.compile(
+    r"(.*[_-])?((api|access|secret|private|account)[_-]?key([_-]id)?|secret|password|passwd"
+    r"|credentials?|authorization)"
+    r"|((hf|hub|auth|access|api|bearer|refresh|session|security|wandb)[_-])?token",
+    re.IGNORECASE,
+)
+"""Names of settings that hold a key. `eos_token` and its like are tokens of another kind."""
 HIDDEN = "..."
 NOTIFY = "cluster.notify"
+_NOTIFIED = re.compile(r"^((?:--\w+=)?cluster(?:\.notify)?=).*", re.DOTALL)
+"""An argument that sets who is told: `cluster.notify=...`, `--set=cluster.notify=...`, or
+`cluster={notify: ...}`."""
 
 
 def hide(text: str) -> str:
@@ -58,7 +67,7 @@ def refuse_keys(field: str, value: Any) -> None:
     """The same for a tree of settings: for all addresses in it, and for keys by their names."""
     if field == NOTIFY:
         return  # an address that is a secret as a whole; it is stored without (`host_only`)
-    if isinstance(value, str) and field.rpartition(".")[2].lower() in _KEY_NAMES:
+    if isinstance(value, str) and _KEY_NAME.fullmatch(field.rpartition(".")[2]):
         raise InputError(
             f"{field} is given as a text, which would be written to files and logs; take it out of "
             "the config and set the environment variable that the library reads it from"
@@ -75,8 +84,7 @@ def refuse_keys(field: str, value: Any) -> None:
 
 def hide_arguments(arguments: Sequence[str]) -> str:
     """A command line as it may be written down."""
-    shown = (f"{NOTIFY}={HIDDEN}" if a.startswith(f"{NOTIFY}=") else hide(a) for a in arguments)
-    return " ".join(shown)
+    return " ".join(_NOTIFIED.sub(rf"\g<1>{HIDDEN}", hide(argument)) for argument in arguments)
 
 
 def host_only(target: str) -> str:

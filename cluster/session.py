@@ -132,7 +132,7 @@ def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
         check_cluster(arguments["address"])
     ray.init(**arguments)
     close_token()
-    quieten_ray_data()
+    configure_ray_data()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop.install()
     try:
@@ -180,10 +180,12 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(_REPOSITORY), inherited]))
 
 
-def quieten_ray_data() -> None:
-    """Keep Ray Data's progress and log lines off the terminal; its log files contain them.
+def configure_ray_data() -> None:
+    """Keep Ray Data's progress and log lines off the terminal, and let it wait.
 
-    Call this in each process that runs a dataset.
+    Its log files contain the lines. By default it ends an execution that yields nothing for 30
+    minutes, but an engine may take longer to start or to answer its first questions. Call this in
+    each process that runs a dataset.
     """
     import ray
 
@@ -191,6 +193,7 @@ def quieten_ray_data() -> None:
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Data has no other option yet that limits restarts and places its actors.

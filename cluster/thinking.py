@@ -17,11 +17,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_NAMES = r"think(?:ing)?|thoughts?|reasoning|reflection|scratchpad|seed:think"
+_NAMES = r"think(?:ing)?|thoughts?|reasoning|reflection|scratchpad"
 _TAG = re.compile(
-    rf"<(?P<a>/?)(?i:{_NAMES})>|\[(?P<b>/?)THINK\]|◁(?P<c>/?)think▷"
-    r"|<\|(?:begin|(?P<d>end))_of_thought\|>|<\|(?:START|(?P<e>END))_THINKING\|>"
+    # Also `<seed:think>`, `<mm:think>`, `<ifm|think_fast>`
+    rf"<(?P<a>/?)(?:[a-z]{{1,8}}[:|])?(?i:{_NAMES})(?::[a-z0-9]{{1,20}}|_fast(?:er)?)?>"
+    r"|\[(?P<b>/?)THINK\]|◁(?P<c>/?)think▷"
+    r"|<\|(?:[a-z]{1,8}:)?(?:begin|(?P<d>end))_(?:of_thought|think)(?::[a-z]{1,8})?\|>"
+    r"|<\|(?:START|(?P<e>END))_THINKING\|>|<\|channel>|<(?P<f>channel\|>)"
 )
+LABEL = "thought\n"
+"""What Gemma 4 writes after the mark `<|channel>` that begins its thinking."""
 CHANNEL = "<|channel|>"
 _FINAL = f"{CHANNEL}final<|message|>"
 _MESSAGE = re.compile(
@@ -70,11 +75,12 @@ _FORMATS = {
     CHANNEL: ThinkingFormat(
         f"{CHANNEL}analysis<|message|>", f"<|end|><|start|>assistant{_FINAL}", _FINAL
     ),
+    "<|channel>": ThinkingFormat(f"<|channel>{LABEL}", "<channel|>"),
     "[THINK]": ThinkingFormat("[THINK]", "[/THINK]"),
     "<think>": ThinkingFormat(),
     **{
         f"<{name}>": ThinkingFormat(f"<{name}>\n", f"\n</{name}>\n\n")
-        for name in ("reasoning", "thinking", "thought", "seed:think")
+        for name in ("reasoning", "thinking", "thought", "seed:think", "mm:think")
     },
 }
 
@@ -135,11 +141,14 @@ def _read_pieces(pieces: Iterable[_Piece]) -> Turn:
     thoughts: list[str] = []
     said: list[str] = []
     inside = is_marked = False
+    label = ""
     for piece in pieces:
         if not piece.is_mark:
-            (thoughts if inside else said).append(piece.text)
+            (thoughts if inside else said).append(piece.text.removeprefix(label))
+            label = ""
             continue
         is_marked = True
+        label = LABEL if piece.text == "<|channel>" else ""
         if piece.closes and not inside:  # everything before it was thinking
             thoughts += said
             said = []

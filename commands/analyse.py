@@ -9,7 +9,12 @@ from cluster.errors import InputError
 from cluster.store.folder import Folder
 from cluster.terminal import say
 from commands.arguments import add_run
-from pipelines.analysis.reading import analysis_tables, format_analysis, grader_note
+from pipelines.analysis.reading import (
+    analysis_tables,
+    format_analysis,
+    grader_note,
+    unfinished_note,
+)
 from pipelines.stored_run import StoredRun
 
 TEXT_FILE = "analysis.md"
@@ -31,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if to is not None and to.path.startswith(f"{stored.folder.path}/"):
         raise InputError(f"--to {arguments.to} is within the run's folder; name another folder")
     found = analysis_tables(stored)
-    text = "\n\n".join([*grader_note(stored), format_analysis(found)])
+    text = "\n\n".join([*unfinished_note(stored), *grader_note(stored), format_analysis(found)])
     if arguments.json:
         say(json.dumps({name: table.to_pylist() for name, table in found.items()}))
     else:

@@ -17,8 +17,9 @@ from evaluation.comparison import (
     of_split,
     pair_answers,
     warnings_of,
+    with_reading,
 )
-from evaluation.model_scores import READINGS
+from evaluation.forced_scores import READINGS
 from pipelines.examination.datasets import ASKED
 from pipelines.stored_answers import distinct_names, find_answers
 
@@ -43,9 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(
             f"{arguments.predictions[0]} has the answers of one model; name another to compare with"
         )
-    first, *others = judged_alike([of_split(each, arguments.split) for each in sets])
+    judged = judged_alike([of_split(each, arguments.split) for each in sets])
+    first, *others = [with_reading(each, arguments.reading) for each in judged]
     pairings = [pair_answers(first, other) for other in others]
-    lines = compare(pairings, tolerant=READINGS[arguments.reading])
+    lines = compare(pairings, arguments.reading)
     say(f"{arguments.reading}, {arguments.split}, in percent with 95 % intervals\n")
     say(f"{format_comparison(lines)}\n")
     for sentence in (*warnings_of(pairings), *notes_on_judges([first, *others])):

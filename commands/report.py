@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cluster.errors import InputError
 from cluster.store.folder import Folder
 from cluster.terminal import say
-from pipelines.report.content import report_data
-from pipelines.report.page import assemble
+from pipelines.report.write import FILE, write_report
 from pipelines.stored_run import StoredRun
-
-FILE = "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file; the runs are only read."""
-    runs = [StoredRun.read(place) for place in arguments.runs]
-    made = assemble({"report": report_data(runs)})
-    folder, _, name = arguments.output.rpartition("/")
-    Folder.open(folder or str(Path.cwd())).write_bytes(name, made)
+    """Write the file; the runs are only read. Raises `DamagedFileError`."""
+    place, _, name = arguments.output.rpartition("/")
+    if not name.endswith(".html"):
+        raise InputError(f"-o {arguments.output}: name a file that ends with .html")
+    runs = [StoredRun.read(each) for each in arguments.runs]
+    for stored in runs:
+        stored.check()
+    write_report(runs, Folder.open(place or str(Path.cwd())), name)
     say(f"open {arguments.output}")
     return 0

@@ -6,9 +6,10 @@ compared (`evaluation.comparison`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from evaluation.forced_scores import FURTHER, right_under
 from evaluation.predictions import Prediction
 from evaluation.question import Question
 from evaluation.scores import is_correct
@@ -39,6 +40,8 @@ class Answer:
     tolerant: bool | None = None
     graded_here: bool = False
     """Whether our grader judged it, or the tool that made the file."""
+    further: Mapping[str, bool] = field(default_factory=dict)
+    """Whether it is right under the other readings that it has (`evaluation.forced_scores`)."""
 
     @classmethod
     def from_prediction(cls, prediction: Prediction, place: str) -> Answer:
@@ -57,7 +60,17 @@ class Answer:
             is_correct(graded, tolerant=False),
             is_correct(graded, tolerant=True),
             graded_here=True,
+            further={
+                reading: right
+                for reading in FURTHER
+                if (right := right_under(graded, reading)) is not None
+            },
         )
+
+    def right(self, reading: str) -> bool | None:
+        """Whether it is right under a reading; None where it does not have this one."""
+        judged = {"strict": self.strict, "tolerant": self.tolerant}
+        return {**judged, **self.further}.get(reading)
 
     @property
     def text_key(self) -> str:

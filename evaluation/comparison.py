@@ -152,26 +152,25 @@ def _refuse_repeats(answers: AnswerSet) -> None:
 # --- comparing ---------------------------------------------------------------------------------
 
 
-def compare(pairings: Sequence[Pairs], *, tolerant: bool) -> list[Comparison]:
+def compare(pairings: Sequence[Pairs], reading: str) -> list[Comparison]:
     """A line for each task, and for each group of several tasks two more: all its questions, and
     the mean over its tasks; for each declared comparison."""
-    lines = [line for pairs in pairings for line in _compared(pairs, tolerant=tolerant)]
+    lines = [line for pairs in pairings for line in _compared(pairs, reading)]
     return [*_adjusted(lines)]
 
 
-def _compared(pairs: Pairs, *, tolerant: bool) -> Iterator[Comparison]:
+def _compared(pairs: Pairs, reading: str) -> Iterator[Comparison]:
     groups: dict[str, dict[str, list[tuple[Answer, Answer]]]] = {}
     for first, other in pairs.pairs:
         groups.setdefault(first.group, {}).setdefault(first.task, []).append((first, other))
     for group, tasks in sorted(groups.items()):
         lines = [
-            _line(pairs, group, task, answers, tolerant=tolerant)
-            for task, answers in sorted(tasks.items())
+            _line(pairs, group, task, answers, reading) for task, answers in sorted(tasks.items())
         ]
         yield from lines
         if len(lines) > 1:
             together = list(itertools.chain.from_iterable(tasks.values()))
-            yield _line(pairs, group, ALL, together, tolerant=tolerant)
+            yield _line(pairs, group, ALL, together, reading)
             yield _mean(lines)
 
 
@@ -180,12 +179,10 @@ def _line(
     group: str,
     task: str,
     answers: Sequence[tuple[Answer, Answer]],
-    *,
-    tolerant: bool,
+    reading: str,
 ) -> Comparison:
     first, other = (
-        [bool(each.tolerant if tolerant else each.strict) for each in side]
-        for side in zip(*answers, strict=True)
+        [bool(each.right(reading)) for each in side] for side in zip(*answers, strict=True)
     )
     return Comparison(
         pairs.first,
@@ -248,15 +245,16 @@ def format_comparison(lines: Sequence[Comparison]) -> str:
             format_share(*line.other_share),
             format_difference(*line.difference),
             f"+{line.gained} -{line.lost}",
-            _p_value(line.p_value),
-            _p_value(line.adjusted),
+            format_p_value(line.p_value),
+            format_p_value(line.adjusted),
         ]
         for line in lines
     ]
     return format_table([[*head, "changed", "p", "p (Holm)"], *rows])
 
 
-def _p_value(value: float | None) -> str:
+def format_p_value(value: float | None) -> str:
+    """A p value with four decimals; empty where there is none."""
     if value is None:
         return ""
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
@@ -287,6 +285,18 @@ def notes_on_judges(sets: Sequence[AnswerSet]) -> Iterator[str]:
                 f"note: {own} of {len(each.answers)} answers of {each.name} are judged by the file "
                 "itself, since it has no response or no file has the truth"
             )
+
+
+def with_reading(answers: AnswerSet, reading: str) -> AnswerSet:
+    """The answers that have a reading. Raises `InputError` where none has it."""
+    kept = [answer for answer in answers.answers if answer.right(reading) is not None]
+    if not kept:
+        raise InputError(
+            f"{answers.name} has no answer with the reading {reading}; ask the model again with "
+            "--readings (likelihoods also need questions with options), or compare under strict or "
+            "tolerant"
+        )
+    return replace(answers, answers=kept)
 
 
 def of_split(answers: AnswerSet, split: str) -> AnswerSet:

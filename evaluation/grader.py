@@ -39,7 +39,7 @@ __all__ = [
     "same_answer",
 ]
 
-GRADER_VERSION = "4"
+GRADER_VERSION = "5"
 
 
 class Verdict(enum.StrEnum):

@@ -6,7 +6,8 @@ A row, for example::
      "reading": "strict", "metric": "accuracy", "value": 0.31, "low": 0.29, "high": 0.34,
      "num_questions": 1319}
 
-The two readings are those of `evaluation.scores`. A metric that needs no reading has the reading
+The readings `strict` and `tolerant` are those of `evaluation.scores`, the others, where they were
+asked for, of `evaluation.forced_scores`. A metric that needs no reading has the reading
 "". Samples give `pass@k`, the chance that one of k samples is right, and `maj@n`, the chance that
 the commonest answer of all n samples is right.
 """
@@ -23,6 +24,7 @@ from cluster.inference.schedule import Questions
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
 from cluster.terminal import format_table
+from evaluation.forced_scores import CELLS, FURTHER, readable_cells, right_under
 from evaluation.predictions import Prediction
 from evaluation.scores import (
     commonest_share,
@@ -42,7 +44,8 @@ from evaluation.statistics import (
     wilson_interval,
 )
 
-READINGS = {"strict": False, "tolerant": True}
+_SCORED = {"strict": False, "tolerant": True}
+"""The readings that samples have, too, and whether they are tolerant."""
 """Each reading, and whether it is tolerant."""
 MEAN = "mean"
 """The task of the rows that count each task of a group once."""
@@ -58,9 +61,10 @@ class Measure:
     group: str
     task: str
     reading: str
-    """`strict`, `tolerant`, or empty for what needs no reading."""
+    """See `evaluation.forced_scores.READINGS`; empty for what needs no reading."""
     metric: str
-    """`accuracy`, `pass@4`, `maj@8`, `read`, `cut_off`, `failed`, `tokens` or `commonest`."""
+    """`accuracy`, `pass@4`, `maj@8`, `read`, `cut_off`, `failed`, `tokens`, `commonest`; under a
+    forced reading also `read_right`, `read_wrong`, `unread_right` and `unread_wrong`."""
     value: float
     low: float | None
     """None where the number has no interval."""
@@ -104,11 +108,13 @@ Number = tuple[float, float | None, float | None]
 def _measures(answers: Sequence[Prediction]) -> Iterator[tuple[str, str, Number]]:
     """(reading, metric, number) of the answers to the questions of one task."""
     num = len(answers)
-    for reading, tolerant in READINGS.items():
+    for reading, tolerant in _SCORED.items():
         right = sum(is_correct(each, tolerant=tolerant) for each in answers)
         yield reading, "accuracy", (right / num, *wilson_interval(right, num))
         for metric, interval in _of_samples(answers, tolerant=tolerant):
             yield reading, metric, interval
+    for reading in FURTHER:
+        yield from _of_reading(reading, answers)
     for metric, count in (
         ("read", sum(map(is_read, answers))),
         ("cut_off", sum(map(is_truncated, answers))),
@@ -118,6 +124,17 @@ def _measures(answers: Sequence[Prediction]) -> Iterator[tuple[str, str, Number]
     yield "", "commonest", (commonest_share(each.question for each in answers), None, None)
     if (tokens := mean_tokens(answers)) is not None:
         yield "", "tokens", (tokens, None, None)
+
+
+def _of_reading(reading: str, answers: Sequence[Prediction]) -> Iterator[tuple[str, str, Number]]:
+    """The numbers of a reading that all answers have; nothing otherwise."""
+    right = [right_under(each, reading) for each in answers]
+    if None in right:
+        return
+    num, count = len(answers), sum(map(bool, right))
+    yield reading, "accuracy", (count / num, *wilson_interval(count, num))
+    for cell, share in readable_cells(answers, list(map(bool, right))).items():
+        yield reading, cell, (share, None, None)
 
 
 def _of_samples(answers: Sequence[Prediction], *, tolerant: bool) -> Iterator[tuple[str, Number]]:
@@ -212,6 +229,7 @@ def format_measures(measures: Sequence[Measure]) -> str:
     head = ["task", "model", "n", "commonest", "strict", "tolerant", "read", "cut off", "failed"]
     table = [[*head, "tokens"], *([*names[key], *_cells(rows[key])] for key in order)]
     tables = [format_table(table)]
+    tables += _tables_of_readings(rows, names, order)
     metrics = list(dict.fromkeys(m.metric for m in measures if "@" in m.metric))
     if metrics:
         sampled = [
@@ -220,6 +238,29 @@ def format_measures(measures: Sequence[Measure]) -> str:
         ]
         tables.append(format_table([["task", "model", *metrics], *sampled]))
     return "\n\n".join(tables)
+
+
+def _tables_of_readings(
+    rows: Mapping[tuple[str, ...], _Row],
+    names: Mapping[tuple[str, ...], list[str]],
+    order: Sequence[tuple[str, ...]],
+) -> Iterator[str]:
+    """The further readings that any row has, and what is right of the answers that can be read."""
+    found = {reading for row in rows.values() for reading, metric in row if metric == "accuracy"}
+    readings = [name for name in FURTHER if name in found]
+    if not readings:
+        return
+    shares = [
+        [*names[key], *(_cell(rows[key].get((name, "accuracy"))) for name in readings)]
+        for key in order
+    ]
+    yield format_table([["task", "model", *(name.replace("_", " ") for name in readings)], *shares])
+    cells = [
+        [*names[key], *(_cell(rows[key].get(("forced", cell)), alone=True) for cell in CELLS)]
+        for key in order
+    ]
+    head = [f"forced: {CELLS[0].replace('_', ' & ')}", *(c.replace("_", " & ") for c in CELLS[1:])]
+    yield format_table([["task", "model", *head], *cells])
 
 
 def _task_name(rows: Iterable[tuple[str, ...]], key: tuple[str, ...]) -> str:

@@ -1,12 +1,13 @@
 """The prompt, which is the same in training and in evaluation.
 
 It contains neither a guideline nor a structure, so the tuned model has to reason without them.
-There are two further forms (`Form`) that a question may have in training, but never in evaluation.
+There are two further forms (`Form`) that a question may have in training, and further prompts
+(`PROMPTS`) with which a model may be evaluated, so that it can also be asked as it answers best.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from evaluation.question import AnswerType, Question
 
@@ -15,6 +16,10 @@ Message = dict[str, str]
 
 Form = Literal["evaluation", "plain", "answer_only"]
 """The form of a prompt: as in evaluation, without a request to think, or without reasoning."""
+
+PromptName = Literal["standard", "answer_only", "bare"]
+"""How a model is asked: as in training, for the answer alone, or the question alone."""
+PROMPTS: tuple[PromptName, ...] = get_args(PromptName)
 
 _REQUESTS: dict[Form, str] = {
     "evaluation": "Think it through step by step. ",
@@ -44,3 +49,10 @@ def learned_messages(question: Question, form: Form) -> list[Message]:
     """The chat of a training example in one of its forms."""
     text = f"{question.text}\n\n{_REQUESTS[form]}{answer_format(question)}"
     return [{"role": "user", "content": text}]
+
+
+def asked_messages(question: Question, prompt: PromptName = "standard") -> list[Message]:
+    """The chat with which a model is evaluated."""
+    if prompt == "bare":
+        return [{"role": "user", "content": question.text}]
+    return learned_messages(question, "answer_only" if prompt == "answer_only" else "evaluation")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from cluster.inference.engine import Completion, Engine, GenerationError, SamplingSettings
@@ -27,6 +27,7 @@ from cluster.inference.job import Slots
 from evaluation.grader import grade
 from evaluation.prompt import Message
 from evaluation.question import Question
+from evaluation.readings import Reading
 
 Answer = TypeVar("Answer")
 Row = dict[str, Any]
@@ -40,6 +41,8 @@ class Response:
     completion: Completion | None
     """None if the generation failed."""
     error: str | None = None
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    """What else was read from it, by name; usually nothing."""
 
 
 async def respond(

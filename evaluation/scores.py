@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -212,29 +212,38 @@ def compare_scores(
     """One score for each task, one for all questions of a domain, and one for the mean over its
     tasks, by split."""
     scores: list[Score] = []
-    for split in ("dev", "test"):
-        for domain in ("in_domain", "out_of_domain"):
-            group = [q for q in questions if q.split == split and q.domain == domain]
-            tasks = list(dict.fromkeys(question.dataset for question in group))
-            by_task = [
-                score_task(
-                    split, domain, task, [q for q in group if q.dataset == task], base, tuned
-                )
-                for task in tasks
-            ]
-            scores += by_task
-            if len(tasks) > 1:
-                scores.append(score_task(split, domain, "all", group, base, tuned))
-                scores.append(mean_score(by_task))
+    for (split, domain), tasks in by_group(questions).items():
+        by_task = [
+            score_task(split, domain, task, asked, base, tuned) for task, asked in tasks.items()
+        ]
+        scores += by_task
+        if len(tasks) > 1:
+            group = [question for asked in tasks.values() for question in asked]
+            scores.append(score_task(split, domain, "all", group, base, tuned))
+            scores.append(mean_score(by_task))
     return scores
 
 
-def score_predictions(
-    questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
-) -> list[Score]:
-    """Score two models' predictions with the current grader. Runs as a task.
+def by_group(questions: Iterable[Question]) -> dict[tuple[str, str], dict[str, list[Question]]]:
+    """The questions of each task, by split and domain: dev before test, in domain first."""
+    groups: dict[tuple[str, str], dict[str, list[Question]]] = {}
+    for question in questions:
+        tasks = groups.setdefault((question.split, question.domain), {})
+        tasks.setdefault(question.dataset, []).append(question)
+    return {place: groups[place] for place in sorted(groups) if place[0] != "train"}
 
-    For a model that was tuned on one dataset, all others are out of domain.
+
+def graded_pairs(
+    questions: Questions,
+    base: Folder,
+    tuned: Folder,
+    tuned_on: str | None = None,
+    hidden: Collection[str] = (),
+) -> tuple[list[Question], list[dict[str, Prediction]]]:
+    """The questions, and both models' stored predictions with the verdicts of today's grader.
+
+    For a model that was tuned on one dataset, all others are out of domain. `hidden` are datasets
+    that are not scored.
     """
     asked = questions.read()
     answers = [
@@ -244,12 +253,24 @@ def score_predictions(
         }
         for folder in (base, tuned)
     ]
-    rows = asked.to_pylist()
+    rows = [row for row in asked.to_pylist() if row["dataset"] not in hidden]
     if tuned_on is not None:
         rows = [
             row if row["dataset"] == tuned_on else row | {"domain": "out_of_domain"} for row in rows
         ]
-    return compare_scores([Question.from_row(row) for row in rows], *answers)
+    return [Question.from_row(row) for row in rows], answers
+
+
+def score_predictions(
+    questions: Questions,
+    base: Folder,
+    tuned: Folder,
+    tuned_on: str | None = None,
+    hidden: Collection[str] = (),
+) -> list[Score]:
+    """Score two models' predictions with the current grader; see `graded_pairs`. Runs as a task."""
+    asked, answers = graded_pairs(questions, base, tuned, tuned_on, hidden)
+    return compare_scores(asked, *answers)
 
 
 def scores_table(scores: Sequence[Score]) -> pa.Table:

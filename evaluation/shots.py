@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.settings import Settings
-from evaluation.prompt import Message, answer_messages
+from evaluation.prompt import Message, PromptName, asked_messages
 from evaluation.question import ANSWER_TYPES, AnswerType, Question
 from evaluation.reading.rows import SourceRow, read_rows, resolve
 
@@ -30,13 +30,15 @@ class Shot(Settings):
     """Decides the sentence on the form of the answer; null is the type of the question asked."""
 
 
-def few_shot_messages(question: Question, shots: Sequence[Shot]) -> list[Message]:
-    """The chat that asks a question after the examples; without any it is `answer_messages`."""
-    shown = [turn for shot in shots for turn in _turns(shot, question.answer_type)]
-    return [*shown, *answer_messages(question)]
+def few_shot_messages(
+    question: Question, shots: Sequence[Shot], prompt: PromptName = "standard"
+) -> list[Message]:
+    """The chat that asks a question after the examples; without any it is `asked_messages`."""
+    shown = [turn for shot in shots for turn in _turns(shot, question.answer_type, prompt)]
+    return [*shown, *asked_messages(question, prompt)]
 
 
-def _turns(shot: Shot, answer_type: AnswerType) -> list[Message]:
+def _turns(shot: Shot, answer_type: AnswerType, prompt: PromptName) -> list[Message]:
     solved = Question(
         question_id="",
         dataset="",
@@ -46,7 +48,7 @@ def _turns(shot: Shot, answer_type: AnswerType) -> list[Message]:
         answer="",
         answer_type=shot.answer_type or answer_type,
     )
-    return [*answer_messages(solved), {"role": "assistant", "content": shot.response}]
+    return [*asked_messages(solved, prompt), {"role": "assistant", "content": shot.response}]
 
 
 def read_shots(path: str) -> tuple[Shot, ...]:

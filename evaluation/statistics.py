@@ -303,6 +303,33 @@ def shrunk_shares(right: ArrayLike, tries: ArrayLike) -> Floats:
     return shrunk
 
 
+def split_half_reliability(
+    right: ArrayLike, tries: ArrayLike, *, draws: int = 200, seed: int = 0
+) -> float | None:
+    """How well the groups' shares on half of the questions predict those on the other half.
+
+    `right` and `tries` are counts, questions x groups. The correlation of the two halves, averaged
+    over random halves, is raised to the full number of questions (Spearman, 1910; Brown, 1910);
+    1 means perfectly, 0 not at all or worse. None with fewer than three groups that have tries in
+    both halves, or if the groups of a half do not differ.
+    """
+    counts, sizes = np.asarray(right, float), np.asarray(tries, float)
+    num = len(sizes)
+    random, found = np.random.default_rng(seed), []
+    for _ in range(draws if num > 1 else 0):
+        is_first = np.zeros(num, bool)
+        is_first[random.permutation(num)[: num // 2]] = True
+        halves = [(counts[half].sum(0), sizes[half].sum(0)) for half in (is_first, ~is_first)]
+        is_known = (halves[0][1] > 0) & (halves[1][1] > 0)
+        first, second = (c[is_known] / n[is_known] for c, n in halves)
+        if is_known.sum() > 2 and first.std() > 0 and second.std() > 0:
+            found.append(float(np.corrcoef(first, second)[0, 1]))
+    if not found:
+        return None
+    mean = float(np.mean(found))
+    return max(0.0, 2 * mean / (1 + mean)) if mean > -1 else 0.0
+
+
 def majority_at_k(
     answers: Sequence[Sequence[str | None]],
     correct: Sequence[Sequence[bool]],

@@ -21,7 +21,7 @@ import pyarrow.fs
 from cluster.errors import InputError
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
-from cluster.store.step import STEPS_FILE
+from cluster.store.step import read_steps
 from evaluation.answers import Answer, AnswerSet
 from evaluation.predictions import Prediction
 from evaluation.reading.files import unpacked
@@ -96,8 +96,7 @@ def _is_file(place: str) -> bool:
 
 def _of_steps(folder: Folder) -> list[AnswerSet]:
     """Each model of a run or an evaluation."""
-    steps = folder.read_json(STEPS_FILE)
-    return [_of_step(folder.child(step)) for step in _with_predictions(steps)]
+    return [_of_step(folder.child(step)) for step in _with_predictions(folder)]
 
 
 def _of_part(folder: Folder) -> list[AnswerSet]:
@@ -106,16 +105,16 @@ def _of_part(folder: Folder) -> list[AnswerSet]:
     for depth in (1, 2):  # `RUN/round_0`, and `RUN/models/NAME` or one step
         above = replace(folder, path="/".join(parts[:-depth]))
         part = "/".join(parts[-depth:])
-        steps = list(_with_predictions(above.read_json(STEPS_FILE)))
-        if below := [step for step in steps if f"{step}/".startswith(f"{part}/")]:
+        if below := [
+            step for step in _with_predictions(above) if f"{step}/".startswith(f"{part}/")
+        ]:
             return [_of_step(above.child(step)) for step in below]
     return []
 
 
-def _with_predictions(steps: object) -> Iterator[str]:
-    for step in steps if isinstance(steps, list) else []:
-        if _STEP.fullmatch(posixpath.basename(str(step))):
-            yield str(step)
+def _with_predictions(run: Folder) -> list[str]:
+    """The steps with predictions of a run or an evaluation; none if the folder is neither."""
+    return [s for s in read_steps(run) or () if _STEP.fullmatch(posixpath.basename(s))]
 
 
 def _of_step(folder: Folder) -> AnswerSet:

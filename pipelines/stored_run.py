@@ -6,6 +6,7 @@ and no questions, and change nothing.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,9 @@ import yaml
 from cluster.errors import InputError
 from cluster.secrets import host_only
 from cluster.settings import Settings, fingerprint
-from cluster.store.folder import Folder
+from cluster.store.folder import HOLDERS, Folder
 from cluster.store.ledger import Ledger, is_ledger_file
-from cluster.store.step import STEPS_FILE
+from cluster.store.step import STEPS_FILE, Step, check_steps, read_steps
 
 CONFIG_FILE = "config.yaml"
 """The resolved config of the last run, in the run's folder."""
@@ -35,9 +36,13 @@ def resolved_config(config: Settings) -> str:
 
 def record_config(config: Settings, folder: Folder) -> None:
     """Record the config as the last one, and also under a name that no other config has."""
-    resolved = resolved_config(config)
-    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
-        folder.write_bytes(name, resolved.encode())
+    for name in (config_file_of(config), CONFIG_FILE):
+        folder.write_bytes(name, resolved_config(config).encode())
+
+
+def config_file_of(config: Settings) -> str:
+    """The name of the file that keeps this config in the folder of its run."""
+    return f"config-{fingerprint(resolved_config(config))}.yaml"
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class StoredRun:
         A `Folder` that is open already keeps its endpoint and keys, which its address lacks.
         """
         folder = Folder.open(location) if isinstance(location, str) else location
-        steps = folder.read_json(STEPS_FILE)
-        if steps is None or not _are_names(steps) or CONFIG_FILE not in folder.file_names():
+        steps = read_steps(folder)
+        if not steps or CONFIG_FILE not in folder.file_names():
             raise InputError(
                 f"{folder.uri} is not the folder of a run (no {STEPS_FILE} and {CONFIG_FILE}); "
                 "give the folder that `regenesis.py run` named in its first lines, or start the "
@@ -72,6 +77,14 @@ class StoredRun:
                 "questions` writes it again"
             )
         return cls(folder, _with_names_of_today(config), tuple(steps))
+
+    def check(self) -> None:
+        """Compare the names and sizes of the files of all finished steps with their manifests.
+
+        Raises `DamagedFileError`, so that nothing is computed from a part of a step.
+        """
+        steps = ((posixpath.basename(name), self.folder.child(name)) for name in self.steps)
+        check_steps((Step(n.rpartition("-")[0], f, {}) for n, f in steps), contents=False)
 
     def step(self, name: str) -> Folder:
         """The folder of the step whose name begins like this, such as `round_0/paths`."""
@@ -92,6 +105,7 @@ class StoredRun:
         known = [step.rpartition("-")[0] for step in self.steps]
         if name not in known:
             raise InputError(f"{name}: the run {self.folder.uri} has the steps {', '.join(known)}")
+        self.check()
         folder = self.step(name)
         if folder.manifest() is None:
             raise InputError(f"{name}: the step {folder.uri} is not finished; run the config again")
@@ -108,17 +122,18 @@ class StoredRun:
         found = [name for name in self.steps if name.startswith(f"{parent}/{kind}-")]
         return self.folder.child(found[0]) if len(found) == 1 else None
 
+    def commands(self) -> list[str]:
+        """The commands that worked on the run, each once, in their order."""
+        holders = self.folder.child(HOLDERS)
+        found = [holders.read_json(name) or {} for name in holders.file_names(".json")]
+        return list(dict.fromkeys(str(each["command"]) for each in found if "command" in each))
+
     def rounds_with_paths(self) -> Iterator[tuple[int, Folder]]:
         """The number and the paths of each round that has paths."""
         for number in range(int(self.config["rounds"])):
             paths = self.step(f"round_{number}/paths")
             if not paths.is_empty():
                 yield number, paths
-
-
-def _are_names(steps: Any) -> bool:
-    is_list = isinstance(steps, list) and bool(steps)
-    return is_list and all(isinstance(name, str) for name in steps)
 
 
 def _with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:

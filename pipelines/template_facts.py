@@ -20,12 +20,15 @@ from typing import Any
 from cluster.errors import DamagedFileError
 from cluster.models.chat_template import CLOCK
 from cluster.models.model import Model, read_template
+from cluster.settings import fingerprint
 from cluster.store.folder import Folder
 from cluster.store.step import STEPS_FILE
 from cluster.thinking import has_mark
 from pipelines.config import Config
 
 TEMPLATE_FILE = "template.json"
+SEAL = "fingerprint"
+"""The key of a hash of the other entries: one wrong character would name all folders otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ def keep_template_facts(folder: Folder, base: Model) -> None:
         return
     facts = _of_folder(folder, base, stored) or TemplateFacts.of(read_template(base.path))
     if facts != TemplateFacts():
-        folder.write_json(TEMPLATE_FILE, stored | {_key(base): asdict(facts)})
+        kept = stored | {_key(base): asdict(facts)}
+        folder.write_json(TEMPLATE_FILE, kept | {SEAL: fingerprint(kept)})
 
 
 def template_facts(folder: Folder, base: Model) -> TemplateFacts:
@@ -103,7 +107,15 @@ def _of_folder(folder: Folder, base: Model, stored: dict[str, Any]) -> TemplateF
     if base.files is None:
         return None
     facts = replace(TemplateFacts.of(read_template(base.path)), identity=base.files.identity)
-    if folder.read_json(STEPS_FILE) is None or any(map(_has_identity, stored.values())):
+    begun = folder.read_json(STEPS_FILE)
+    if begun is None or any(map(_has_identity, stored.values())):
+        return facts
+    if isinstance(begun, dict):  # this version began the run, and kept facts that are gone
+        if facts.date is not None:
+            raise DamagedFileError(
+                f"{folder.uri}/{TEMPLATE_FILE} is missing, which has the date of all prompts of "
+                "the run; restore it, or choose another run to begin again"
+            )
         return facts
     # An earlier version, which began the run, kept facts by the model's path without an identity.
     former = {**asdict(facts), **stored.get(base.path, {})}
@@ -117,7 +129,10 @@ def _has_identity(entry: dict[str, Any]) -> bool:
 def _stored(folder: Folder) -> dict[str, Any]:
     stored = folder.read_json(TEMPLATE_FILE)
     if isinstance(stored, dict):
-        return stored
+        seal = stored.pop(SEAL, None)
+        are_facts = all(isinstance(each, dict) for each in stored.values())
+        if are_facts and seal in (None, fingerprint(stored)):  # earlier versions wrote no seal
+            return stored
     if TEMPLATE_FILE in folder.file_names(".json"):
         raise DamagedFileError(
             f"{folder.uri}/{TEMPLATE_FILE} is damaged; restore the original, or choose another "

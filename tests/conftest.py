@@ -239,6 +239,8 @@ def s3_folder(s3_server: tuple[str, int]) -> Folder:
         scheme="http",
         endpoint_override=f"{host}:{port}",
         allow_bucket_creation=True,
+        connect_timeout=60,
+        request_timeout=60,  # by default 3 s, which a busy machine may need for its first answer
     )
     store.create_dir("bucket")
     return Folder(store, "bucket")

@@ -21,7 +21,7 @@ from cluster.models.model import Model
 from cluster.settings import settings_of
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
-from cluster.store.step import STEPS_FILE, Step, claim_run_folder
+from cluster.store.step import Step, claim_run_folder, write_steps
 from evaluation.predictions import PREDICTIONS_SCHEMA, PredictAnswer
 from evaluation.question import Question, question_table
 from evaluation.scores import score_predictions, scores_table
@@ -121,7 +121,7 @@ def write_finished_run(root: Path, model: Path) -> FinishedRun:
     steps["round_0/scores"].commit()
     record_config(config, folder)
     names = [step.folder.path.removeprefix(f"{folder.path}/") for step in steps.values()]
-    folder.write_json(STEPS_FILE, names)
+    write_steps(folder, names)
     return FinishedRun(folder, config, rows, steps)
 
 

@@ -16,10 +16,11 @@ from cluster.session import StopRequest
 from pipelines.steps import guidelines
 from tests.conftest import REPOSITORY
 
-FILES = {path.stem for path in (REPOSITORY / "commands").glob("*.py")} - {
-    "__init__",
-    "arguments",
-    "version",
+NO_COMMANDS = ("__init__", "arguments", "version")
+FILES = {
+    path.stem.replace("_", "-")
+    for path in (REPOSITORY / "commands").glob("*.py")
+    if path.stem not in NO_COMMANDS
 }
 
 

@@ -106,7 +106,10 @@ def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
     resumed = run_driver("run", path, "--set", "engine.options={latency_s: 0.3}")
     assert resumed.returncode == 0, resumed.stderr
     assert "| in_domain/sums " in resumed.stdout
-    assert resumed.stdout.rstrip().endswith(f"run folder: {run_folder(scripted_config)}")
+    *_, place, report = resumed.stdout.rstrip().splitlines()
+    assert place == f"run folder: {run_folder(scripted_config)}"
+    assert report == f"open {run_folder(scripted_config)}/report.html"
+    assert (run_folder(scripted_config) / "report.html").stat().st_size > 100_000
 
     rows = ledger_rows(step_folder(scripted_config, "paths"))
     assert len(rows) == 24

@@ -167,6 +167,20 @@ def test_run_without_a_training_question_is_refused() -> None:
         plan_run(config, Folder.open("/nowhere"), base, nothing)
 
 
+def test_swap_between_questions_is_refused_where_a_dataset_has_one_question() -> None:
+    config = loaded("quickstart", "synthesis.swap_adaptations=questions")
+    base = Model("the base model", "base", "cache")
+    plan_run(config, Folder.open("/nowhere"), base, facts_of(config))
+    counts = [
+        {**each, "num_kept": 1} if each["dataset"] == "products" else each
+        for each in facts_of(config).counts
+    ]
+    lone = replace(facts_of(config), counts=counts)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="products has one training question"):
+        plan_run(config, Folder.open("/nowhere"), base, lone)
+    plan_run(loaded("quickstart"), Folder.open("/nowhere"), base, lone)
+
+
 def test_settings_of_the_machine_move_no_folder() -> None:
     assert folders("quickstart") == folders("quickstart", *VARIANTS[-1])
     assert Path(folders("quickstart")[0][0]).name.startswith("questions-")

@@ -28,11 +28,24 @@ def two_datasets(scripted_config: dict[str, Any]) -> dict[str, Any]:
     return scripted_config
 
 
+def check_readings(scores: Path, dataset: str) -> None:
+    """The scripted engine knows every answer, and writes half of them wrong."""
+    rows = pq.read_table(scores / "readings.parquet").to_pylist()
+    tasks = {row["task"] for row in rows if row["domain"] == "in_domain"}
+    assert tasks == {dataset}
+    for row in rows:
+        assert (row["base"], row["difference"]) == (1.0, 0.0)
+        assert row["base_read_right"] == 1.0
+    said = (scores / "scores.md").read_text()
+    assert "| in_domain/" in said.split("strict - reading")[1]
+    assert 'behind "My answer, in short:", which 0 of ' in said
+
+
 @pytest.mark.slow
 def test_per_dataset_tunes_each_model_on_its_own_examples_of_one_synthesis(
     two_datasets: dict[str, Any], write_config: WriteConfig
 ) -> None:
-    path = write_config(two_datasets)
+    path = write_config(two_datasets | {"evaluation": {"readings": True}})
     result = run_driver("run", path)
     assert result.returncode == 0, result.stderr
     [round_folder] = Path(two_datasets["storage"]["root"]).glob("*/round_0")
@@ -48,6 +61,7 @@ def test_per_dataset_tunes_each_model_on_its_own_examples_of_one_synthesis(
         rows = pq.read_table(scores / "scores.parquet").to_pylist()
         assert {row["task"] for row in rows if row["domain"] == "in_domain"} == {dataset}
         assert f"base > tuned on {dataset}" in result.stdout
+        check_readings(scores, dataset)
     weights = {file.read_bytes() for file in round_folder.glob("model-*/model.safetensors")}
     assert len(weights) == 2
     again = run_driver("run", path)

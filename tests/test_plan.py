@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from cluster.store.folder import Folder
+from cluster.store.step import read_steps
 from tests.conftest import log_of, run_driver
 
 WriteConfig = Callable[[dict[str, Any]], Path]
@@ -95,5 +96,5 @@ def test_clean_says_what_goes_and_removes_only_that(
 
 
 def _of_last_config(folder: Path) -> str:
-    steps: list[str] = json.loads((folder / "steps.json").read_text())
+    steps = read_steps(Folder.open(str(folder))) or []
     return next(step for step in steps if "/paths-" in step).partition("/")[2]

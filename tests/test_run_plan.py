@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -20,6 +20,7 @@ from pipelines.plan import check_run, first_round, lay_out_rounds, plan_run, ste
 from pipelines.planning.dry_run import describe_steps
 from pipelines.questions.loading import load_questions
 from pipelines.run import Run
+from pipelines.selection.filters import VerdictName
 from pipelines.steps import guidelines as guidelines_step
 from pipelines.steps import paths as paths_step
 from pipelines.steps import predictions as predictions_step
@@ -202,12 +203,28 @@ def test_settings_in_the_document_make_a_run_of_its_own(
     monkeypatch.chdir(tmp_path)
     plain, run = plan(base, tmp_path), plan(base, tmp_path, *overrides)
     assert described(run)
-    assert first_round(run).examples.identity != first_round(plain).examples.identity
+    [tuned], [other] = (first_round(each).branches for each in (run, plain))
+    assert tuned.model.identity != other.model.identity
     assert run.base_predictions.identity == plain.base_predictions.identity
 
 
 def test_document_has_the_commands_and_the_ablations() -> None:
-    assert len(overrides_in_document()) >= 15
+    assert len(overrides_in_document()) >= 37
+
+
+def test_document_has_every_control() -> None:
+    """By the settings that controls have, so that one cannot be forgotten."""
+    shown = {override for overrides in overrides_in_document() for override in overrides}
+    verdicts = set(get_args(VerdictName))
+    wanted = {f"examples.verdict={name}" for name in verdicts}
+    wanted |= {f"examples.questions={name}" for name in ("solved", "mixed")}
+    wanted |= {f"examples.retries={name}" for name in ("unhinted", "none")}
+    wanted |= {f"synthesis.swap_adaptations={name}" for name in ("questions", "guidelines")}
+    wanted |= {"examples.add_boxed_answer=false", "synthesis.guidelines=placebo"}
+    assert wanted <= shown
+    prefixes = ("examples.max_examples", "training.max_steps", "training.max_learned_tokens")
+    for prefix in (*prefixes, "synthesis.guideline_subset"):
+        assert any(override.startswith(f"{prefix}=") for override in shown), prefix
 
 
 def test_table_in_the_document_says_what_the_strategies_set(

@@ -51,18 +51,19 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
     tree = {
         "run": "gemma",
         "model": {"path": str(model)},
-        "questions": {"datasets": arithmetic("sums", 0, num_train=8, num_dev=0, num_test=4)},
+        "questions": {"datasets": arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)},
         "synthesis": {
             "strategy": "direct",
             "samples": 2,
-            "stages": {"path": {"temperature": 0.7, "max_tokens": 120}},
+            "stages": {"path": {"temperature": 0.7, "max_tokens": 64}},
         },
         "examples": {"verdict": "unfiltered", "max_per_question": 1},
-        "evaluation": {"max_tokens": 120},
+        "evaluation": {"max_tokens": 64},
         "training": {
             "learning_rate": 1e-5,
             "num_epochs": 1,
-            "global_batch_size": 4,
+            "global_batch_size": 2,
+            "micro_batch_size": 1,
             "min_examples": 1,
         },
         "engine": {
@@ -78,6 +79,8 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
     done = run_driver("run", write_config(tree), timeout_s=3600)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "gemma"
+    for predictions in ("base/predictions-*", "round_0/predictions-*"):  # the tuned model's too
+        assert len(ledger_rows(next(run.glob(predictions)))) == 2
     (paths,) = run.glob("round_0/paths-*")
     made = [path for row in ledger_rows(paths) for path in row["paths"]]
     assert any(path["generations"][-1]["finish_reason"] == "stop" for path in made)

@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.inference.engine import Completion, SamplingSettings
+from cluster.inference.engine import (
+    Beginning,
+    Completion,
+    PromptTooLongError,
+    SamplingSettings,
+)
 from cluster.inference.job import Slots
 from cluster.models.chat_template import (
     CLOCK,
@@ -28,6 +33,7 @@ from cluster.models.chat_template import (
     prompt_ids,
     target_ids,
 )
+from cluster.thinking import TurnReader
 from evaluation.predictions import EvaluationSettings, PredictAnswer, Prediction
 from evaluation.prompt import answer_messages
 from evaluation.question import Question
@@ -102,6 +108,16 @@ FAMILIES = {
         "<bos>",
         begin="<reasoning>\n",
         close="\n</reasoning>\n",
+    ),
+    "gemma4": Family(
+        "gemma4",
+        "<eos>",
+        "<turn|>",
+        ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"),
+        "<bos>",
+        begin="<|channel>thought\n",
+        close="<channel|>",
+        args=(("enable_thinking", "yes"),),
     ),
     "qwen3": Family("qwen3", "<|im_end|>", "<|im_end|>", ("<|im_start|>",), marks=_THINK),
     "r1": Family(
@@ -386,3 +402,74 @@ def test_template_that_drops_the_question_is_refused(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.text }}{% endfor %}")
     with pytest.raises(InputError, match="do not contain the question"):
         load_tokenizer(str(folder))
+
+
+# --- continuing an answer ----------------------------------------------------------------------
+
+
+def begun(
+    tokenizer: Any, family: Family, said: str | None, *, limit: int = 4000
+) -> tuple[list[int], list[int]]:
+    """The ids of the prompt and of what an engine continues behind ` So:`."""
+    chat_model = ChatModel(tokenizer)
+    prompt = chat_model.prompt(answer_messages(QUESTION), dict(family.args))
+    answered = None
+    if said is not None:
+        ids = target_ids(tokenizer, said)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        answered = chat_model.read(Completion(text, ids, "stop", len(prompt.token_ids)), prompt)
+    ids = chat_model.begun_ids(prompt, Beginning(answered, " So:"), limit)
+    assert ids[: len(prompt.token_ids)] == prompt.token_ids
+    return prompt.token_ids, ids[len(prompt.token_ids) :]
+
+
+def test_answer_is_continued_by_its_ids_without_its_end(family: Family, tokenizer: Any) -> None:
+    said = f"{family.thinks('hm')}{ANSWER}"
+    for ending in ("", family.end, family.eos, family.end + family.eos):
+        _, ids = begun(tokenizer, family, said + ending)
+        assert ids == [*target_ids(tokenizer, said), *target_ids(tokenizer, " So:")]
+
+
+def test_open_thought_is_closed_before_the_cue(family: Family, tokenizer: Any) -> None:
+    thought = f"{'' if family.opened else family.begin}hm {ANSWER}"
+    _, ids = begun(tokenizer, family, thought)
+    assert ids[: len(target_ids(tokenizer, thought))] == target_ids(tokenizer, thought)
+    opened = ChatModel(tokenizer).prompt(answer_messages(QUESTION), dict(family.args)).opened
+    assert TurnReader(tokenizer).read([*ids, *target_ids(tokenizer, "4")], opened).answer in (
+        " So:4",
+        "\n So:4",
+        "\n\n So:4",
+    )
+
+
+def test_cue_without_the_answer_is_an_answer_without_thinking(
+    family: Family, tokenizer: Any
+) -> None:
+    _, ids = begun(tokenizer, family, None)
+    opened = ChatModel(tokenizer).prompt(answer_messages(QUESTION), dict(family.args)).opened
+    turn = TurnReader(tokenizer).read(ids, opened)
+    assert (turn.answer or "").strip() == "So:"
+    assert not turn.thinking
+
+
+def test_end_of_an_answer_that_fills_the_context_is_left_out(
+    family: Family, tokenizer: Any
+) -> None:
+    said = f"{family.thinks('hm ' * 50)}{ANSWER}"
+    prompt, whole = begun(tokenizer, family, said)
+    limit = len(prompt) + len(whole) - 40
+    _, ids = begun(tokenizer, family, said, limit=limit)
+    assert len(prompt) + len(ids) <= limit
+    opened = ChatModel(tokenizer).prompt(answer_messages(QUESTION), dict(family.args)).opened
+    turn = TurnReader(tokenizer).read(ids, opened)
+    assert (turn.answer or "").endswith(" So:")
+    with pytest.raises(PromptTooLongError, match="the prompt and the cue"):
+        begun(tokenizer, family, said, limit=len(prompt))
+
+
+def test_option_is_weighed_where_it_is_one_token(family: Family, tokenizer: Any) -> None:
+    chat_model = ChatModel(tokenizer)
+    letters = chat_model.option_ids(Beginning(None, " So:", ("A", "B", "C")))
+    assert tokenizer.convert_ids_to_tokens(letters) == ["A", "B", "C"]
+    assert chat_model.option_ids(Beginning(None, " So:", ("A", "BB"))) == []
+    assert chat_model.option_ids(Beginning(None, " So:", ("A", "A"))) == []

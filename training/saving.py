@@ -109,7 +109,7 @@ def rehearse_companions(config: Any, source: str, generation_config: Any = None)
                 generation_config.save_pretrained(folder)
             copy_companions(source, folder)
             _load_companions(source, folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except Exception as error:
         raise InputError(
             f"{source}: the model could not be saved after the training, so it was not started "
             f"({' '.join(str(error).split())[:500]}); fix this in the model's files"

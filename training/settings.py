@@ -115,6 +115,11 @@ class TrainingSettings(Settings):
     there too. With enough num_epochs to reach it, all arms of a comparison train equally long.
     null trains for num_epochs."""
 
+    max_learned_tokens: Annotated[Annotated[int, Field(ge=1)] | None, Neutral(None)] = None
+    """Stop after the step in which the targets of all steps together reach this many tokens; the
+    schedule ends there too. So arms whose targets differ in length learn from equally many; null
+    sets no limit."""
+
     epochs_growth: Annotated[float, Field(ge=1)] = 1.0
     """Each round makes this many times the passes of the previous one, rounded to whole passes
     (STaR, arXiv 2203.14465, increases the steps by a fifth in each round)."""

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import pyarrow as pa
 
@@ -73,14 +73,32 @@ class StepData:
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self._sequences), self._settings.global_batch_size)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
+        """The steps of all epochs, or those that the limits allow."""
         of_epochs = self.steps_per_epoch * self._settings.num_epochs
-        return min(of_epochs, self._settings.max_steps or of_epochs)
+        most_steps = min(of_epochs, self._settings.max_steps or of_epochs)
+        most_tokens = self._settings.max_learned_tokens
+        return most_steps if most_tokens is None else self._steps_until(most_tokens, most_steps)
+
+    def _steps_until(self, num_tokens: int, most_steps: int) -> int:
+        """The number of steps after which their targets reach this many tokens."""
+        lengths = [
+            sum(len(one.target) for one in self._sequences.learnt(index))
+            for index in range(len(self._sequences))
+        ]
+        totals = itertools.accumulate(
+            sum(lengths[index] for index in self._batch(step)) for step in range(most_steps)
+        )
+        return next((n for n, total in enumerate(totals, 1) if total >= num_tokens), most_steps)
+
+    def _batch(self, step: int) -> list[int]:
+        """The rows of the examples of one step."""
+        order = self._order_of(step // self.steps_per_epoch)
+        return list(batch_of_step(order, step, self._settings.global_batch_size))
 
     def share(self, step: int) -> WorkerBatch:
-        order = self._order_of(step // self.steps_per_epoch)
-        batch = batch_of_step(order, step, self._settings.global_batch_size)
+        batch = self._batch(step)
         learnt = [self._sequences.learnt(index) for index in batch]
         sequences = list(itertools.chain.from_iterable(learnt))
         others = [[other] for other in map(self._sequences.looked_at, batch) if other is not None]

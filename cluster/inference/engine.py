@@ -9,6 +9,7 @@ to a server. A new one is a class with the same methods, named by its import pat
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, cast, runtime_checkable
@@ -164,6 +165,15 @@ class EngineSettings(Settings):
         return tree
 
     @model_validator(mode="after")
+    def _workers_in_order(self) -> EngineSettings:
+        if (self.min_workers or 0) > (self.max_workers or math.inf):
+            raise ValueError(
+                f"engine.min_workers {self.min_workers} is more than max_workers "
+                f"{self.max_workers}; lower it, or raise max_workers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _endpoint_is_whole(self) -> EngineSettings:
         if self.is_endpoint != (self.endpoint is not None):
             raise ValueError(
@@ -221,6 +231,8 @@ class Completion:
     stop string was cut off."""
     turn: Turn | None = None
     """Thinking and answer, as the engine split them by ids and prompt; None: split by the text."""
+    option_log_likelihoods: tuple[float, ...] = ()
+    """Of each option of a `Beginning`, the log-probability of its token right behind the cue."""
 
     @property
     def own_turn(self) -> Turn:
@@ -237,6 +249,19 @@ class Completion:
         """The number of tokens in the answer."""
         counted = self.num_counted_tokens
         return len(self.token_ids) if counted is None else counted
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How an answer begins that an engine is to continue."""
+
+    answered: Completion | None
+    """An earlier answer to the same chat, which is continued by its ids; None continues the prompt.
+    """
+    cue: str
+    """Text that is written behind it."""
+    options: tuple[str, ...] = ()
+    """Texts that could come next, each with its white space, whose likelihoods are wanted."""
 
 
 class GenerationError(RuntimeError):
@@ -269,6 +294,26 @@ class Engine(Protocol):
 
     def shutdown(self) -> None:
         """End the processes of the engine."""
+
+
+@runtime_checkable
+class ContinuesAnswers(Protocol):
+    """An engine that can continue an answer from its token ids."""
+
+    async def go_on(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        beginning: Beginning,
+        sampling: SamplingSettings,
+    ) -> Completion:
+        """What follows the beginning of an answer to a chat, without the beginning itself.
+
+        The ids of the prompt and of the answer are those of `chat`: nothing is tokenized again but
+        the cue. Tokens that end the answer are left out. A thought that the answer or the prompt
+        leaves open is closed as the model's template closes it. If the context is too short, the
+        end of the answer is left out. Where an option is not one token, there are no likelihoods.
+        Raises `GenerationError` and `EngineDiedError`.
+        """
 
 
 @runtime_checkable
@@ -342,6 +387,18 @@ def check_sampling_options(
     engine_class = _engine_class(settings)
     if isinstance(engine_class, ChecksSampling):
         engine_class.check_sampling(field, sampling)
+
+
+def check_engine_continues(settings: EngineSettings, field: str) -> None:
+    """Refuse what needs an engine that continues answers, before anything is generated.
+
+    `field` is what the user asked for. Raises `InputError`.
+    """
+    if not issubclass(_engine_class(settings), ContinuesAnswers):
+        raise InputError(
+            f"{field} needs an engine that continues an answer from its token ids, and the engine "
+            f"{settings.implementation} does not; leave it out, or run the model here with vllm"
+        )
 
 
 def check_engine_server(settings: EngineSettings) -> None:

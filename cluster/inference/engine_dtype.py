@@ -11,10 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.cpu_dtype import explain_fast_dtype, fast_dtype, this_processor_flags
+from cluster.errors import DamagedFileError
 from cluster.inference.engine import EngineSettings
 from cluster.store.folder import Folder
 
 DTYPE_FILE = "engine_dtype.json"
+DTYPES = ("bfloat16", "float32")
+"""What `fast_dtype` gives."""
 
 
 def pin_dtype(settings: EngineSettings, folder: Folder) -> tuple[EngineSettings, str]:
@@ -28,13 +31,26 @@ def pin_dtype(settings: EngineSettings, folder: Folder) -> tuple[EngineSettings,
         return settings, ""
     flags = _common_flags()
     fast, why = fast_dtype(flags), f"engine.dtype auto is {explain_fast_dtype(flags)}"
-    known = folder.read_json(DTYPE_FILE)
-    if not isinstance(known, dict):
+    dtype = _read_dtype(folder)
+    if dtype is None:
         folder.write_json(DTYPE_FILE, {"dtype": fast})
         return settings.model_copy(update={"dtype": fast}), why
-    dtype = str(known["dtype"])
     told = "" if dtype == fast else f"engine.dtype auto is {dtype}, as at the start of this run"
     return settings.model_copy(update={"dtype": dtype}), told
+
+
+def _read_dtype(folder: Folder) -> str | None:
+    """The type that the run began with; None if it has none. Raises `DamagedFileError`."""
+    known = folder.read_json(DTYPE_FILE)
+    dtype = known.get("dtype") if isinstance(known, dict) else None
+    if dtype in DTYPES:
+        return str(dtype)
+    if DTYPE_FILE in folder.file_names(".json"):
+        raise DamagedFileError(
+            f"{folder.uri}/{DTYPE_FILE} is damaged, which has the number type of the engines; "
+            f'restore it, or write {{"dtype": "{DTYPES[0]}"}} or {{"dtype": "{DTYPES[1]}"}}'
+        )
+    return None
 
 
 def _common_flags() -> frozenset[str]:

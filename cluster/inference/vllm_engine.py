@@ -16,6 +16,7 @@ from cluster.errors import InputError
 from cluster.inference import vllm_source
 from cluster.inference.cpu_binding import served_dtype
 from cluster.inference.engine import (
+    Beginning,
     Completion,
     EngineDiedError,
     EngineSettings,
@@ -170,6 +171,30 @@ class VLLMEngine:
         sampled = _completions(await self._generate(ids, params), len(ids))
         completions = [self._chat.read(each, prompt) for each in sampled]
         return completions if len(completions) == n else completions * n
+
+    async def go_on(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        beginning: Beginning,
+        sampling: SamplingSettings,
+    ) -> Completion:
+        """See `ContinuesAnswers`. Needs a token limit; the seed of a draw is 0.
+
+        The likelihoods come with the first token (`logprob_token_ids`): those of prompt tokens
+        (`prompt_logprobs`) would keep vLLM from using the cached prefix.
+        """
+        params = _sampling_params(self._chat.with_stops(sampling))
+        prompt = self._chat.prompt(messages, sampling.template_args)
+        ids = self._chat.begun_ids(prompt, beginning, self._context - (sampling.max_tokens or 1))
+        weighed = self._chat.option_ids(beginning)
+        params.logprob_token_ids = weighed or None
+        output = await self._generate(ids, params)
+        [completion] = _completions(output, len(ids))
+        if weighed:
+            first = output.outputs[0].logprobs[0]
+            likelihoods = tuple(float(first[token].logprob) for token in weighed)
+            completion = dataclasses.replace(completion, option_log_likelihoods=likelihoods)
+        return completion
 
     async def _generate(self, ids: list[int], params: Any) -> Any:
         """The final RequestOutput of vLLM, which has all `params.n` answers."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -46,7 +48,7 @@ RANGES: Mapping[str, _Rule] = {
 
 _TYPES: Mapping[str, Any] = {
     each.__name__: each for each in (int, float, bool, str, list, dict, tuple, set)
-} | {"Any": Any, "None": None}
+} | {"Any": Any, "None": None, "Literal": typing.Literal}
 
 
 def check_sampling(field: str, sampling: SamplingSettings) -> None:
@@ -86,17 +88,41 @@ def check_types(
         try:
             pydantic.TypeAdapter(kind).validate_python(value, strict=strict)
         except pydantic.ValidationError:
+            texts = _texts_of(kind)
+            if _plain(value) in map(_plain, texts):
+                continue
+            accepted = ", ".join(map(str, texts)) or types[name]
             raise InputError(
-                f"{field}.{name} {value!r}: vLLM accepts {types[name]}; correct the value"
+                f"{field}.{name} {value!r}: vLLM accepts {accepted}; correct the value"
             ) from None
+
+
+def _texts_of(kind: Any) -> list[Any]:
+    """The values of a `Literal`, also as a part of a union; nothing for other types."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return [text for part in parts for text in (_texts_of(part) or [part])]
+    return [text for part in parts for text in _texts_of(part)]
+
+
+def _plain(value: Any) -> str:
+    """A name as vLLM may compare it: some of its settings take other cases and dashes."""
+    return str(value).lower().replace("-", "_")
 
 
 def _known_type(source: str) -> Any:
     """The type that an annotation denotes; any type if it names one of vLLM's classes."""
     try:
-        return eval(source, {"__builtins__": {}}, dict(_TYPES))  # noqa: S307, of installed code
+        return _evaluated(source)
     except (NameError, AttributeError, TypeError, SyntaxError):
         return Any
+
+
+def _evaluated(source: str) -> Any:
+    names = set(re.findall(r"\b[A-Z]\w+", source))
+    literals = vllm_source.literals() if names - _TYPES.keys() else {}
+    known = {name: _evaluated(literals[name]) for name in names & literals.keys()}
+    return eval(source, {"__builtins__": {}}, {**_TYPES, **known})  # noqa: S307, of installed code
 
 
 def refuse_unknown(

@@ -96,6 +96,25 @@ def _literal(file: str, name: str) -> tuple[str, ...]:
     return ()
 
 
+@functools.cache
+def literals() -> dict[str, str]:
+    """The types `NAME = Literal[...]` of vLLM's config modules, with their source."""
+    found: dict[str, str] = {}
+    for file in _config_files():
+        for node in _parsed(file).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal["):
+                found |= dict.fromkeys(_names(node), ast.unparse(node.value))
+    return found
+
+
+def _config_files() -> list[str]:
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        return []
+    below = Path(found.origin).parent
+    return sorted(str(file.relative_to(below)) for file in below.glob("config/*.py"))
+
+
 def _names(node: ast.Assign) -> Iterator[str]:
     return (target.id for target in node.targets if isinstance(target, ast.Name))
 

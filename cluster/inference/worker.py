@@ -23,14 +23,16 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from cluster.errors import InputError
 from cluster.inference.cpu_binding import bind_cpu_share
 from cluster.inference.engine import (
+    Beginning,
     Completion,
+    ContinuesAnswers,
     Engine,
     EngineDiedError,
     EngineSettings,
@@ -411,10 +413,30 @@ class _MeteredEngine:
         seed: int,
         n: int = 1,
     ) -> list[Completion]:
+        return await self._metered(self._engine.chat(messages, sampling, seed, n), sampling, n)
+
+    async def go_on(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        beginning: Beginning,
+        sampling: SamplingSettings,
+    ) -> Completion:
+        """See `ContinuesAnswers`; a job that needs it was refused for other engines."""
+
+        async def answers() -> list[Completion]:
+            engine = cast(ContinuesAnswers, self._engine)
+            return [await engine.go_on(messages, beginning, sampling)]
+
+        [completion] = await self._metered(answers(), sampling, 1)
+        return completion
+
+    async def _metered(
+        self, answers: Awaitable[list[Completion]], sampling: SamplingSettings, n: int
+    ) -> list[Completion]:
+        """Wait for the answers, with the time limit, and count them."""
         kind = str(sampling.max_tokens)
         self._change_in_flight(n, kind)
         try:
-            answers = self._engine.chat(messages, sampling, seed, n)
             completions = await (answers if self._timeout_s is None else self._in_time(answers))
         finally:
             self._change_in_flight(-n, kind)

@@ -15,8 +15,13 @@ from functools import lru_cache
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.inference.engine import Completion, SamplingSettings
-from cluster.thinking import TurnReader, is_mark, read_turn
+from cluster.inference.engine import (
+    Beginning,
+    Completion,
+    PromptTooLongError,
+    SamplingSettings,
+)
+from cluster.thinking import ThinkingFormat, TurnReader, is_mark, read_turn
 
 # For base models, whose tokenizer has no chat template: plain text with one paragraph per role.
 PLAIN_TEMPLATE = (
@@ -53,6 +58,8 @@ class ChatModel:
         self.tokenizer = tokenizer
         self._reader = TurnReader(tokenizer)
         self._end = end_of_turn(tokenizer)
+        self._thinking = ThinkingFormat.of(tokenizer)
+        self._ends = control_token_ids(tokenizer) - self._reader.mark_ids
 
     @classmethod
     def load(cls, model: str) -> ChatModel:
@@ -75,6 +82,50 @@ class ChatModel:
         if turn.thinking is None:
             turn = replace(turn, answer=sampled.text)
         return replace(sampled, token_ids=ids, num_counted_tokens=sampled.num_tokens, turn=turn)
+
+    def begun_ids(self, prompt: Prompt, beginning: Beginning, limit: int) -> list[int]:
+        """The ids of a prompt and of a beginning of its answer, at most `limit`.
+
+        An open thought is closed before the cue, and the end of a long answer is left out. Raises
+        `PromptTooLongError` where the prompt and the cue alone are too long.
+        """
+        answered = beginning.answered
+        said = self._without_end(answered.token_ids) if answered else []
+        cue = beginning.cue if answered else self._begin(prompt) + beginning.cue.lstrip()
+        room = limit - len(prompt.token_ids) - len(self._closed(cue))
+        if room < 0:
+            raise PromptTooLongError(
+                f"the prompt and the cue have {limit - room} tokens, and {limit} fit the context"
+            )
+        said = said[:room]
+        is_open = self._reader.read(said, prompt.opened).answer is None
+        tail = self._closed(cue) if is_open else target_ids(self.tokenizer, cue)
+        return [*prompt.token_ids, *said, *tail]
+
+    def _begin(self, prompt: Prompt) -> str:
+        """What a template writes before an answer without thinking, if it is not thinking yet."""
+        return "" if prompt.opened else self._thinking.answer
+
+    def _closed(self, cue: str) -> list[int]:
+        """The ids that close a thought, and the cue."""
+        return target_ids(self.tokenizer, self._thinking.end + cue)
+
+    def _without_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids of an answer without the control tokens that end it."""
+        kept = len(ids)
+        while kept and ids[kept - 1] in self._ends:
+            kept -= 1
+        return list(ids[:kept])
+
+    def option_ids(self, beginning: Beginning) -> list[int]:
+        """The token of each option right behind the cue; empty if one of them is not one token, or
+        if two share it."""
+        cue = target_ids(self.tokenizer, beginning.cue)
+        both = [target_ids(self.tokenizer, beginning.cue + each) for each in beginning.options]
+        if any(len(ids) != len(cue) + 1 or ids[:-1] != cue for ids in both):
+            return []
+        found = [ids[-1] for ids in both]
+        return found if len(set(found)) == len(found) else []
 
     def with_stops(self, sampling: SamplingSettings) -> SamplingSettings:
         """The sampling settings, which also end an answer where the template ends the turn."""
@@ -109,11 +160,9 @@ def load_tokenizer(model: str) -> Any:
 
 def _shows_its_message(tokenizer: Any) -> bool:
     """Whether a prompt contains the message. A template that fails does so later, at a prompt."""
-    import jinja2
-
     try:
         return _PROBE in _rendered(tokenizer, [{"role": "user", "content": _PROBE}])
-    except jinja2.TemplateError:
+    except Exception:  # noqa: BLE001, a template may raise anything
         return True
 
 

@@ -27,7 +27,6 @@ from typing import Any
 from cluster.errors import InputError
 from cluster.models.model import Model
 from cluster.models.weight_files import not_finite
-from cluster.settings import fingerprint
 from cluster.store.folder import Folder
 
 WEIGHTS = "weights.txt"
@@ -120,12 +119,6 @@ def saved_model(model: Model) -> Saved | None:
     """
     folder = model.folder or Folder.open(model.path)
     manifest = folder.manifest() or {}
-    # The folder of a step ends with the fingerprint of its content.
-    if model.folder and manifest and not folder.name.endswith(fingerprint(manifest.get("content"))):
-        raise InputError(
-            f"{folder.uri} contains the model of another step, according to its manifest. Restore "
-            "the original files, or delete the folder to train it again"
-        )
     return _read_list(folder, manifest.get("weights_sha256"))
 
 

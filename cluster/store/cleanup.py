@@ -17,7 +17,7 @@ import posixpath
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from typing import Any
 from cluster.errors import InputError
 from cluster.events import record
 from cluster.settings import fingerprint
+from cluster.store.contents import own_files
 from cluster.store.folder import HOLDERS, MANIFEST, OPENED, Folder
 from cluster.store.ledger import PARTS, Ledger, is_ledger_file
-from cluster.store.step import RUN_FILE, STEPS_FILE
+from cluster.store.step import RUN_FILE, STEPS_FILE, read_steps
 
 CHECKPOINTS = "checkpoints"
 FRESH_S = 600.0
@@ -35,7 +36,7 @@ FRESH_S = 600.0
 
 _PARENT = re.compile(r"base|round_\d+")
 _STEP = re.compile(
-    r"(?P<step>(questions|guidelines|paths|examples|model|predictions|scores)(-.+)?)-[0-9a-f]{12}"
+    r"(?P<step>(questions|guidelines|paths|examples|model|predictions|scores|decision)(-.+)?)-[0-9a-f]{12}"
 )
 
 
@@ -72,7 +73,8 @@ def find_leftovers(run: Folder, *, superseded: bool = False) -> list[Leftover]:
 
 def _steps_in_use(run: Folder) -> set[str]:
     """The steps of the last config. Raises `InputError` when they are not known."""
-    used = run.read_json(STEPS_FILE)
+    # An earlier version wrote no hash: one wrong digit would make a step that is in use superseded.
+    used = read_steps(run) if isinstance(run.read_json(STEPS_FILE), dict) else None
     if used is None or not _is_sound(used):
         raise InputError(
             f"{run.uri}/{STEPS_FILE}, the list of the steps in use, is missing or damaged, so "
@@ -81,9 +83,7 @@ def _steps_in_use(run: Folder) -> set[str]:
     return set(used)
 
 
-def _is_sound(used: Any) -> bool:
-    if not isinstance(used, list) or not all(isinstance(name, str) for name in used):
-        return False
+def _is_sound(used: list[str]) -> bool:
     kinds = {match["step"] for name in used if (match := _STEP.fullmatch(posixpath.basename(name)))}
     return {"questions", "paths", "predictions"} <= kinds
 
@@ -101,16 +101,29 @@ def _names(run: Folder, parent: str) -> list[str]:
 
 def _may_go(run: Folder, step: Folder) -> bool:
     """Whether a step created this folder and is not working on it."""
-    if step.is_local and Path(step.path).is_symlink():
+    if _is_link(step):
         return False
     if (manifest := step.read_json(MANIFEST)) is not None:
-        return _is_of_step(step, manifest)
+        return _is_of_step(step, manifest) and not _foreign_files(step, manifest)
     files = step.walk()
     is_ours = any(
         is_ledger_file(name) or name.startswith(OPENED) or name == f"{CHECKPOINTS}/plan.json"
         for name in files
     )
     return is_ours and _storage_time(run) - step.written_at(files) > FRESH_S
+
+
+def _foreign_files(step: Folder, manifest: Mapping[str, Any]) -> list[str]:
+    """What somebody else has put into a finished step's folder."""
+    listed = manifest.get("files")
+    if listed is None:  # an earlier version's
+        return []
+    return [n for n in own_files(step) if n not in listed and not is_ledger_file(n)]
+
+
+def _is_link(folder: Folder) -> bool:
+    """Whether a folder is elsewhere, where other files may be as well."""
+    return folder.is_local and Path(folder.path).is_symlink()
 
 
 def _is_of_step(step: Folder, manifest: Any) -> bool:
@@ -133,7 +146,7 @@ def _storage_time(run: Folder) -> float:
 
 def _within(step: Folder) -> Iterator[Leftover]:
     """What a finished step no longer needs."""
-    children = step.folder_names()
+    children = [name for name in step.folder_names() if not _is_link(step.child(name))]
     if CHECKPOINTS in children and step.name.startswith("model-"):
         yield _leftover(step.child(CHECKPOINTS), "checkpoints of a finished training")
     if PARTS in children and not _is_at_work(step) and _is_compacted(step):

@@ -22,7 +22,7 @@ import os
 import posixpath
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,22 @@ import xxhash
 
 from cluster.errors import DamagedFileError, InputError, StorageError, TakenOverError
 from cluster.secrets import refuse_key
+from cluster.settings import fingerprint
 from cluster.store.network import OUTAGE_S, bare, one_line, open_filesystem, store_of, waiting
 
 MANIFEST = "manifest.json"
 HOLDERS = "holders"
 """The folder in a run's folder that records its holders (`cluster.store.holder`)."""
+STEP_NAME = re.compile(r"[a-z]+(-.+)?-[0-9a-f]{12}")
 OPENED = "opened-"
 """A file `opened-<epoch>.json` in a step's folder records which holder began to work on the step,
 and which files of earlier holders count."""
+
+
+_SLIP = re.compile(
+    r"([a-z][a-z0-9+]+):/(?!/)|(s3|gs|gcs|hdfs|viewfs|abfss?|file|https?)(?::(?!/)|//)"
+)
+"""The beginning of a URI with a wrong number of slashes, or without the colon."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +76,14 @@ class Folder:
         `InputError` when no file system is known for the URI, or when it holds a key.
         """
         refuse_key("the folder", uri)
-        if slip := re.match(r"([a-z][a-z0-9+]+):/(?!/)", uri):
-            wanted = f"{slip[1]}://{uri[slip.end() :]}"
-            raise InputError(f"storage.root {uri!r} has one slash after the colon; write {wanted}")
+        if not uri.strip():
+            raise InputError(
+                "storage.root is empty; give a folder or a URI such as s3://bucket/runs"
+            )
+        if slip := _SLIP.match(uri):
+            scheme, rest = slip[1] or slip[2], uri[slip.end() :]
+            wanted = f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
+            raise InputError(f"storage.root {uri!r} is no folder and no URI; write {wanted}")
         location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             filesystem, path = open_filesystem(location, outage_s)
@@ -348,15 +361,20 @@ class Folder:
         """What `commit` wrote, or None while the step is not finished.
 
         A manifest that a holder wrote after another one had started again does not count. Raises
-        `DamagedFileError` if the manifest differs from what was written.
+        `DamagedFileError` if the manifest differs from what was written, or is another step's.
         """
         value = self.read_json(MANIFEST)
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not value:
             return None
         if value.pop("xxh3", None) not in (None, _hash_of(value)):  # earlier versions wrote no hash
             raise DamagedFileError(
                 f"{self.uri}/{MANIFEST} is damaged; restore the original, or delete it to "
                 "finish the step again"
+            )
+        if STEP_NAME.fullmatch(self.name) and not _is_of(self.name, value):
+            raise DamagedFileError(
+                f"{self.uri}/{MANIFEST} belongs to another step; restore the original, or delete "
+                "it to finish the step again"
             )
         return value if value.get("epoch", 0) >= self.latest_epoch() else None
 
@@ -469,6 +487,12 @@ def _hash_of(facts: Any) -> str:
     plain = json.loads(json.dumps(facts))
     text = json.dumps(plain, sort_keys=True)
     return str(xxhash.xxh3_128(text.encode()).hexdigest())
+
+
+def _is_of(name: str, manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest is that of the step with this name; one without content may be any's."""
+    content = manifest.get("content")
+    return content is None or name == f"{manifest.get('step')}-{fingerprint(content)}"
 
 
 def _fsync(path: Path) -> None:

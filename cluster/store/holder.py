@@ -25,6 +25,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -37,7 +38,7 @@ from typing import Any
 
 from cluster.errors import HeldError, StorageError, TakenOverError
 from cluster.secrets import hide_arguments
-from cluster.store.folder import HOLDERS, Claim, Folder
+from cluster.store.folder import HOLDERS, OPENED, Claim, Folder
 from cluster.terminal import say
 
 BEAT_EVERY_S = 3.0
@@ -45,6 +46,9 @@ AT_ONCE_S = 2.0
 """So long a beat waits for a store: the next one is due."""
 DEAD_AFTER_S = 30.0
 """This is ten beats, because a disk or a store may be slow for a while."""
+
+
+_WRITTEN = re.compile(rf"(?:^|/)(?:{OPENED}|rows-|parts/)(\d{{6}})[-.]")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class Holder:
 def last_holder(run: Folder) -> Holder:
     """The last holder of a run; its epoch is 0 if there was none."""
     holders = run.child(HOLDERS)
-    holder = Holder(holders.latest_epoch(""), {})
+    numbers = (name.partition(".")[0] for name in holders.file_names())
+    holder = Holder(max((int(n) for n in numbers if n.isdigit()), default=0), {})
     process = holders.read_json(holder.file_name) if holder.epoch else None
     if isinstance(process, dict) and this_process().keys() <= process.keys():
         return replace(holder, process=process)
@@ -98,7 +103,12 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     beat.start()
     try:
         with _interruptible():
-            yield held
+            try:
+                yield held
+            finally:
+                beat.stop()
+        if beat.lost:
+            raise beat.lost
     except BaseException as error:
         if isinstance(beat.lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
@@ -106,7 +116,6 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
             raise beat.lost from error
         raise
     finally:
-        beat.stop()
         if beat.lost is None:
             with contextlib.suppress(OSError):
                 holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
@@ -133,11 +142,18 @@ def _take(run: Folder, take_over: bool) -> Holder:
     if not (take_over or before.epoch == 0 or _is_free(run, before)):
         raise HeldError(_held(run, before))
     # The next number: of two commands that found the last holder gone, only one gets it.
-    mine = Holder(before.epoch + 1, this_process())
+    mine = Holder(1 + (before.epoch or _latest_written(run)), this_process())
     data = (json.dumps(mine.process, indent=2) + "\n").encode()
     if not holders.create(mine.file_name, data):
         raise HeldError(_held(run, last_holder(run)))
     return mine
+
+
+def _latest_written(run: Folder) -> int:
+    """The highest epoch in the names of what holders wrote, for a run whose holders were deleted:
+    with a lower one, a command would be ignored as superseded."""
+    found = (_WRITTEN.search(name) for name in run.walk())
+    return max((int(match[1]) for match in found if match), default=0)
 
 
 def _held(run: Folder, holder: Holder) -> str:
@@ -260,5 +276,13 @@ class _Beat(threading.Thread):
                 return
 
     def stop(self) -> None:
-        self._ended.set()
-        self.join()
+        """End, and take the interruption that this thread has sent, if it did not arrive before:
+        later it would hide why the run is lost."""
+        try:
+            self._ended.set()
+            self.join()
+            if self.lost is not None:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            if self.lost is None:  # a person's
+                raise

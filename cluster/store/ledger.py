@@ -36,7 +36,15 @@ import pyarrow.compute as pc
 import xxhash
 
 from cluster.errors import DamagedFileError, TakenOverError
-from cluster.store.folder import BROKEN_PARQUET, MANIFEST, OPENED, Folder, parquet_bytes, table_of
+from cluster.store.folder import (
+    BROKEN_PARQUET,
+    MANIFEST,
+    OPENED,
+    STEP_NAME,
+    Folder,
+    parquet_bytes,
+    table_of,
+)
 
 LEDGER_FIELDS = [
     pa.field("question_id", pa.string()),
@@ -67,7 +75,6 @@ _UNSEALED = re.compile(
 )
 """File names of an earlier version, which contain no hash."""
 _EPOCH = re.compile(r"(?:^rows-|^parts/)(\d{6})-(\d+)-")
-_STEP = re.compile(r"[a-z]+(-.+)?-[0-9a-f]{12}")
 
 
 def ledger_schema(fields: Iterable[pa.Field]) -> pa.Schema:
@@ -223,7 +230,7 @@ def _written_order(name: str) -> tuple[bool, int, int, str]:
 
 def step_of(path: str) -> str:
     """The name of the step's folder in a path, such as `paths-3f2ac81d09be`."""
-    names = (name for name in reversed(path.split("/")) if _STEP.fullmatch(name))
+    names = (name for name in reversed(path.split("/")) if STEP_NAME.fullmatch(name))
     return next(names, "")
 
 

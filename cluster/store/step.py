@@ -44,11 +44,20 @@ class Step:
     folder: Folder
     content: Mapping[str, Any]
     extent: str = ""
+    larger: tuple[str, ...] = ()
+    """Extents that include this one: a step that was finished for one of them is finished."""
 
     @classmethod
-    def below(cls, parent: Folder, name: str, content: Mapping[str, Any], extent: str = "") -> Step:
+    def below(
+        cls,
+        parent: Folder,
+        name: str,
+        content: Mapping[str, Any],
+        extent: str = "",
+        larger: tuple[str, ...] = (),
+    ) -> Step:
         """The step whose folder below `parent` is named after the fingerprint of its content."""
-        return cls(name, parent.child(f"{name}-{fingerprint(content)}"), content, extent)
+        return cls(name, parent.child(f"{name}-{fingerprint(content)}"), content, extent, larger)
 
     @property
     def identity(self) -> str:
@@ -56,9 +65,10 @@ class Step:
         return fingerprint(self.content, self.extent)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, if it was written for this extent."""
+        """The manifest, if it was written for this extent or one that includes it."""
         manifest = self.folder.manifest()
-        return manifest if manifest and manifest.get("extent") == self.extent else None
+        covers = manifest and manifest.get("extent") in (self.extent, *self.larger)
+        return manifest if covers else None
 
     @property
     def is_done(self) -> bool:
@@ -194,6 +204,26 @@ def claim_run_folder(folder: Folder, run: str) -> None:
         folder.sync([RUN_FILE])
     except OSError as error:
         raise InputError(f"the run folder {folder.uri} cannot be written: {error}") from error
+
+
+def write_steps(run: Folder, names: Sequence[str]) -> None:
+    """Record the step folders that a run uses, with a hash of the list."""
+    listed = {"steps": [*names]}
+    run.write_json(STEPS_FILE, listed | {"fingerprint": fingerprint(listed)})
+
+
+def read_steps(run: Folder) -> list[str] | None:
+    """What `write_steps` recorded; None if it is missing or differs from what was written.
+
+    Earlier versions wrote the list alone.
+    """
+    stored = run.read_json(STEPS_FILE)
+    if isinstance(stored, dict):
+        is_sound = stored.pop("fingerprint", None) == fingerprint(stored)
+        stored = stored.get("steps") if is_sound else None
+    if not isinstance(stored, list) or not all(isinstance(name, str) for name in stored):
+        return None
+    return stored
 
 
 def _versions() -> dict[str, str]:

@@ -76,9 +76,10 @@ _PHRASE = re.compile(
     | (?: (?<=\ban)swers?(?:[ ]choice|[ ]option)?
         | (?:(?<=correct[ ]op)|(?<=right[ ]op)|(?<=best[ ]op))tion
         | (?:(?<=correct[ ]ch)|(?<=right[ ]ch)|(?<=best[ ]ch))oice )
-      (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ][^.,:\n]{1,60}?)?
+      (?:[ ]\([^()\n]{1,40}\))?(?:[ ](?:to|for)[ ](?:\$[^$\n]{1,40}\$|[^$.,:\n]){1,60}?)?
       (?:,?[ ](?:therefore|thus|then|hence|here|now|so),?)?[ \t*_"')\]}]{0,8}
-      (?:(?:is|was|are|equals|(?:would|should|must|will|has[ ]to)[ ]be)\b(?![ ]not\b)|[=:：]))""",
+      (?:(?:is|was|are|were|equals|(?:would|should|must|will|has[ ]to)[ ]be)\b(?![ ]not\b)
+        |[=:：]))""",
     re.VERBOSE | re.MULTILINE,
 )
 # Letters that every phrase contains, and how many of them the pattern only checks by look-behind.
@@ -93,6 +94,7 @@ _PHRASE_ELSEWHERE = re.compile(
     r"|ответ|答案|答え|回答|解答|答|정답|답|الإجابة|الجواب|উত্তর|คำตอบ|సమాధానం|जवाब|उत्तर)"
     r"(?: (?i:finale?|final|correcta?))? ?[:：]"
 )
+_TIMES = re.compile(r" (?:times|plus|minus|divided by|multiplied by)\b")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,} [A-Za-z]{2,}")
 _TEXT_IN_FORMULA = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|begin|end) ?\{[^{}]*\}")
 _COPULA = r"\b(?i:is|are|was|were|be|equals?|equal to|get|gives?|obtain|have|yields?)\b|[:：]"
@@ -110,7 +112,8 @@ _CLOSERS = re.compile(r"(?:[ \t]*[\])}>])*[ \t]*\}")
 _LISTING_LOOKS = re.compile(r"\\(?:q?quad|text|mbox|textrm|mathrm|[,;: !()\[\]])|[${}*~]")
 _LISTING = re.compile(
     r"[ \t]*(?:[,;/|&+][ \t]*)?(?:(?i:for )\w+ ?\(?\w\)?[ \t,]*)?(?:(?i:and|or|to|as well as|versus"
-    r"|vs)\b[ \t]*)?(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
+    r"|vs)\b[ \t]*)?(?:(?<=\bor[ \t])[ \t]*[A-Za-z][ \t]*=)?"
+    r"(?:(?i:also|maybe|perhaps|possibly|else|even)\b)?[ \t,]*"
 )
 # Also what begins on the next line: the opening of a display, or a quotation mark.
 _PHRASE_GAP = re.compile(r"(?:[\s:：*`]|(?<=\n)>|(?<=\n )>|(?:\\\[|\$\$)(?=[ \t]*\n))*+")
@@ -118,10 +121,12 @@ _SENTENCE_END = re.compile(r"[.!?](?=[ \"')]|$)")
 _SENTENCE_OVER = re.compile(r"[.!?][*\"')]*\s")
 _ABBREVIATIONS = frozenset(["mr", "mrs", "ms", "dr", "prof", "st", "rs", "no", "vs", "approx"])
 _REASON = re.compile(r"[,;:]? (?:because|since|which|due to|as (?:it|he|she|they|we|the|shown))\b")
+_COMPUTED = re.compile(r",? which (?:is|equals|gives|makes|comes to)\b")
 _REASONING = re.compile(
     r"(?i:let(?:'s| us| me)|step [0-9]|first,|firstly|to [a-z]+ (?:the|this|out|how|it|we)"
     r"|we (?:need|have|can|start|know|first|are|will)|if|because|since)\b"
 )
+_IF = re.compile(r"\b(?:if|had|unless)\b")
 _POINTER = re.compile(
     r"(?i:as (?:follows|shown|given)|(?:shown|given|found|obtained) (?:by|below|above|in|as)"
     r"|the following)\b|(?i:below|above|here)\W*$"
@@ -130,6 +135,13 @@ _POINTER = re.compile(
 
 Span = tuple[int, int]
 """The start and end of a piece of text."""
+
+
+class Located(NamedTuple):
+    """An answer that was found, and the place of the text that states it."""
+
+    reading: Reading
+    place: Span
 
 
 class _Box(NamedTuple):
@@ -142,8 +154,17 @@ def read_answer(
     text: str, kind: AnswerReader, choices: Choices, *, last: bool, finished: bool
 ) -> tuple[ReadAs, Reading | None]:
     """The first way of reading that finds something, with what it finds."""
+    read_as, found = locate_answer(text, kind, choices, last=last, finished=finished)
+    return read_as, found.reading if found else None
+
+
+def locate_answer(
+    text: str, kind: AnswerReader, choices: Choices, *, last: bool, finished: bool
+) -> tuple[ReadAs, Located | None]:
+    """The same with the place of what it finds: the boxes, the tag, the phrase up to the end of its
+    sentence, or the line of a last value; for `math`, a place in `on_one_line` of the text."""
     if kind.name == "math":
-        text = _on_one_line(text)
+        text = on_one_line(text)
     denied: list[Span] = []
     found = _read_boxes(text, kind, choices, denied)
     if found is not None:
@@ -170,14 +191,14 @@ def find_answer(text: str, *, last: bool, finished: bool) -> tuple[ReadAs, str |
 
 def _read_boxes(
     text: str, kind: AnswerReader, choices: Choices, denied: list[Span]
-) -> Reading | None:
+) -> Located | None:
     """The last filled box, or all boxes of its list: `\\boxed{1} and \\boxed{-2}`."""
     found = [box for box in _boxes(text, loose=kind.name == "text") if kind.clean(box.content)]
     while found:
         group = _last_group(text, found)
         span = (group[0].start, group[-1].end)
         if not _denies(text, span):
-            return _read_group(group, kind, choices)
+            return Located(_read_group(group, kind, choices), span)
         denied.append(span)
         found = found[: -len(group)]
     return None
@@ -266,7 +287,7 @@ def _loose_end(text: str, start: int, end: int) -> int:
     return more.end() - 1
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """The text with each display and matrix on one line, so that a line has a complete formula."""
     if "\n" not in text or not ("\\begin{" in text or "\\[" in text or "$$" in text):
         return text
@@ -304,15 +325,23 @@ def escape_loose_braces(answer: str) -> str:
 
 def tagged(text: str) -> str | None:
     """The content of the last `<answer>...</answer>`; None if there is none."""
+    start, end = _tag(text)
+    return text[start:end].strip() or None if start >= 0 else None
+
+
+def _tag(text: str) -> Span:
+    """The place of the content of the last tag; it begins at -1 if there is none."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    return text[start + len("<answer>") : end].strip() or None if start >= 0 else None
+    return (start + len("<answer>"), end) if start >= 0 else (-1, -1)
 
 
-def _read_tag(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
+def _read_tag(text: str, kind: AnswerReader, choices: Choices) -> Located | None:
     content = tagged(text)
     cleaned = kind.clean(content) if content and len(content) <= MAX_LINE_LENGTH else ""
-    return (kind.read(cleaned, choices) or Reading(shorten(cleaned))) if cleaned else None
+    if not cleaned:
+        return None
+    return Located(kind.read(cleaned, choices) or Reading(shorten(cleaned)), _tag(text))
 
 
 def _phrases(text: str, tail: int) -> Iterator[re.Match[str]]:
@@ -371,7 +400,7 @@ def _is_cut(line: str, *, at_end: bool) -> bool:
 
 def _read_phrase(
     text: str, kind: AnswerReader, choices: Choices, denied: list[Span], *, finished: bool
-) -> Reading | None:
+) -> Located | None:
     """The last clear phrase that is followed by a value of the wanted type."""
     for rest in _remainders(text, finished=finished):
         cleaned = kind.clean(rest.line)
@@ -382,7 +411,7 @@ def _read_phrase(
         if rest.apart and not kind.stands_alone(cleaned, choices, text[rest.end :]):
             continue
         end = rest.start + len(_first_sentence(rest.line))
-        if _is_supposed(text, rest.phrase) or text[end : end + 1] == "?":
+        if _is_supposed(text, rest.phrase, rest.start, end) or text[end : end + 1] == "?":
             clause = residue.first_clause(text[rest.start : end])
             denied.append((rest.phrase, rest.start + len(clause)))
             continue
@@ -394,7 +423,7 @@ def _read_phrase(
             denied.append((0, end))
             return None
         else:
-            return reading
+            return Located(reading, (rest.phrase, end))
     return None
 
 
@@ -404,8 +433,10 @@ def _denies_itself(line: str) -> bool:
     return reason is not None and residue.is_retracted(line[reason.start() :])
 
 
-def _is_supposed(text: str, phrase: int) -> bool:
-    """Whether the sentence before a phrase supposes or denies it."""
+def _is_supposed(text: str, phrase: int, start: int, end: int) -> bool:
+    """Whether its sentence supposes or denies a phrase: "the answer would be 5 if" also does."""
+    if text[phrase:start].rstrip().endswith("would be") and _IF.search(text, start, end):
+        return True
     before = text[max(phrase - MAX_CONTEXT, 0) : phrase].rpartition("\n")[2]
     over = deque(_SENTENCE_OVER.finditer(before), maxlen=1)
     return residue.is_supposed(before[over[0].end() if over else 0 :])
@@ -417,7 +448,7 @@ def _text_behind_phrase(text: str, *, finished: bool) -> str | None:
         cleaned = plain_text(rest.line)
         if not cleaned or _REASONING.match(cleaned) or _POINTER.match(cleaned):
             continue
-        if not _is_supposed(text, rest.phrase):
+        if not _is_supposed(text, rest.phrase, rest.start, rest.end):
             whole = (rest.line + text[rest.end :]).strip()
             return whole if rest.apart else cleaned.removesuffix(".")
     return None
@@ -434,7 +465,9 @@ def _read_remainder(
     sentence = _first_sentence(cleaned)
     clause = _REASON.split(sentence, maxsplit=1)[0]
     if kind.name != "choice":
-        return kind.read(clause, choices)
+        reading = kind.read(clause, choices)
+        computed = _COMPUTED.match(sentence, len(clause)) if reading is None else None
+        return kind.read(sentence[computed.end() :].strip(), choices) if computed else reading
     for extent in (cleaned, sentence, clause):
         reading = kind.read(extent, choices)
         if reading is not None:
@@ -469,11 +502,14 @@ def stated_formula(line: str) -> str | None:
         before, after = line[: formula.start()], line[parts[-1].end() :]
         if _STATES.search(before) and not _STATED_LATER.search(after):
             listed = ", ".join(_inside(part) for part in parts)
-            return f"{listed}, ?" if residue.is_hedged(_first_sentence(after)) else listed
+            unclear = residue.is_hedged(_first_sentence(after)) or _TIMES.match(after)
+            return f"{listed}, ?" if unclear else listed
     only = found[0] if len(found) == 1 else None
     if (
         only
         and not _STATED_LATER.search(line[only.end() :])
+        and not residue.operates(line[: only.start()])
+        and not _TIMES.match(line, only.end())
         and not re.search(r"[0-9]", line[: only.start()] + line[only.end() :])
     ):
         return _inside(only)
@@ -497,11 +533,12 @@ def _first_sentence(text: str) -> str:
     return text
 
 
-def _read_last(text: str, kind: AnswerReader, choices: Choices) -> Reading | None:
+def _read_last(text: str, kind: AnswerReader, choices: Choices) -> Located | None:
     """The last value of the wanted type, in the last line that contains one."""
     lines = [line for line in text.splitlines()[-MAX_TRIED:] if line.strip()]
     for line in reversed(kind.last_lines(lines) if kind.last_lines else lines):
         reading = kind.read_last(line[-MAX_LINE_LENGTH:], choices)
         if reading is not None:
-            return reading if reading.settles else None
+            start = text.rfind(line)
+            return Located(reading, (start, start + len(line))) if reading.settles else None
     return None

@@ -8,6 +8,7 @@ from evaluation.extraction import residue
 from evaluation.extraction.normalize import NO_READING, Choices, Keys, Reading, plain_text, shorten
 
 _TRUTH_WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
+_NO_WORDS = frozenset(["no", "No", "NO"])
 _LETTERS = {"y": "yes", "t": "yes", "n": "no", "f": "no"}
 # "No" before a noun is a determiner: "no one", "no more than 5". A sentence may begin after it.
 _NO = (
@@ -31,7 +32,10 @@ _BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b(?!\.
 _NO_DETERMINER = re.compile(
     r"[Nn][Oo] (?!because|since|as|it|he|she|they|we|I |this|that|the)[a-z]"
 )
-_CONDITION = re.compile(r" (?:only )?(?i:if|unless|provided|when|whenever)\b")
+_CONDITION = re.compile(
+    r" (?:only )?(?i:if|unless|provided|when|whenever)\b"
+    r"|, (?i:(?:but )?only if|if|unless|provided)\b[^,]*$"
+)
 _EITHER_OR = re.compile(r"\W*(?i:or|and|/)\W*(?i:not)?\W*|/")
 
 
@@ -89,9 +93,11 @@ def last_boolean(line: str, choices: Choices) -> Reading | None:
             return NO_READING  # "true or false"
         if plain[word.end() : word.end() + 1] == "?":
             return NO_READING
-        denied = residue.NEGATION.search(residue.last_clause(between)) or residue.is_retracted(
-            f" {plain[word.end() :]}" if plain[word.end() :][:1] == " " else ""
-        )
+        clause, after = residue.last_clause(between), plain[word.end() :]
+        if residue.is_guess(clause) or _CONDITION.match(after):
+            return NO_READING
+        takes_back = residue.is_reconsidered if word[0] in _NO_WORDS else residue.is_retracted
+        denied = residue.NEGATION.search(clause) or (after[:1] == " " and takes_back(after))
         if not denied and not _NO_DETERMINER.match(plain, word.start()):
             return _boolean_reading(word[0])
     return NO_READING

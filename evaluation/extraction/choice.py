@@ -70,10 +70,11 @@ _JOINS = re.compile(
 )
 _REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where)\b")
 _WRONG = re.compile(
-    r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|(?-i:an?))|ruled out|impossible)\b|n't\b"
+    r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|(?-i:an?))|ruled out|impossible"
+    r"|eliminated|excluded|discarded)\b|n't\b"
 )
 _ASKED = re.compile(r"[^.!;?]{0,60}\?[^A-Za-z]*$")
-_NO_BEFORE = re.compile(r"\b(?i:no|without|any) $")
+_NO_BEFORE = re.compile(r"\b(?i:no|without|any|(?:any|every)thing but|all but) \(?$")
 _TEXT_END = re.compile(r"[.;,:!?](?=\s|$)| (?:because|since|which|as|and|is|are)\b| [-—] ")
 _NUMBERED = re.compile(r"^\(?[0-9]{1,2}[).] ")
 _LISTED = re.compile(r"[\s*>-]*\(?([A-Za-z])[).:] ?[^\s]")

@@ -42,14 +42,18 @@ _LOOKS = re.compile(
     r"(?<!\\)\\[!,;: ]|~|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|quad|qquad)(?![A-Za-z])"
     r"|\$|\\[()\[\]]|\\(?:boxed|fbox)(?![A-Za-z])"
 )
-_DEGREES = re.compile(r"\^? ?\{? ?(?:\\circ|\\degree|°)(?![A-Za-z]) ?\}?|(?<=[0-9]) degrees?\b")
+_DEGREES = re.compile(
+    r"(?:\^? ?\{? ?(?:\\circ|\\degree|°)(?![A-Za-z]) ?\}?|(?<=[0-9]) degrees?\b)"
+    # Celsius and Fahrenheit
+    r"(?: ?\\(?:text|mathrm) ?\{ *[CF] *\}| ?[CF](?![A-Za-z]))?"
+)
 _BARE_TOP = re.compile(r"\\[dtc]?frac ?(\\(?:pi|theta|alpha|beta|infty))")
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _JOINED = re.compile(
     r",? *(?:\\(?:text|mbox|textrm) ?\{ *(?:and|or) *\}|(?<![A-Za-z\\])(?:and|or)\b)"
 )
 _BOLD = re.compile(r"(?<![^\s(])\*\*(?=\S)|(?<=\S)\*\*(?=[\s.,;:!?)]|$)")
-_GROUPING_SPACE = re.compile(r"\\! *|\\(?=\$)")
+_GROUPING_SPACE = re.compile(r"\\! *|\\(?=\$)|(?<=\\\\)\[[0-9.]+ ?(?:pt|em|ex|mm|cm)\]")
 _OR = re.compile(
     r"\\(?:text|mbox|textrm) ?\{ *or *\}|(?<![A-Za-z\\])or\b|\\(?:lor|vee)(?![A-Za-z])"
 )
@@ -62,7 +66,7 @@ _INEQUALITY = re.compile(
 _UNIT = re.compile(
     r"(?<=[0-9}).]) ?\\(?:text|mbox|textrm|mathrm|operatorname) ?\{ *"
     r"(?![A-Za-z./ ]*\b(?i:is|are|was|were|not|no|too|or|if|unless|when|but|than|more|less|at)\b)"
-    r"[A-Za-z][A-Za-z./ ]*\}"
+    r"[A-Za-z][A-Za-z./ ]*(?:\^ ?\{?-?[0-9]\}?)?\}"
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"
 )
 # Letters that could be variables are units only in a quotient or in pairs.
@@ -92,10 +96,13 @@ _SAME_NAME = re.compile(r"\\(?:le|ge|ne|lbrace|rbrace|varnothing)(?![A-Za-z])")
 
 _FREE_SPACE = re.compile(r"(?<![A-Za-z]) +| +(?![A-Za-z])")
 _BARE_ARGUMENTS = re.compile(r"\\frac([0-9])([0-9])|\\frac([0-9])(?=\{)|\\sqrt([0-9])")
+_BARE_ACCENT = re.compile(r"\\(vec|hat|bar|pmod|overline) ?([0-9A-Za-z])(?![A-Za-z])")
+_REPEATING = re.compile(r"(?<![0-9])([0-9]{0,20})\.([0-9]{0,20})\\overline ?\{ ?([0-9]{1,20}) ?\}")
 _BARE_BOTTOM = re.compile(r"(\\frac\{[^{}]*\})([0-9])")
 _LONE_SCRIPT = re.compile(r"([_^])\{([0-9A-Za-z])\}")
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
 _NAME = re.compile(
+    r"(?![a-z]{2}$)"  # a product of two variables
     r"\\?[A-Za-z]+'?(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]+))?(?: ?\([A-Za-z0-9, ]{1,20}\))?"
 )
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ .'-]+[A-Za-z]{2,})*")
@@ -110,6 +117,11 @@ _FUNCTION = re.compile(r"\\[A-Za-z]+|\{[a-z]*matrix\}|\b(?:sqrt|sin|cos|tan|log|
 _IN_FORMULA = re.compile(r"[-+*/^_=<>(\[{\\|!:]")
 _LAST_RUN = re.compile(r"((?:\\[A-Za-z]+|[^A-Za-z\\]|(?<![A-Za-z\\])[A-Za-z](?![A-Za-z']))+)$")
 _SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_GREEK = re.compile(
+    r"\\(?:(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho"
+    r"|sigma|tau|upsilon|phi|chi|psi|omega)|Gamma|Delta|Theta|Lambda|Xi|Sigma|Upsilon|Phi|Psi|Omega)"
+    r"(?![A-Za-z])"
+)
 _VARIABLE = re.compile(r"[A-Za-z]")
 _LISTED = re.compile(r"[,;]")
 _EQUATION = re.compile(r"(?<![<>!\\:=])=(?!=)")
@@ -137,6 +149,7 @@ def clean_mathematics(text: str) -> str:
     text = _BOLD.sub("", _GROUPING_SPACE.sub("", text).replace("{,}", ","))
     text = _LOOKS.sub(" ", text.translate(_SIGNS))
     text = _BARE_TOP.sub(r"\\frac{\1}", text)
+    text = _REPEATING.sub(_repeating_decimal, text)
     text = _FRACTION.sub(r"\\frac", _SAME_NAME.sub(lambda name: _SAME_NAMES[name[0]], text))
     text = _JOINED.sub(" ,", _as_intervals(text))
     text = _DEGREES.sub("", _PLAIN_UNIT.sub("", _UNIT.sub("", text))).replace(r"\%", "%")
@@ -169,6 +182,14 @@ def _interval(found: re.Match[str]) -> str:
             bounds["lower" if is_lower else "upper"] = (side.strip(), sign[0] == "\\")
     (lower, has_lower), (upper, has_upper) = bounds["lower"], bounds["upper"]
     return f"{'[' if has_lower else '('}{lower}, {upper}{']' if has_upper else ')'}"
+
+
+def _repeating_decimal(found: re.Match[str]) -> str:
+    """`0.1\\overline{6}` as `\\frac{15}{90}`."""
+    whole, fixed, repeated = found.groups()
+    top = int(whole + fixed + repeated) - int(whole + fixed or "0")
+    bottom = (10 ** len(repeated) - 1) * 10 ** len(fixed)
+    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 def _root(root: re.Match[str]) -> str:
@@ -271,7 +292,7 @@ def _formula_keys(formula: str) -> Keys:
 
 def _compact(formula: str) -> str:
     r"""A single notation of a formula: `\frac 43`, `\frac{4}3` and `\frac{4}{3}` become equal."""
-    text = _FREE_SPACE.sub("", formula).replace(";", ",")
+    text = _FREE_SPACE.sub("", _BARE_ACCENT.sub(r"\\\1{\2}", formula)).replace(";", ",")
     text = _BARE_ARGUMENTS.sub(_braced, text)
     text = _BARE_BOTTOM.sub(r"\1{\2}", text)
     text = _LONE_SCRIPT.sub(r"\1\2", text)
@@ -300,6 +321,9 @@ def same_mathematics(truth: str, found: str) -> bool:
         return False  # their values have been compared already
     if exact_number(plain_text(truth)) and _has_variable(found):
         return False
+    names, others = _variables(truth), _variables(found)
+    if names is not None and others is not None and names != others:
+        return False  # math-verify drops what it does not know
     if _WORDS.fullmatch(truth) or _SENTENCE.search(found) or _BASED.search(truth + " " + found):
         return False
     if not _RELATION.search(truth) and _EQUATION.search(found):
@@ -318,6 +342,14 @@ def _has_variable(formula: str) -> bool:
     """Whether a bare formula contains a letter, which math-verify may treat as a unit."""
     letters = frozenset(_VARIABLE.findall(_FUNCTION.sub("", formula)))
     return not _RELATION.search(formula) and bool(letters - {"e", "i"})
+
+
+def _variables(formula: str) -> frozenset[str] | None:
+    """The variables of an expression; None for a relation and for a text with words."""
+    bare = _FUNCTION.sub("", formula)
+    if _RELATION.search(formula) or re.search("[A-Za-z]{3}", bare):
+        return None
+    return frozenset(_VARIABLE.findall(bare) + _GREEK.findall(formula)) - {"e", "i"}
 
 
 def _differ_by_case(truth: str, found: str) -> bool:

@@ -66,8 +66,8 @@ _WRAPPER = re.compile(
 )
 _LATEX_NOTHING = re.compile(
     r"\\! *|\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:boxed|fbox)(?![A-Za-z])\s*+\{?"
-    r"|\^? ?\{? ?\\(?:circ|degree)(?![A-Za-z]) ?\}?"
 )
+_DEGREES = re.compile(r"\^? ?\{? ?\\(?:circ|degree)(?![A-Za-z]) ?\}?")
 _LATEX_SPACE = re.compile(r"\\(?:[,;: ()\[\]]|q?quad(?![A-Za-z]))")
 _ESCAPED = re.compile(r"\\([$%&#_{}])")
 _FRACTION_NAME = re.compile(r"\\[dtc]frac(?![A-Za-z])")
@@ -86,6 +86,7 @@ def plain_text(text: str) -> str:
     if not text.isascii():
         text = unicode_signs(text)
     if "\\" in text:
+        text = _DEGREES.sub("", text)  # before `\text{C}` becomes a part of its name
         for _ in range(3):  # \textbf{\text{B}}
             text = _WRAPPER.sub(r"\1", text)
         text = _LATEX_SPACE.sub(" ", _LATEX_NOTHING.sub("", text))

@@ -65,6 +65,7 @@ _NEGATIVE = re.compile(
     r"|have|has|had|so|thus|hence|then|therefore|yields?|obtain|find|by|than|from|exactly|about|only"
     r"|and|or))(?P<gap> ?)(?:- +|-(?=\()|(?i:minus) +)|(?i:\bnegative) +)(?=[0-9.])"
 )
+_POSITIVE = re.compile(r"(^|[=≈:(] ?)\+ +(?=[0-9.])")
 _UNIT_POWER = re.compile(
     r"(?:(?<=[A-Za-z]{2})|(?<=[0-9] [A-Za-z])|(?<=[0-9][A-Za-z])|(?<=/[A-Za-z]))\^\{?-?[0-9]\}?"
 )
@@ -78,11 +79,14 @@ EQUALS = re.compile(
     r"|(?<=\b[eE])quals?\b(?: to\b)?)"
 )
 _OPERATED = re.compile(
-    r"[+*/^!√|<>·×÷]|(?:^|\s)-|[0-9] ?(?![Aa] )[A-Za-z](?![A-Za-z])|\b[A-Za-z]-[A-Za-z0-9]\b"
+    r"[+*/^!√|<>·×÷]|(?:^|\s)-|[0-9] ?\(|[0-9] ?(?![Aa] )[A-Za-z](?![A-Za-z])"
+    r"|\b[A-Za-z]-[A-Za-z0-9]\b"
     r"|\\(?:frac|sqrt|times|cdot|div|pm|log|ln|sin|cos|tan)|\b(?:sqrt|log|ln|sin|cos|tan|half|twice"
     r"|double|triple|squared?|cubed?|roots?|of [a-z]$|plus|minus|times|divided|percent)\b|%",
 )
 _LONE_LETTER = re.compile(r"(?<![A-Za-z'\\])[A-Za-z](?![A-Za-z'])")
+_ARTICLE = re.compile(r"(?<![^\s(])[Aa](?= [A-Za-z]{2})")
+_PRODUCT = re.compile(r"[a-z]{2}")  # two variables
 _POWER_OF_NAME = re.compile(r"[A-Za-z)}] ?\^|\\(?:[a-z]*theta|alpha|beta|gamma|lambda|mu|phi)\b")
 _CHANGING_BRACKET = re.compile(
     r" \((?i:(?:or|and|but|maybe|perhaps|possibly|not|wrong|incorrect|if|times|in|to the|plus|minus"
@@ -92,7 +96,10 @@ _CHANGING_BRACKET = re.compile(
 _COMPARED = re.compile(r"\b(?:or|not|than|less|greater|more)\W*$")  # "less than or equal to"
 _NEXT_EQUATION = re.compile(r";|, ?[A-Za-z\\]|\b(?:and|or)\b")
 _WORD = re.compile(r"[^\W\d_]{2}")
-_JOINING = re.compile(r"\b(?:and|or|to|plus|minus|times|divided)\b|^ ?(?:over|by)\b|[:+*×^=]")
+_JOINING = re.compile(
+    r"\b(?:and|or|(?<!according )(?<!due )(?<!thanks )to|plus|minus|times|divided)\b"
+    r"|^ ?(?:over|by)\b|[:+*×^=]"
+)
 # One word between two numbers that does not relate them: "5 feet 6 inches" is not 5.
 _COMPOUND = re.compile(
     r" ?(?!(?:in|of|for|per|at|from|on|over|every|each|out|after|by|with|than|as)\b)[a-z]+,? "
@@ -119,19 +126,24 @@ _MATHEMATICS = re.compile(
     r"|^[KMB]\b|\b(?:sqrt|pi|root|squared|cubed|factorial|log|ln|sin|cos|tan|mod)\b|[A-Za-z]{3}[0-9]"
 )
 _BEHIND = re.compile(
-    r"\s*(?:[\^_*×÷·+<>≤≥\\{}|√±]|/(?! *[A-Za-z]{2}))|\s+-\s*[0-9(]|\s+- [A-Za-z]\b|[:'’][0-9]|!"
+    r"\s*(?:[\^_*×÷·+<>≤≥\\{}|√±π∞]|/(?! *[A-Za-z]{2}))|\s+-\s*[0-9(]|\s+- [A-Za-z]\b|[:'’][0-9]|!"
     r"|[b-fi-kn-rt-zA-FI-KM-RT-Z](?![A-Za-z])|(?:h|hrs?|m|min|s)[0-9]|-[A-Za-z]|\s*‰"
 )
 _COPULA = re.compile(r"\b(?:is|are|was|were|be|equals?|get|got|comes|becomes|left)\b")
 _LIST_BEFORE = re.compile(
-    r"(?:[0-9.]+, ?){2}(?:and |or )?$|[0-9],$|[0-9][%)]? ?,? (?:and|or) (?:[A-Za-z] ?= ?)?$"
+    r"(?:[0-9.]+, ?){2}(?:and |or )?$|[0-9],$|(?:^|[=:({\[]) ?[-+]?[0-9.]+, ?$"
+    r"|[0-9][%)]? ?,? (?:and|or) (?:[A-Za-z] ?= ?)?$"
 )
 _QUESTIONED = re.compile(r"[^.!?;\n]{0,40}\?")
 _EQUATION_BEFORE = re.compile(r"[=≈] ?$")
-_RUN_BEFORE = re.compile(r"(?:(?<![A-Za-z'])[A-Za-z](?![A-Za-z])|\\[A-Za-z]+|[^A-Za-z;])*$")
+_RUN_BEFORE = re.compile(
+    r"(?:(?<![A-Za-z'])[a-z]{2}(?= ?[=≈])|(?<![A-Za-z'])[A-Za-z](?![A-Za-z])|\\[A-Za-z]+"
+    r"|[^A-Za-z;])*$"
+)
 _RANGE = re.compile(r"(?:^|\s)[0-9.,]+-$")
 _LETTER_OPERAND = re.compile(
-    r"\\(?!therefore|implies|[Rr]ightarrow|to\b)[A-Za-z]+$|(?:sqrt|log|ln|sin|cos|tan|exp)$|(?<![A-Za-z'])[B-HJ-Zb-hj-z]$(?<![0-9]m)"
+    r"\\(?!therefore|implies|[Rr]ightarrow|to\b)[A-Za-z]+$"
+    r"|(?:sqrt|log|ln|sin|cos|tan|exp)(?:_\{?[A-Za-z0-9]{1,5}\}?)?$|(?<![A-Za-z'])[B-HJ-Zb-hj-z]$(?<![0-9]m)"
 )
 _BULLET = re.compile(r"^[-*•] |^[0-9]{1,2}[.)] (?=[^ ])")  # also "2." before a step
 
@@ -142,7 +154,8 @@ def read_number(plain: str, choices: Choices = ()) -> Reading | None:
     Words may surround it, and a second number may only come after words ("72 clips in 2 months").
     None if the text names a number that is not its answer ("the same as in step 5").
     """
-    text = _stated(_number_syntax(plain))
+    whole = _number_syntax(plain)
+    text = _stated(whole)
     result = _result(text)
     if result is None:
         return Reading(shorten(plain))
@@ -151,6 +164,8 @@ def read_number(plain: str, choices: Choices = ()) -> Reading | None:
         spelled = with_digits(result)
         return read_number(spelled) if spelled else None
     before, after = result[: first.start()], result[first.end() :]
+    if residue.ends_in_guess(whole.removesuffix(text)):
+        return None
     if before and (
         before.count(" ") > 5  # this far from the cue it is probably a step
         or residue.NEGATION.search(before)
@@ -224,6 +239,8 @@ def _number_syntax(plain: str) -> str:
     plain = _CURRENCY.sub(" ", plain).strip()
     if "-" in plain or "egative" in plain or "inus" in plain:
         plain = _NEGATIVE.sub(lambda sign: f"{sign['lead'] or ''}{sign['gap'] or ''}-", plain)
+    if "+ " in plain:
+        plain = _POSITIVE.sub(r"\1", plain)
     if " x " in plain:
         plain = _TIMES.sub("×", plain)
     if " and " in plain:
@@ -288,13 +305,18 @@ def _chosen_side(parts: list[str], signs: list[str]) -> str | None:
 
 def _is_name(side: str) -> bool:
     """Whether a side only names the value of the other: `x`, `f(3)`, `Cost of 3 books`, nothing."""
-    return not _OPERATED.search(side) and exact_number(side.strip()) is None
+    operated = _OPERATED.search(side) or _PRODUCT.fullmatch(side.strip())
+    return not operated and exact_number(side.strip()) is None
 
 
 def _is_unknown(side: str, result: str) -> bool:
     """Whether a side contains a variable; a letter on both sides is a unit."""
-    letters = {letter for letter in _LONE_LETTER.findall(side) if letter != "a"}
-    return bool(_POWER_OF_NAME.search(side) or letters - set(_LONE_LETTER.findall(result)))
+    letters = set(_LONE_LETTER.findall(_ARTICLE.sub("", side)))
+    return bool(
+        _POWER_OF_NAME.search(side)
+        or _PRODUCT.fullmatch(side.strip())
+        or letters - set(_LONE_LETTER.findall(result))
+    )
 
 
 def _number_reading(number: re.Match[str]) -> Reading | None:
@@ -371,7 +393,7 @@ def last_number(line: str, choices: Choices) -> Reading | None:
     text = _number_syntax(_BULLET.sub("", plain, count=1))
     numbers = deque(_NUMBER.finditer(text), maxlen=1)
     if not numbers:
-        return None
+        return exact_number(with_digits(plain) or "")
     if plain[:2] == "- " and not _WORD.search(plain):
         return NO_READING  # a bullet or a sign
     number = numbers[0]
@@ -401,6 +423,7 @@ def _is_denied(before: str, after: str) -> bool:
         residue.NEGATION.search(_after_number(clause))
         or ("answer" in clause and residue.is_guess(clause))
         or residue.is_retracted(after)
+        or residue.denies_next(before)
         or _QUESTIONED.match(after)
     )
 
@@ -432,8 +455,8 @@ def _is_operand(before: str, number: str, after: str) -> bool:
         return not (after.lstrip()[:1] in (")", "]") and left[-2:-1] in ("", " "))
     if left.endswith(":"):
         return before.endswith(":") and left[-2:-1].isdigit()
-    opened = max(before.rfind("("), before.rfind("["))
-    if opened > max(before.rfind(")"), before.rfind("]")) and not _WORD.search(before, opened):
+    opened = max(map(before.rfind, "([{"))
+    if opened > max(map(before.rfind, ")]}")) and not _WORD.search(before, opened):
         return True  # (3, 5)
     return left[-1:] in tuple("^_*/×÷·+-<>≤≥\\{}|√±≠") or bool(_LETTER_OPERAND.search(left))
 

@@ -14,7 +14,8 @@ NEGATION = re.compile(
     r"|never|neither|nor|hardly|wrong|incorrect|mistaken|wrongly|falsely|incorrectly|mistakenly|impossible|unlikely"
     r"|rather than|instead of|except|exclud(?:e[sd]?|ing)"
     r"|(?:is|are|was|were|be|seems?|looks?) (?:much |far )?too"
-    r"|eliminat(?:e[sd]?|ing)|discard(?:ed)?|ruled? out|far from|non|nicht|kein|pas)\b"
+    r"|eliminat(?:e[sd]?|ing)|discard(?:ed)?|ruled? out|far from|(?:any|every)thing but|all but|non"
+    r"|nicht|kein|pas)\b"
     r"|n't\b|不是|并非"
 )
 _CONTRAST = re.compile(
@@ -29,6 +30,7 @@ _OTHER_SET_ASIDE = re.compile(
 _REASON_CLAUSE = re.compile(r"(?P<said>[^.!?:]*[^\s.!?:,;])[\s,;]+(?i:because|since)\b[^.,;:]*$")
 _SUPPOSITION = re.compile(
     r"\b(?i:if|whether|unless|suppos(?:e|ed|ing)|assum(?:e|ed|ing)|imagine|pretend"
+    r"|let(?:'s| us) (?:just )?say|(?:mistaken?|wrong|incorrect|error|foolish|absurd) to"
     r"|might|may|could|maybe|perhaps|possibly|tempt(?:ed|ing)|wonder(?:ing)?|guess(?:ed)?"
     r"|claim(?:s|ed)?|(?:some|one|you|people|many) (?:would|will|think|say|believe)s?"
     r"|first thought|looks like it|(?<!no )(?<!without )(?<!without a )doubt(?:s|ed|ful)?)\b"
@@ -52,16 +54,23 @@ _HEDGED = re.compile(
 )
 _GUESS = re.compile(
     r"\b(?i:(?:could|might|may) (?:also )?be"
-    r"|(?:thought|believed|supposed|assumed|claimed|said|expected) to be|perhaps|maybe|possibly)\b"
+    r"|(?:thought|believed|supposed|assumed|claimed|said|expected) to be|perhaps|maybe|possibly"
+    r"|(?<!no )(?<!without )(?<!without a )doubt(?:s|ed|ful)?)\b"
 )
-_RETRACTED = re.compile(
-    r"(?i:[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
-    r"(?:no[,.:!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
+_GUESS_BEFORE = re.compile(_GUESS.pattern + r"\W*$")
+_AFTER = r"[\s.,;:!?*_\"')…$\]}–—-]*(?:(?:but|oh|hmm+|and)\b[\s,.]*)?"
+_RECONSIDERED = (
+    r"no[,.:!—-]+ |no wait\b|wait\b|hold on\b|actually\b|oops\b|sorry\b|scratch that\b"
     r"|correction\b|i made a mistake|let me (?:re)?(?:check|think|consider|do that) again"
-    r"|(?:that|this|it|which)(?:'s| is| was| seems| cannot| can't| isn't| must be)? ?"
-    r"(?:be )?(?:not|wrong|incorrect|false|impossible|a mistake|isn't)\b"
-    r"|(?:is|was) (?:wrong|incorrect|not|false|impossible)\b|(?:isn't|wasn't|can't|cannot)\b))"
 )
+_CALLED_WRONG = (
+    r"(?:that|this|it|which)(?:'s| is| was| seems| cannot| can't| isn't| must be)? ?"
+    r"(?:be )?(?:not|wrong|incorrect|false|impossible|a mistake|isn't)\b"
+    r"|(?:is|was) (?:wrong|incorrect|not|false|impossible|(?:much |far )?too)\b"
+    r"|(?:isn't|wasn't|can't|cannot)\b|(?:does not|doesn't) (?:work|fit|hold|match|satisfy)\b"
+)
+_RETRACTED = re.compile(rf"(?i:{_AFTER}(?:{_RECONSIDERED}|{_CALLED_WRONG}))")
+_TAKEN_BACK = re.compile(rf"(?i:{_AFTER}(?:{_RECONSIDERED}))")
 _PARTS = (
     r"hal(?:f|ves)|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
     r"|elevenths?|twelfths?|hundredths?|thousandths?|millionths?"
@@ -70,7 +79,8 @@ _PARTS = (
 _SCALE = re.compile(
     r"[ -]?(?i:[a-z]+ths|halves|thirds|quarters|dozens?|scores?|gross|pairs?|couples?|grand"
     r"|hundreds?|thousands?|millions?|billions?|trillions?|squared|cubed|factorial"
-    r"|times (?!as|more|a|per|each|in|the|larger|bigger)|to the"
+    r"|times (?!as|more|a|per|each|in|the|larger|bigger)|(?:plus|minus|less the)(?= [a-z])"
+    r"|(?:increased|decreased|reduced|raised|divided|multiplied) (?:by|to)|to the"
     r"|and (?:a|one) (?:half|quarter|third|fourth|bit))(?![A-Za-z])|‰"
 )
 # "2 decimal places", "a 3-digit number": the number only describes another.
@@ -81,17 +91,19 @@ _OPERATION = re.compile(
     rf"\b(?i:{_PARTS}|twice|thrice|doubled?|tripled?|triple|quadruple|squared?|cubed?|cube|roots?"
     r"|multiples?|factors?|divisors?|powers?|products?|quotients?|ratio|reciprocal|inverse|opposite"
     r"|negative of|percent(?:age)?|remainder|modulo|mod|logarithm|log|ln|factorial|function"
-    r"|plus|minus|times|divided|multiplied|divisible|less|more|fewer|greater|larger|smaller|bigger"
+    r"|the (?:sum|difference)(?= (?:of|between))|plus|minus|times|divided|multiplied|divisible"
+    r"|less|more|fewer|greater|larger|smaller|bigger"
     r"|at (?:least|most)|up|under|over|between|increased?|decreased?|reduced"
     r"|one|two|three|four|five"
     r"|out|add(?:ing|ed)?|subtract(?:ing|ed)?)\b"
-    r"(?: (?:of|by|than|to|the|a|an|as|from|that|in|number|value|about|exactly))*\W*$|%(?: of)?\W*$"
+    r"(?: (?:of|by|than|to|the|a|an|as|from|that|in|all|both|these|those|number|value|about"
+    r"|exactly))*\W*$|%(?: of)?\W*$"
 )
 # "step 5", "as in 5", "by 5", "rounded to 2": the number belongs to the word before it. "To" may
 # also introduce a result ("equal to 5", "comes to 5").
 _PLACES = (
-    r"steps?|cases?|equations?|eqs?\.?|parts?|questions?|sections?|problems?|figures?|tables?"
-    r"|methods?|statements?|examples?|exercises?|paragraphs?|formulas?|expressions?|hints?|notes?"
+    r"steps?|options?|choices?|cases?|equations?|eqs?\.?|parts?|questions?|sections?|problems?"
+    r"|figures?|tables?|methods?|statements?|examples?|exercises?|paragraphs?|formulas?|expressions?|hints?|notes?"
     r"|lines?|rows?|columns?|pages?|lemmas?|theorems?|rules?"
 )
 _FILLED = r"(?: (?:the|a|an|number|no\.?|nearest|first|last|next))*[\s(#]*$"
@@ -123,6 +135,11 @@ def is_retracted(after: str) -> bool:
     return _RETRACTED.match(after) is not None
 
 
+def is_reconsidered(after: str) -> bool:
+    """Whether the text after a "no" takes it back; "No. That is wrong" confirms it instead."""
+    return _TAKEN_BACK.match(after) is not None
+
+
 def denies_next(before: str) -> bool:
     """Whether a text ends with words that deny or suppose what follows: "it is not"."""
     return _DENIES_NEXT.search(before) is not None
@@ -136,6 +153,11 @@ def first_clause(text: str) -> str:
 def is_guess(clause: str) -> bool:
     """Whether a clause says what the answer could be, and not what it is."""
     return _GUESS.search(clause) is not None
+
+
+def ends_in_guess(before: str) -> bool:
+    """Whether a text ends with words such as "was supposed to be"."""
+    return _GUESS_BEFORE.search(before) is not None
 
 
 def is_hedged(after: str) -> bool:

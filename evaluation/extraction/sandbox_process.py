@@ -23,8 +23,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 MEMORY_LIMIT = 4 << 30  # bytes of address space
@@ -71,8 +72,10 @@ def same_mathematics(truth: str, found: str) -> bool:
 def _parse(formula: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
 
+    # Units are removed before, and "t" as a unit would make `\omega t` equal to `\omega`.
+    notation = replace(LatexExtractionConfig().normalization_config, units=False)
+    config = [LatexExtractionConfig(normalization_config=notation)]
     text = f"${formula}$"
-    config = [LatexExtractionConfig()]
     return list(parse(text, config, fallback_mode="no_fallback", parsing_timeout=None))
 
 
@@ -200,10 +203,14 @@ def _without_floats(value: Any) -> Any:
 
 
 def _load_mathematics() -> None:
-    """Import math-verify, make it compare numbers exactly, and parse once to warm it up."""
-    from math_verify import grader
+    """Import math-verify, make it compare numbers exactly and letters by their case, and parse
+    once to warm it up."""
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+    from math_verify import grader, parser
 
     if not _ITS_OWN:
+        by_case = ConversionConfig(lowercase_symbols=False)
+        parser.latex2sympy = partial(parser.latex2sympy, conversion_config=by_case)
         _ITS_OWN["same_number"] = grader.sympy_numeric_eq
         grader.sympy_numeric_eq = _same_number
         for truth, found in WARMING:  # its parser is slow on the first of each kind

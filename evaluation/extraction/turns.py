@@ -15,11 +15,11 @@ from cluster.thinking import read_turn
 
 _OPENING = re.compile(
     r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<\|im_start\|>(?:assistant)?|<\|assistant\|>"
-    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<｜Assistant｜>)\s*)+"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model|<\|turn>model|<｜Assistant｜>)\s*)+"
 )
 _TURN = re.compile(
     r"<\|(?:im_(?:end|start)|eot_id|eom_id|end|end_of_text|endoftext|end_of_turn|return|start"
-    r"|start_header_id|user|assistant|system)\|>|</s>|<eos>|<(?:end|start)_of_turn>"
+    r"|start_header_id|user|assistant|system)\|>|</s>|<eos>|<(?:end|start)_of_turn>|<\|turn>|<turn\|>"
     r"|<｜(?:end▁of▁sentence|User|Assistant)｜>|\[/?INST\]"
 )
 

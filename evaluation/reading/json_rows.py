@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -74,8 +75,12 @@ def _not_json(place: str, error: Exception, rule: str) -> InputError:
         reason = error.msg.removesuffix(" at")
         what = f"{reason[:1].lower()}{reason[1:]} at column {error.colno}"
         return InputError(f"{place} is not JSON: {what}; {rule}")
-    # Such as a duplicate key, or a number or nesting beyond Python's limits.
-    return InputError(f"{place} is not JSON that can be read: {error}; {rule}")
+    reason = str(error)  # such as a duplicate key
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
+    elif "int_max_str_digits" in reason:
+        reason = f"a number has more than {sys.get_int_max_str_digits()} digits"
+    return InputError(f"{place} is not JSON that can be read: {reason}; {rule}")
 
 
 def _checked_object(place: str, value: Any, rule: str) -> Mapping[str, Any]:

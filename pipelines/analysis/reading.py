@@ -23,6 +23,7 @@ from evaluation.grader import GRADER_VERSION
 from evaluation.predictions import Prediction
 from pipelines.analysis import tables
 from pipelines.analysis.overview import current_ledger
+from pipelines.analysis.reliability import guideline_reliability
 from pipelines.stored_run import StoredRun
 from pipelines.synthesis.stages import PATH
 
@@ -39,21 +40,35 @@ _LEVELS = ("list", "element", "item")
 def analysis_tables(run: StoredRun) -> dict[str, pa.Table]:
     """Every table, by name; without paths or predictions, their tables are empty.
 
-    Raises `InputError` for a run that has no path so far.
+    Raises `InputError` for a run that has no path so far, or whose questions are not finished, and
+    `DamagedFileError`.
     """
-    paths = pa.concat_tables([tables.PATHS_TABLE.empty_table(), *read_paths(run).values()])
+    run.check()
+    paths = all_paths(run)
     if not paths.num_rows:
         raise InputError(f"the run {run.folder.uri} has no reasoning path so far; run it first")
     changed = _changed_questions(run)
+    return tables_of_paths(run, paths) | {
+        "changes": tables.changes(changed),
+        "changed_questions": changed,
+    }
+
+
+def all_paths(run: StoredRun) -> pa.Table:
+    """The paths of all rounds as rows of `PATHS_TABLE`. Raises `DamagedFileError`."""
+    return pa.concat_tables([tables.PATHS_TABLE.empty_table(), *read_paths(run).values()])
+
+
+def tables_of_paths(run: StoredRun, paths: pa.Table) -> dict[str, pa.Table]:
+    """The tables that are made of a run's paths; empty ones where it has none."""
     return {
         "funnel": tables.funnel(paths, _num_questions(run), _examples_facts(run)),
         "guideline_yield": tables.guideline_yield(paths),
         "guideline_credit": tables.guideline_credit(paths),
+        "guideline_reliability": guideline_reliability(paths),
         "coverage": tables.coverage(paths),
         "lengths": tables.lengths(paths),
         "unsolved_questions": tables.unsolved_questions(paths),
-        "changes": tables.changes(changed),
-        "changed_questions": changed,
     }
 
 
@@ -130,7 +145,7 @@ def path_table(rows: pa.Table) -> pa.Table:
         "kind": of_row("kind", ""),
         "path_id": of_path("path_id", pa.string()),
         "guideline_id": of_path("guideline_id", pa.string()),
-        "is_hinted": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
+        "is_retry": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
         "verdict": pc.fill_null(of_path("verdict", pa.string()), ""),
         "read_as": of_path("read_as", pa.string()),
         "is_finished": finished,
@@ -167,7 +182,14 @@ def _equals(structs: pa.Array, name: str, value: str) -> np.ndarray:
 
 
 def _num_questions(run: StoredRun) -> dict[str, int]:
-    counts = (run.step("questions").manifest() or {}).get("counts", ())
+    step = run.step("questions")
+    manifest = step.manifest()
+    if manifest is None:
+        raise InputError(
+            f"the step {step.uri} is not finished, so the questions cannot be counted; repeat "
+            "`regenesis.py run CONFIG`, which finishes it"
+        )
+    counts = manifest.get("counts", ())
     return {each["dataset"]: each["num_kept"] for each in counts if each["split"] == "train"}
 
 
@@ -201,7 +223,7 @@ def _predictions(run: StoredRun, step: str) -> dict[str, Prediction]:
 
 # --- text --------------------------------------------------------------------------------------
 
-_SHORT = ("funnel", "coverage", "lengths", "changes")
+_SHORT = ("funnel", "guideline_reliability", "coverage", "lengths", "changes")
 _MOST_ROWS = 40
 _ORDER = {"guideline_yield": "shrunk_share", "guideline_credit": "credit"}
 """The column by which a long table is sorted, from the largest."""
@@ -209,6 +231,7 @@ _TITLES = {
     "funnel": "How many are left after each stage",
     "guideline_yield": "Share of right paths of each guideline, best first",
     "guideline_credit": "Questions that each guideline solved, and those it alone solved",
+    "guideline_reliability": "Whether other questions would rank the guidelines alike",
     "coverage": "Share of questions that k of their paths solve",
     "lengths": "Tokens of the solutions, and how many were cut off",
     "unsolved_questions": "Questions that no path answered rightly",
@@ -242,6 +265,14 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     return " ".join(str(value).split()) if value is not None else ""
+
+
+def unfinished_note(run: StoredRun) -> Iterator[str]:
+    """A sentence if steps are not finished, since the tables then count a part only."""
+    names = [name for name in run.steps if run.folder.child(name).manifest() is None]
+    if names:
+        unfinished = ", ".join(name.rpartition("-")[0] for name in names)
+        yield f"note: not finished so far, and counted as far as they are: {unfinished}"
 
 
 def grader_note(run: StoredRun) -> Iterator[str]:

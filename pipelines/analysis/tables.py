@@ -3,7 +3,7 @@
 Most begin with a table of paths (`PATHS_TABLE`), a row for each path that was made::
 
     {"round": 0, "question_id": "gsm8k/train/00042", "dataset": "gsm8k", "kind": "",
-     "path_id": "0/regenesis/...", "guideline_id": "decompose", "is_hinted": False,
+     "path_id": "0/regenesis/...", "guideline_id": "decompose", "is_retry": False,
      "verdict": "correct", "read_as": "boxed", "is_finished": True, "is_failed": False,
      "num_tokens": 412, "num_path_tokens": 180}
 
@@ -39,7 +39,7 @@ PATHS_TABLE = pa.schema(
         ("kind", pa.string()),
         ("path_id", pa.string()),
         ("guideline_id", pa.string()),
-        ("is_hinted", pa.bool_()),
+        ("is_retry", pa.bool_()),  # of a later pass, with or without the answer shown
         ("verdict", pa.string()),
         ("read_as", pa.string()),
         ("is_finished", pa.bool_()),
@@ -77,18 +77,18 @@ def _groups(
         yield key, np.array(places[key], np.int64)
 
 
-def _unhinted(paths: pa.Table) -> pa.Table:
-    return paths.filter(pc.invert(paths.column("is_hinted")))
+def _first_tries(paths: pa.Table) -> pa.Table:
+    return paths.filter(pc.invert(paths.column("is_retry")))
 
 
 def guideline_yield(paths: pa.Table) -> pa.Table:
     """For each round, dataset, kind and guideline: paths, right ones, their share with a 95 %
     interval, and the share shrunk towards that of all guidelines on the same questions.
 
-    Paths that were shown the answer are left out.
+    Only the first pass counts: later ones are of unsolved questions, or were shown the answer.
     """
     rows: list[dict[str, Any]] = []
-    given = _unhinted(paths)
+    given = _first_tries(paths)
     for (round_, dataset, kind), places in _groups(given, ("round", "dataset", "kind")):
         group = given.take(places)
         is_right = _right(group)
@@ -134,9 +134,9 @@ _YIELD = pa.schema(
 def solved_by(paths: pa.Table) -> tuple[list[str], list[str], NDArray[np.bool_]]:
     """Question ids, guidelines, and the matrix (questions x guidelines) of which solved which.
 
-    Paths that were shown the answer are left out.
+    Only the first pass counts: later ones are of unsolved questions, or were shown the answer.
     """
-    given = _unhinted(paths)
+    given = _first_tries(paths)
     guidelines = pc.fill_null(given.column("guideline_id"), PLAIN)
     ids = given.column("question_id").combine_chunks().dictionary_encode()
     names = guidelines.combine_chunks().dictionary_encode()
@@ -181,10 +181,10 @@ _CREDIT = pa.schema(
 
 
 def unsolved_questions(paths: pa.Table) -> pa.Table:
-    """The questions of each round that no path without a hint answered rightly, with the number of
-    those paths and how many of them could be read."""
+    """The questions of each round that no path of the first pass answered rightly, with the number
+    of those paths and how many of them could be read."""
     rows: list[dict[str, Any]] = []
-    given = _unhinted(paths)
+    given = _first_tries(paths)
     right = _right(given)
     read = _is_read(given)
     for key, places in _groups(given, ("round", "dataset", "kind", "question_id")):
@@ -208,19 +208,21 @@ _UNSOLVED = pa.schema(
 
 def coverage(paths: pa.Table) -> pa.Table:
     """For each round, dataset and k: the mean share of questions that k of their paths, drawn
-    without replacement, solve; over the questions that have k paths without a hint.
+    without replacement, solve; over the questions that have k paths of the first pass.
 
     A failed path counts as one that solves nothing. k is 1, 2, 4, ... and the largest number of
-    paths of a question.
+    paths of a question. `tokens` is the mean number of tokens of k paths, in all their stages, so
+    that strategies can be compared at equal tokens.
     """
     rows: list[dict[str, Any]] = []
-    given = _unhinted(paths)
-    right = _right(given)
+    given = _first_tries(paths)
+    right, tokens = _right(given), given.column("num_tokens").to_numpy()
     for (round_, dataset), places in _groups(given, ("round", "dataset")):
         ids = given.column("question_id").take(places).combine_chunks().dictionary_encode()
         question = ids.indices.to_numpy()
         num_paths = np.bincount(question)
         num_right = np.bincount(question, right[places]).astype(np.int64)
+        mean_tokens = float(tokens[places].mean())
         for k in _powers_up_to(int(num_paths.max())):
             chances = np.concatenate(
                 [
@@ -235,6 +237,7 @@ def coverage(paths: pa.Table) -> pa.Table:
                     "k": k,
                     "num_questions": len(chances),
                     "coverage": float(chances.mean()),
+                    "tokens": k * mean_tokens,
                 }
             )
     return pa.Table.from_pylist(rows, _COVERAGE)
@@ -247,6 +250,7 @@ _COVERAGE = pa.schema(
         ("k", pa.int64()),
         ("num_questions", pa.int64()),
         ("coverage", pa.float64()),
+        ("tokens", pa.float64()),
     ]
 )
 
@@ -373,8 +377,8 @@ def changed_questions(
                 "dataset": question.dataset,
                 "kind": question.kind,
                 "question_id": question_id,
-                "strict": _change(before, after, tolerant=False),
-                "tolerant": _change(before, after, tolerant=True),
+                "strict": change_of(before, after, tolerant=False),
+                "tolerant": change_of(before, after, tolerant=True),
                 "base_predicted": before.predicted,
                 "tuned_predicted": after.predicted,
                 "answer": question.answer,
@@ -406,7 +410,8 @@ _CHANGES = {
 }
 
 
-def _change(before: Prediction, after: Prediction, *, tolerant: bool) -> str:
+def change_of(before: Prediction, after: Prediction, *, tolerant: bool) -> str:
+    """What changed from one answer to another of the same question, in one of the readings."""
     return _CHANGES[is_correct(before, tolerant=tolerant), is_correct(after, tolerant=tolerant)]
 
 

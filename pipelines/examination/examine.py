@@ -21,6 +21,7 @@ from typing import Any
 from cluster.errors import InputError, InterruptedRunError
 from cluster.events import KeptLog, timed
 from cluster.inference.engine import (
+    check_engine_continues,
     check_engine_options,
     check_engine_server,
     check_sampling_options,
@@ -34,19 +35,13 @@ from cluster.settings import versioned
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.ledger import Ledger
-from cluster.store.step import STEPS_FILE, Step, check_run_folder, check_steps
+from cluster.store.step import Step, check_run_folder, check_steps, write_steps
 from cluster.subprocesses import run_apart
 from cluster.terminal import say
 from evaluation.grader import GRADER_VERSION
 from evaluation.model_scores import Measure, format_measures, measures_table, score_models
-from evaluation.predictions import (
-    PREDICTIONS_SCHEMA,
-    SAMPLED_SCHEMA,
-    PredictAnswer,
-    Prediction,
-)
+from evaluation.predictions import PredictAnswer, Prediction, predictions_schema
 from evaluation.reading.lm_eval import lm_eval_lines
-from evaluation.shots import few_shot_messages
 from pipelines.examination.models import ExaminedModel
 from pipelines.examination.settings import EvaluateSettings, ExaminationSettings
 from pipelines.generate import generate
@@ -103,19 +98,21 @@ class Examination:
 @contextmanager
 def begin_examination(
     settings: EvaluateSettings,
-    models: Sequence[ExaminedModel],
+    models: Sequence[tuple[ExaminedModel, ExaminationSettings]],
     log: KeptLog,
     *,
     take_over: bool = False,
 ) -> Iterator[Examination]:
     """Hold the folder, keep the log in it, store the questions and look at each model, before
-    anything is generated.
+    anything is generated. Each model comes with how it is examined.
 
     Raises `InputError` for what is wrong with a question, a model, an engine or the folder.
     """
     check_storage_root(settings.storage.root)
-    for model in models:
-        _check_asking(settings, _asking(model, settings.evaluation))
+    for model, evaluation in models:
+        _check_asking(settings, _asking(model, evaluation))
+        if evaluation.readings:
+            check_engine_continues(model.engine, f"--readings with the model {model.name}")
     folder = Folder.open(settings.storage.root).child(settings.run)
     with ExitStack() as stack:
         # A new folder is left alone until its questions turn out to be good.
@@ -129,7 +126,7 @@ def begin_examination(
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
             log.keep_in(folder)
-        planned = [_plan_model(settings, folder, facts, model) for model in models]
+        planned = [_plan_model(folder, facts, *each) for each in models]
         examination = _plan(settings, folder, facts, planned)
         check_steps(examination.steps(), contents=False)
         for each in planned:
@@ -153,7 +150,7 @@ def examine(examination: Examination, stop: StopRequest) -> list[Measure]:
 
 
 def _asking(model: ExaminedModel, evaluation: ExaminationSettings) -> Asking:
-    messages = few_shot_messages(SAMPLE, evaluation.shots)
+    messages = evaluation.messages(SAMPLE)
     return Asking("evaluation", "evaluation", messages, evaluation.sampling, model.engine)
 
 
@@ -187,9 +184,12 @@ def _look_at(settings: EvaluateSettings, planned: PlannedModel) -> None:
 
 
 def _plan_model(
-    settings: EvaluateSettings, folder: Folder, facts: QuestionFacts, examined: ExaminedModel
+    folder: Folder,
+    facts: QuestionFacts,
+    examined: ExaminedModel,
+    evaluation: ExaminationSettings,
 ) -> PlannedModel:
-    model, evaluation = examined.model, settings.evaluation
+    model = examined.model
     if examined.is_local:
         keep_template_facts(folder, model)
         template = template_facts(folder, model)
@@ -223,7 +223,7 @@ def _plan(
 def _record_steps(examination: Examination) -> None:
     prefix = f"{examination.folder.path}/"
     names = [step.folder.path.removeprefix(prefix) for step in examination.steps()]
-    examination.folder.write_json(STEPS_FILE, names)
+    write_steps(examination.folder, names)
 
 
 # --- making ------------------------------------------------------------------------------------
@@ -231,8 +231,16 @@ def _record_steps(examination: Examination) -> None:
 
 def _ask(examination: Examination, planned: PlannedModel, stop: StopRequest) -> None:
     evaluation, engine = planned.evaluation, planned.examined.engine
-    handler = PredictAnswer(evaluation.sampling, evaluation.shots, evaluation.samples)
-    schema = SAMPLED_SCHEMA if evaluation.samples else PREDICTIONS_SCHEMA
+    handler = PredictAnswer(
+        evaluation.sampling,
+        evaluation.shots,
+        evaluation.samples,
+        evaluation.prompt,
+        evaluation.readings,
+    )
+    schema = predictions_schema(
+        samples=evaluation.samples is not None, readings=evaluation.readings
+    )
     job = GenerationJob(
         planned.examined.name, planned.step.folder, schema, handler, examination.asked()
     )
@@ -276,5 +284,5 @@ def _write_logs(
     for task, rows in by_task.items():
         rows.sort(key=lambda row: str(row["question_id"]))
         graded = (Prediction.from_row(row).graded() for row in rows)
-        lines = (json.dumps(line) for line in lm_eval_lines(graded, evaluation.shots))
+        lines = (json.dumps(line) for line in lm_eval_lines(graded, evaluation.messages))
         folder.write_bytes(f"samples_{task}.jsonl", "".join(f"{ln}\n" for ln in lines).encode())

@@ -20,7 +20,9 @@ from cluster.settings import (
     read_settings,
 )
 from evaluation.predictions import EvaluationSettings, SampleSettings
-from evaluation.shots import Shot
+from evaluation.prompt import Message
+from evaluation.question import Question
+from evaluation.shots import Shot, few_shot_messages
 from pipelines.config import find_config
 from pipelines.planning.estimate import CostSettings
 from pipelines.questions.loading import QuestionSettings
@@ -35,6 +37,10 @@ class ExaminationSettings(EvaluationSettings):
     """Drawn besides the greedy answer; null is none."""
     shots: Annotated[tuple[Shot, ...], Neutral(())] = ()
     """Solved questions that are shown before each question."""
+
+    def messages(self, question: Question) -> list[Message]:
+        """The chat that asks a question."""
+        return few_shot_messages(question, self.shots, self.prompt)
 
 
 class EvaluateSettings(Settings):

@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.fs
 
 from cluster.errors import DamagedFileError, InputError
-from cluster.store.contents import wrong_files
-from cluster.store.folder import HOLDERS, Folder
+from cluster.models.model import tuned_model
+from cluster.models.weight_digests import check_saved
+from cluster.store.contents import damaged_files, wrong_files
+from cluster.store.folder import Folder
 from evaluation.scores import Score, format_scores
 from pipelines.export.cards import TABLES, CardFacts, dataset_card, model_card
 from pipelines.export.publishing import check_published, public_name
@@ -52,8 +54,22 @@ class Export:
                 f"{name}{suffix}: the run {self.run.folder.uri} has no such finished step; "
                 "finish the run, or choose another --round, --dataset or --what"
             )
+        if "files" not in manifest:
+            raise InputError(
+                f"{folder.uri} was finished by an earlier version, which listed no files; only "
+                "steps of this version can be exported"
+            )
         if wrong := wrong_files(folder, manifest):
             raise DamagedFileError(f"{folder.uri}: {wrong[0]}")
+        return folder, manifest
+
+    def whole_step(self, kind: str) -> tuple[Folder, dict[str, Any]]:
+        """The same, with the contents of its files compared as well."""
+        folder, manifest = self.step(kind)
+        if damaged := damaged_files(folder, manifest["files"]):
+            raise DamagedFileError(f"{folder.uri}: {damaged[0]}; restore the original")
+        if kind == "model":
+            check_saved(tuned_model(folder, self.run.config["storage"]["cache"]))
         return folder, manifest
 
     @property
@@ -66,14 +82,14 @@ class Export:
 def plan_export(
     run: StoredRun, round_: int | None, tuned_on: str | None, without: Sequence[str]
 ) -> Export:
-    """Choose what is exported; by default the last round with examples.
+    """Choose what is exported; by default the last round with examples whose model was not refused.
 
     Raises `InputError` for a round or dataset that the run does not have, and when there are
     several models and none is chosen.
     """
     rounds = sorted({int(n[6 : n.index("/")]) for n in run.steps if n.startswith("round_")})
     if round_ is None:
-        finished = [n for n in rounds if _has_examples(run, n)]
+        finished = [n for n in rounds if _has_examples(run, n) and not _is_refused(run, n)]
         round_ = finished[-1] if finished else 0
     models = [n.rpartition("-")[0] for n in run.steps if n.startswith(f"round_{round_}/model-")]
     names = [name.removeprefix(f"round_{round_}/model-") for name in models]
@@ -91,6 +107,13 @@ def plan_export(
 def _has_examples(run: StoredRun, number: int) -> bool:
     found = [name for name in run.steps if name.startswith(f"round_{number}/examples-")]
     return bool(found) and run.folder.child(found[0]).manifest() is not None
+
+
+def _is_refused(run: StoredRun, number: int) -> bool:
+    """Whether the gate refused the model of a round."""
+    found = [name for name in run.steps if name.startswith(f"round_{number}/decision-")]
+    facts = run.folder.child(found[0]).manifest() if found else None
+    return facts is not None and not facts["adopted"]
 
 
 def default_what(export: Export) -> list[str]:
@@ -115,8 +138,8 @@ def write_export(
     """
     if not to.is_empty():
         raise InputError(f"--to {to.uri} is not empty; name a new folder")
-    examples, examples_facts = export.step("examples")
-    model_facts = export.step("model")[1] if {"model", "adapter"} & set(what) else {}
+    examples, examples_facts = export.whole_step("examples")
+    model_facts = export.whole_step("model")[1] if {"model", "adapter"} & set(what) else {}
     _check_what(export, what, examples_facts, model_facts)
     facts = CardFacts(
         run=str(export.run.config["run"]),
@@ -125,7 +148,7 @@ def write_export(
         examples=examples_facts,
         model=model_facts,
         scores=_scores(export),
-        commands=_commands(export.run.folder),
+        commands=export.run.commands(),
         tuned_on=export.tuned_on,
         made_by=made_by,
         base_licence=base_licence,
@@ -160,7 +183,9 @@ def _check_what(
 def _scores(export: Export) -> str:
     """The tables of the test questions; empty where they were not scored."""
     try:
-        folder, _ = export.step("scores")
+        folder, _ = export.whole_step("scores")
+    except DamagedFileError:
+        raise
     except InputError:
         return ""
     rows: list[dict[str, Any]] = [
@@ -168,13 +193,6 @@ def _scores(export: Export) -> str:
         for row in folder.read_table().to_pylist()
     ]
     return format_scores([Score(**row) for row in rows])
-
-
-def _commands(run: Folder) -> list[str]:
-    """The commands that worked on the run, each once, in their order."""
-    holders = run.child(HOLDERS)
-    found = [holders.read_json(name) or {} for name in holders.file_names(".json")]
-    return list(dict.fromkeys(str(each["command"]) for each in found if "command" in each))
 
 
 # --- the dataset -------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.inference.engine import EngineSettings, SamplingSettings
+from cluster.inference.engine import VLLM, EngineSettings, SamplingSettings
 from cluster.models.chat_template import load_tokenizer, prompt_ids
-from cluster.models.model import local_model
+from cluster.models.model import GENERATION_CONFIG, local_model
 from cluster.models.weight_files import check_weight_files, read_header
 from cluster.thinking import TurnReader
 from evaluation.prompt import Message
@@ -25,8 +25,9 @@ from training.checks import refuse_foreign_targets, without_weights
 from training.saving import rehearse_companions
 from training.settings import TrainingSettings
 
-BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
-"""What transformers raises for files that it cannot read."""
+BROKEN = (Exception,)
+"""What files of a model make the libraries raise: `tokenizers` raises nothing more specific, and a
+template may fail in any way, such as `OverflowError` for a long range."""
 
 POSITION_KEYS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
@@ -35,6 +36,10 @@ POSITION_KEYS = (
 """The names of the number of positions in configs, as vLLM 0.32 knows them."""
 SCALED_POSITIONS = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 """Kinds of scaled positions for which the config's number already includes the scaling."""
+
+
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+"""Where vLLM and transformers look for how the weights are stored."""
 
 
 class UnsureError(InputError):
@@ -226,6 +231,57 @@ def check_end_of_turn(look: Look) -> None:
             "name one in tokenizer_config.json"
         )
     _refuse_foreign_ids(look, [own], "eos_token")
+    _check_generation_ends(look)
+
+
+def _check_generation_ends(look: Look) -> None:
+    """Refuse end tokens in the generation config that are no token ids, which stops an engine when
+    it starts; warn of one that the model cannot write."""
+    file = Path(look.model) / GENERATION_CONFIG
+    try:
+        ends = json.loads(file.read_bytes()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return  # there is none, or `check_save` reports it better
+    size = getattr(look.config.get_text_config(), "vocab_size", None)
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and (type(end) is not int or end < 0):
+            raise InputError(
+                f"model.path {look.path!r}: eos_token_id {end!r} in {GENERATION_CONFIG} is no "
+                "token id; give the number of the token that ends an answer, or a list of numbers"
+            )
+        if end is not None and size and end >= size:
+            look.found.warnings.append(
+                f"model.path {look.path!r}: eos_token_id {end} in {GENERATION_CONFIG} is beyond "
+                f"the vocabulary of {size}, so no answer ends with it"
+            )
+
+
+def check_token_ids(look: Look) -> None:
+    """Refuse token ids in the sampling options that the model lacks; vLLM would refuse every
+    request."""
+    size = getattr(look.config.get_text_config(), "vocab_size", None)
+    for asking in look.asked:
+        if asking.engine.is_endpoint or size is None:
+            continue
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            ids = [str(each) for each in asking.sampling.options.get(name) or ()]
+            if wrong := [each for each in ids if not (each.isdecimal() and int(each) < size)]:
+                raise InputError(
+                    f"{asking.field}.options.{name} has token {wrong[0]}, but the vocabulary of "
+                    f"{look.path} is {size} (vocab_size); correct the number"
+                )
+
+
+def check_heads(look: Look) -> None:
+    """Refuse to split a model among GPUs that its heads cannot be divided among."""
+    heads = getattr(look.config.get_text_config(), "num_attention_heads", None)
+    for name, engine in look.engines.items():
+        parts = engine.tensor_parallel_size
+        if engine.implementation == VLLM and parts and isinstance(heads, int) and heads % parts:
+            raise InputError(
+                f"{name}.tensor_parallel_size {parts}: the {heads} attention heads of {look.path} "
+                f"cannot be divided by it; set it to a divisor of {heads}, or to null"
+            )
 
 
 # --- the context ---------------------------------------------------------------------------------
@@ -296,10 +352,14 @@ def _stretch(fields: Mapping[str, Any]) -> float:
 
 def check_quantized(look: Look) -> None:
     """Refuse to train quantized weights."""
-    quantized = look.found.config.get("quantization_config")
+    config = look.found.config
+    inner = config.get("text_config") or {}
+    found = ((name, of.get(name)) for of in (config, inner) for name in QUANTIZATION_KEYS)
+    name, quantized = next(((name, value) for name, value in found if value), ("", None))
     if look.training is None or not quantized:
         return
-    method = quantized.get("quant_method") or "quantization_config in config.json"
+    is_tree = isinstance(quantized, Mapping)
+    method = (is_tree and quantized.get("quant_method")) or f"{name} in config.json"
     raise InputError(
         f"model.path {look.path!r} is quantized ({method}), but training needs weights in "
         "bfloat16 or float32; use the model that it was made from"
@@ -369,6 +429,8 @@ CHECKS: tuple[Check, ...] = (
     check_prompts,
     check_template_arguments,
     check_end_of_turn,
+    check_token_ids,
+    check_heads,
     check_context,
     check_quantized,
     check_lora_targets,

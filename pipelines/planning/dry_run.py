@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from cluster.store.ledger import Ledger
-from cluster.store.step import Step, check_steps
+from cluster.store.step import Step
 from evaluation.question import Split
 from pipelines.config import Config
-from pipelines.plan import all_steps, check_run, lay_out_rounds, plan_run
+from pipelines.plan import check_layout, check_run, lay_out_rounds, plan_run
 from pipelines.planning.preflight import check_base, describe
 from pipelines.questions.loading import QuestionSet, load_questions
 from pipelines.run import Round, Run
 from pipelines.steps import guidelines
 from pipelines.steps import questions as questions_step
 from pipelines.synthesis.chain import Recipe
-from pipelines.synthesis.handler import SynthesizePaths
+from pipelines.synthesis.handler import MOST_RETRIES, SynthesizePaths
 from pipelines.synthesis.propose_guidelines import with_room
 
 
@@ -23,7 +23,7 @@ def dry_run(config: Config, until: str | None = None) -> str:
     seen = check_base(config, Recipe.load(0, config.synthesis), until, may_fetch=False)
     questions = load_questions(config.questions)
     run = plan_run(config, folder, base, questions.facts())
-    check_steps(all_steps(run), contents=False)
+    check_layout(run)
     lines = [questions_step.summary(run.questions), describe_steps(run, questions)]
     return "\n".join([*lines, *(describe(seen) if seen else [])])
 
@@ -35,11 +35,12 @@ def describe_steps(run: Run, questions: QuestionSet) -> str:
     if run.guidelines_step and run.expansion:
         missing = 0 if run.guidelines_step.is_done else run.expansion.number
         lines.append(_step_line("base", run.guidelines_step, missing))
-    answers = _num_predictions(run.base_predictions, questions)
+    asked = run.config.asked_splits
+    answers = _num_missing(run.base_predictions, questions, *asked)
     lines.append(_step_line("base", run.base_predictions, answers))
     for round_ in lay_out_rounds(run):
         generations = {round_.paths.name: _num_path_generations(run, round_, questions)} | {
-            branch.predictions.name: _num_predictions(branch.predictions, questions)
+            branch.predictions.name: _num_missing(branch.predictions, questions, *asked)
             for branch in round_.branches
         }
         for step in round_.steps():
@@ -65,7 +66,7 @@ def _num_missing(step: Step, questions: QuestionSet, *splits: Split) -> int:
 
 def _num_path_generations(run: Run, round_: Round, questions: QuestionSet) -> int:
     """The largest number of generations for a round's missing paths: all proposed guidelines are
-    kept, every path is judged, and every question is asked again with hints."""
+    kept, every path is judged, and every question is asked again, as often as it may be."""
     are_there = run.guidelines_step is None or run.guidelines_step.is_done
     recipe = (
         guidelines.with_proposed(round_.recipe, run.guidelines_step)
@@ -75,9 +76,5 @@ def _num_path_generations(run: Run, round_: Round, questions: QuestionSet) -> in
     chains = SynthesizePaths(recipe, run.config.examples.read_last).width
     settings = recipe.settings
     a_chain = len(settings.chain) + (settings.judge != "none")
-    passes = 2 if settings.hint_stages else 1
+    passes = 1 + bool(settings.hint_stages) + MOST_RETRIES * settings.unhinted_retries
     return _num_missing(round_.paths, questions, "train") * passes * chains * a_chain
-
-
-def _num_predictions(step: Step, questions: QuestionSet) -> int:
-    return _num_missing(step, questions, "dev", "test")

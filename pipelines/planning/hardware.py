@@ -17,8 +17,8 @@ from cluster.gpus import Need, wait_for_room
 from cluster.inference.engine import EngineSettings
 from cluster.inference.gpu_plan import ModelShape
 from cluster.inference.pool import engines_need
-from cluster.node_facts import ask_all_nodes, try_storage
-from cluster.session import StopRequest
+from cluster.node_facts import ask_all_nodes, try_cache, try_storage
+from cluster.session import StopRequest, StorageSettings
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
@@ -82,6 +82,7 @@ class Readiness:
     num_gpus: int
     storage_error: str | None
     tracker_error: str | None
+    cache_error: str | None = None
 
 
 def check_nodes(run: Run, *, to_train: bool) -> None:
@@ -89,20 +90,25 @@ def check_nodes(run: Run, *, to_train: bool) -> None:
     trackers are missing where it will run. Nodes that do not answer are ignored."""
     folder = run.folder.child(f".preflight-{uuid.uuid4().hex[:12]}")
     tracking = run.config.training.tracking if to_train else TrackingSettings()
+    storage = run.config.storage
+    # Models are copied to it from a network store, and converted in it.
+    cache = storage.cache if not folder.is_local or run.base.path.startswith("pypi:") else None
     try:
         folder.write_bytes("driver", folder.name.encode())
-        answers = ask_all_nodes(look_at_node, lambda name: (name, folder, tracking), NODE_TIMEOUT_S)
+        answers = ask_all_nodes(
+            look_at_node, lambda name: (name, folder, tracking, cache), NODE_TIMEOUT_S
+        )
     finally:
         folder.delete()
-    refuse_nodes(
-        {name: each for name, each in answers.items() if isinstance(each, Readiness)},
-        run.config.storage.root,
-    )
+    nodes = {name: each for name, each in answers.items() if isinstance(each, Readiness)}
+    refuse_nodes(nodes, storage)
 
 
-def look_at_node(name: str, folder: Folder, tracking: TrackingSettings) -> Readiness:
+def look_at_node(
+    name: str, folder: Folder, tracking: TrackingSettings, cache: str | None
+) -> Readiness:
     """Runs on each node; `folder` is used only for this, and the driver has written a file to
-    it."""
+    it. `cache` is None if the run copies no model."""
     import ray
 
     there = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
@@ -112,10 +118,10 @@ def look_at_node(name: str, folder: Folder, tracking: TrackingSettings) -> Readi
         refuse_missing_trackers(tracking)
     except InputError as error:
         missing = str(error)
-    return Readiness(gpus, try_storage(folder, name), missing)
+    return Readiness(gpus, try_storage(folder, name), missing, cache and try_cache(cache))
 
 
-def refuse_nodes(nodes: Mapping[str, Readiness], root: str) -> None:
+def refuse_nodes(nodes: Mapping[str, Readiness], storage: StorageSettings) -> None:
     """Raise `InputError` that names the first node with a problem.
 
     If some nodes have GPUs, a training runs on those only.
@@ -124,8 +130,13 @@ def refuse_nodes(nodes: Mapping[str, Readiness], root: str) -> None:
     for name, node in nodes.items():
         if node.storage_error:
             raise InputError(
-                f"storage.root {root!r}: node {name} cannot use it ({node.storage_error}); "
+                f"storage.root {storage.root!r}: node {name} cannot use it ({node.storage_error}); "
                 "name a folder that all nodes share and may write, or a URI"
+            )
+        if node.cache_error:
+            raise InputError(
+                f"storage.cache {storage.cache!r}: node {name} cannot write it "
+                f"({node.cache_error}); name a folder that every node can write"
             )
         if node.tracker_error and (node.num_gpus or not trains_on_gpus):
             raise InputError(f"on node {name}: {node.tracker_error}")

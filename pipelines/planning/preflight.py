@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
 from cluster.inference.cpu_binding import parse_cores
 from cluster.inference.engine import EngineSettings, SamplingSettings, check_sampling_options
 from cluster.models.model import is_hub_name, is_ready
+from cluster.notify import refuse_missing_program
 from cluster.session import starts_cluster
 from cluster.subprocesses import run_apart
-from evaluation.prompt import answer_messages
+from evaluation.prompt import asked_messages
 from evaluation.question import Question
 from pipelines.config import Config
 from pipelines.planning.base_checks import Asking, Base, UnsureError, look_at_base
@@ -78,6 +80,17 @@ def refuse_missing_guidelines(config: Config, recipe: Recipe, until: str | None)
         )
 
 
+def refuse_lone_guideline(config: Config, recipe: Recipe, until: str | None) -> None:
+    """Refuse to swap adaptations between guidelines where a question follows only one."""
+    there = len(recipe.guidelines) + config.synthesis.expand_guidelines
+    followed = min(there, config.synthesis.guidelines_per_question or there)
+    if config.synthesis.swap_adaptations == "guidelines" and followed == 1:
+        raise InputError(
+            "synthesis.swap_adaptations: guidelines, but each question follows only one guideline, "
+            "so there is no other to swap with; let it follow two or more"
+        )
+
+
 def refuse_sampling(config: Config, recipe: Recipe, until: str | None) -> None:
     """Refuse sampling options that the engine does not accept, which would fail every
     generation."""
@@ -124,14 +137,43 @@ def refuse_trackers(config: Config, recipe: Recipe, until: str | None) -> None:
         refuse_missing_trackers(config.training.tracking)
 
 
+def refuse_missing_notifier(config: Config, recipe: Recipe, until: str | None) -> None:
+    """Refuse a command that this machine does not have; otherwise it is missed when a run ends."""
+    if starts_cluster(config.cluster):
+        refuse_missing_program(config.cluster.notify)
+
+
+def refuse_unwritable_folders(config: Config, recipe: Recipe, until: str | None) -> None:
+    """Refuse folders of this machine that cannot be written, if the run is on it alone."""
+    storage = config.storage
+    if not starts_cluster(config.cluster):
+        return
+    if "://" not in storage.root:
+        refuse_unwritable("storage.root", storage.root)
+    if "://" in storage.root or config.model.path.startswith("pypi:"):  # models are copied to it
+        refuse_unwritable("storage.cache", storage.cache)
+
+
+def refuse_unwritable(field: str, folder: str) -> None:
+    """Raises `InputError` for a folder that this process cannot write or make."""
+    path = Path(folder).expanduser().absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "may not be written" if there.is_dir() else "is not a folder"
+        raise InputError(f"{field} {folder!r}: {there} {why}; name another folder")
+
+
 ConfigCheck = Callable[[Config, Recipe, str | None], None]
 CONFIG_CHECKS: tuple[ConfigCheck, ...] = (
     refuse_later_round,
     refuse_missing_guidelines,
+    refuse_lone_guideline,
     refuse_sampling,
     refuse_reserved_arguments,
     refuse_missing_cores,
     refuse_trackers,
+    refuse_missing_notifier,
+    refuse_unwritable_folders,
 )
 
 
@@ -214,7 +256,7 @@ def askings(config: Config, recipe: Recipe) -> Iterator[Asking]:
     yield Asking(
         "evaluation",
         "evaluation",
-        answer_messages(SAMPLE),
+        asked_messages(SAMPLE, config.evaluation.prompt),
         config.evaluation.sampling,
         config.engine,
     )

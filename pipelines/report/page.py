@@ -20,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("vendor/plot.js", "text.js", "data.js", "verdict.js", "main.js")
+SCRIPTS = (
+    *("vendor/plot.js", "text.js", "data.js", "table.js", "marks.js", "verdict.js", "scores.js"),
+    *("synthesis.js", "rounds.js", "provenance.js"),
+    *("paths_index.js", "paths_pane.js", "paths_list.js", "paths.js", "judge.js", "main.js"),
+)
 """In the order in which they run. Each is a classic script; their functions are global."""
-STYLES = ("report.css",)
+STYLES = ("report.css", "paths.css")
 PLOT_STYLE = """:where(.plot) {
   --plot-background: white;
   display: block;

@@ -28,7 +28,7 @@ EXAMPLES_SCHEMA = pa.schema(
         ("question_id", pa.string()),
         ("dataset", pa.string()),
         ("guideline_id", pa.string()),
-        ("pass", pa.int32()),  # 1: the path was shown the answer
+        ("pass", pa.int32()),  # that of its path; 1: it was shown the answer
         ("answer_added", pa.bool_()),
         ("vote_share", pa.float32()),  # share of its question's paths with this answer
         ("lucky_share", pa.float32()),  # expected share of right paths that guessed
@@ -93,7 +93,8 @@ class Example:
     prompt_token_ids: Sequence[int]
     target: Target
     guideline_id: str | None = None
-    is_hinted: bool = False
+    pass_number: int = 0
+    """That of its path; see `pipelines.synthesis.reasoning_path.HINTED`."""
     vote_share: float = 1.0
     """The share of its question's paths with the same answer."""
     guessed_share: float | None = 0.0
@@ -111,7 +112,7 @@ class Example:
             "question_id": self.question_id,
             "dataset": self.dataset,
             "guideline_id": self.guideline_id,
-            "pass": int(self.is_hinted),
+            "pass": self.pass_number,
             "answer_added": self.target.answer_added,
             "vote_share": self.vote_share,
             "lucky_share": self.guessed_share,

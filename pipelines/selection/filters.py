@@ -25,8 +25,9 @@ from pipelines.selection.answer_leaks import Leak, find_leak
 from pipelines.selection.contamination import ContaminationSettings
 from pipelines.selection.majority_vote import Votes, count_votes
 from pipelines.selection.similarity import equations, most_diverse, shingles, similarity
-from pipelines.synthesis.chain import stable_seed
+from pipelines.selection.vetoes import Vetoes, read_vetoes
 from pipelines.synthesis.reasoning_path import ReasoningPath
+from pipelines.synthesis.seeds import stable_seed
 
 Reasons = dict[str, str]
 UnitShare = Annotated[float, Field(ge=0, le=1)]
@@ -63,6 +64,10 @@ def _read_filter(given: Any) -> OwnCode:
 OwnFilter = Annotated[OwnCode, PlainValidator(_read_filter), PlainSerializer(str, return_type=str)]
 
 
+def _shown_vetoes(vetoes: Vetoes | None) -> str | None:
+    return None if vetoes is None else str(vetoes)
+
+
 class ExampleSettings(Settings):
     """Which paths become training examples."""
 
@@ -87,6 +92,10 @@ class ExampleSettings(Settings):
     )
     """With `majority`: the votes that the majority needs, since a single answer agrees with no
     other; 2 by default, or 1 if `min_vote_share` is not 0.2."""
+    retries: Annotated[Literal["hinted", "unhinted", "none"], Neutral("hinted")] = "hinted"
+    """Which further tries are used of the questions that `synthesis.hint_stages` asks again: those
+    that were shown the answer; those that were not, up to as many generated tokens (needs
+    `synthesis.unhinted_retries`); or none."""
     pass_rate: tuple[UnitShare, UnitShare] = (0.0, 1.0)
     """The range of the share of right paths in which a question is used. Below it are questions
     that are answered by chance, above it those that the model can already answer."""
@@ -131,6 +140,14 @@ class ExampleSettings(Settings):
     filters: Annotated[tuple[OwnFilter, ...], Neutral(())] = ()
     """Your own filters, as `file.py:function`, in the order in which they run (see
     docs/EXTENDING.md). The text of their files is what counts."""
+    vetoes: Annotated[
+        Vetoes | None,
+        PlainValidator(read_vetoes),
+        PlainSerializer(_shown_vetoes, return_type=str | None),
+        Neutral(None),
+    ] = None
+    """A file of judgements that `regenesis judge-import` wrote. The paths whose reasoning a person
+    found invalid are dropped (see docs/REPORT.md)."""
     max_examples: Annotated[Annotated[int, Field(gt=0)] | None, Neutral(None)] = None
     """Limit on all examples, drawn evenly over datasets and questions, so that the arms of a
     comparison train on equally many; null keeps all."""
@@ -144,6 +161,11 @@ class ExampleSettings(Settings):
         if self.verdict != "majority" and (self.min_vote_share or self.min_votes > 1):
             name = "min_vote_share" if self.min_vote_share else "min_votes"
             raise ValueError(f"{name}: is only for verdict majority; remove it")
+        if self.retries == "unhinted" and self.verdict not in (*JUDGING, *GOLD):
+            raise ValueError(
+                f"retries: unhinted ones are of the questions without a right path, and verdict "
+                f"{self.verdict} ignores what is right; remove it"
+            )
         if self.verdict in GOLD and self.original_solutions:
             raise ValueError(
                 f"original_solutions: verdict {self.verdict} already trains on what the questions "
@@ -388,6 +410,14 @@ def unsound(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     return {p.path_id: "judged_unsound" for p in paths if wanted and p.judged == "no"}
 
 
+def vetoed(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
+    """Paths that a person found to be badly reasoned."""
+    vetoes = graded.settings.vetoes
+    if vetoes is None:
+        return {}
+    return {p.path_id: "vetoed" for p in paths if vetoes.rejects(graded.question, p)}
+
+
 def leaking(graded: GradedQuestion, paths: Sequence[ReasoningPath]) -> Reasons:
     """Paths that rely on a hint, a structure or a guideline that the model will not see.
 
@@ -483,6 +513,7 @@ _JUDGED: tuple[Filter, ...] = (
     unfinished,
     too_long,
     unsound,
+    vetoed,
     leaking,
     contaminated,
     of_unused_question,
@@ -495,6 +526,7 @@ _UNJUDGED: tuple[Filter, ...] = (
     shown_the_answer,
     unfinished,
     too_long,
+    vetoed,
     leaking,
     contaminated,
     of_unused_question,

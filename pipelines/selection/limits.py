@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.selection.filters import ExampleSettings
-from pipelines.synthesis.chain import stable_seed
+from pipelines.synthesis.reasoning_path import HINTED
+from pipelines.synthesis.seeds import stable_seed
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def kept_of(tables: Sequence[pa.Table]) -> list[Kept]:
             is_path=_is_of_path(rows[0]),
             dataset=rows[0]["dataset"],
             question_id=rows[0]["question_id"],
-            is_hinted=rows[0]["pass"] > 0,
+            is_hinted=rows[0]["pass"] == HINTED,
             example_ids=tuple(row["example_id"] for row in rows),
         )
         for source_id, rows in rows_of.items()

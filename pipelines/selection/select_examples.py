@@ -59,8 +59,9 @@ from pipelines.selection.filters import (
     wrong_paths,
 )
 from pipelines.selection.limits import has_limits, kept_of, over_limits, wanted_of, without
+from pipelines.selection.retries import Tries
 from pipelines.synthesis.handler import stored_paths
-from pipelines.synthesis.reasoning_path import ReasoningPath
+from pipelines.synthesis.reasoning_path import HINTED, ReasoningPath
 
 DROPPED_SCHEMA = pa.schema(
     [("path_id", pa.string()), ("dataset", pa.string()), ("reason", pa.string())]
@@ -87,6 +88,8 @@ COUNTS_SCHEMA = pa.schema(
         ("num_kept_by_truth", pa.int32()),  # kept by the ground truth; only for random
         ("num_control_tokens", pa.int32()),  # typed in the question
         ("overlaps_with", pa.list_(pa.string())),  # evaluation datasets that share words
+        ("num_hinted_tokens", pa.int64()),  # generated for it with the answer shown
+        ("num_unhinted_tokens", pa.int64()),  # in the retries that count as equally many
     ]
 )
 """Counts of a question itself, and not of the rows that are made from it."""
@@ -197,8 +200,10 @@ class ExampleSelector:
             self._measured(question, path)
             for path in stored_paths(row, question, self.settings.read_last)
         ]
-        graded = GradedQuestion(question, paths, self.settings, bool(overlaps))
+        tried = Tries.of(paths, self.settings)
+        graded = GradedQuestion(question, tried.used, self.settings, bool(overlaps))
         kept, reasons = filter_paths(graded)
+        reasons |= tried.unused
         selection.counts.append(
             {
                 "dataset": question.dataset,
@@ -209,6 +214,8 @@ class ExampleSelector:
                 ),
                 "num_control_tokens": num_control_tokens(self.tokenizer, question.text),
                 "overlaps_with": overlaps,
+                "num_hinted_tokens": tried.num_hinted_tokens,
+                "num_unhinted_tokens": tried.num_unhinted_tokens,
             }
         )
         by_id = {path.path_id: path for path in paths}
@@ -274,7 +281,7 @@ class ExampleSelector:
             prompt_token_ids=prompt_ids(self.tokenizer, prompt, self.template_args),
             target=target,
             guideline_id=path.guideline_id,
-            is_hinted=path.is_hinted,
+            pass_number=path.pass_number,
             vote_share=graded.votes.share(path.predicted),
             guessed_share=graded.guessed_share,
         )
@@ -506,15 +513,25 @@ def _facts(tables: Tables, settings: ExampleSettings) -> dict[str, Any]:
         "num_examples": kept.num_rows,
         **_what_is_learned(kept),
         "num_control_tokens": pc.sum(counts.column("num_control_tokens")).as_py() or 0,
-        "num_hinted": pc.sum(pc.greater(kept.column("pass"), 0)).as_py() or 0,
+        "num_hinted": pc.sum(pc.equal(kept.column("pass"), HINTED)).as_py() or 0,
         "num_preference_pairs": sum(table.num_rows for table in tables["pairs"]),
         "num_unpaired_preferences": sum(table.num_rows for table in tables["unpaired"]),
         "dropped": _by_reason(dropped),
+        **_retry_facts(counts),
         "datasets": {
             name: _dataset_facts(_of(kept, name), _of(dropped, name), _of(counts, name), settings)
             for name in sorted(names)
         },
     }
+
+
+def _retry_facts(counts: pa.Table) -> dict[str, Any]:
+    """Tokens that were generated with and without a hint, if there are retries without one."""
+    tokens = {
+        kind: pc.sum(counts.column(f"num_{kind}_tokens")).as_py() or 0
+        for kind in ("hinted", "unhinted")
+    }
+    return {"retry_tokens": tokens} if tokens["unhinted"] else {}
 
 
 def _of(table: pa.Table, dataset: str) -> pa.Table:

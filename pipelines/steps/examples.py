@@ -80,6 +80,11 @@ def summary(facts: Mapping[str, Any]) -> str:
         f"examples: {facts['num_learned_tokens']} tokens are learned, besides "
         f"{facts['num_prompt_tokens']} prompt tokens"
     )
+    if tokens := facts.get("retry_tokens"):
+        lines.append(
+            f"examples: retries generated {tokens['hinted']} tokens with the answer shown, and "
+            f"{tokens['unhinted']} without it count as equally many"
+        )
     if number := facts["num_control_tokens"]:
         lines.append(
             f"warning: the questions contain {number} control tokens of the model, such as an end "

@@ -72,6 +72,8 @@ def _tune(run: Run, round_: Round, branch: Branch, stop: StopRequest) -> None:
     record("trained", model=name, tokens=facts["num_tokens"], seconds=facts["seconds"], **cost)
     branch.model.commit(**facts)
     say(summary(name, facts))
+    for warning in unreached_limits(name, facts, round_.training):
+        say(f"warning: {warning}")
 
 
 def summary(name: str, facts: Mapping[str, Any]) -> str:
@@ -80,6 +82,21 @@ def summary(name: str, facts: Mapping[str, Any]) -> str:
         f"{name}: {facts['num_examples']} examples in {facts['num_steps']} steps; the loss went "
         f"from {facts['first_loss']:.4f} to {facts['last_loss']:.4f}"
     )
+
+
+def unreached_limits(name: str, facts: Mapping[str, Any], training: TrainingSettings) -> list[str]:
+    """A sentence for each limit that was meant to make trainings equal and was not reached."""
+    reached = {"max_steps": "num_steps", "max_learned_tokens": "num_trained_tokens"}
+    limits = {limit: getattr(training, limit) for limit in reached}
+    done = {limit: facts[fact] for limit, fact in reached.items()}
+    if any(limits[limit] and done[limit] >= limits[limit] for limit in limits):
+        return []
+    return [
+        f"{name}: the training ended at {done[limit]} of training.{limit} {most}; raise "
+        "training.num_epochs to reach it"
+        for limit, most in limits.items()
+        if most is not None
+    ]
 
 
 class TrainingProgress:

@@ -26,6 +26,7 @@ from pipelines.steps import guidelines, predictions
 from pipelines.synthesis.chain import Recipe, SynthesisSettings
 from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 from pipelines.synthesis.stages import STAGES
+from pipelines.synthesis.swapped_adaptations import OtherQuestions
 
 VERSION = 1
 TURNS = 1
@@ -84,12 +85,15 @@ def job(run: Run, round_: Round) -> GenerationJob:
         name: DatasetQuota(dataset.weight, dataset.max_generated_tokens, dataset.max_accepted_paths)
         for name, dataset in run.config.questions.datasets.items()
     }
+    asked, settings = run.stored_questions("train"), recipe.settings
+    swaps = settings.swap_adaptations == "questions"
+    others = OtherQuestions(asked, settings.seed) if swaps else None
     return GenerationJob(
         name="paths",
         folder=round_.paths.folder,
         schema=PATHS_SCHEMA,
-        handler=SynthesizePaths(recipe, run.config.examples.read_last),
-        questions=run.stored_questions("train"),
+        handler=SynthesizePaths(recipe, run.config.examples.read_last, others),
+        questions=asked,
         shares=quotas,
         max_tokens=run.config.budget.generated_tokens,
     )
@@ -114,7 +118,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
         say(predictions.summary(run.base_predictions, totals))
 
 
-HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset")
+HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset", "unhinted_retries")
 """Settings that determine how many paths a question has, but not the paths themselves."""
 
 

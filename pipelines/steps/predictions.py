@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from cluster.inference.engine import EngineSettings
@@ -12,7 +13,8 @@ from cluster.session import StopRequest
 from cluster.settings import content_of, versioned
 from cluster.store.step import Step
 from cluster.terminal import say
-from evaluation.predictions import PREDICTIONS_SCHEMA, EvaluationSettings, PredictAnswer
+from evaluation.predictions import EvaluationSettings, PredictAnswer, predictions_schema
+from evaluation.readings import CUES
 from pipelines.generate import generate
 from pipelines.run import Round, Run
 
@@ -30,14 +32,19 @@ def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) 
     }
     if asked.needs_turns:
         made_from["turns"] = TURNS
+    if settings.readings:
+        made_from["cues"] = {name: asdict(cue) for name, cue in CUES.items()}
     return versioned(made_from, VERSION)
 
 
 def job(run: Run, step: Step) -> GenerationJob:
     """The job for the engines."""
-    handler = PredictAnswer(run.config.evaluation.sampling)
-    questions = run.stored_questions("dev", "test")
-    return GenerationJob("predictions", step.folder, PREDICTIONS_SCHEMA, handler, questions)
+    evaluation = run.config.evaluation
+    handler = PredictAnswer(
+        evaluation.sampling, prompt=evaluation.prompt, readings=evaluation.readings
+    )
+    schema = predictions_schema(samples=False, readings=evaluation.readings)
+    return GenerationJob("predictions", step.folder, schema, handler, run.held_out())
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:

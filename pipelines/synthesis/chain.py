@@ -8,7 +8,6 @@ thought with exactly the prompt of the evaluation.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,15 +24,17 @@ from evaluation.question import Question
 from evaluation.responses import Response, respond
 from pipelines.strategy import name_of
 from pipelines.synthesis.guidelines import (
-    GUIDELINES_FILE,
     PROMPTS_FILE,
     Guideline,
     Prompts,
+    guidelines_file,
     load_guidelines,
     load_prompts,
 )
-from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
-from pipelines.synthesis.stages import PATH, STAGES, Stage, StageSettings
+from pipelines.synthesis.reasoning_path import HINTED, Generation, ReasoningPath
+from pipelines.synthesis.seeds import stable_seed
+from pipelines.synthesis.stages import ADAPT, PATH, STAGES, Stage, StageSettings
+from pipelines.synthesis.swapped_adaptations import next_on_ring
 
 SAMPLES_PER_REQUEST = 16
 """The number of answers in one request for samples with the same prompt, which the engine reads
@@ -63,8 +64,13 @@ class SynthesisSettings(Settings):
     """Stages that are shown the right answer in a second pass. Only questions without any right
     path get this pass. If this is empty there is no second pass: the truth is only used to filter
     and never to generate."""
+    unhinted_retries: Annotated[bool, Neutral(value=False)] = False
+    """Beside the second pass, run its questions again without the answer until that has generated
+    as many tokens, as a control for what the answer is worth. `examples.retries` chooses between
+    the two."""
     guidelines: Annotated[str | None, OPERATIONAL] = None
-    """A YAML file with your guidelines, a list of `{id, text}`. Its content is what counts."""
+    """A YAML file with your guidelines, a list of `{id, text}`. Its content is what counts.
+    `placebo` names ours that say nothing about how to answer, as a control."""
     expand_guidelines: Annotated[int, OPERATIONAL, Field(ge=0)] = 0
     """The number of further guidelines that the base model proposes before the first round. Those
     that are new and general are followed in all rounds, together with the others. The prompts for
@@ -77,6 +83,12 @@ class SynthesisSettings(Settings):
     guideline_subset: Annotated[GuidelineSubset | None, Neutral(None)] = None
     """Follow only a subset of the guidelines, the same one for every question, as a control for
     how many are needed; null follows all."""
+    swap_adaptations: Annotated[Literal["none", "questions", "guidelines"], Neutral("none")] = (
+        "none"
+    )
+    """Continue each path with the adaptation of its guideline to another question of the dataset
+    (questions), or of another guideline to its own question (guidelines), as a control for what
+    the adaptation is worth."""
     judge: Literal["none", "correct", "all"] = "none"
     """The paths that the model itself judges for soundness: none, those with the right answer, or
     all. `examples.drop_unsound` drops those that it finds unsound."""
@@ -113,6 +125,10 @@ class SynthesisSettings(Settings):
             raise ValueError("chain: its last stage must be path, which writes the solution")
         if unknown := set(self.hint_stages) - set(self.chain):
             raise ValueError(f"hint_stages: {min(unknown)} is not a stage of the chain; remove it")
+        if self.unhinted_retries and not self.hint_stages:
+            raise ValueError(
+                "unhinted_retries: is a control for hints, but hint_stages is empty; remove one"
+            )
         if not self.follows_guidelines and self.guidelines_per_question:
             raise ValueError(
                 "guidelines_per_question: a chain of only path follows none; use samples"
@@ -124,11 +140,27 @@ class SynthesisSettings(Settings):
                 "guideline_subset: expand_guidelines adds further guidelines, so "
                 "the subset would change; remove one of them"
             )
+        if self.swap_adaptations != "none":
+            self._check_swap()
         if not self.follows_guidelines and self.expand_guidelines:
             raise ValueError("expand_guidelines: a chain of only path follows none; remove it")
-        if self.samples > 1 and not any(self.stages.of(s).temperature for s in self.chain):
+        is_drawn = any(self.stages.of(stage).temperature for stage in self.chain)
+        if self.samples > 1 and not is_drawn:
             raise ValueError("samples: all are equal at temperature 0; set 1, or a temperature")
+        if self.unhinted_retries and not is_drawn:
+            raise ValueError(
+                "unhinted_retries: at temperature 0 they repeat the first pass; set a temperature"
+            )
         return self
+
+    def _check_swap(self) -> None:
+        if ADAPT.name not in self.chain:
+            raise ValueError("swap_adaptations: the chain has no stage adapt; remove it")
+        if ADAPT.name in self.hint_stages:
+            raise ValueError(
+                "swap_adaptations: the adaptations are those made without a hint; remove adapt "
+                "from hint_stages"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +171,15 @@ class PathSpec:
     guideline: Guideline | None
     """None for a plain chain of thought."""
     sample: int
-    is_hinted: bool = False
-    """Whether it is a second attempt with the right answer shown in some stages."""
+    pass_number: int = 0
+    """As in `ReasoningPath`."""
     option_order: tuple[int, ...] = ()
     """The options as this path shows them, as indices in the question; empty: unchanged."""
+
+    @property
+    def is_hinted(self) -> bool:
+        """Whether some stages are shown the right answer."""
+        return self.pass_number == HINTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,27 +209,28 @@ class Recipe:
     @classmethod
     def load(cls, round_number: int, settings: SynthesisSettings) -> Recipe:
         """Read the guideline and prompt files. Raises `InputError` naming file and entry."""
-        guidelines = load_guidelines(Path(settings.guidelines or GUIDELINES_FILE))
+        guidelines = load_guidelines(guidelines_file(settings.guidelines))
         if settings.guideline_subset:
             guidelines = draw_subset(guidelines, settings.guideline_subset)
         prompts = load_prompts(Path(settings.prompts or PROMPTS_FILE))
         return cls(round_number, guidelines, prompts, settings)
 
-    def specs(self, question: Question, *, is_hinted: bool = False) -> list[PathSpec]:
-        """The paths of a question: its guidelines in the order of the file, with n samples each."""
+    def specs(self, question: Question, pass_number: int = 0) -> list[PathSpec]:
+        """The paths of one pass over a question: its guidelines in the order of the file, with n
+        samples each."""
         return [
-            self._spec(question, guideline, is_hinted, sample)
+            self._spec(question, guideline, pass_number, sample)
             for guideline in self._guidelines_of(question.question_id)
             for sample in range(self.settings.samples)
         ]
 
     def _spec(
-        self, question: Question, guideline: Guideline | None, is_hinted: bool, sample: int
+        self, question: Question, guideline: Guideline | None, pass_number: int, sample: int
     ) -> PathSpec:
         first = f"{self.round}/{self.settings.strategy_name}/{question.question_id}"
-        last = f"{guideline.guideline_id if guideline else 'none'}/{int(is_hinted)}/{sample}"
+        last = f"{guideline.guideline_id if guideline else 'none'}/{pass_number}/{sample}"
         path_id = f"{first}/{last}"
-        return PathSpec(path_id, guideline, sample, is_hinted, self._order(question, path_id))
+        return PathSpec(path_id, guideline, sample, pass_number, self._order(question, path_id))
 
     def _order(self, question: Question, path_id: str) -> tuple[int, ...]:
         """The indices of the question's options in the order that was drawn for the path."""
@@ -201,6 +239,29 @@ class Recipe:
         places = range(len(question.choices))
         seeds = [stable_seed(self.settings.seed, path_id, "option", place) for place in places]
         return tuple(sorted(places, key=seeds.__getitem__))
+
+    def adapted_as(
+        self, question: Question, spec: PathSpec, other: Question | None
+    ) -> tuple[Question, PathSpec]:
+        """The question and the path whose adaptation a path continues with: its own ones, unless
+        `swap_adaptations` names others. `other` is the other question.
+
+        Others are always of the first pass.
+        """
+        swap, guideline = self.settings.swap_adaptations, spec.guideline
+        if swap == "none" or guideline is None:
+            return question, spec
+        if swap == "guidelines":
+            own = {
+                each.guideline_id: each
+                for each in self._guidelines_of(question.question_id)
+                if each
+            }
+            ring = next_on_ring(own, self.settings.seed, question.question_id)
+            return question, self._spec(question, own[ring[guideline.guideline_id]], 0, spec.sample)
+        if other is None:
+            raise ValueError("swap_adaptations: questions needs the other question")
+        return other, self._spec(other, guideline, 0, spec.sample)
 
     def _guidelines_of(self, question_id: str) -> list[Guideline | None]:
         if not self.settings.follows_guidelines:
@@ -235,12 +296,6 @@ def draw_subset(
     ids = sorted((g.guideline_id for g in guidelines), key=lambda i: stable_seed(subset.seed, i))
     drawn = set(ids[: subset.size])
     return tuple(guideline for guideline in guidelines if guideline.guideline_id in drawn)
-
-
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from the text of its parts, the same on every machine and in any order."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def stage_messages(
@@ -279,20 +334,25 @@ async def run_chain(
     specs: Sequence[PathSpec],
     attempt: int = 0,
     num_made: int = 0,
+    other: Question | None = None,
 ) -> list[ReasoningPath]:
     """Run one path through its generations, or several samples that share every prompt; ungraded.
 
     The first `num_made` of the samples exist already, and the others get the same seeds as if all
-    were requested together. A generation that fails ends its path with `error` set, and a thought
+    were requested together. `other` is the question whose adaptations are used if those of two
+    questions are swapped. A generation that fails ends its path with `error` set, and a thought
     that never ends leaves the path cut off, because the next stage would lack what this one should
     have written. A dead engine raises an error, since no other path would succeed.
     """
     paths = [_begun_path(spec) for spec in specs[num_made:]]
     for name in recipe.settings.chain:
+        asked, spec = question, specs[0]
+        if name == ADAPT.name:
+            asked, spec = recipe.adapted_as(question, spec, other)
         # A retry draws again with another seed: what exceeded the context once would do so again.
         again = [attempt] if attempt else []
-        seed = stable_seed(recipe.settings.seed, specs[0].path_id, name, *again)
-        messages = stage_messages(name, recipe, question, specs[0], paths[0].texts)
+        seed = stable_seed(recipe.settings.seed, spec.path_id, name, *again)
+        messages = stage_messages(name, recipe, asked, spec, paths[0].texts)
         sampling = recipe.settings.stages.of(name)
         responses = await respond(engine, messages, sampling, seed + num_made, len(paths))
         paths = [
@@ -309,7 +369,7 @@ def _begun_path(spec: PathSpec) -> ReasoningPath:
     return ReasoningPath(
         path_id=spec.path_id,
         guideline_id=spec.guideline.guideline_id if spec.guideline else None,
-        is_hinted=spec.is_hinted,
+        pass_number=spec.pass_number,
         sample=spec.sample,
         option_order=spec.option_order,
     )
@@ -348,22 +408,23 @@ async def run_chains(
     question: Question,
     slots: Slots,
     previous: Previous | None = None,
-    *,
-    is_hinted: bool = False,
+    pass_number: int = 0,
+    other: Question | None = None,
 ) -> list[ReasoningPath]:
-    """All paths of one pass over a question; no path waits for another path's stage.
+    """All paths of one pass over a question; no path waits for another path's stage. `other` is as
+    in `run_chain`.
 
     Of the paths in the `previous` attempt, only those that failed or are missing are run.
     """
     attempt = previous.attempt + 1 if previous else 0
     whole = {path.path_id: path for path in previous.paths if not path.error} if previous else {}
-    specs = recipe.specs(question, is_hinted=is_hinted)
+    specs = recipe.specs(question, pass_number)
 
     async def run(group: list[PathSpec]) -> list[ReasoningPath]:
         # Paths that share a prompt fail together, so existing ones come before missing ones.
         num_made = next(n for n, spec in enumerate(group) if spec.path_id not in whole)
         async with slots.take(len(group) - num_made):
-            return await run_chain(engine, recipe, question, group, attempt, num_made)
+            return await run_chain(engine, recipe, question, group, attempt, num_made, other)
 
     groups = (g for g in requests(specs) if any(spec.path_id not in whole for spec in g))
     made = await asyncio.gather(*map(run, groups))

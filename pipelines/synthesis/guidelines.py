@@ -13,6 +13,9 @@ from cluster.settings import read_yaml
 from pipelines.synthesis.stages import PATH, STAGES
 
 GUIDELINES_FILE = Path(__file__).with_name("guidelines.yaml")
+PLACEBO = "placebo"
+"""The name of the guidelines in `PLACEBO_FILE`, which say nothing about how to answer."""
+PLACEBO_FILE = Path(__file__).with_name("placebo_guidelines.yaml")
 PROMPTS_FILE = Path(__file__).with_name("prompts.yaml")
 
 _OTHER_FIELDS: dict[str, frozenset[str]] = {
@@ -57,6 +60,13 @@ class Prompts:
         """The prompts that a path of this chain may use."""
         unused = {s.name for s in STAGES.values() if s.came_later and s.name not in chain}
         return {name: text for name, text in self.texts.items() if name not in unused | {"expand"}}
+
+
+def guidelines_file(name: str | None) -> Path:
+    """The file that `synthesis.guidelines` names: ours, the placebos, or the user's."""
+    if name is None:
+        return GUIDELINES_FILE
+    return PLACEBO_FILE if name == PLACEBO else Path(name)
 
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:

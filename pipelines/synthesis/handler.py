@@ -26,8 +26,11 @@ from evaluation.question import QUESTION_SCHEMA, AnswerType, Question
 from evaluation.responses import QuestionHandler
 from pipelines.synthesis.chain import Previous, Recipe, run_chains
 from pipelines.synthesis.judge import judge_paths
-from pipelines.synthesis.reasoning_path import PATH_TYPE, ReasoningPath
+from pipelines.synthesis.reasoning_path import HINTED, PATH_TYPE, ReasoningPath
+from pipelines.synthesis.swapped_adaptations import OtherQuestions
 
+MOST_RETRIES = 4
+"""Limit on the passes without a hint beside one with it, should that write far more."""
 PATHS_SCHEMA = ledger_schema(
     [
         *QUESTION_SCHEMA,
@@ -46,6 +49,8 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
     recipe: Recipe
     read_last: tuple[AnswerType, ...]
     """Answer types for which the last number or letter counts if nothing clearer was written."""
+    others: OtherQuestions | None = None
+    """Finds the question whose adaptations another one gets, if they are swapped."""
 
     @property
     def width(self) -> int:
@@ -70,7 +75,29 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
         before = Previous.from_row(previous)
         paths = await self._pass(engine, question, slots, before)
         if self._needs_hint(paths, before):
-            paths += await self._pass(engine, question, slots, before, is_hinted=True)
+            hinted = await self._pass(engine, question, slots, before, HINTED)
+            retries = await self._retries(engine, question, slots, before, num_written(hinted))
+            paths += hinted + retries
+        return paths
+
+    async def _retries(
+        self,
+        engine: Engine,
+        question: Question,
+        slots: Slots,
+        previous: Previous | None,
+        wanted: int,
+    ) -> list[ReasoningPath]:
+        """Passes without a hint until they have generated as many tokens as are wanted; those of an
+        earlier attempt are also kept."""
+        if not self.recipe.settings.unhinted_retries:
+            return []
+        there = max((path.pass_number for path in previous.paths), default=0) if previous else 0
+        paths: list[ReasoningPath] = []
+        for number in range(HINTED + 1, HINTED + 1 + MOST_RETRIES):
+            if number > there and num_written(paths) >= wanted:
+                break
+            paths += await self._pass(engine, question, slots, previous, number)
         return paths
 
     async def _pass(
@@ -79,11 +106,11 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
         asked: Question,
         slots: Slots,
         previous: Previous | None,
-        *,
-        is_hinted: bool = False,
+        pass_number: int = 0,
     ) -> list[ReasoningPath]:
-        """The graded paths, either without or with the right answer shown."""
-        paths = await run_chains(engine, self.recipe, asked, slots, previous, is_hinted=is_hinted)
+        """The graded paths of one pass."""
+        other = await asyncio.to_thread(self.others.of, asked) if self.others else None
+        paths = await run_chains(engine, self.recipe, asked, slots, previous, pass_number, other)
         # Grading takes processor time, while the event loop has to feed the engine.
         graded = await asyncio.to_thread(grade_paths, paths, asked, self.read_last)
         return await judge_paths(engine, self.recipe, asked, graded, slots)
@@ -115,6 +142,11 @@ class SynthesizePaths(QuestionHandler[ReasoningPath]):
             "grader_version": GRADER_VERSION,
             "paths": [path.to_row() for path in paths],
         }
+
+
+def num_written(paths: Sequence[ReasoningPath]) -> int:
+    """Tokens that the stages of some paths generated."""
+    return sum(path.num_written_tokens for path in paths)
 
 
 def count_paths(paths: Sequence[ReasoningPath]) -> dict[str, int]:

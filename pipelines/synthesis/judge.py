@@ -18,8 +18,9 @@ from cluster.inference.job import Slots
 from evaluation.grader import Verdict, grade
 from evaluation.question import Question
 from evaluation.responses import respond
-from pipelines.synthesis.chain import Recipe, stable_seed
+from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.reasoning_path import Generation, ReasoningPath
+from pipelines.synthesis.seeds import stable_seed
 
 
 def is_to_be_judged(path: ReasoningPath, which: str) -> bool:

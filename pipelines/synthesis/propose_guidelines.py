@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
+from cluster.errors import DamagedFileError
 from cluster.inference.engine import Completion, SamplingSettings
 from cluster.inference.schedule import Questions
 from cluster.store.folder import Folder
@@ -33,8 +34,9 @@ from evaluation.prompt import Message
 from evaluation.question import QUESTION_SCHEMA, Question, question_table
 from evaluation.responses import PromptHandler, Response
 from pipelines.selection.similarity import shingles, similarity
-from pipelines.synthesis.chain import Recipe, stable_seed
+from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.guidelines import Guideline, check_guidelines
+from pipelines.synthesis.seeds import stable_seed
 
 PROPOSALS_SCHEMA = ledger_schema(
     [
@@ -235,5 +237,11 @@ def select_step_guidelines(
 
 
 def read_step_guidelines(folder: Folder) -> tuple[Guideline, ...]:
-    """All guidelines of a finished step, with the original ones first."""
-    return check_guidelines(yaml.safe_load(folder.read_bytes(FILE)), f"{folder.uri}/{FILE}")
+    """All guidelines of a finished step, with the original ones first.
+
+    Raises `DamagedFileError`.
+    """
+    try:
+        return check_guidelines(yaml.safe_load(folder.read_bytes(FILE)), f"{folder.uri}/{FILE}")
+    except (yaml.YAMLError, UnicodeDecodeError, FileNotFoundError) as error:
+        raise DamagedFileError(f"{folder.uri}/{FILE} is damaged or missing") from error

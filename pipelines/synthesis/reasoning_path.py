@@ -37,7 +37,7 @@ PATH_TYPE = pa.struct(
     [
         ("path_id", pa.string()),
         ("guideline_id", pa.string()),
-        ("pass", pa.int32()),  # 1: a second attempt with the right answer shown
+        ("pass", pa.int32()),  # 1: shown the right answer; from 2: again without it
         ("sample", pa.int32()),
         ("option_order", pa.list_(pa.int32())),  # empty: the question's order
         *((stage.column, pa.string()) for stage in STAGES.values() if stage != PATH),
@@ -52,6 +52,9 @@ PATH_TYPE = pa.struct(
         ("error", pa.string()),
     ]
 )
+HINTED = 1
+"""The pass whose paths were shown the right answer. Pass 0 is the first one, and all later ones
+are tries without a hint beside it (`synthesis.unhinted_retries`)."""
 _COLUMNS = tuple(stage.column for stage in STAGES.values())
 
 
@@ -87,8 +90,8 @@ class ReasoningPath:
     path_id: str
     guideline_id: str | None = None
     """None for a plain chain of thought."""
-    is_hinted: bool = False
-    """Whether it was shown the right answer in some stages."""
+    pass_number: int = 0
+    """0, `HINTED`, or the number of a further try without a hint."""
     sample: int = 0
     option_order: tuple[int, ...] = ()
     """The options as this path was shown them, as indices in the question; empty: unchanged."""
@@ -106,6 +109,11 @@ class ReasoningPath:
     error: str | None = None
     num_learned_tokens: int | None = None
     """Tokens of the target that it would give; not stored. None if no target was made."""
+
+    @property
+    def is_hinted(self) -> bool:
+        """Whether it was shown the right answer in some stages."""
+        return self.pass_number == HINTED
 
     @property
     def structure(self) -> str:
@@ -126,6 +134,11 @@ class ReasoningPath:
         if self.token_ids:
             return len(self.token_ids)
         return sum(made.num_tokens for made in self.generations if made.stage == PATH.name)
+
+    @property
+    def num_written_tokens(self) -> int:
+        """Tokens that its stages generated, without the judge's."""
+        return sum(made.num_tokens for made in self.generations if made.stage in STAGES)
 
     @property
     def is_finished(self) -> bool:
@@ -166,7 +179,7 @@ class ReasoningPath:
         return cls(
             path_id=row["path_id"],
             guideline_id=row.get("guideline_id"),
-            is_hinted=bool(row.get("pass")),
+            pass_number=row.get("pass") or 0,
             sample=row.get("sample") or 0,
             option_order=tuple(row.get("option_order") or ()),
             texts={name: row[name] for name in _COLUMNS if row.get(name)},
@@ -185,7 +198,7 @@ class ReasoningPath:
         return {
             "path_id": self.path_id,
             "guideline_id": self.guideline_id,
-            "pass": int(self.is_hinted),
+            "pass": self.pass_number,
             "sample": self.sample,
             "option_order": list(self.option_order),
             **{name: self.texts.get(name, "") for name in _COLUMNS},

@@ -440,12 +440,25 @@ def test_empty_run_file_of_a_full_disk_does_not_block_the_run(tmp_path: Path) ->
         check_run_folder(folder, "run")
 
 
-def test_uri_with_one_slash_makes_no_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        ("s3:/bucket/runs", "write s3://bucket/runs"),
+        ("s3:bucket/runs", "write s3://bucket/runs"),
+        ("s3//bucket/runs", "write s3://bucket/runs"),
+        ("gs:bucket", "write gs://bucket"),
+        ("file:/data/runs", "write file:///data/runs"),
+        ("file:data/runs", "write file:///data/runs"),
+        ("", "is empty"),
+        ("  ", "is empty"),
+    ],
+)
+def test_uri_with_a_slip_makes_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, hint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="write s3://bucket/runs"):
-        Folder.open("s3:/bucket/runs")
+    with pytest.raises(InputError, match=hint):
+        Folder.open(uri)
     assert list(tmp_path.iterdir()) == []
 
 

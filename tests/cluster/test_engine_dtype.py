@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from cluster import cpu_dtype
+from cluster.errors import DamagedFileError
 from cluster.inference.cpu_binding import served_dtype
 from cluster.inference.engine import EngineSettings
-from cluster.inference.engine_dtype import pin_dtype
+from cluster.inference.engine_dtype import DTYPE_FILE, pin_dtype
 from cluster.inference.vllm_engine import engine_arguments
 from cluster.store.folder import Folder
 
@@ -57,6 +58,12 @@ def test_type_is_decided_once_for_a_run_whatever_the_machine_that_goes_on_with_i
         "engine.dtype auto is bfloat16: the processor has instructions for it (avx512_bf16)"
     )
     assert pin_dtype(auto, folder) == (engine, "")  # it was said
+    whole = folder.read_bytes(DTYPE_FILE)
+    for data in (b"", b"{}", b'{"dtype": "bfloat17"}'):
+        folder.write_bytes(DTYPE_FILE, data)
+        with pytest.raises(DamagedFileError, match="restore it"):
+            pin_dtype(auto, folder)
+    folder.write_bytes(DTYPE_FILE, whole)
     cpu_info.write_text(WITHOUT)
     engine, told = pin_dtype(auto, folder)
     assert (engine.dtype, told) == (

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
@@ -237,6 +238,21 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+def test_interruption_that_comes_while_the_command_ends_does_not_hide_why(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_late(beat: Any) -> None:
+        beat._ended.wait()
+        beat.lost = StorageError("the folder was removed")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    monkeypatch.setattr(cluster.store.holder._Beat, "run", interrupt_late)
+    with pytest.raises(StorageError, match="was removed"), hold(run):
+        raise OSError("a file of the folder is missing")
+    with pytest.raises(StorageError, match="was removed"), hold(run):
+        pass
+
+
 def test_killed_holder_is_followed_at_once(
     tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +317,22 @@ def test_rows_of_a_superseded_holder_count_when_they_were_there_before(
     assert texts(new) == {"q1": "before"}
     write(new, "q2", "new", new_execution(new))
     assert texts(new) == texts(compact_and_read(new)) == {"q1": "before", "q2": "new"}
+
+
+def test_run_whose_holders_were_deleted_goes_on(run: Folder) -> None:
+    for _ in range(3):
+        with hold(run) as held:
+            step = held.child("round_0/paths-0123456789ab")
+            open_ledger(step, SCHEMA)
+            write(step, f"q{held.epoch}", "kept", new_execution(step))
+    run.child(HOLDERS).delete()
+    with hold(run) as held:
+        assert held.epoch == 4
+        step = held.child("round_0/paths-0123456789ab")
+        open_ledger(step, SCHEMA)
+        assert texts(step) == {f"q{number}": "kept" for number in (1, 2, 3)}
+        step.commit({"num": 3})
+        assert step.manifest() is not None
 
 
 def compact_and_read(step: Folder) -> Folder:

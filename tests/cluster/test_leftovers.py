@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -17,7 +18,7 @@ from cluster.store.cleanup import ask_to_delete, find_leftovers, format_leftover
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.ledger import PartWriter, compact, ledger_schema
-from cluster.store.step import STEPS_FILE, Step, claim_run_folder
+from cluster.store.step import STEPS_FILE, Step, claim_run_folder, write_steps
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
 
@@ -38,7 +39,7 @@ def run(tmp_path: Path) -> Folder:
     steps += [finished(folder.child("round_0"), name) for name in ("paths", "model-gsm8k")]
     finished(folder.child("round_0"), "paths", seed=1)
     names = [step.folder.path.removeprefix(f"{folder.path}/") for step in steps]
-    folder.write_json(STEPS_FILE, names)
+    write_steps(folder, names)
     return folder
 
 
@@ -76,6 +77,18 @@ def test_without_a_sound_list_of_the_steps_in_use_nothing_goes(
     assert found(run, superseded=False) == []
 
 
+def test_no_flipped_bit_of_the_list_makes_a_step_in_use_superseded(run: Folder) -> None:
+    whole = run.read_bytes(STEPS_FILE)
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 7
+        run.write_bytes(STEPS_FILE, bytes(data))
+        gone: list[str] = []
+        with contextlib.suppress(InputError):
+            gone = found(run)
+        assert gone in ([], [superseded_paths()])
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -91,6 +104,19 @@ def test_without_a_sound_list_of_the_steps_in_use_nothing_goes(
 )
 def test_folder_of_a_user_stays(run: Folder, name: str) -> None:
     run.child(name).write_bytes("chapter.tex", b"mine")
+    assert found(run) == [superseded_paths()]
+
+
+def test_step_with_a_file_of_a_user_stays(run: Folder) -> None:
+    run.child(superseded_paths()).write_bytes("my-notes/chapter.tex", b"mine")
+    assert found(run) == []
+
+
+def test_folder_that_is_a_link_stays(run: Folder, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    model = next(name for name in run.child("round_0").folder_names() if "model-gsm8k" in name)
+    for place in (f"round_0/{model}/checkpoints", "round_0/paths-0123456789ab"):
+        (Path(run.path) / place).symlink_to(tmp_path / "mine")
     assert found(run) == [superseded_paths()]
 
 

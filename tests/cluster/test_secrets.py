@@ -81,6 +81,9 @@ def test_secrets_of_a_notification_only_the_host_or_program_is_shown(
         (f"questions.folder=s3://AKIA:{SECRET}@bucket/questions", "questions.folder"),
         (f"training.tracking.mlflow_uri=https://me:{SECRET}@host", "training.tracking.mlflow_uri"),
         (f"engine.options={{hf_token: {SECRET}}}", "engine.options.hf_token"),
+        (f"engine.options={{additional_config: {{openai_api_key: {SECRET}}}}}", "engine.options."),
+        (f"engine.options={{additional_config: {{AWS_SECRET_ACCESS_KEY: {SECRET}}}}}", "engine."),
+        (f"engine.options={{additional_config: {{Authorization: {SECRET}}}}}", "engine.options."),
         (f"engine.endpoint.url=http://me:{SECRET}@host/v1", "engine.endpoint.url"),
     ],
 )
@@ -89,7 +92,7 @@ def test_secrets_in_a_config_are_refused_before_anything_is_printed(
 ) -> None:
     assert main(["run", "quickstart", "--dry-run", "--set", setting]) == 2
     shown = capsys.readouterr()
-    assert shown.err.startswith(f"regenesis: {field} ")
+    assert shown.err.startswith(f"regenesis: {field}")
     assert SECRET not in shown.out + shown.err
 
 
@@ -100,6 +103,10 @@ def test_secrets_of_a_notification_are_neither_printed_nor_stored() -> None:
     assert SECRET in config.cluster.notify
     assert SECRET not in resolved_config(config)
     assert hide_arguments(["run", "--set", notify]) == "run --set cluster.notify=..."
+    assert hide_arguments([f"--set={notify}"]) == "--set=cluster.notify=..."
+    tree = f"cluster={{notify: 'curl -H {SECRET}'}}"
+    assert SECRET not in hide_arguments(["--set", tree, f"--set={tree}"])
+    assert hide_arguments(["--set", "cluster.num_cpus=2"]) == "--set cluster.num_cpus=2"
 
 
 def log_and_fail(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pyarrow as pa
 import pytest
@@ -60,6 +61,20 @@ def test_every_block_is_mapped_once_also_from_within_a_task(
     tables = run_task(_map_in_a_task, 3, num_blocks)
     numbers = [table.column("numbers").to_pylist() for table in tables]
     assert sorted(numbers) == [[[3 * block, 30 + 3 * block]] for block in range(num_blocks)]
+
+
+def _wait(block: pa.Table) -> pa.Table:
+    time.sleep(block.column("seconds")[0].as_py())
+    return block
+
+
+def test_block_may_take_longer_than_ray_data_would_wait(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 0.2)
+    [table] = map_blocks(_wait, [pa.table({"seconds": [3]})])
+    assert table.column("seconds").to_pylist() == [3]
 
 
 def test_block_that_fails_ends_the_map_with_its_reason(ray_cluster: str) -> None:

@@ -63,6 +63,9 @@ def test_options_that_cannot_prove_the_weights_are_refused_only_where_the_run_tr
     ("options", "refused"),
     [
         ({"enforce_eagr": True}, r"has no enforce_eagr; did you mean enforce_eager\?"),
+        ({"kv_cache_dtype": "fp7"}, r"kv_cache_dtype 'fp7': vLLM accepts auto, "),
+        ({"tokenizer_mode": 3}, "tokenizer_mode 3"),
+        ({"runner": "pool"}, "runner 'pool': vLLM accepts auto, "),
         ({"load_format": "bitsandbytes"}, "no load_format 'bitsandbytes'; it has auto, "),
         ({"load_format": "gguf"}, "no load_format 'gguf'"),
         ({"quantization": "bitsandbytes"}, "no quantization 'bitsandbytes'; it has awq, "),

@@ -200,7 +200,7 @@ def test_folder_swapped_with_its_manifest_for_that_of_another_step_is_refused(
     other = save_step(source, Folder.open(str(source.parent / "runs")), learning_rate=0.1)
     shutil.rmtree(tuned.path)
     Path(other.path).rename(tuned.path)
-    with pytest.raises(InputError, match="contains the model of another step"):
+    with pytest.raises(InputError, match="belongs to another step"):
         check_loaded(as_loaded(tuned.path), tuned, tuned.path, None)
 
 

@@ -33,6 +33,7 @@ def test_models_are_evaluated_resumed_and_compared(
     out, logs = tmp_path / "evaluation", tmp_path / "logs"
     command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
     command += ["--tasks", "sums,far_sums", "--out", out, "--samples", "2", "--log-samples", logs]
+    command += ["--readings"]
     one, two = f"one={model_folder}", f"two={model_folder}"
     first = run_driver(*command, "--model", one)
     assert first.returncode == 0, first.stderr
@@ -48,9 +49,14 @@ def test_models_are_evaluated_resumed_and_compared(
     rows = ledger_rows(step)
     assert [row["split"] for row in rows] == ["test"] * 12
     assert {len(row["samples"]) for row in rows} == {2}
+    assert {row["no_reasoning"]["verdict"] for row in rows} == {"correct"}
+    assert rows[0]["response_ids"] == list(rows[0]["response"].encode())
     scores = [pq.read_table(file) for file in (out / "models").glob("scores-*/scores.parquet")]
     assert sorted(len(set(table.column("model").to_pylist())) for table in scores) == [1, 2]
 
+    forced = compare(capsys, out, "--reading", "forced")
+    assert "| 100.0 [67.6, 100.0] | +0.0 " in forced
+    assert "| no reasoning " in both.stdout
     table = compare(capsys, out)
     assert "| in_domain/sums " in table
     assert "| +0 -0 " in table
@@ -59,6 +65,29 @@ def test_models_are_evaluated_resumed_and_compared(
     assert "| in_domain/sums         | one   | lm " in foreign
     assert "note" not in foreign  # paired by id, and judged by our grader
     check_file_of_another_tool(rows, out, tmp_path, capsys)
+
+
+def test_prompts_are_chosen_on_dev_and_test_is_asked_with_the_first_and_the_best(
+    scripted_config: dict[str, Any],
+    write_config: WriteConfig,
+    model_folder: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "evaluation"
+    command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
+    command += ["--tasks", "sums", "--out", out, "--model", f"one={model_folder}", "--limit", "4"]
+    done = run_driver(*command, "--prompts", "standard,bare")
+    assert done.returncode == 0, done.stderr
+    # The answers do not depend on the prompt, so the first one of the menu is as good as any.
+    assert "one: the best prompt on dev is standard (tolerant, mean over tasks: " in done.stdout
+    assert [folder.name for folder in (out / "models").glob("one.*")] == ["one.standard"]
+    on_dev = sorted((tmp_path / "evaluation-prompts" / "models").glob("one.*"))
+    assert [folder.name for folder in on_dev] == ["one.bare", "one.standard"]
+    splits = set()
+    for folder in on_dev:
+        [step] = folder.glob("predictions-*")
+        splits |= {row["split"] for row in ledger_rows(step)}
+    assert splits == {"dev"}
 
 
 def check_file_of_another_tool(

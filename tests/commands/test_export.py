@@ -16,7 +16,7 @@ import yaml
 
 from cluster.models.model import PACKAGED_MODELS
 from cluster.store.folder import Folder
-from cluster.store.step import Step
+from cluster.store.step import Step, read_steps
 from pipelines.export.cards import CardFacts, dataset_card
 from pipelines.export.publishing import (
     LICENCE_IDS,
@@ -177,7 +177,7 @@ def recommit(run: FinishedRun, name: str, facts: dict[str, Any]) -> None:
     Step(name.partition("/")[2], folder, {}).commit(**facts)
 
 
-TRAINED = {"num_examples": 36, "num_steps": 4}
+TRAINED: dict[str, Any] = {"num_examples": 36, "num_steps": 4}
 
 
 def test_adapter_is_exported_alone_and_names_its_base(copied_run: Copy, tmp_path: Path) -> None:
@@ -201,10 +201,11 @@ def test_adapter_is_exported_alone_and_names_its_base(copied_run: Copy, tmp_path
 
 def test_model_of_one_dataset_is_chosen(copied_run: Copy, tmp_path: Path, capsys: Capture) -> None:
     run, to = copied_run(), tmp_path / "out"
-    names = list(run.folder.read_json("steps.json") or ())
+    names = read_steps(run.folder) or []
     model = next(name for name in names if name.startswith("round_0/model-"))
     own = model.replace("model-", "model-sums-")
     (Path(run.folder.path) / model).rename(Path(run.folder.path) / own)
+    Step("model-sums", run.folder.child(own), {}).commit(**TRAINED)
     run.folder.write_json("steps.json", [own if name == model else name for name in names])
     assert main(["export", run.folder.uri, "--to", str(to)]) == 2
     assert "there is a model for each of sums; choose one" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def together(*sets: AnswerSet) -> AnswerSet:
 
 
 def compared(first: AnswerSet, *others: AnswerSet) -> list[Comparison]:
-    return compare([pair_answers(first, other) for other in others], tolerant=False)
+    return compare([pair_answers(first, other) for other in others], "strict")
 
 
 def test_line_has_the_statistics_of_the_pairs() -> None:

@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import InputError
 from evaluation.answers import Answer
 from evaluation.predictions import Prediction
+from evaluation.prompt import answer_messages
 from evaluation.question import Question
 from evaluation.reading.lm_eval import is_lm_eval, lm_eval_lines, read_lm_eval, task_of
 from evaluation.reading.prediction_rows import read_predictions
@@ -92,7 +93,7 @@ def test_log_that_we_write_says_what_our_grader_said(
 ) -> None:
     question = Question("t/test/0", "t", "test", "in_domain", "2 + 2?", "4", "number")
     prediction = Prediction(question, said, finish_reason=finish).graded()
-    lines = json.loads(json.dumps(list(lm_eval_lines([prediction]))))
+    lines = json.loads(json.dumps(list(lm_eval_lines([prediction], answer_messages))))
     assert all(is_lm_eval(each) for each in lines)
     [answer] = read_lm_eval(placed(lines), "x")
     own = Answer.from_prediction(prediction, "")
@@ -102,7 +103,7 @@ def test_log_that_we_write_says_what_our_grader_said(
 
 def test_failed_answer_is_written_as_an_empty_one() -> None:
     question = Question("t/test/0", "t", "test", "in_domain", "2 + 2?", "4", "number")
-    lines = list(lm_eval_lines([Prediction(question, error="too long").graded()]))
+    lines = list(lm_eval_lines([Prediction(question, error="too long").graded()], answer_messages))
     assert [each["filtered_resps"] for each in lines] == [["[invalid]"], ["[invalid]"]]
     assert [each["exact_match"] for each in lines] == [0.0, 0.0]
 

@@ -31,11 +31,11 @@ from pipelines.synthesis.chain import (
     SynthesisSettings,
     run_chain,
     run_chains,
-    stable_seed,
     stage_messages,
 )
 from pipelines.synthesis.guidelines import load_guidelines, load_prompts
 from pipelines.synthesis.reasoning_path import PATH_TYPE
+from pipelines.synthesis.seeds import stable_seed
 from tests.scripted import ScriptedEngine
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is {2} + 2?", "4", "number")
@@ -549,7 +549,7 @@ def test_shuffled_options_are_drawn_for_each_path_and_asked_alone() -> None:
 
 def test_shuffled_options_hint_has_the_letter_that_the_path_is_shown() -> None:
     plan = recipe(shuffle_options=True, hint_stages=["path"], guidelines_per_question=1)
-    [spec] = plan.specs(COLOURS, is_hinted=True)
+    [spec] = plan.specs(COLOURS, 1)
     columns = {"adapted_guideline": "a", "structure": "s"}
     [message] = stage_messages("path", plan, COLOURS, spec, columns)
     shown = COLOURS.with_options(spec.option_order)
@@ -600,7 +600,7 @@ def test_hint_is_shown_in_its_stages_of_the_second_pass_only(hinted: list[str]) 
     plan = recipe(hint_stages=hinted, guidelines_per_question=1)
     first, second = Asked(), Asked()
     asyncio.run(run_chains(first, plan, QUESTION, Slots(2)))
-    paths = asyncio.run(run_chains(second, plan, QUESTION, Slots(2), is_hinted=True))
+    paths = asyncio.run(run_chains(second, plan, QUESTION, Slots(2), pass_number=1))
     assert not any("right answer is 4" in prompt for prompt in first.prompts)
     assert ["right answer is 4" in prompt for prompt in second.prompts] == [
         stage in hinted for stage in ("adapt", "structure", "path")
@@ -612,5 +612,5 @@ def test_hint_is_shown_in_its_stages_of_the_second_pass_only(hinted: list[str]) 
 def test_hint_names_an_option_with_its_letter_and_text() -> None:
     choice = Question("c/1", "c", "train", "in_domain", "2 + 2?", "B", "choice", ("three", "four"))
     engine, plan = Asked(), recipe(chain=["path"], hint_stages=["path"])
-    asyncio.run(run_chains(engine, plan, choice, Slots(2), is_hinted=True))
+    asyncio.run(run_chains(engine, plan, choice, Slots(2), pass_number=1))
     assert "the right answer is B) four" in engine.prompts[0]

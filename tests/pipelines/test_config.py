@@ -35,6 +35,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ("synthesis.hint_stages=[path]", "examples.verdict=majority"),
         "hint_stages shows the ground truth",
     ),
+    "retries_are_made": (
+        ("examples.retries=unhinted",),
+        "needs tries that synthesis.unhinted_retries generates",
+    ),
     "unlabelled_questions_need_a_vote": (
         (
             "questions.datasets.bare.source={kind: files, train: a, columns: {answer: null}}",
@@ -71,8 +75,9 @@ def test_rule_is_broken_by_its_settings_together_only(rule: str, path: Path) -> 
     with pytest.raises(InputError, match=sentence) as caught:
         load_config(path, overrides)
     assert "config:" not in str(caught.value), "the sentence names its fields itself"
-    if rule in ("something_is_trained_on", "unlabelled_questions_need_a_vote"):
-        return  # their settings make sense together only
+    alone = ("something_is_trained_on", "retries_are_made", "unlabelled_questions_need_a_vote")
+    if rule in alone:
+        return  # each breaks it by itself, or makes no sense without the others
     for one in overrides:
         load_config(path, [one])
 

@@ -98,6 +98,7 @@ def test_stored_config_of_an_own_strategy_needs_its_file_no_more() -> None:
         ("absent.py", None, "there is no file absent.py"),
         ("broken.py", "STRATEGY = (", r"broken\.py is not Python .*line 1"),
         ("raises.py", "import no_such_package", "raises.py cannot be run .*no_such_package"),
+        ("exits.py", "raise SystemExit(3)", r"exits.py cannot be run \(SystemExit: 3\)"),
         ("empty.py", "", "does not define 'STRATEGY'"),
         ("number.py", "STRATEGY = 5", "is not a strategy"),
         ("star.py", "", "has the name of a built-in strategy; rename"),

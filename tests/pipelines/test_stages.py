@@ -101,7 +101,7 @@ def test_path_comes_back_from_its_row_as_it_was() -> None:
     path = ReasoningPath(
         path_id="0/regenesis/d/1/plan/1/2",
         guideline_id="plan",
-        is_hinted=True,
+        pass_number=1,
         sample=2,
         option_order=(1, 0),
         texts={"adapted_guideline": "look", "structure": "1. go", "reasoning": "B"},

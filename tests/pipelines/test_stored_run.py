@@ -12,6 +12,7 @@ from cluster.errors import InputError
 from cluster.settings import settings_of
 from cluster.store.cleanup import find_leftovers
 from cluster.store.folder import Folder
+from cluster.store.step import read_steps, write_steps
 from pipelines.config import Config
 from pipelines.stored_run import StoredRun
 from regenesis import main
@@ -39,7 +40,11 @@ def test_what_an_earlier_version_generated_with_the_base_model_is_used_again(run
 
 
 def test_clean_leaves_the_steps_of_an_earlier_version(run: Path) -> None:
-    assert find_leftovers(Folder.open(str(run)), superseded=True) == []
+    folder = Folder.open(str(run))
+    with pytest.raises(InputError, match=r"nothing was deleted; .* writes it again"):
+        find_leftovers(folder, superseded=True)
+    write_steps(folder, read_steps(folder) or [])
+    assert find_leftovers(folder, superseded=True) == []
 
 
 def test_run_with_a_setting_that_is_gone_is_refused_and_left_alone(
@@ -62,12 +67,9 @@ def test_step_that_a_run_does_not_have_is_refused(run: Path) -> None:
         stored.table("round_9/paths")
 
 
-def test_step_without_a_table_is_refused(run: Path) -> None:
+def test_step_that_is_not_finished_has_no_table(run: Path) -> None:
     stored = StoredRun.read(str(run))
     with pytest.raises(InputError, match=r"round_0/model: the step .* is not finished"):
-        stored.table("round_0/model")
-    stored.step("round_0/model").write_json("manifest.json", {})
-    with pytest.raises(InputError, match=r"round_0/model: the step .* contains no table"):
         stored.table("round_0/model")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from cluster.models.chat_template import CLOCK
 from cluster.models.model import Model, ModelFiles, ModelSettings, base_model
 from cluster.settings import settings_of
 from cluster.store.folder import Folder
-from cluster.store.step import STEPS_FILE
+from cluster.store.step import STEPS_FILE, write_steps
 from pipelines import template_facts as facts_module
 from pipelines.config import Config
 from pipelines.template_facts import (
@@ -183,6 +184,39 @@ def test_damaged_facts_are_no_reason_to_call_the_model_otherwise(tmp_path: Path)
     run.write_bytes(TEMPLATE_FILE, b"{")
     with pytest.raises(DamagedFileError, match=r"template\.json is damaged"):
         identity_of(run, model)
+
+
+def test_no_flipped_bit_of_the_facts_calls_the_model_otherwise(tmp_path: Path) -> None:
+    run, model = Folder.open(str(tmp_path / "run")), tmp_path / "model"
+    write_all(model)
+    first = identity_of(run, model)
+    whole = run.read_bytes(TEMPLATE_FILE)
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 7
+        run.write_bytes(TEMPLATE_FILE, bytes(data))
+        with contextlib.suppress(DamagedFileError):
+            assert template_facts(run, base_of(str(model))).identity == first
+
+
+def test_lost_facts_are_found_again_unless_they_have_a_date(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    for name, is_dated in (("llama3", False), ("llama3_dated", True)):
+        run, path = Folder.open(str(tmp_path / name / "run")), tmp_path / name / "m"
+        path.parent.mkdir()
+        model = base_of(model_with(name, model_folder, path))
+        keep_template_facts(run, model)
+        write_steps(run, ["base/predictions-0123456789ab"])
+        before = template_facts(run, model)
+        assert (before.date is not None) is is_dated
+        run.delete_files([TEMPLATE_FILE])
+        if is_dated:
+            with pytest.raises(DamagedFileError, match=r"template\.json is missing"):
+                keep_template_facts(run, model)
+        else:
+            keep_template_facts(run, model)
+            assert template_facts(run, model) == before
 
 
 def test_date_is_in_every_prompt_and_a_users_own_wins() -> None:

@@ -51,7 +51,7 @@ def test_equal_answers_are_one_vote_whatever_their_spelling() -> None:
 
 def test_failed_and_hinted_paths_have_no_vote() -> None:
     paths = voters("5", "4", "4", "5")
-    paths[1] = replace(paths[1], is_hinted=True)
+    paths[1] = replace(paths[1], pass_number=1)
     paths[2] = replace(paths[2], error="path: too long")
     votes = count_votes(asked(), paths)
     assert (votes.num_voters, dict(votes.groups)) == (2, {"5": 2})

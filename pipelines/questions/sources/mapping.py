@@ -141,9 +141,7 @@ def _options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> _O
             "name the column or columns that contain them with source.columns.choices, or the "
             "options of every question with source.choices"
         )
-    if source.option_letters == "strip":
-        return replace(found, texts=_without_letters(found.texts))
-    return found
+    return _without_letters(found) if source.option_letters == "strip" else found
 
 
 def _check_no_options(row: SourceRow, source: Conversions, answer_type: AnswerType) -> None:
@@ -223,16 +221,26 @@ def _is_labelled(item: Any) -> bool:
 
 def bring_letters(options: Sequence[str]) -> bool:
     """Whether the options begin with letters, as in `A. ice` and `B. steam`."""
-    found = [match for match in map(_OWN_LETTER.match, options) if match]
-    own = sorted((match[1] or match[2]).upper() for match in found)
+    own = sorted(_own_letters(options))
     return len(own) > 1 and own == list(string.ascii_uppercase[: len(options)])
 
 
-def _without_letters(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts, without letters if every option begins with its letter; otherwise unchanged."""
-    if not bring_letters(options):
+def _own_letters(options: Sequence[str]) -> tuple[str, ...]:
+    found = [match for match in map(_OWN_LETTER.match, options) if match]
+    return tuple((match[1] or match[2]).upper() for match in found)
+
+
+def _without_letters(options: _Options) -> _Options:
+    """The options without letters if each begins with its letter; otherwise unchanged.
+
+    If the letters are not in order, they are the labels by which an answer names an option.
+    """
+    if not bring_letters(options.texts):
         return options
-    return tuple(_OWN_LETTER.sub("", text, count=1).strip() for text in options)
+    own = _own_letters(options.texts)
+    labels = options.labels or (own if own != tuple(sorted(own)) else ())
+    texts = tuple(_OWN_LETTER.sub("", text, count=1).strip() for text in options.texts)
+    return replace(options, texts=texts, labels=labels)
 
 
 # --- the truth ---------------------------------------------------------------------------------

@@ -11,9 +11,17 @@ function readData(name) {
 async function openChunk(name, number) {
   const found = document.getElementById(`chunk-${name}-${number}`);
   if (found === null) throw new Error(`the file has no part ${name} ${number}`);
-  const bytes = Uint8Array.from(atob(found.textContent), (each) => each.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const stream = new Blob([decoded(found.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
+}
+
+/** The bytes of a text in base64. */
+function decoded(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let n = 0; n < bytes.length; n += 1) bytes[n] = characters.charCodeAt(n);
+  return bytes;
 }
 
 /** The rows of a table `{columns, rows}` as objects. */

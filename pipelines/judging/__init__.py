@@ -1,0 +1,1 @@
+"""People judge the reasoning of paths: the blinded sheet, and what is read back from it."""

@@ -1,0 +1,332 @@
+"use strict";
+// From questions to examples: the funnel, the guidelines, and what more paths would solve.
+
+const STAGES = [
+  ["paths", "paths"],
+  ["finished", "ended by themselves"],
+  ["read", "answer read"],
+  ["right", "right"],
+  ["kept", "kept"],
+];
+
+function drawFunnel(root, report) {
+  const funnel = records(report.tables.funnel);
+  if (funnel.length === 0) {
+    root.append(nothing("There is no reasoning path so far."));
+    return;
+  }
+  const rows = funnelRows(funnel);
+  for (const each of funnelTotals(report, rows)) root.append(each);
+  const isMany = distinct(rows, "round").length > 1;
+  const columns = [
+    { label: "dataset", key: "dataset", kind: "text" },
+    ...columnsOf("run:run"),
+    ...(isMany ? columnsOf("round:round:count") : []),
+    ...columnsOf("questions:questions:count", "solved, %:solved_share:share"),
+    ...STAGES.map(([key, name]) => ({
+      label: name, key, kind: "count", cell: (row) => bar(row[key], row.paths),
+    })),
+    ...columnsOf("examples:examples:count"),
+  ];
+  root.append(
+    dataTable("funnel", "How many are left after each stage, by dataset", columns, rows, { csv: funnel }),
+  );
+  const dropped = funnel.filter((row) => row.stage === "dropped" && row.number > 0);
+  if (dropped.length > 0) root.append(droppedFigure(report, dropped));
+  const examples = records(report.tables.examples);
+  if (examples.length > 0)
+    root.append(
+      dataTable(
+        "examples",
+        "The examples: how many were right by luck, and overlaps with the evaluation",
+        columnsOf(
+          "dataset:dataset", "run:run", "step:step", "kept paths:num_kept_paths:count",
+          "examples:num_examples:count", "expected lucky, %:expected_lucky_share:share",
+          "overlaps with:overlaps",
+        ),
+        examples,
+        { folded: true },
+      ),
+    );
+}
+
+function funnelRows(funnel) {
+  const found = new Map();
+  for (const row of funnel) {
+    const key = JSON.stringify([row.run, row.round, row.dataset]);
+    if (!found.has(key)) found.set(key, { dataset: row.dataset, run: row.run, round: row.round });
+    if (row.stage !== "dropped") found.get(key)[row.stage] = row.number;
+  }
+  return [...found.values()].map((row) => ({
+    ...row,
+    solved_share: row["with paths"] ? row.solved / row["with paths"] : null,
+  }));
+}
+
+/** A number with a bar of its share. */
+function bar(number, whole) {
+  if (number === undefined || number === null) return "";
+  const drawn = element("span", { class: "bar", "aria-hidden": "true" });
+  drawn.style.setProperty("width", `${whole ? (100 * number) / whole : 0}%`);
+  const share = whole ? ` ${percent(number / whole, 0)} %` : "";
+  return element("span", { class: "barred" }, drawn, element("span", {}, `${count(number)}${share}`));
+}
+
+/** The funnel of each run and round over all datasets, as a chart. */
+function funnelTotals(report, rows) {
+  const groups = new Map();
+  for (const row of rows) {
+    const name = isOnly(report) ? `round ${row.round}` : `${row.run}: round ${row.round}`;
+    const sums = groups.get(name) ?? {};
+    for (const [key] of STAGES) if (row[key] !== undefined) sums[key] = (sums[key] ?? 0) + row[key];
+    groups.set(name, sums);
+  }
+  const points = [...groups].flatMap(([name, sums]) =>
+    STAGES.filter(([key]) => sums[key] !== undefined).map(([key, title]) => ({
+      series: name, stage: title, number: sums[key], share: sums.paths ? sums[key] / sums.paths : 0,
+    })),
+  );
+  const colors = colorsOf(groups.keys());
+  return [
+    figure(
+      "From paths to examples",
+      "All datasets together; shares are of all paths.",
+      (width) => {
+        const isWide = width >= 680;
+        return plot(width, {
+          height: 30 + STAGES.length * (18 * groups.size + (isWide ? 16 : 26)),
+          marginLeft: isWide ? 150 : 10,
+          marginRight: 110,
+          marginTop: 6,
+          marginBottom: 10,
+          x: { axis: null, domain: [0, 1] },
+          fy: { domain: STAGES.map(([, title]) => title), axis: null, padding: isWide ? 0.25 : 0.4 },
+          y: { axis: null, domain: [...groups.keys()], padding: 0.12 },
+          marks: [
+            Plot.barX(points, { fy: "stage", y: "series", x: "share", fill: (row) => colors.get(row.series) }),
+            Plot.text(points, {
+              fy: "stage", y: "series", x: "share", dx: 6, textAnchor: "start", fill: "currentColor",
+              text: (row) => `${count(row.number)} (${percent(row.share, 0)} %)`,
+            }),
+            Plot.text(STAGES, {
+              fy: (stage) => stage[1], text: (stage) => stage[1], textAnchor: "start",
+              frameAnchor: isWide ? "left" : "top-left", dx: isWide ? -150 : 0, dy: isWide ? 0 : -14,
+              fill: "currentColor",
+            }),
+          ],
+        });
+      },
+      groups.size > 1 ? colors : null,
+    ),
+  ];
+}
+
+function droppedFigure(report, dropped) {
+  const sums = new Map();
+  for (const row of dropped) {
+    const key = row.reason;
+    const own = sums.get(key) ?? new Map();
+    own.set(row.run, (own.get(row.run) ?? 0) + row.number);
+    sums.set(key, own);
+  }
+  const rows = [...sums]
+    .flatMap(([reason, runs]) => [...runs].map(([run, number]) => ({ reason, run, number })))
+    .sort((a, b) => b.number - a.number);
+  const names = distinct(rows, "reason");
+  const runs = report.runs.map((run) => run.name);
+  const colors = colorsOf(runs);
+  return figure(
+    "Why paths were dropped",
+    "The first filter that refused a path counts.",
+    (width) =>
+      plot(width, {
+        height: 16 + names.length * (20 * runs.length + 22),
+        marginLeft: 10,
+        marginRight: 60,
+        marginTop: 12,
+        marginBottom: 4,
+        x: { axis: null },
+        fy: { domain: names, axis: null, padding: 0.5 },
+        y: { domain: runs, axis: null, padding: 0.1 },
+        marks: [
+          Plot.barX(rows, { fy: "reason", y: "run", x: "number", fill: (row) => colors.get(row.run) }),
+          Plot.text(rows, {
+            fy: "reason", y: "run", x: "number", text: (row) => count(row.number), dx: 6,
+            textAnchor: "start", fill: "currentColor",
+          }),
+          Plot.text(names, {
+            fy: (name) => name, text: (name) => label(name, 40), frameAnchor: "top-left", dy: -14,
+            textAnchor: "start", fill: "currentColor",
+          }),
+        ],
+      }),
+    runs.length > 1 ? colors : null,
+  );
+}
+
+// --- guidelines -------------------------------------------------------------------------------
+
+function drawGuidelines(root, report) {
+  const yields = records(report.tables.guideline_yield);
+  if (yields.length === 0) {
+    root.append(nothing("There is no reasoning path so far."));
+    return;
+  }
+  const keys = distinctPairs(yields);
+  const tabs = keys.map(([run, round]) => [
+    isOnly(report) ? `round ${round}` : `${label(run, 40)}: round ${round}`,
+    () => heatMap(report, yields, run, round),
+  ]);
+  root.append(switcher("Run and round", tabs));
+}
+
+function distinctPairs(rows) {
+  return [...new Set(rows.map((row) => JSON.stringify([row.run, row.round])))].map((key) => JSON.parse(key));
+}
+
+function heatMap(report, yields, run, round) {
+  const own = (rows) => rows.filter((row) => row.run === run && row.round === round);
+  const found = own(yields);
+  const credit = own(records(report.tables.guideline_credit));
+  const kinds = [...new Set(found.map(kindOf))].sort();
+  const cells = new Map(found.map((row) => [`${row.guideline_id}\n${kindOf(row)}`, row]));
+  const shares = found.map((row) => row.shrunk_share);
+  const ends = [Math.min(...shares), Math.max(...shares)];
+  const rows = distinct(found, "guideline_id").map((id) => {
+    const of_one = found.filter((row) => row.guideline_id === id);
+    const credits = credit.filter((row) => row.guideline_id === id);
+    const total = (list, key) => list.reduce((sum, row) => sum + row[key], 0);
+    const row = {
+      guideline_id: id,
+      num_paths: total(of_one, "num_paths"),
+      yield: total(of_one, "num_right") / total(of_one, "num_paths"),
+      num_solved: total(credits, "num_solved"),
+      num_solved_alone: total(credits, "num_solved_alone"),
+      credit: total(credits, "credit"),
+    };
+    for (const kind of kinds) row[`of ${kind}`] = cells.get(`${id}\n${kind}`)?.shrunk_share ?? null;
+    return row;
+  });
+  const columns = [
+    { label: "guideline", key: "guideline_id", kind: "id", cell: (row) => guidelineLink(row) },
+    ...kinds.map((kind) => ({
+      label: label(kind, 30), key: `of ${kind}`, kind: "share",
+      cell: (row) => heatCell(cells.get(`${row.guideline_id}\n${kind}`), ends),
+    })),
+    ...columnsOf(
+      "right, %:yield:share", "paths:num_paths:count", "solved:num_solved:count",
+      "alone:num_solved_alone:count", "credit:credit:number",
+    ),
+  ];
+  const note =
+    "Cells are shares of right paths in percent, shrunk towards that of all guidelines by how little " +
+    "they differ beyond chance. Alone: questions that no other guideline solved. Credit: each solved " +
+    "question, shared among the guidelines that solved it (Shapley). A click shows the paths.";
+  return [
+    element("p", { class: "note" }, note),
+    dataTable("guideline_yield", "Guidelines by kind of question", columns, rows, {
+      sort: ["credit", true],
+      limit: 30,
+      csv: yields,
+    }),
+    reliabilityNote(own(records(report.tables.guideline_reliability))),
+  ];
+}
+
+function kindOf(row) {
+  return row.kind ? `${row.dataset}: ${row.kind}` : row.dataset;
+}
+
+function guidelineLink(row) {
+  const href = `#filter=guideline:${encodeURIComponent(row.guideline_id)}`;
+  return element("a", { href }, label(row.guideline_id, 40));
+}
+
+function heatCell(row, [low, high]) {
+  if (!row) return "";
+  const text =
+    `${label(row.guideline_id, 40)}, ${label(kindOf(row), 40)}: ${count(row.num_right)} of ` +
+    `${count(row.num_paths)} right, ${percent(row.share)} % [${percent(row.low)}, ${percent(row.high)}]`;
+  const href =
+    `#filter=guideline:${encodeURIComponent(row.guideline_id)}&dataset:${encodeURIComponent(row.dataset)}`;
+  const cell = element("a", { href, class: "heat", title: text, "aria-label": text }, percent(row.shrunk_share, 0));
+  const height = high > low ? (row.shrunk_share - low) / (high - low) : 0;
+  cell.style.setProperty("--heat", `${Math.round(10 + 90 * height)}%`);
+  return cell;
+}
+
+function reliabilityNote(rows) {
+  const parts = rows.map((row) =>
+    row.reliability === null
+      ? `${label(row.dataset, 40)}: not known`
+      : `${label(row.dataset, 40)}: ${row.reliability.toFixed(2)}`,
+  );
+  return element(
+    "p",
+    { class: "note" },
+    "Split-half reliability of these yields (1: other questions would rank the guidelines alike; 0: " +
+      `the ranks are chance): ${parts.join(", ")}.`,
+  );
+}
+
+// --- coverage ---------------------------------------------------------------------------------
+
+function drawCoverage(root, report) {
+  const coverage = records(report.tables.coverage);
+  if (coverage.length === 0) {
+    root.append(nothing("There is no reasoning path so far."));
+    return;
+  }
+  const isMany = distinct(coverage, "round").length > 1;
+  const points = coverage.map((row) => ({
+    ...row,
+    series: [isOnly(report) ? null : row.run, isMany ? `round ${row.round}` : null, row.dataset]
+      .filter((each) => each !== null)
+      .join(", "),
+    y: 100 * row.coverage,
+    text: `k ${row.k}, ${count(Math.round(row.tokens))} tokens: ${percent(row.coverage)} % of ${plural(row.num_questions, "question")}`,
+  }));
+  const colors = colorsOf(distinct(points, "series"));
+  const y = { label: "percent solved", domain: [0, 100] };
+  const log = { type: "log", ticks: 6, tickFormat: (number) => count(number) };
+  root.append(
+    figure(
+      "Questions that k paths solve",
+      "Paths of the first pass, drawn without replacement.",
+      (width) =>
+        lines(width, points.map((row) => ({ ...row, x: row.k })), colors, {
+          x: { ...log, base: 2, label: "paths a question (k)" }, y, height: 280,
+        }),
+      colors,
+    ),
+    figure(
+      "The same at equal numbers of tokens",
+      "Tokens of all stages of k paths, so that strategies with longer and shorter chains compare fairly.",
+      (width) =>
+        lines(width, points.map((row) => ({ ...row, x: Math.max(1, row.tokens) })), colors, {
+          x: { ...log, label: "generated tokens a question" }, y, height: 280,
+        }),
+    ),
+    dataTable(
+      "coverage", "Coverage in numbers",
+      columnsOf("dataset:dataset", "run:run", "round:round:count", "k:k:count", "questions:num_questions:count", "solved, %:coverage:share", "tokens:tokens:number"),
+      coverage, { folded: true },
+    ),
+    dataTable(
+      "lengths", "Tokens of the solutions, and how many were cut off",
+      columnsOf("dataset:dataset", "run:run", "round:round:count", "verdict:verdict", "paths:num_paths:count", "cut off:num_truncated:count", "mean tokens:mean_tokens:number", "10 %:tokens_10:number", "median:tokens_50:number", "90 %:tokens_90:number"),
+      records(report.tables.lengths), { folded: true },
+    ),
+    dataTable(
+      "unsolved_questions", "Questions that no path answered rightly",
+      [
+        {
+          label: "question", key: "question_id", kind: "id",
+          cell: (row) => element("a", { href: `#question=${encodeURIComponent(row.question_id)}` }, label(row.question_id, 60)),
+        },
+        ...columnsOf("run:run", "round:round:count", "dataset:dataset", "kind:kind", "paths:num_paths:count", "read:num_read:count"),
+      ],
+      records(report.tables.unsolved_questions), { folded: true },
+    ),
+  );
+}

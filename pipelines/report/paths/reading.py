@@ -1,0 +1,117 @@
+"""Reads the records of a run one after another: all paths, then the held-out questions.
+
+Of the paths a few dozen questions are in memory at a time, so a run of any size can be read, and
+also one that is not finished.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.errors import DamagedFileError
+from cluster.store.folder import BROKEN_PARQUET
+from cluster.store.ledger import Ledger
+from evaluation.predictions import Prediction
+from pipelines.analysis.lineage import steps_of, tokenizer_of
+from pipelines.analysis.overview import current_ledger
+from pipelines.report.paths.records import Record, Selected, answers_record, path_record
+from pipelines.report.paths.selection import Selection
+from pipelines.stored_run import StoredRun
+
+_BATCH_ROWS = 32
+"""Questions that are in memory at a time, with all their paths."""
+_LEFT_OUT = re.compile(r"(paths|samples)\..*token_ids\b.*|samples\..*")
+"""Columns that nobody reads on a page, and that take most of the memory."""
+
+
+def path_records(run: StoredRun, name: str) -> Iterator[Record]:
+    """The records of all paths of a run that is shown by this name. Raises `DamagedFileError`."""
+    read_last = (run.config.get("examples") or {}).get("read_last") or ()
+    tokenizer = tokenizer_of(run)
+    for step in steps_of(run, "paths"):
+        selection = Selection(run.beside(step, "examples"), tokenizer)
+        for rows in row_batches(current_ledger(run.folder.child(step))):
+            ids = [path["path_id"] for row in rows for path in row["paths"] or ()]
+            selected = selection.of(ids)
+            for row in rows:
+                for path in row["paths"] or ():
+                    found = selected.get(path["path_id"], Selected())
+                    yield path_record(row, path, found, name, read_last)
+
+
+def row_batches(ledger: Ledger) -> Iterator[list[dict[str, Any]]]:
+    """The valid rows of a ledger, a few at a time, without the ids of tokens."""
+    for part in ledger.split():
+        file = part.files[part.index.column("file")[0].as_py()]
+        valid = pc.sort_indices(part.index.column("row"))
+        places = part.index.column("row").take(valid).combine_chunks()
+        yield from _batches_of(part, file, places)
+
+
+def _batches_of(ledger: Ledger, name: str, places: pa.Array) -> Iterator[list[dict[str, Any]]]:
+    start = 0
+    try:
+        file = ledger.folder.open_parquet(name)
+        columns = _columns_of(file.schema)
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+            here = pc.and_(pc.greater_equal(places, start), pc.less(places, start + batch.num_rows))
+            rows = pc.subtract(places.filter(here), pa.scalar(start, places.type))
+            start += batch.num_rows
+            if len(rows):
+                yield batch.take(rows).to_pylist()
+    except BROKEN_PARQUET as error:
+        raise DamagedFileError(f"{ledger.folder.uri}/{name} is damaged ({error})") from error
+
+
+def _columns_of(schema: pq.ParquetSchema) -> list[str]:
+    names = [schema.column(number).path for number in range(len(schema))]
+    return [name for name in names if not _LEFT_OUT.fullmatch(name)]
+
+
+# --- held-out questions ------------------------------------------------------------------------
+
+
+def answer_records(run: StoredRun, name: str) -> Iterator[Record]:
+    """The records of the held-out questions that have an answer, judged by today's grader."""
+    steps = steps_of(run, "predictions")
+    if not steps:
+        return
+    tuned = {step.rpartition("-")[0]: _answers_of(run, step) for step in steps[1:]}
+    first = steps[0].rpartition("-")[0]
+    seen: set[str] = set()
+    for prediction in _predictions(run, steps[0]):
+        question = prediction.question
+        seen.add(question.question_id)
+        later = {s: m[question.question_id] for s, m in tuned.items() if question.question_id in m}
+        yield answers_record(question, {first: prediction, **later}, name)
+    for step, answers in tuned.items():  # one dataset may have models of its own
+        for question_id in sorted(answers.keys() - seen):
+            seen.add(question_id)
+            own = {s: m[question_id] for s, m in tuned.items() if question_id in m}
+            yield answers_record(own[step].question, own, name)
+
+
+def _predictions(run: StoredRun, step: str) -> Iterator[Prediction]:
+    for rows in row_batches(current_ledger(run.folder.child(step))):
+        for row in rows:
+            yield replace(Prediction.from_row(row), samples=()).graded()
+
+
+def _answers_of(run: StoredRun, step: str) -> Mapping[str, Prediction]:
+    return {each.question.question_id: each for each in _predictions(run, step)}
+
+
+def guideline_texts(run: StoredRun) -> dict[str, str]:
+    """The texts of the guidelines of a run, as the manifests of its paths have them."""
+    found: dict[str, str] = {}
+    for step in steps_of(run, "paths"):
+        content = (run.folder.child(step).manifest() or {}).get("content") or {}
+        found |= {each["guideline_id"]: each["text"] for each in content.get("guidelines", ())}
+    return found

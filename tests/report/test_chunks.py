@@ -1,0 +1,174 @@
+"""Chunks and their limits, and that a run with too many paths is split into pages of parts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import write_run
+from cluster.store.folder import Folder
+from pipelines.report.page import assemble
+from pipelines.report.paths.chunks import Chunk, Gathered, Limits, index_of, pack, split
+from pipelines.report.paths.parts import browser_data
+from pipelines.report.paths.reading import path_records
+from pipelines.report.paths.records import Line, utf16_length
+from pipelines.stored_run import StoredRun
+from tests.finished_run import FinishedRun
+from tests.report.browser import Browser
+from tests.report.pages import hostile_record
+from tests.report.test_paths import opened, pane_of, shown_number, wait_for
+
+
+def chunk(number: int) -> Chunk:
+    line = Line._make([*[f"{number}"] * 12, 1])
+    return Chunk([line] * 10, b"", 100)
+
+
+def numbers(chunks: Sequence[Chunk]) -> list[int]:
+    return [int(each.lines[0].id) for each in chunks]
+
+
+@pytest.mark.parametrize("total", [1, 4, 5, 9, 64, 100])
+def test_gathered_chunks_are_evenly_spaced_and_within_the_limits(total: int) -> None:
+    gathered = Gathered(Limits(num_records=40, num_bytes=10**9))
+    for number in range(total):
+        gathered.add(chunk(number))
+    found = numbers(gathered.chunks)
+    assert found == list(range(0, total, gathered.every))
+    assert len(found) <= 4
+    assert gathered.num_records == 10 * total
+    assert (gathered.every == 1) == (total <= 4)
+
+
+@pytest.mark.parametrize(("total", "parts"), [(4, []), (5, [4, 1]), (9, [4, 4, 1])])
+def test_parts_have_every_chunk_once_and_only_where_there_are_too_many(
+    total: int, parts: list[int]
+) -> None:
+    written: dict[int, list[int]] = {}
+    limits = Limits(num_records=10**9, num_bytes=400)
+
+    def write(number: int, chunks: Sequence[Chunk]) -> None:
+        written[number] = numbers(chunks)
+
+    split(map(chunk, range(total)), limits, write)
+    assert [len(each) for each in written.values()] == parts
+    assert sorted(written) == list(range(len(parts)))
+    assert [n for each in written.values() for n in each] == (list(range(total)) if parts else [])
+
+
+def test_packed_records_are_read_back_with_their_questions() -> None:
+    records = [hostile_record(n // 3, f"text {n} \ud800") for n in range(600)]
+    chunks = list(pack(records))
+    assert [len(each.lines) for each in chunks] == [250, 250, 100]
+    index = index_of(chunks)
+    assert index["starts"] == [0, 250, 500, 600]
+    read = [json.loads(gzip.decompress(each.data)) for each in chunks]
+    contents = [
+        (each["questions"][question]["question_id"], content["stages"][0]["text"])
+        for each in read
+        for question, content in each["records"]
+    ]
+    assert contents == [
+        (record.question["question_id"], record.content["stages"][0]["text"]) for record in records
+    ]
+    for field in index["fields"]:
+        assert [field["values"][code] for code in field["codes"]] == [
+            getattr(record.line, field["name"]) for record in records
+        ]
+
+
+def test_long_records_close_their_chunk_early() -> None:
+    chunks = list(pack(hostile_record(n, "x" * 300_000) for n in range(4)))
+    assert [len(each.lines) for each in chunks] == [1, 1, 1, 1]
+
+
+def test_places_are_counted_as_javascript_does() -> None:
+    assert utf16_length("a\U0001d400b") == 4
+
+
+def test_records_have_each_path_of_the_run_once(finished_run: FinishedRun) -> None:
+    records = list(path_records(StoredRun.read(finished_run.folder), "finished"))
+    paths = {path["path_id"]: path for row in finished_run.rows for path in row["paths"]}
+    assert sorted(each.line.id for each in records) == sorted(paths)
+    for record in records:
+        path = paths[record.line.id]
+        assert record.line.verdict == path["verdict"]
+        if (place := record.content["place"]) is not None:
+            start, end = place
+            assert (path["predicted"] or "") in path["reasoning"][start:end]
+        else:
+            assert path["read_as"] in ("nothing", None)
+
+
+def test_examples_of_the_benchmarks_run_are_found_in_its_sorted_files(tmp_path: Path) -> None:
+    write_run(Folder.open(str(tmp_path / "bench")), num_paths=1000, num_bytes=90)
+    records = list(path_records(StoredRun.read(str(tmp_path / "bench")), "bench"))
+    assert Counter(each.line.outcome for each in records) == {
+        "kept": 200,
+        "wrong": 400,
+        "no_answer": 200,
+        "truncated": 200,
+    }
+    for record in records:
+        examples = record.content["examples"]
+        assert len(examples) == (record.line.outcome == "kept")
+        for example in examples:  # without a tokenizer the texts of the messages are shown
+            assert example["learned"] == record.content["stages"][-1]["text"]
+            assert example["num_learned_tokens"] == 300
+
+
+def test_sample_is_stated_and_the_parts_have_all_paths(
+    finished_run: FinishedRun, tmp_path: Path, chromium: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.report.paths.chunks.RECORDS_PER_CHUNK", 10)
+    run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "report-parts"))
+    data = browser_data(
+        [run], assemble, parts, Limits(40, 10**9), answer_limits=Limits(10**6, 10**9)
+    )
+    assert data is not None
+    page = tmp_path / "report.html"
+    page.write_bytes(assemble({"paths": data.index}, {"paths": data.chunks}))
+    opened(chromium, page)
+    total = sum(len(row["paths"]) for row in finished_run.rows)
+    assert f"of {total} paths" in chromium.text("#paths .sample")
+    shown = chromium.run("return document.querySelector('#paths .sample a').getAttribute('href')")
+    assert shown == "report-parts/index.html"
+    ids = {path["path_id"] for row in finished_run.rows for path in row["paths"]}
+    missing = sorted(ids - set(data.index["ids"]))[0]
+    index = tmp_path / shown
+    chromium.open(index, f"#path={missing}")
+    link = wait_for(
+        lambda: chromium.run("return document.querySelector('#paths p[role=status] a')?.href")
+    )
+    address, _, fragment = str(link).partition("#")
+    opened(chromium, index.parent / address.rpartition("/")[2], f"#{fragment}")
+    pane_of(chromium, missing)
+    found = 0
+    for file in sorted(index.parent.glob("paths-*.html")):
+        opened(chromium, file)
+        found += shown_number(chromium)
+    assert found == total
+    assert not list(index.parent.glob("answers-*.html"))
+
+
+def test_a_run_whose_paths_fit_has_no_parts(finished_run: FinishedRun, tmp_path: Path) -> None:
+    run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "parts"))
+    data = browser_data([run], assemble, parts)
+    assert data is not None
+    assert data.index["sample"] is None
+    assert not (tmp_path / "parts").exists()
+
+
+def test_parts_of_an_earlier_report_are_removed_and_nothing_else(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    for name in ("index.html", "paths-007.html", "answers-000.html", "notes.html"):
+        Folder.open(str(tmp_path / "parts")).write_bytes(name, b"old")
+    run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "parts"))
+    browser_data([run], assemble, parts)
+    assert parts.file_names() == ["notes.html"]

@@ -1,0 +1,164 @@
+"""The numbers behind the page: verdicts, seeds, what is detectable, alarms, curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation.statistics import (
+    Interval,
+    detectable_difference,
+    exact_mcnemar,
+    paired_difference,
+    split_half_reliability,
+)
+from pipelines.report.comparisons import detectable, p_of_interval
+from pipelines.report.content import as_columns, report_data
+from pipelines.report.execution import MOST_POINTS, rate_rows, thinned, training_rows
+from pipelines.report.rounds import alarms
+from pipelines.report.verdict import arm_of, verdict_of
+from tests.report.invented_run import Invented, invented_run
+
+
+@pytest.mark.parametrize(
+    ("interval", "adjusted", "expected"),
+    [
+        (Interval(0.1, 0.05, 0.15), 0.001, "shown"),
+        (Interval(0.1, 0.05, 0.15), 0.051, "not shown"),  # after the correction
+        (Interval(0.1, -0.01, 0.2), 0.04, "not shown"),
+        (Interval(-0.1, -0.15, -0.05), 0.001, "worse"),
+        (Interval(0.0, 0.0, 0.0), 1.0, "not shown"),
+    ],
+)
+def test_verdict_needs_the_corrected_p_value_and_the_interval(
+    interval: Interval, adjusted: float, expected: str
+) -> None:
+    assert verdict_of(interval, adjusted) == expected
+
+
+def test_detectable_is_close_to_the_exact_power_of_mcnemar() -> None:
+    base = np.repeat([1, 1, 0, 0], [300, 60, 60, 580])
+    tuned = np.repeat([1, 0, 1, 0], [300, 60, 60, 580])
+    exact = detectable_difference(1000, 0.12)
+    assert detectable(paired_difference(base, tuned)) == pytest.approx(exact, rel=0.1)
+
+
+def test_p_value_of_an_interval_is_close_to_the_exact_one() -> None:
+    base = np.repeat([1, 1, 0, 0], [300, 40, 70, 590])
+    tuned = np.repeat([1, 0, 1, 0], [300, 40, 70, 590])
+    found = p_of_interval(paired_difference(base, tuned))
+    assert found == pytest.approx(exact_mcnemar(base, tuned), rel=0.35)
+    assert p_of_interval(Interval(0.0, -0.1, 0.1)) == 1.0
+
+
+def test_reliability_is_high_for_groups_that_differ_and_low_for_chance() -> None:
+    random = np.random.default_rng(0)
+    tries = np.full((400, 12), 2)
+    skills = random.binomial(2, np.tile(np.linspace(0.2, 0.8, 12), (400, 1)))
+    chance = random.binomial(2, 0.5, (400, 12))
+    high, low = (split_half_reliability(right, tries) for right in (skills, chance))
+    assert high is not None
+    assert low is not None
+    assert high > 0.95
+    assert 0 <= low < 0.6
+    assert split_half_reliability(np.zeros((10, 12)), np.ones((10, 12))) is None
+    assert split_half_reliability(skills[:, :2], tries[:, :2]) is None
+
+
+def test_numbers_of_the_page_are_those_of_the_files(tmp_path: Path) -> None:
+    run = invented_run(tmp_path, rounds=1)
+    data = report_data([run])
+    rows = run.table("round_0/paths").to_pylist()
+    paths = [path for row in rows for path in row["paths"]]
+    sums: dict[str, int] = {}
+    for row in _records(data, "funnel"):
+        sums[row["stage"]] = sums.get(row["stage"], 0) + row["number"]
+    assert sums["paths"] == len(paths)
+    assert sums["right"] == sum(path["verdict"] == "correct" for path in paths)
+    scores = {row["task"]: row for row in run.table("round_0/scores").to_pylist()}
+    found = [
+        row
+        for row in _records(data, "comparisons")
+        if row["reading"] == "strict" and row["task"] not in ("all", "mean")
+    ]
+    assert len(found) == 4
+    for row in found:
+        stored = scores[row["task"]]
+        assert row["num_pairs"] == stored["num_questions"]
+        assert row["difference"] == pytest.approx(stored["strict_difference"], abs=1e-6)
+        assert row["low"] == pytest.approx(stored["strict_difference_low"], abs=1e-6)
+    [claim] = [each for each in data["verdict"] if each["group"] == "in_domain"]
+    assert (claim["num_tasks"], claim["num_seeds"]) == (2, 1)
+    tasks = [scores[name]["strict_difference"] for name in ("arithmetic", "word_problems")]
+    assert claim["value"] == pytest.approx(sum(tasks) / 2, abs=1e-6)
+
+
+def _records(data: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    table = data["tables"][name]
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def test_runs_that_differ_in_seeds_are_one_arm(tmp_path: Path) -> None:
+    runs = [
+        invented_run(tmp_path, name=f"run_{seed}", seed=seed, rounds=1, num_train=4, num_test=20)
+        for seed in (0, 1)
+    ]
+    other = invented_run(tmp_path, name="other", rounds=1, num_test=4, guidelines_per_question=3)
+    arms = [arm_of(run.config) for run in (*runs, other)]
+    assert arms[0] == arms[1] != arms[2]
+    [first, *_] = report_data(runs)["verdict"]
+    assert first["num_seeds"] == 2
+
+
+def test_alarm_is_raised_by_a_fall_and_not_by_a_rise() -> None:
+    metric = "share of questions solved"
+    rows = [
+        {"run": "a", "metric": metric, "round": round_, "value": value}
+        for round_, value in enumerate((0.9, 0.85, 0.95))
+    ]
+    assert [(each["round"], each["before"]) for each in alarms(rows)] == [(1, 0.9)]
+
+
+def test_rate_is_not_taken_over_two_pools() -> None:
+    def rate(minute: int, tokens: int) -> dict[str, Any]:
+        return {"at": f"2026-11-29T08:{minute:02}:00Z", "event": "rate", "tokens": tokens}
+
+    ended = {"at": "2026-11-29T08:02:30Z", "event": "generated"}
+    rows = rate_rows([rate(1, 0), rate(2, 600), ended, rate(3, 0), rate(4, 1200)])
+    assert [row["tokens_per_s"] for row in rows] == [10.0, 20.0]
+
+
+def test_step_that_was_trained_twice_counts_as_it_was_recorded_last() -> None:
+    events = [
+        {"at": "", "event": "training_rate", "model": "m", "step": step, "loss": loss}
+        for step, loss in ((1, 2.0), (2, 1.5), (2, 1.4))
+    ]
+    assert [(row["step"], row["value"]) for row in training_rows(events)] == [(1, 2.0), (2, 1.4)]
+
+
+def test_long_curve_keeps_its_ends() -> None:
+    rows = [{"step": number} for number in range(10_001)]
+    found = thinned(rows)
+    assert len(found) == MOST_POINTS
+    assert (found[0], found[-1]) == (rows[0], rows[-1])
+
+
+def test_what_json_cannot_hold_becomes_null_and_long_texts_are_cut() -> None:
+    rows: list[dict[str, Any]] = [{"a": float("inf"), "b": "x" * 5000}, {"a": float("nan"), "c": 1}]
+    table = as_columns(rows)
+    assert table["columns"] == ["a", "b", "c"]
+    assert [row[0] for row in table["rows"]] == [None, None]
+    assert len(table["rows"][0][1]) == 1001
+    json.dumps(table, allow_nan=False)
+
+
+def test_settings_and_places_are_redacted(tmp_path: Path) -> None:
+    run = invented_run(tmp_path, rounds=1, num_train=1, num_test=1)
+    text = json.dumps(report_data([run]))
+    assert str(tmp_path) not in text
+    assert "/models/" not in text
+    assert Invented().name in text
