@@ -17,10 +17,11 @@ from cluster.errors import InputError
 from cluster.node_facts import try_cache
 from cluster.session import StopRequest, StorageSettings
 from pipelines.config import Config, load_config
-from pipelines.plan import Run, check_run
+from pipelines.plan import check_run
 from pipelines.planning.base_checks import Base, look_at_base, num_positions
 from pipelines.planning.hardware import Readiness, engines_of, prepare, refuse_nodes
 from pipelines.planning.preflight import askings, check_base, describe, engines
+from pipelines.run import Run
 from pipelines.synthesis.chain import Recipe
 from tests.conftest import arithmetic, run_driver
 
