@@ -54,6 +54,9 @@ def opened(chromium: Browser, file: Path, fragment: str = "#paths") -> None:
     """Open the page and wait for its list."""
     chromium.open(file, fragment)
     wait_for(lambda: status(chromium) not in ("", "Searching …"))
+    # The charts above are drawn after the list, which then has to be brought back into view.
+    drawn = "return document.querySelector('#paths').getBoundingClientRect().top < innerHeight / 2"
+    wait_for(lambda: chromium.run(drawn))
 
 
 def status(chromium: Browser) -> str:
