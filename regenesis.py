@@ -1,14 +1,12 @@
 """ReGenesis (arXiv 2410.02108): a language model improves itself by training on its own reasoning.
 
-This is the only driver, both on a laptop and under `ray job submit`::
+This is the only driver, on a laptop and under `ray job submit`::
 
     python regenesis.py run configs/quickstart.yaml
     ray job submit --working-dir . -- python regenesis.py run configs/llama3_8b.yaml
 
 A round is `questions -> paths -> examples -> model -> predictions -> scores`. Each step is a
-folder whose manifest is written last. The same command continues with the first step that has no
-manifest. Each step is described in its file in `pipelines/steps`, and each other command in its
-file in `commands`.
+folder whose manifest is written last; the same command continues with the first one without it.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from cluster.events import kept_log, timed
 from cluster.notify import announced
 from cluster.session import StopRequest, log_folder, ray_session
 from cluster.terminal import is_unread, say
-from commands.arguments import add_config, add_take_over
+from commands.arguments import add_config, add_final, add_take_over
 from commands.version import ShowVersion
 from pipelines.config import Config, load_config
 from pipelines.plan import begin_run, begin_steps, end_run, lay_out_rounds, record_steps
@@ -33,7 +31,7 @@ from pipelines.planning.dry_run import dry_run
 from pipelines.planning.hardware import prepare
 from pipelines.planning.probe import keep_to_budget
 from pipelines.run import Run
-from pipelines.steps import examples, guidelines, model, paths, predictions, scores
+from pipelines.steps import decision, examples, guidelines, model, paths, predictions, scores
 from pipelines.stored_run import StoredRun, resolved_config
 
 COMMANDS = {
@@ -70,8 +68,7 @@ STEPS = ("questions", "guidelines", *ROUND_STEPS)
 def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
     """Run all rounds of self-improvement. Finished steps are skipped; an unfinished step continues.
 
-    The first step, the questions, exists already: `begin_run` creates it before Ray is started.
-    """
+    The first step, the questions, exists already: `begin_run` creates it before Ray is started."""
     if until == "questions":
         return
     guidelines.make(run, stop)
@@ -86,6 +83,8 @@ def improve(run: Run, stop: StopRequest, until: str | None = None) -> None:
                 raise InterruptedRunError("stopped between two steps")
             if until in (f"{round_.number}/{name}", name):
                 return
+        decision.make(run, round_)  # which model goes on, and whether there is a next round
+    record_steps(run)
 
 
 def run(
@@ -124,6 +123,7 @@ def load_run(folder: str) -> StoredRun:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `regenesis.py run CONFIG`."""
     add_config(parser)
+    add_final(parser)
     add_take_over(parser)
     parser.add_argument(
         "--until", metavar="[ROUND/]STEP", help=f"stop after a step: {', '.join(STEPS)}"

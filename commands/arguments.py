@@ -11,6 +11,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def add_final(parser: argparse.ArgumentParser) -> None:
+    """Add `--final`, which is short for a setting, so that it is in the config of the run, too."""
+    parser.add_argument(
+        "--final",
+        action="append_const",
+        dest="set",
+        default=[],
+        const="report_on=test",
+        help="report on the test questions, which `report_on: dev` leaves alone; it is recorded",
+    )
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the folder of an existing run."""
     parser.add_argument("run", help="the folder of the run, or its URI")

@@ -7,7 +7,7 @@ import argparse
 from cluster.events import kept_log
 from cluster.session import ray_session
 from cluster.terminal import say
-from commands.arguments import add_config, add_take_over
+from commands.arguments import add_config, add_final, add_take_over
 from pipelines.config import load_config
 from pipelines.plan import begin_run, begin_steps
 from pipelines.planning.estimate import check_budget, format_estimate
@@ -18,6 +18,7 @@ from pipelines.planning.probe import estimate_run_from_probe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the config and the settings that override it."""
     add_config(parser)
+    add_final(parser)
     add_take_over(parser)
 
 

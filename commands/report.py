@@ -23,11 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file; the runs are only read."""
+    """Write the file; the runs are only read. Raises `DamagedFileError`."""
     place, _, name = arguments.output.rpartition("/")
     if not name.endswith(".html"):
         raise InputError(f"-o {arguments.output}: name a file that ends with .html")
     runs = [StoredRun.read(each) for each in arguments.runs]
+    for stored in runs:
+        stored.check()
     write_report(runs, Folder.open(place or str(Path.cwd())), name)
     say(f"open {arguments.output}")
     return 0

@@ -245,15 +245,16 @@ def format_comparison(lines: Sequence[Comparison]) -> str:
             format_share(*line.other_share),
             format_difference(*line.difference),
             f"+{line.gained} -{line.lost}",
-            _p_value(line.p_value),
-            _p_value(line.adjusted),
+            format_p_value(line.p_value),
+            format_p_value(line.adjusted),
         ]
         for line in lines
     ]
     return format_table([[*head, "changed", "p", "p (Holm)"], *rows])
 
 
-def _p_value(value: float | None) -> str:
+def format_p_value(value: float | None) -> str:
+    """A p value with four decimals; empty where there is none."""
     if value is None:
         return ""
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -10,7 +10,7 @@ together and `mean` counts each task once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -220,10 +220,14 @@ def _mean(lines: Sequence[ForcedScore]) -> ForcedScore:
 
 
 def score_readings(
-    questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
+    questions: Questions,
+    base: Folder,
+    tuned: Folder,
+    tuned_on: str | None = None,
+    hidden: Collection[str] = (),
 ) -> list[ForcedScore]:
-    """The lines of two models' stored predictions. Runs as a task."""
-    asked, answers = graded_pairs(questions, base, tuned, tuned_on)
+    """The lines of two models' stored predictions; see `graded_pairs`. Runs as a task."""
+    asked, answers = graded_pairs(questions, base, tuned, tuned_on, hidden)
     return compare_readings(asked, *answers)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -234,11 +234,16 @@ def by_group(questions: Iterable[Question]) -> dict[tuple[str, str], dict[str, l
 
 
 def graded_pairs(
-    questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
+    questions: Questions,
+    base: Folder,
+    tuned: Folder,
+    tuned_on: str | None = None,
+    hidden: Collection[str] = (),
 ) -> tuple[list[Question], list[dict[str, Prediction]]]:
     """The questions, and both models' stored predictions with the verdicts of today's grader.
 
-    For a model that was tuned on one dataset, all others are out of domain.
+    For a model that was tuned on one dataset, all others are out of domain. `hidden` are datasets
+    that are not scored.
     """
     asked = questions.read()
     answers = [
@@ -248,7 +253,7 @@ def graded_pairs(
         }
         for folder in (base, tuned)
     ]
-    rows = asked.to_pylist()
+    rows = [row for row in asked.to_pylist() if row["dataset"] not in hidden]
     if tuned_on is not None:
         rows = [
             row if row["dataset"] == tuned_on else row | {"domain": "out_of_domain"} for row in rows
@@ -257,10 +262,14 @@ def graded_pairs(
 
 
 def score_predictions(
-    questions: Questions, base: Folder, tuned: Folder, tuned_on: str | None = None
+    questions: Questions,
+    base: Folder,
+    tuned: Folder,
+    tuned_on: str | None = None,
+    hidden: Collection[str] = (),
 ) -> list[Score]:
-    """Score two models' predictions with the current grader. Runs as a task."""
-    asked, answers = graded_pairs(questions, base, tuned, tuned_on)
+    """Score two models' predictions with the current grader; see `graded_pairs`. Runs as a task."""
+    asked, answers = graded_pairs(questions, base, tuned, tuned_on, hidden)
     return compare_scores(asked, *answers)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -19,8 +19,10 @@ from cluster.models.model import ModelSettings
 from cluster.session import ClusterSettings, StorageSettings
 from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
 from evaluation.predictions import EvaluationSettings
+from evaluation.question import Split
 from pipelines.planning.estimate import Budget, CostSettings
 from pipelines.questions.loading import QuestionSettings
+from pipelines.rounds.settings import AfterRoundSettings
 from pipelines.selection.filters import JUDGING, ExampleSettings
 from pipelines.strategy import with_strategy
 from pipelines.synthesis.chain import SynthesisSettings
@@ -30,6 +32,10 @@ from training.settings import TrainingSettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NO_TRAINING = "questions.datasets: no question to train on; set a dataset's domain to in_domain"
+NO_DEV = (
+    "report_on: dev, but no dataset has a dev question, so nothing is reported; set num_dev or "
+    "dev_share of a dataset, or report on test (`regenesis run --final`)"
+)
 
 
 class Config(Settings):
@@ -39,6 +45,11 @@ class Config(Settings):
     """The name of the run, and of its folder below `storage.root`."""
     rounds: Annotated[int, EXTENT, Field(gt=0)] = 1
     """Rounds of self-improvement; each generates with the model of the previous one."""
+    report_on: Annotated[Literal["dev", "test"], EXTENT] = "test"
+    """The held-out questions that the models answer and the scores report. `dev` is for the time in
+    which settings are chosen: no model is asked a test question. `test` asks both and reports test;
+    `regenesis run --final` sets it for one command. Each report of test is recorded in the run."""
+    after_round: AfterRoundSettings = AfterRoundSettings()
     model: ModelSettings
     questions: QuestionSettings
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -50,6 +61,11 @@ class Config(Settings):
     storage: StorageSettings = StorageSettings()
     cost: CostSettings = CostSettings()
     budget: Budget = Budget()
+
+    @property
+    def asked_splits(self) -> tuple[Split, ...]:
+        """The splits that the models are asked after synthesis and training."""
+        return ("dev",) if self.report_on == "dev" else ("dev", "test")
 
     @pydantic.model_validator(mode="after")
     def _branches_agree(self) -> Config:
@@ -160,7 +176,28 @@ def unlabelled_questions_need_a_vote(config: Config) -> str | None:
     )
 
 
+def one_model_is_decided_about(config: Config) -> str | None:
+    """A decision is about one model, but a mix per dataset gives several."""
+    if config.after_round.is_neutral or config.training.mix != "per_dataset":
+        return None
+    return (
+        "after_round decides about one model, and training.mix: per_dataset gives several; remove "
+        "after_round or set training.mix: joint"
+    )
+
+
+def gate_tasks_are_datasets(config: Config) -> str | None:
+    """The gate asks questions of the config."""
+    names = list(config.questions.datasets)
+    unknown = (name for name in config.after_round.gate_tasks if name not in names)
+    if (name := next(unknown, None)) is None:
+        return None
+    return f"after_round.gate.tasks: there is no dataset {name}; there are {', '.join(names)}"
+
+
 RULES: tuple[Rule, ...] = (
+    one_model_is_decided_about,
+    gate_tasks_are_datasets,
     one_model_goes_on,
     thinking_stays_whole,
     preferences_know_wrong_paths,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import zip_longest
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import DamagedFileError, InputError
@@ -24,12 +24,22 @@ from cluster.store.ledger import is_ledger_file
 from cluster.store.network import FIRST_ANSWER_S
 from cluster.store.step import Step, check_run_folder, check_steps, write_steps
 from cluster.terminal import say
-from pipelines.config import NO_TRAINING, Config, warnings_of
+from pipelines.config import NO_DEV, NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
 from pipelines.report.write import write_own_report
+from pipelines.rounds.gate import check_gate
 from pipelines.run import Branch, Round, Run
-from pipelines.steps import examples, guidelines, model, paths, predictions, questions, scores
+from pipelines.steps import (
+    decision,
+    examples,
+    guidelines,
+    model,
+    paths,
+    predictions,
+    questions,
+    scores,
+)
 from pipelines.stored_run import record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.propose_guidelines import Expansion
@@ -92,6 +102,8 @@ def begin_run(
             log.keep_in(folder)
         with timed("step", step="questions"):
             facts = questions.make(config, folder)
+        if missing := nothing_to_report(config, facts):
+            say(f"warning: {missing}")
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
             log.keep_in(folder)
@@ -106,9 +118,9 @@ def check_layout(run: Run) -> None:
     gone. Raises `DamagedFileError`."""
     check_steps(all_steps(run), contents=False)
     rounds = list(lay_out_rounds(run))
-    for round_, later in zip_longest(rounds, rounds[1:]):
+    for round_ in rounds:
         for branch in round_.branches:
-            made = [branch.predictions, *([later.paths] if later else [])]
+            made = [branch.predictions, *(r.paths for r in rounds if r.generator == branch.tuned)]
             refuse_lost_model(branch.model, made)
 
 
@@ -147,6 +159,7 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     """Lay out what all rounds share. Raises `InputError` when there is nothing to train on."""
     if not facts.num_kept("train"):
         raise InputError(NO_TRAINING)
+    check_gate(config.after_round, facts)
     _refuse_lone_questions(config, facts)
     template = template_facts(folder, base)
     config, base = template.dated(config), template.named(base)
@@ -165,6 +178,11 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
     )
 
 
+def nothing_to_report(config: Config, facts: QuestionFacts) -> str | None:
+    """A warning where the run asks for dev and there is none; asking test later costs no more."""
+    return NO_DEV if config.report_on == "dev" and not facts.num_kept("dev") else None
+
+
 def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:
     """Refuse to swap adaptations between questions where a dataset has only one."""
     lone = [name for name, number in facts.num_kept("train").items() if number == 1]
@@ -177,10 +195,12 @@ def _refuse_lone_questions(config: Config, facts: QuestionFacts) -> None:
 
 def lay_out_rounds(run: Run) -> Iterator[Round]:
     """The rounds, each of which is laid out when it is asked for."""
-    generator = run.base
+    generator, previous = run.base, None
     for number in range(run.config.rounds):
-        round_ = plan_round(run, number, generator)
+        round_ = previous = plan_round(run, number, generator, previous)
         yield round_
+        if decision.reason_to_stop(round_):
+            return
         generator = next_generator(round_)
 
 
@@ -190,8 +210,9 @@ def first_round(run: Run) -> Round:
 
 
 def next_generator(round_: Round) -> Model:
-    """The model with which the next round begins. `Config` then requires a single branch."""
-    return round_.branches[0].tuned
+    """The model with which the next round begins, if the round is decided as far as it is known.
+    `Config` then requires a single branch."""
+    return decision.next_generator(round_)
 
 
 def all_steps(run: Run) -> list[Step]:
@@ -209,7 +230,7 @@ def record_steps(run: Run) -> None:
     write_steps(run.folder, step_names(run))
 
 
-def plan_round(run: Run, number: int, generator: Model) -> Round:
+def plan_round(run: Run, number: int, generator: Model, previous: Round | None = None) -> Round:
     """The steps of one round; each folder is named after what the step is made from."""
     config, folder = run.config, run.folder.child(f"round_{number}")
     recipe = Recipe.load(number, config.synthesis)
@@ -229,7 +250,24 @@ def plan_round(run: Run, number: int, generator: Model) -> Round:
         _plan_branch(run, folder, model.content(training, examples_step, start, name), name)
         for name in (names if training.mix == "per_dataset" else [None])
     )
-    return Round(number, recipe, generator, start, training, paths_step, examples_step, branches)
+    round_ = Round(
+        number, recipe, generator, start, training, paths_step, examples_step, branches, previous
+    )
+    return round_ if config.after_round.is_neutral else _with_decision(run, folder, round_)
+
+
+def _with_decision(run: Run, below: Folder, round_: Round) -> Round:
+    """The round with the step that decides what follows from it."""
+    config, [branch] = run.config, round_.branches
+    own = (e for e in round_.earlier() if e.branches[0].tuned == round_.generator)
+    references = {e.title: e.branches[0].predictions for e in own}
+    references |= {"base": run.base_predictions}
+    before = round_.previous.decision if round_.previous else None
+    made_from = decision.content(
+        config.after_round, run.questions, round_.paths, branch, references, before
+    )
+    step = Step.below(below, "decision", made_from)
+    return replace(round_, references=references, decision=step)
 
 
 def _plan_branch(
@@ -241,7 +279,8 @@ def _plan_branch(
     storage = run.config.storage
     tuned = tuned_model(model_step.folder, storage.cache, storage.cache_limit_gib)
     answered = _plan_predictions(run.config, run.questions, below, tuned, suffix)
-    compared = scores.content(run.base_predictions, answered)
+    hidden = run.config.after_round.gate_tasks
+    compared = scores.content(run.base_predictions, answered, hidden)
     scores_step = Step.below(below, f"scores{suffix}", compared)
     return Branch(dataset, tuned, model_step, answered, scores_step)
 
@@ -251,4 +290,6 @@ def _plan_predictions(
 ) -> Step:
     """The step with one model's predictions on all held-out questions."""
     content = predictions.content(config.evaluation, config.engine, asked)
-    return Step.below(below, f"predictions{suffix}", content, facts.extent("dev", "test"))
+    larger = (facts.extent("dev", "test"),) if config.report_on == "dev" else ()
+    extent = facts.extent(*config.asked_splits)
+    return Step.below(below, f"predictions{suffix}", content, extent, larger)

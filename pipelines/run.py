@@ -5,7 +5,8 @@ These classes are plain data. `pipelines.plan` creates them, and `pipelines.step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from cluster.inference.schedule import Questions
 from cluster.models.model import Model
@@ -45,6 +46,23 @@ class Round:
     examples: Step
     branches: tuple[Branch, ...]
     """One branch; with `training.mix: per_dataset`, one for each dataset."""
+    previous: Round | None = None
+    """The round before this one."""
+    references: Mapping[str, Step] = field(default_factory=dict)
+    """The predictions of the model with which it began, and of the base, by their names."""
+    decision: Step | None = None
+    """None if nothing is decided after a round."""
+
+    @property
+    def title(self) -> str:
+        """What people read, and what tables call its model."""
+        return f"round {self.number}"
+
+    def earlier(self) -> Iterator[Round]:
+        """The rounds before this one, the first one first."""
+        if self.previous is not None:
+            yield from self.previous.earlier()
+            yield self.previous
 
     def steps(self) -> list[Step]:
         """All steps, in the order in which they are made."""
@@ -53,6 +71,7 @@ class Round:
             *(branch.model for branch in self.branches),
             *(branch.predictions for branch in self.branches),
             *(branch.scores for branch in self.branches),
+            *([self.decision] if self.decision else []),
         ]
 
 
@@ -74,6 +93,10 @@ class Run:
         """The steps that do not belong to a round."""
         proposed = [self.guidelines_step] if self.guidelines_step else []
         return [self.questions_step, *proposed, self.base_predictions]
+
+    def held_out(self) -> Questions:
+        """The questions that the models answer: dev, and test if the run reports on it."""
+        return self.stored_questions(*self.config.asked_splits)
 
     def stored_questions(self, *splits: str) -> Questions:
         """The questions of some splits, in the form in which workers read them."""

@@ -36,9 +36,13 @@ def resolved_config(config: Settings) -> str:
 
 def record_config(config: Settings, folder: Folder) -> None:
     """Record the config as the last one, and also under a name that no other config has."""
-    resolved = resolved_config(config)
-    for name in (f"config-{fingerprint(resolved)}.yaml", CONFIG_FILE):
-        folder.write_bytes(name, resolved.encode())
+    for name in (config_file_of(config), CONFIG_FILE):
+        folder.write_bytes(name, resolved_config(config).encode())
+
+
+def config_file_of(config: Settings) -> str:
+    """The name of the file that keeps this config in the folder of its run."""
+    return f"config-{fingerprint(resolved_config(config))}.yaml"
 
 
 @dataclass(frozen=True)

@@ -215,3 +215,47 @@ class ReportingEngine(ScriptedEngine):
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
         own = {"own": str(os.getpid())} if self._options.get("differ") else {}
         return [{"model": digest_folder(Path(self._model)) | own, "adapter": {}}]
+
+
+class PlantedEngine(ScriptedEngine):
+    """How good it is follows from the round of the model that it serves.
+
+    The option `wrong` has the percentage of wrong answers by that round (`base`, `0`, `1`, ...); a
+    question that a better model misses, a worse one misses, too. `noise` is the percentage of
+    questions that each model draws anew. The models in `collapsed` give one text for everything.
+    """
+
+    def __init__(self, model: str, settings: EngineSettings) -> None:
+        super().__init__(model, settings)
+        found = re.search(r"round_(\d+)", model)
+        self._round = found[1] if found else "base"
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling: SamplingSettings,
+        seed: int,
+        n: int = 1,
+    ) -> list[Completion]:
+        """Samples of one request differ here."""
+        of_seeds = [
+            await super(PlantedEngine, self).chat(messages, sampling, seed + i) for i in range(n)
+        ]
+        return [completion for [completion] in of_seeds]
+
+    def _answer(self, prompt: str, seed: int) -> str:
+        if "\nGuideline: " in prompt or "\nAdvice: " in prompt:
+            return super()._answer(prompt, seed)
+        asked = f"{_SUM.findall(prompt)[:1]} {seed}"
+        if self._round in self._options.get("collapsed", ()):
+            return "It is \\boxed{7}"
+        noise = self._options.get("noise", 0)
+        drawn = asked if _percent(f"noise {asked} {self._round}") >= noise else asked + self._round
+        wrong = _percent(drawn) < self._options["wrong"][self._round]
+        words = " ".join(f"step{_percent(f'{asked} {word}')}" for word in range(12))
+        return f"I take {words}. \\boxed{{{'-1' if wrong else solve(prompt)}}}"
+
+
+def _percent(text: str) -> int:
+    """0 to 99, the same for the same text."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100

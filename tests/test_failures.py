@@ -256,15 +256,15 @@ def test_terminated_run_keeps_what_is_finished_and_leaves_no_process(
 
 
 def test_second_command_on_a_run_is_refused_until_it_takes_over(small: Small) -> None:
-    slow = {"latency_s": 0.5}
+    slow = {"latency_s": 1.0}  # the first command has to outlast the next two
     driver = small.start(options=slow)
     small.wait_for_rows(driver, 1)
+    cleaned = run_driver("clean", small.run_folder, "--yes")
+    assert (cleaned.returncode, cleaned.stderr.count(f"process {driver.pid}")) == (2, 1)
     second = small.run(options=slow)
     assert second.returncode == 2
     assert f"(process {driver.pid} on " in second.stderr
     assert "Traceback" not in second.stderr
-    cleaned = run_driver("clean", small.run_folder, "--yes")
-    assert (cleaned.returncode, cleaned.stderr.count(f"process {driver.pid}")) == (2, 1)
     kept = all_rows(small.run_folder)
     third = run_driver(*small.arguments(options=slow), "--take-over", timeout_s=400)
     assert third.returncode == 0, third.stderr

@@ -36,7 +36,7 @@ FRESH_S = 600.0
 
 _PARENT = re.compile(r"base|round_\d+")
 _STEP = re.compile(
-    r"(?P<step>(questions|guidelines|paths|examples|model|predictions|scores)(-.+)?)-[0-9a-f]{12}"
+    r"(?P<step>(questions|guidelines|paths|examples|model|predictions|scores|decision)(-.+)?)-[0-9a-f]{12}"
 )
 
 

@@ -44,11 +44,20 @@ class Step:
     folder: Folder
     content: Mapping[str, Any]
     extent: str = ""
+    larger: tuple[str, ...] = ()
+    """Extents that include this one: a step that was finished for one of them is finished."""
 
     @classmethod
-    def below(cls, parent: Folder, name: str, content: Mapping[str, Any], extent: str = "") -> Step:
+    def below(
+        cls,
+        parent: Folder,
+        name: str,
+        content: Mapping[str, Any],
+        extent: str = "",
+        larger: tuple[str, ...] = (),
+    ) -> Step:
         """The step whose folder below `parent` is named after the fingerprint of its content."""
-        return cls(name, parent.child(f"{name}-{fingerprint(content)}"), content, extent)
+        return cls(name, parent.child(f"{name}-{fingerprint(content)}"), content, extent, larger)
 
     @property
     def identity(self) -> str:
@@ -56,9 +65,10 @@ class Step:
         return fingerprint(self.content, self.extent)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, if it was written for this extent."""
+        """The manifest, if it was written for this extent or one that includes it."""
         manifest = self.folder.manifest()
-        return manifest if manifest and manifest.get("extent") == self.extent else None
+        covers = manifest and manifest.get("extent") in (self.extent, *self.larger)
+        return manifest if covers else None
 
     @property
     def is_done(self) -> bool:

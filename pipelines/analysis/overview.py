@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -25,13 +25,18 @@ from cluster.store.holder import has_ended, last_holder
 from cluster.store.ledger import SUMMED, Ledger
 from cluster.store.step import RUN_FILE
 from cluster.terminal import format_table
+from pipelines.reads_of_test import describe_reads, reads_of_test
+from pipelines.rounds.decide import describe_decision
 from pipelines.stored_run import StoredRun
 
 State = Literal["missing", "unfinished", "finished", "damaged"]
-KINDS = ("questions", "guidelines", "paths", "examples", "model", "predictions", "scores")
+KINDS = (
+    *("questions", "guidelines", "paths", "examples", "model", "predictions", "scores"),
+    "decision",
+)
 _KIND = re.compile(rf"({'|'.join(KINDS)})(?:-.+)?")
 _LOOKING = ("select",)
-_ASKED_SPLITS = {"paths": ("train",), "predictions": ("dev", "test")}
+_LEDGERS = ("paths", "predictions")
 _READS = 3
 """How often a ledger is read that another command compacts meanwhile."""
 _FACTS = {
@@ -41,10 +46,14 @@ _FACTS = {
         *("num_preference_pairs", "num_unpaired_preferences"),
     ),
     "model": ("num_examples", "num_steps", "num_tokens", "first_loss", "last_loss", "seconds"),
+    "decision": (
+        *("adopted", "began_with", "gate", "gate_lines", "gain", "rounds_without_gain"),
+        *("measures", "all_generated_tokens", "alarms", "stop"),
+    ),
 }
 """The facts of a manifest that are shown, by the kind of the step."""
 _SHOWN_SCORES = (
-    *("domain", "task", "num_questions", "base_strict", "tuned_strict"),
+    *("split", "domain", "task", "num_questions", "base_strict", "tuned_strict"),
     *("strict_difference", "strict_difference_low", "strict_difference_high"),
 )
 
@@ -91,6 +100,7 @@ def overview(run: StoredRun) -> dict[str, Any]:
         "steps": [{"kind": each.kind, **asdict(each)} for each in states],
         "num_generated_tokens": sum(each.facts.get("num_tokens", 0) for each in _ledgers(states)),
         "cost": cost_of(read_events(run.folder)),
+        "test_reads": reads_of_test(run.folder),
         "left": [_what_is_left(each) for each in states if each.state != "finished"],
     }
 
@@ -146,18 +156,31 @@ def _time(event: Mapping[str, Any]) -> datetime:
 def step_states(run: StoredRun) -> list[StepState]:
     """The state of each step that the config which was run last uses, in the order of the run."""
     counts: Sequence[Mapping[str, Any]] = ()
+    splits = _asked_splits(run)
     states = []
     for name in run.steps:
-        state = _step_state(run.folder, name, counts)
+        state = _step_state(run.folder, name, counts, splits)
         states.append(state)
         if state.kind == "questions":
             counts = state.facts.get("counts", ())
     return states
 
 
-def _step_state(run: Folder, folder: str, counts: Sequence[Mapping[str, Any]]) -> StepState:
+def _asked_splits(run: StoredRun) -> Mapping[str, Collection[str]]:
+    """By the kind of a step, the splits whose questions it answers."""
+    held_out = ("dev",) if run.config.get("report_on") == "dev" else ("dev", "test")
+    return {"paths": ("train",), "predictions": held_out}
+
+
+def _step_state(
+    run: Folder,
+    folder: str,
+    counts: Sequence[Mapping[str, Any]],
+    asked_splits: Mapping[str, Collection[str]],
+) -> StepState:
     step, empty = run.child(folder), StepState(folder.rpartition("-")[0], folder, "missing")
-    asked = _num_asked(empty.kind, counts)
+    splits = asked_splits.get(empty.kind, ())
+    asked = _num_asked(splits, counts) if splits else None
     try:
         manifest = step.manifest()
         if manifest is None:
@@ -178,13 +201,12 @@ def _step_state(run: Folder, folder: str, counts: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _num_asked(kind: str, counts: Iterable[Mapping[str, Any]]) -> int | None:
-    splits = _ASKED_SPLITS.get(kind)
-    return sum(c["num_kept"] for c in counts if c["split"] in splits) if splits else None
+def _num_asked(splits: Collection[str], counts: Iterable[Mapping[str, Any]]) -> int:
+    return sum(c["num_kept"] for c in counts if c["split"] in splits)
 
 
 def _facts(step: Folder, kind: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    if kind in _ASKED_SPLITS:
+    if kind in _LEDGERS:
         return _ledger_facts(manifest.get("rows") or {}, manifest.get("last_execution") or {})
     if kind == "scores":
         return {"scores": _main_scores(step)}
@@ -200,8 +222,13 @@ def _ledger_facts(totals: Mapping[str, Any], execution: Mapping[str, Any]) -> di
 
 def _main_scores(step: Folder) -> list[dict[str, Any]]:
     """For each domain of the test questions the mean over its tasks, or the score of its only
-    task."""
-    rows = [row for row in step.read_table().to_pylist() if row["split"] == "test"]
+    task, of the dev questions while test was not asked; none for an evaluation, whose scores are
+    of models and not of a base and a tuned one."""
+    table = step.read_table()
+    if "domain" not in table.column_names:
+        return []
+    found = table.to_pylist()
+    rows = [row for row in found if row["split"] == "test"] or found
     means = {row["domain"] for row in rows if row["task"] == "mean"}
     shown = [row for row in rows if row["task"] == "mean" or row["domain"] not in means]
     return [{name: row.get(name) for name in _SHOWN_SCORES} for row in shown]
@@ -211,7 +238,7 @@ def _unfinished(step: Folder, empty: StepState, asked: int | None) -> StepState:
     if not step.file_names() and not step.folder_names():
         return StepState(empty.name, empty.folder, "missing", num_questions=asked)
     facts: dict[str, Any] = {}
-    if empty.kind in _ASKED_SPLITS:
+    if empty.kind in _LEDGERS:
         index = current_ledger(step).index
         sums = {name: pc.sum(index.column(name)).as_py() or 0 for name in SUMMED}
         facts = _ledger_facts({"num_done": index.num_rows, **sums}, {})
@@ -241,7 +268,7 @@ def current_ledger(step: Folder) -> Ledger:
 
 
 def _ledgers(states: Iterable[StepState]) -> list[StepState]:
-    return [state for state in states if state.kind in _ASKED_SPLITS]
+    return [state for state in states if state.kind in _LEDGERS]
 
 
 def _what_is_left(state: StepState) -> str:
@@ -258,13 +285,16 @@ def format_overview(facts: Mapping[str, Any]) -> str:
     rows = [["step", "state", "questions", "result"]]
     for each in facts["steps"]:
         rows.append([each["name"], each["state"], _done(each), _result(each)])
+    made = f"{facts['strategy']}, {facts['rounds']} round(s), {facts['model']}"
     lines = [
-        f"{facts['run']}: {facts['strategy']}, {facts['rounds']} round(s), {facts['model']}",
+        f"{facts['run']}: {made if facts['strategy'] else 'an evaluation'}",
         f"{facts['folder']}; {_holder(facts['holder'])}",
         f"\n{format_table(rows)}",
         *(f"\n{table}" for table in map(_format_scores, facts["steps"]) if table),
+        *(f"\n{lines}" for lines in map(_format_decision, facts["steps"]) if lines),
         f"\ncost: {format_cost(facts['cost'])}; "
         f"{facts['num_generated_tokens']:,} tokens were generated",
+        describe_reads(facts["test_reads"]),
         f"left: {', '.join(facts['left']) or 'nothing'}",
     ]
     return "\n".join(lines)
@@ -295,7 +325,7 @@ def _result(step: Mapping[str, Any]) -> str:
         return str(step["problem"])
     if not facts:
         return ""
-    if step["kind"] in _ASKED_SPLITS:
+    if step["kind"] in _LEDGERS:
         return _format_ledger(step["kind"], facts)
     return _FORMATS[step["kind"]](facts) if step["kind"] in _FORMATS else ""
 
@@ -331,7 +361,8 @@ _FORMATS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "questions": lambda facts: f"{facts.get('num_questions', 0):,} questions",
     "examples": _format_examples,
     "model": _format_model,
-    "scores": lambda facts: f"{len(facts['scores'])} scores, see below",
+    "scores": lambda facts: f"{len(facts['scores'])} scores, see below" if facts["scores"] else "",
+    "decision": lambda facts: "adopted" if facts["adopted"] else "not adopted",
 }
 
 
@@ -343,7 +374,8 @@ def _format_scores(step: Mapping[str, Any]) -> str:
     scores = step["facts"].get("scores")
     if not scores:
         return ""
-    rows = [[step["name"], "n", "base", "tuned", "difference, strict, in percent"]]
+    title = f"{step['name']}, on {scores[0]['split']}"
+    rows = [[title, "n", "base", "tuned", "difference, strict, in percent"]]
     rows += [
         [
             f"{score['domain']}/{score['task']}",
@@ -357,6 +389,15 @@ def _format_scores(step: Mapping[str, Any]) -> str:
         for score in scores
     ]
     return format_table(rows)
+
+
+def _format_decision(step: Mapping[str, Any]) -> str:
+    """What was decided after a round, and why; empty for another step."""
+    facts = step["facts"]
+    if step["kind"] != "decision" or not facts:
+        return ""
+    number = str(step["name"]).partition("/")[0].removeprefix("round_")
+    return "\n".join(describe_decision(f"round {number}", facts["began_with"], facts))
 
 
 # --- all runs ----------------------------------------------------------------------------------

@@ -82,14 +82,14 @@ class Export:
 def plan_export(
     run: StoredRun, round_: int | None, tuned_on: str | None, without: Sequence[str]
 ) -> Export:
-    """Choose what is exported; by default the last round with examples.
+    """Choose what is exported; by default the last round with examples whose model was not refused.
 
     Raises `InputError` for a round or dataset that the run does not have, and when there are
     several models and none is chosen.
     """
     rounds = sorted({int(n[6 : n.index("/")]) for n in run.steps if n.startswith("round_")})
     if round_ is None:
-        finished = [n for n in rounds if _has_examples(run, n)]
+        finished = [n for n in rounds if _has_examples(run, n) and not _is_refused(run, n)]
         round_ = finished[-1] if finished else 0
     models = [n.rpartition("-")[0] for n in run.steps if n.startswith(f"round_{round_}/model-")]
     names = [name.removeprefix(f"round_{round_}/model-") for name in models]
@@ -107,6 +107,13 @@ def plan_export(
 def _has_examples(run: StoredRun, number: int) -> bool:
     found = [name for name in run.steps if name.startswith(f"round_{number}/examples-")]
     return bool(found) and run.folder.child(found[0]).manifest() is not None
+
+
+def _is_refused(run: StoredRun, number: int) -> bool:
+    """Whether the gate refused the model of a round."""
+    found = [name for name in run.steps if name.startswith(f"round_{number}/decision-")]
+    facts = run.folder.child(found[0]).manifest() if found else None
+    return facts is not None and not facts["adopted"]
 
 
 def default_what(export: Export) -> list[str]:

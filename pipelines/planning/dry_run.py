@@ -35,11 +35,12 @@ def describe_steps(run: Run, questions: QuestionSet) -> str:
     if run.guidelines_step and run.expansion:
         missing = 0 if run.guidelines_step.is_done else run.expansion.number
         lines.append(_step_line("base", run.guidelines_step, missing))
-    answers = _num_predictions(run.base_predictions, questions)
+    asked = run.config.asked_splits
+    answers = _num_missing(run.base_predictions, questions, *asked)
     lines.append(_step_line("base", run.base_predictions, answers))
     for round_ in lay_out_rounds(run):
         generations = {round_.paths.name: _num_path_generations(run, round_, questions)} | {
-            branch.predictions.name: _num_predictions(branch.predictions, questions)
+            branch.predictions.name: _num_missing(branch.predictions, questions, *asked)
             for branch in round_.branches
         }
         for step in round_.steps():
@@ -77,7 +78,3 @@ def _num_path_generations(run: Run, round_: Round, questions: QuestionSet) -> in
     a_chain = len(settings.chain) + (settings.judge != "none")
     passes = 1 + bool(settings.hint_stages) + MOST_RETRIES * settings.unhinted_retries
     return _num_missing(round_.paths, questions, "train") * passes * chains * a_chain
-
-
-def _num_predictions(step: Step, questions: QuestionSet) -> int:
-    return _num_missing(step, questions, "dev", "test")

@@ -87,7 +87,6 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
     """Estimate the complete run from its first questions, which are generated now and kept."""
     config, round_ = run.config, first_round(run)
     guidelines.make(run, stop)
-    held_out = run.stored_questions("dev", "test")
     speed = _probe_speed(run, round_, stop)
     return estimate_run(
         run_task(
@@ -97,7 +96,7 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
             config.examples,
             len(config.synthesis.chain),
         ),
-        run_task(read_probed_predictions, run.base_predictions.folder, held_out),
+        run_task(read_probed_predictions, run.base_predictions.folder, run.held_out()),
         _workload(run, round_),
         speed,
         config.cost,
@@ -105,16 +104,16 @@ def estimate_run_from_probe(run: Run, stop: StopRequest) -> Estimate:
 
 
 def _workload(run: Run, round_: Round) -> Workload:
-    job = paths.job(run, round_)
+    job, config = paths.job(run, round_), run.config
     return Workload(
         num_questions=run.questions.num_kept("train"),
         paths_per_question=job.handler.width,
-        max_per_question=run.config.examples.max_per_question,
-        num_predictions=sum(run.questions.num_kept("dev", "test").values()),
-        rounds=run.config.rounds,
+        max_per_question=config.examples.max_per_question,
+        num_predictions=sum(run.questions.num_kept(*config.asked_splits).values()),
+        rounds=config.rounds,
         num_models_predicted=1 + sum(len(each.branches) for each in lay_out_rounds(run)),
         shares=job.shares,
-        max_tokens=run.config.budget.generated_tokens,
+        max_tokens=config.budget.generated_tokens,
     )
 
 

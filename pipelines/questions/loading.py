@@ -228,7 +228,7 @@ class QuestionFacts:
     """The rows that `source.max_wrong_rows` allowed to be skipped, by dataset: a sentence each."""
 
     def extent(self, *splits: Split) -> str:
-        """The work of a step over these splits, which are train, dev with test, or all."""
+        """The work of a step over these splits: train, dev, dev with test, or all."""
         return self.extents[",".join(splits)]
 
     def shortfalls(self) -> list[str]:
@@ -265,7 +265,7 @@ class QuestionSet:
 
     def facts(self) -> QuestionFacts:
         """Everything that is known about the questions, without the questions."""
-        asked: tuple[tuple[Split, ...], ...] = (("train",), ("dev", "test"), SPLITS)
+        asked: tuple[tuple[Split, ...], ...] = (("train",), ("dev",), ("dev", "test"), SPLITS)
         extents = {",".join(splits): self.extent(*splits) for splits in asked}
         return QuestionFacts(extents, self.counts, self.broken, self.wrong_rows)
 

@@ -54,7 +54,7 @@ def of_domains(predictions: Iterable[Prediction], tuned_on: str | None) -> list[
 def read_answers(name: str, run: StoredRun) -> list[ModelAnswers]:
     """The models of a run in the order of its steps; those that have not answered are left out.
 
-    Raises `DamagedFileError`.
+    Of a run that reports on dev, answers to test questions are not read. Raises `DamagedFileError`.
     """
     found = [_of_step(name, run, match) for step in run.steps if (match := _STEP.fullmatch(step))]
     return [each for each in found if each.predictions]
@@ -66,13 +66,16 @@ def _of_step(name: str, run: StoredRun, match: re.Match[str]) -> ModelAnswers:
     round_ = int(number) if number != parent and number.isdigit() else None
     shown = f"round {round_}" if round_ is not None else parent
     ledger = current_ledger(run.folder.child(match[0]))
+    splits = ("dev",) if run.config.get("report_on") == "dev" else ("dev", "test")
     return ModelAnswers(
         run=name,
         model=f"{shown} ({tuned_on})" if tuned_on else shown,
         step=match[0].rpartition("-")[0],
         round=round_,
         tuned_on=tuned_on,
-        predictions=[Prediction.from_row(row).graded() for row in ledger.rows()],
+        predictions=[
+            Prediction.from_row(row).graded() for row in ledger.rows() if row["split"] in splits
+        ],
     )
 
 

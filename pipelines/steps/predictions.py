@@ -44,8 +44,7 @@ def job(run: Run, step: Step) -> GenerationJob:
         evaluation.sampling, prompt=evaluation.prompt, readings=evaluation.readings
     )
     schema = predictions_schema(samples=False, readings=evaluation.readings)
-    questions = run.stored_questions("dev", "test")
-    return GenerationJob("predictions", step.folder, schema, handler, questions)
+    return GenerationJob("predictions", step.folder, schema, handler, run.held_out())
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:

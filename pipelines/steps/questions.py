@@ -130,6 +130,8 @@ def _known_facts(run: Folder, origin: str | None) -> QuestionFacts | None:
     if stored.pop("fingerprint", None) != fingerprint(stored):  # damaged, or an earlier version's
         return None
     facts = QuestionFacts(**stored["facts"])
+    if "dev" not in facts.extents:  # an earlier version's
+        return None
     # What could not be loaded may work by now: a hub answers again, or a grader can be imported.
     return facts if not facts.broken and is_intact(step_of(run, facts)) else None
 

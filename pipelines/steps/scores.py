@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from cluster.models.model import PACKAGED_MODELS
 from cluster.remote import run_task
 from cluster.session import StopRequest
-from cluster.settings import versioned
+from cluster.settings import fingerprint, versioned
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
@@ -19,7 +20,9 @@ from evaluation.forced_scores import (
 )
 from evaluation.grader import GRADER_VERSION
 from evaluation.readings import UNTRAINED
-from evaluation.scores import Score, format_scores, score_predictions, scores_table
+from evaluation.run_table import Asked, run_table
+from evaluation.scores import score_predictions, scores_table
+from pipelines.reads_of_test import record_test_read
 from pipelines.run import Branch, Round, Run
 
 VERSION = 2
@@ -27,55 +30,129 @@ VERSION = 2
 runs get the corrected one."""
 
 
-def content(base: Step, tuned: Step) -> dict[str, Any]:
-    """The predictions that are compared, and the grader that judges them again."""
-    compared = {"base": base.identity, "tuned": tuned.identity, "grader": GRADER_VERSION}
+def content(base: Step, tuned: Step, hidden: Collection[str] = ()) -> dict[str, Any]:
+    """The predictions that are compared, the grader that judges them again, and the datasets that
+    are not reported."""
+    compared: dict[str, Any] = {"base": base.identity, "tuned": tuned.identity}
+    compared["grader"] = GRADER_VERSION
+    if hidden:
+        compared["hidden"] = sorted(hidden)
     return versioned(compared, VERSION)
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Score each tuned model of the round; the table of a finished step is printed again."""
     for branch in round_.branches:
-        scores = run_task(
-            score_predictions,
-            run.stored_questions("dev", "test"),
-            run.base_predictions.folder,
-            branch.predictions.folder,
-            branch.dataset,
-        )
-        text = f"{format_scores(scores)}\n\n{what_was_learned(round_, branch)}\n"
-        forced: list[ForcedScore] = []
-        if run.config.evaluation.readings:
-            forced = run_task(
-                score_readings,
-                run.stored_questions("dev", "test"),
-                run.base_predictions.folder,
-                branch.predictions.folder,
-                branch.dataset,
-            )
-            text += f"\n{format_forced(forced)}\n\n{targets_with_cue(round_, branch)}\n"
+        table = run_task(run_table, _asked(run, branch), _models_so_far(run, round_, branch))
+        forced = _forced_scores(run, branch)
+        below = _below(run, round_, branch, forced)
         if not branch.scores.is_done:
-            _write(branch.scores, scores, forced, text)
-        say(f"\n{title(round_, branch)}\n\n{text}")
+            _store(run, round_, branch, forced, below)
+        if table and run.config.report_on == "test":
+            _record_read(run, round_, branch)
+        say(summary(run, round_, branch, table, below))
     for name, reason in run.questions.broken.items():
         say(f"the dataset {name} was skipped: {reason}")
 
 
-def _write(step: Step, scores: Sequence[Score], forced: Sequence[ForcedScore], text: str) -> None:
-    """Write the tables and their text, and finish the step."""
+def _store(
+    run: Run, round_: Round, branch: Branch, forced: Sequence[ForcedScore], below: str
+) -> None:
+    """Finish the step: the scores of both splits, and the table of base and tuned model."""
+    base, tuned = run.base_predictions.folder, branch.predictions.folder
+    hidden = run.config.after_round.gate_tasks
+    scores = run_task(score_predictions, run.held_out(), base, tuned, branch.dataset, hidden)
+    models = {"base": base, round_.title: tuned}
+    table = run_task(run_table, _asked(run, branch), models)
     tables = {"scores.parquet": scores_table(scores)}
     if forced:
         tables["readings.parquet"] = forced_table(forced)
-    for name, table in tables.items():
-        step.folder.write_table(name, table)
-    step.folder.write_bytes("scores.md", text.encode())
-    step.commit(made=[*tables, "scores.md"])
+    for name, of_numbers in tables.items():
+        branch.scores.folder.write_table(name, of_numbers)
+    text = f"{summary(run, round_, branch, table, below).strip()}\n"
+    branch.scores.folder.write_bytes("scores.md", text.encode())
+    branch.scores.commit(made=[*tables, "scores.md"])
 
 
-def title(round_: Round, branch: Branch) -> str:
-    """What is compared in the tables, which are those of the test questions."""
+def _forced_scores(run: Run, branch: Branch) -> list[ForcedScore]:
+    """Those of base and tuned model; none if the config asks for no forced readings."""
+    if not run.config.evaluation.readings:
+        return []
+    base, tuned = run.base_predictions.folder, branch.predictions.folder
+    hidden = run.config.after_round.gate_tasks
+    return run_task(score_readings, run.held_out(), base, tuned, branch.dataset, hidden)
+
+
+def _asked(run: Run, branch: Branch) -> Asked:
+    """The questions that the table is of; those of the gate are not reported."""
+    hidden = run.config.after_round.gate_tasks
+    return Asked(run.held_out(), run.config.report_on, hidden, branch.dataset)
+
+
+def _models_so_far(run: Run, round_: Round, branch: Branch) -> dict[str, Folder]:
+    """The predictions of the base, of each earlier round's model and of this one."""
+    earlier = {e.title: e.branches[0].predictions.folder for e in round_.earlier()}
+    return {
+        "base": run.base_predictions.folder,
+        **earlier,
+        round_.title: branch.predictions.folder,
+    }
+
+
+def _record_read(run: Run, round_: Round, branch: Branch) -> None:
+    record_test_read(
+        run.config,
+        run.folder,
+        round=round_.number,
+        dataset=branch.dataset,
+        num_questions=sum(run.questions.num_kept("test").values()),
+        scores=f"round_{round_.number}/{branch.scores.folder.name}",
+    )
+
+
+# --- what people see ---------------------------------------------------------------------------
+
+
+def summary(run: Run, round_: Round, branch: Branch, table: str, below: str) -> str:
+    """The table of the questions that are reported, and what has to be known to judge it."""
+    shown = table or f"there is no question of {run.config.report_on}"
+    return f"\n{title(run, round_, branch)}\n\n{shown}\n\n{below}\n"
+
+
+def title(run: Run, round_: Round, branch: Branch) -> str:
+    """What is compared in the tables, and on which questions."""
     tuned = f"tuned on {branch.dataset}" if branch.dataset else "tuned"
-    return f"round {round_.number}, base > {tuned}, in percent with 95 % intervals"
+    split = run.config.report_on
+    return f"{round_.title}, base > {tuned}, on {split} in percent with 95 % intervals"
+
+
+def _below(run: Run, round_: Round, branch: Branch, forced: Sequence[ForcedScore]) -> str:
+    """The tables of the forced readings, if there are any, and the facts beside the scores."""
+    beside = "\n".join(f"- {line}" for line in _beside(run, round_, branch))
+    if not (tables := format_forced(forced, run.config.report_on)):
+        return beside
+    return f"{tables}\n\n{beside}\n- {targets_with_cue(round_, branch)}"
+
+
+def _beside(run: Run, round_: Round, branch: Branch) -> list[str]:
+    """Which model file, how many seeds, how many tokens, and how many targets were edited."""
+    seeds = f"synthesis.seed {run.config.synthesis.seed}, training.seed {round_.training.seed}"
+    lines = [
+        f"model: {_model_file(run)}",
+        f"one seed ({seeds}): the numbers are of this checkpoint and not of the method",
+        f"{round_.title}: {what_was_generated(round_)}",
+        f"{round_.title}: {what_was_learned(round_, branch)}",
+    ]
+    if run.config.report_on == "dev":
+        lines.append("dev is for choosing settings; `--final` asks the test questions")
+    return lines
+
+
+def _model_file(run: Run) -> str:
+    path = run.config.model.path
+    if (packaged := PACKAGED_MODELS.get(path)) is not None:
+        return f"{path}, {packaged.file_name}: {packaged.precision}"
+    return f"{path} (fingerprint {fingerprint(run.base.identity)})"
 
 
 def targets_with_cue(round_: Round, branch: Branch) -> str:
@@ -92,6 +169,15 @@ def count_targets(examples: Folder, text: str, dataset: str | None) -> tuple[int
     rows = examples.read_table(columns=["dataset", "messages"]).to_pylist()
     said = [row["messages"][-1]["content"] for row in rows if dataset in (None, row["dataset"])]
     return sum(text in each for each in said), len(said)
+
+
+def what_was_generated(round_: Round) -> str:
+    """How many tokens the paths of a round took, and how many of prompts were read for them."""
+    rows: Mapping[str, Any] = (round_.paths.manifest() or {}).get("rows", {})
+    return (
+        f"{rows.get('num_tokens', 0):,} tokens generated in {rows.get('num_paths', 0):,} paths, "
+        f"{rows.get('num_prompt_tokens', 0):,} prompt tokens read for them"
+    )
 
 
 def what_was_learned(round_: Round, branch: Branch) -> str:

@@ -64,12 +64,13 @@ def refusal(arguments: list[str], capsys: Capture) -> str:
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("place", TABLES + LEDGERS)
 def test_step_that_a_listing_shows_to_be_damaged_is_named_by_every_reader(
-    copied_run: Copy, capsys: Capture, place: str, change: str
+    copied_run: Copy, tmp_path: Path, capsys: Capture, place: str, change: str
 ) -> None:
     run = copied_run()
     name = damage(run, place, CHANGES[change])
     folder = run.folder.uri
-    for arguments in (["analyse", folder], ["show", folder, path_id(run)]):
+    report = ["report", folder, "-o", str(tmp_path / "report.html")]
+    for arguments in (["analyse", folder], ["show", folder, path_id(run)], report):
         assert name in refusal(arguments, capsys)
     with pytest.raises(DamagedFileError, match=name):
         StoredRun.read(folder).table("round_0/paths")

@@ -25,11 +25,12 @@ from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
 from cluster.store.step import STEPS_FILE, Step, claim_run_folder
 from evaluation.grader import GRADER_VERSION
+from evaluation.model_scores import measures_table, score_models
 from evaluation.predictions import PREDICTIONS_SCHEMA
 from evaluation.question import Question, question_table
 from evaluation.scores import score_predictions, scores_table
 from pipelines.config import Config
-from pipelines.stored_run import StoredRun, record_config
+from pipelines.stored_run import CONFIG_FILE, StoredRun, record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.handler import PATHS_SCHEMA
 
@@ -277,29 +278,52 @@ def _examples(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _predictions(
     below: Folder, asked: Sequence[Question], what: Invented, gain: float, random_: random.Random
 ) -> Step:
+    """The answers of a model whose folder is in the run's, after the questions."""
     step = Step.below(below, "predictions", {})
-    held_out = [each for each in asked if each.split != "train"]
     rows = []
-    for question in held_out:
+    for question in asked:
+        if question.split == "train":
+            continue
         domain, _, share = what.datasets()[question.dataset]
         hard = random.Random(question.question_id).uniform(-0.25, 0.25)
         chance = share + hard + (gain if domain == "in_domain" else 0.1 * gain)
         answer = _answer(question, chance, random_)
         facts = {k: v for k, v in answer.items() if k != "text"}
-        rows.append(
-            _ledger_row(
-                question,
-                **facts,
-                response=answer["text"],
-                thinking="",
-                grader_version=GRADER_VERSION,
-            )
-        )
-    questions = Folder.open(below.parent.uri)
-    stored = next(n for n in questions.folder_names() if n.startswith("questions-"))
-    asked_of = Questions(questions.child(stored), ("dev", "test"))
-    _write_ledger(step, rows, PREDICTIONS_SCHEMA, asked_of)
+        own = {"response": answer["text"], "thinking": "", "grader_version": GRADER_VERSION}
+        rows.append(_ledger_row(question, **facts, **own))
+    _write_rows(step, rows, PREDICTIONS_SCHEMA)
+    ledger = compact(step.folder, PREDICTIONS_SCHEMA)
+    step.commit(rows=summarize(ledger, _keys(asked)))
     return step
+
+
+def _keys(asked: Sequence[Question]) -> pa.Table:
+    held_out = [each for each in asked if each.split != "train"]
+    return question_table(held_out).select(["question_id", "question_fingerprint", "dataset"])
+
+
+def write_invented_evaluation(root: Path, gains: Mapping[str, float]) -> Folder:
+    """An evaluation of models with these names, each right by so much more often."""
+    what, random_ = Invented(name="evaluation"), random.Random(1)
+    folder = Folder.open(str(root / what.name))
+    claim_run_folder(folder, what.name)
+    folder.write_bytes(CONFIG_FILE, b"run: evaluation\n")
+    asked = _questions(what, random.Random(0))
+    questions = Step.below(folder, "questions", {})
+    _write_questions(questions, asked)
+    models = folder.child("models")
+    answered = {
+        name: _predictions(models.child(name), asked, what, gain, random_)
+        for name, gain in gains.items()
+    }
+    scores = Step.below(models, "scores", {})
+    of_models = {name: step.folder for name, step in answered.items()}
+    measures = score_models(Questions(questions.folder, ("dev", "test")), of_models)
+    scores.folder.write_table("scores.parquet", measures_table(measures))
+    scores.commit()
+    steps = [questions, *answered.values(), scores]
+    folder.write_json(STEPS_FILE, [s.folder.path.removeprefix(f"{folder.path}/") for s in steps])
+    return folder
 
 
 def _scores(below: Folder, questions: Step, base: Step, tuned: Step) -> Step:

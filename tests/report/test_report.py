@@ -12,7 +12,7 @@ import pytest
 from regenesis import main
 from tests.finished_run import FinishedRun
 from tests.report.browser import Browser
-from tests.report.invented_run import Invented, write_invented_run
+from tests.report.invented_run import Invented, write_invented_evaluation, write_invented_run
 from tests.report.texts import HOSTILE
 
 SECTIONS = (
@@ -49,6 +49,20 @@ def test_every_section_is_drawn_without_a_sound(report: Write, chromium: Browser
     assert chromium.run("return document.querySelectorAll('svg.plot').length") > 15
     assert "for this checkpoint only" in chromium.text("#verdict")
     assert "mean over 2 tasks" in chromium.text("#verdict")
+
+
+def test_an_evaluation_is_drawn_without_what_only_runs_have(
+    tmp_path: Path, chromium: Browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = write_invented_evaluation(tmp_path, {"small": 0.0, "large": 0.3}).uri
+    assert main(["report", uri, "-o", str(tmp_path / "report.html")]) == 0
+    chromium.open(tmp_path / "report.html")
+    assert "large \N{MINUS SIGN} small" in chromium.text("#verdict")
+    assert "arithmetic" in chromium.text("#scores")
+    assert chromium.run("return document.getElementById('guidelines')") is None
+    capsys.readouterr()
+    assert main(["show", uri]) == 0
+    assert "evaluation: an evaluation" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_finished_says_so(report: Write, chromium: Browser) -> None:

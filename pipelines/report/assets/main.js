@@ -16,6 +16,9 @@ const SECTIONS = [
   ["provenance", "How it was made", "How it was made", drawProvenance],
 ];
 
+/** The sections that an evaluation does not have. */
+const OF_RUNS = new Set(["changed", "funnel", "guidelines", "coverage", "rounds", "training"]);
+
 function drawReport() {
   const main = document.getElementById("report");
   const report = readData("report");
@@ -32,7 +35,9 @@ function drawSections(main, report) {
     element("h1", {}, label(report.title, 200)),
     element("p", { class: "note" }, `ReGenesis report, made ${report.made_at}`),
   );
+  const hasRuns = report.runs.some((run) => run.strategy !== null);
   for (const [id, title, short, draw] of SECTIONS) {
+    if (OF_RUNS.has(id) && !hasRuns) continue;
     const section = element("section", { id, "aria-labelledby": `${id}-title` });
     section.append(element("h2", { id: `${id}-title` }, title));
     draw(section, report);
