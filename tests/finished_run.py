@@ -161,3 +161,12 @@ def _map_here(function: Callable[..., pa.Table], blocks: Sequence[pa.Table], *ar
 def folder_of(run: FinishedRun, name: str) -> Path:
     """The folder of a step in a copy of the run."""
     return Path(run.folder.path) / run.steps[name].folder.path.split("/finished/", 1)[1]
+
+
+def lasting_files(run: FinishedRun) -> set[str]:
+    """The files of a copy of the run, without the counter that its holder writes all the time."""
+    return {
+        name
+        for name in run.folder.walk()
+        if not (name.endswith(".beat") or name.rpartition("/")[2].startswith(".writing-"))
+    }

@@ -30,6 +30,8 @@ class ScriptedServer:
         self.models = models
         self.requests: list[dict[str, Any]] = []
         """Path, body, Authorization header and time of each POST."""
+        self.listed: list[str] = []
+        """Path of each GET."""
         self.open = self.most_open = 0
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -49,10 +51,15 @@ class ScriptedServer:
 def _handler(owner: ScriptedServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            owner.listed.append(self.path)
             if not self._has_key():
                 return self._reply(401, {"error": {"message": "no such key"}})
             if owner.models is None:
                 return self._reply(404, {})
+            if isinstance(owner.models, str):  # the list is somewhere else
+                return self._reply(302, {}, {"Location": owner.models})
+            if isinstance(owner.models, bytes):
+                return self._send(200, owner.models)
             return self._reply(200, {"data": [{"id": name} for name in owner.models]})
 
         def do_POST(self) -> None:
@@ -84,6 +91,8 @@ def _handler(owner: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 self.connection.close()
             elif step == "stall":
                 owner.closing.wait(30)
+            elif step == "proxy":
+                self._send(400, b"<html>no such upstream</html>")
             elif step == "garbage":
                 self._send(200, b"<html>busy</html>")
             elif step == "empty":

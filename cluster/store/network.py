@@ -308,15 +308,6 @@ class _Reader:
     def tell(self) -> int:
         return self._at
 
-    def size(self) -> int:
-        return self._size
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def close(self) -> None:
         self.closed, self._file = True, None
 
@@ -331,15 +322,6 @@ class _Upload:
 
     def write(self, data: Any) -> int:
         return self._data.write(data)
-
-    def tell(self) -> int:
-        return self._data.tell()
-
-    def flush(self) -> None:
-        pass
-
-    def writable(self) -> bool:
-        return True
 
     def close(self) -> None:
         if self.closed:

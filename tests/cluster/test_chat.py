@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.inference.engine import Completion
 from cluster.models.chat_template import (
     PLAIN_TEMPLATE,
     ChatModel,
@@ -14,6 +15,7 @@ from cluster.models.chat_template import (
     load_tokenizer,
     prompt_ids,
 )
+from cluster.thinking import TurnReader
 
 MESSAGES = [{"role": "user", "content": "2 + 2?"}]
 BOS, EOS = 256, 257
@@ -79,3 +81,47 @@ def test_prompt_that_opens_the_thinking_is_known(tmp_path: Path) -> None:
 def test_end_of_turn_stands_once_at_the_end() -> None:
     assert end_turn([5, 6], EOS) == end_turn([5, 6, EOS], EOS) == [5, 6, EOS]
     assert end_turn([], EOS) == [EOS]
+
+
+# --- what a model wrote --------------------------------------------------------------------------
+
+
+def test_completion_of_a_server_that_tells_no_ids_is_read_by_its_text(tmp_path: Path) -> None:
+    chat = ChatModel(make_tokenizer(tmp_path, TURNS, adds_bos=False))
+    said = Completion("<think>2 and 2</think>4", [], "stop", 9)
+    read = chat.read(said, chat.prompt(MESSAGES, {}))
+    assert (read.own_turn.thinking, read.own_turn.answer) == ("2 and 2", "4")
+    assert read.token_ids == []
+
+
+def test_thinking_that_a_template_opens_without_showing_the_question_is_known(
+    tmp_path: Path,
+) -> None:
+    """The template may write the question in another form, such as with other spaces."""
+    tokenizer = make_tokenizer(tmp_path, TURNS, adds_bos=False)
+    prompt = tokenizer("[user] 2+2?</s>[assistant] <think>\n")["input_ids"]
+    assert TurnReader(tokenizer).opened(prompt, "2 + 2?") == "<think>\n"
+    plain = tokenizer("[user] 2+2?</s>[assistant] ")["input_ids"]
+    assert TurnReader(tokenizer).opened(plain, "2 + 2?") == ""
+
+
+def test_ids_of_a_text_that_shows_its_special_tokens_are_all_kept(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path, TURNS, adds_bos=False)
+    ids = tokenizer("</s>four and more", add_special_tokens=False)["input_ids"]
+    assert TurnReader(tokenizer).ids_of_text(ids, "</s>four") == ids
+
+
+def test_ids_of_a_text_that_ends_within_a_character_of_several_tokens_are_those_of_the_text(
+    tmp_path: Path,
+) -> None:
+    """With tokens of bytes, each byte of a character that is not complete is shown as one."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    bytes_only = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<0x00>"))
+    bytes_only.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_only)
+    ids = [*"\N{BAR CHART}\N{BAR CHART} END".encode()]
+    wanted = "\N{BAR CHART}\N{BAR CHART}"
+    assert tokenizer.decode(TurnReader(tokenizer).ids_of_text(ids, wanted)) == wanted

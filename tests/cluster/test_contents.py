@@ -17,9 +17,17 @@ import pytest
 
 import cluster.store.step
 from cluster.errors import DamagedFileError, InputError, StorageError
-from cluster.store.folder import MANIFEST, Folder
+from cluster.store.contents import damaged_files
+from cluster.store.folder import MANIFEST, OPENED, Folder
 from cluster.store.holder import hold
-from cluster.store.ledger import Ledger, PartWriter, compact, ledger_schema
+from cluster.store.ledger import (
+    Ledger,
+    PartWriter,
+    compact,
+    ledger_schema,
+    load_file,
+    open_ledger,
+)
 from cluster.store.step import Step, check_run_folder, check_steps, claim_run_folder, is_intact
 from tests.small_disk import SmallDisk, small_disk
 
@@ -452,3 +460,58 @@ def test_uri_with_a_slip_makes_no_folder(
     with pytest.raises(InputError, match=hint):
         Folder.open(uri)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_a_superseded_holder_wrote_late_are_no_part_of_a_finished_step(
+    tmp_path: Path,
+) -> None:
+    """It did not notice in time that another command had the run; its rows count nowhere."""
+    run = Folder.open(str(tmp_path / "run"))
+    with hold(run):
+        pass
+    with hold(run) as held:
+        step = Step.below(held, "paths", {})
+        write_ledger(step.folder)
+        step.commit()
+    step.folder.write_bytes("rows-000001-000009-0123456789abcdef.parquet", b"late")
+    check_steps([step])
+    assert Ledger.read(step.folder).index.num_rows == 180
+    step.folder.write_bytes("rows-000002-000009-0123456789abcdef.parquet", b"foreign")
+    with pytest.raises(DamagedFileError, match=r"rows-000002.* does not belong to the step"):
+        check_steps([step])
+
+
+def test_file_that_goes_between_listing_and_reading_is_damaged(tmp_path: Path) -> None:
+    step = finish(tmp_path, "examples")
+    listed = (step.folder.manifest() or {})["files"]
+    assert damaged_files(step.folder, listed) == []
+    gone = own_files(step)[0].relative_to(step.folder.path)
+    (Path(step.folder.path) / gone).unlink()
+    assert damaged_files(step.folder, listed) == [f"{gone} is damaged"]
+
+
+def test_ledger_of_a_finished_step_names_what_is_missing_or_damaged(tmp_path: Path) -> None:
+    step = finish(tmp_path, "paths")
+    [file, *_] = own_files(step)
+    data = file.read_bytes()
+    flip(file)
+    with pytest.raises(DamagedFileError, match=rf"{file.name} is damaged"):
+        Ledger.read(step.folder, whole=True)
+    file.unlink()
+    with pytest.raises(DamagedFileError, match=rf"{file.name} is missing"):
+        Ledger.read(step.folder)
+    with pytest.raises(DamagedFileError, match=rf"{file.name} is missing"):
+        load_file(step.folder, file.name)
+    file.write_bytes(data)
+    assert len(Ledger.read(step.folder, whole=True).index) == 180
+
+
+def test_ledger_whose_list_of_files_that_count_is_torn_is_damaged(tmp_path: Path) -> None:
+    with hold(Folder.open(str(tmp_path))) as held:
+        step = held.child("paths-0123456789ab")
+        ledger = open_ledger(step, SCHEMA)
+        assert open_ledger(step, SCHEMA).files == ledger.files == []  # only once by each holder
+        [opened] = [name for name in step.file_names() if name.startswith(OPENED)]
+        (Path(step.path) / opened).write_bytes(b'{"files')
+        with pytest.raises(DamagedFileError, match=rf"{opened} is damaged"):
+            Ledger.read(step)

@@ -254,6 +254,38 @@ def test_endpoint_without_the_model_is_refused_at_its_start() -> None:
         ask(settings(server))  # it is closed
 
 
+@pytest.mark.parametrize("reply", [b"<html>welcome</html>", b'{"models": []}', b'{"data": [7]}'])
+def test_endpoint_whose_list_of_models_has_another_form_is_taken(reply: bytes) -> None:
+    with ScriptedServer(models=reply) as server:
+        check_engine_server(settings(server))
+        assert server.listed == ["/v1/models"]
+
+
+def test_endpoint_list_of_models_is_not_followed_to_another_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A redirect would take the key with it."""
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    with ScriptedServer() as other, ScriptedServer(models=f"{other.url}/models") as server:
+        check_engine_server(settings(server, endpoint={"key_variable": "TEACHER_KEY"}))
+    assert (server.listed, other.listed) == (["/v1/models"], [])
+
+
+def test_endpoint_refusal_that_is_no_json_is_shown_as_it_came() -> None:
+    with (
+        ScriptedServer("proxy") as server,
+        pytest.raises(GenerationError, match="HTTP 400: <html>no such upstream</html>"),
+    ):
+        ask(settings(server))
+
+
+def test_endpoint_engine_that_is_named_by_its_class_needs_the_settings_of_the_endpoint() -> None:
+    by_class = "cluster.inference.endpoint_engine.EndpointEngine"
+    asked = EngineSettings(implementation=by_class, use_gpu=False)
+    with pytest.raises(InputError, match=r"engine\.endpoint is missing: give its url and model"):
+        check_engine_options(asked, needs_weight_proof=False)
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [

@@ -20,7 +20,7 @@ import pytest
 import cluster.store.holder
 from cluster.errors import HeldError, StorageError, TakenOverError
 from cluster.store.folder import HOLDERS, MANIFEST, Folder
-from cluster.store.holder import hold, last_holder, this_process
+from cluster.store.holder import has_ended, hold, last_holder, this_process
 from cluster.store.ledger import (
     Ledger,
     PartWriter,
@@ -169,6 +169,18 @@ def test_holder_is_created_once_also_without_links(
     assert folder.create("a.json", b"first")
     assert not folder.create("a.json", b"second")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.json", b"first")]
+
+
+def test_holder_that_cannot_be_created_is_not_taken_for_a_disk_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    with pytest.raises(StorageError, match="the disk is broken"):
+        Folder.open(str(tmp_path)).create("a.json", b"first")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_of_many_that_find_the_holder_dead_one_takes_its_place(run: Folder) -> None:
@@ -384,3 +396,76 @@ def test_superseded_holder_can_neither_compact_nor_commit(
     assert new.manifest() is None
     new.commit({"num": 1})
     assert new.manifest() == {"num": 1, "epoch": new.epoch}
+
+
+# --- what only some machines and stores do -------------------------------------------------------
+
+
+def test_process_of_a_machine_without_proc_is_judged_by_its_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS has none: no two processes there can be told to be on the same machine."""
+
+    def refuse(path: Path) -> Path:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "readlink", refuse)
+    run = Folder.open(str(tmp_path))
+    assert this_process()["machine"] == ""
+    run.child(HOLDERS).write_json("000001.json", this_process() | {"pid": 2**22 + 1})
+    assert not has_ended(run, last_holder(run))
+    with hold(run) as held:
+        assert held.epoch == 2
+
+
+def test_holder_that_releases_the_run_while_it_is_watched_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Folder.open(str(tmp_path))
+    write_elsewhere(run, 1)
+    monkeypatch.setattr(cluster.store.holder, "DEAD_AFTER_S", 600)
+
+    def release(_: float) -> None:
+        run.child(HOLDERS).write_bytes(last_holder(run).released_name, b"")
+
+    monkeypatch.setattr("cluster.store.holder.time.sleep", release)
+    with hold(run) as held:
+        assert held.epoch == 2
+
+
+def test_holder_whose_folder_was_removed_ends_its_command_at_the_next_count(
+    tmp_path: Path,
+) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def wait_for_the_end() -> None:
+        with hold(Folder.open(str(tmp_path / "run"))):
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+            time.sleep(30)
+
+    try:
+        with pytest.raises(StorageError, match="was removed while"):
+            wait_for_the_end()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("where", ["reading", "writing"])
+def test_holder_whose_store_is_away_for_a_moment_goes_on_counting(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Folder.open(str(tmp_path))
+    counted, failures = threading.Event(), [OSError("SLOW_DOWN"), OSError("SLOW_DOWN")]
+
+    def check(_: Folder) -> None:
+        if failures and where == "reading":
+            raise failures.pop()
+        if failures:
+            raise StorageError("a file cannot be written") from failures.pop()
+        counted.set()
+
+    with hold(run) as held:
+        monkeypatch.setattr(Folder, "check_claim", check)
+        assert counted.wait(30)
+        assert held.epoch == 1
+    assert last_holder(run).epoch == 1

@@ -49,16 +49,20 @@ class RefusingHub(BaseHTTPRequestHandler):
 ASK = """
 import json, sys
 from cluster.errors import InputError
-from cluster.models.hub import check_hub_model
+from cluster.models.hub import check_hub_model, hub_file
 from evaluation.reading.hub_rows import load_hub_split
 
 def ask_dataset(name):
     list(load_hub_split(name, None, "train"))
 
+def ask_file(name):
+    if file := hub_file(name, "chat_template.jinja"):
+        raise InputError(file.read_text())
+
 said = {}
 for key, ask, name in json.loads(sys.argv[1]):
     try:
-        {"model": check_hub_model, "dataset": ask_dataset}[ask](name)
+        {"model": check_hub_model, "dataset": ask_dataset, "file": ask_file}[ask](name)
         said[key] = None
     except InputError as error:
         said[key] = str(error)
@@ -92,6 +96,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     questions = [(name, "model", f"owner/{name}") for name in ANSWERS]
     questions += [("no name", "model", "owner/-- ")]
     questions += [(f"dataset {n}", "dataset", f"owner/{n}") for n in ("gated", "missing")]
+    questions += [(f"file of {n}", "file", f"owner/{n}") for n in ("fine", "empty", "gated")]
     with ThreadingHTTPServer(("127.0.0.1", 0), RefusingHub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         home = tmp_path_factory.mktemp("hub")
@@ -123,6 +128,12 @@ def test_model_that_the_hub_has_is_taken(said: dict[str, str]) -> None:
     assert said["fine"] is None
 
 
+def test_small_file_is_there_or_not_and_only_a_refusal_is_an_error(said: dict[str, str]) -> None:
+    assert said["file of fine"] == ""  # the hub's file is empty
+    assert said["file of empty"] is None
+    assert "access to it is restricted" in said["file of gated"]
+
+
 @pytest.mark.parametrize("name", ["gated", "missing"])
 def test_refusal_of_a_dataset_is_one_sentence(said: dict[str, str], name: str) -> None:
     assert f"owner/{name}" in said[f"dataset {name}"]
@@ -131,7 +142,9 @@ def test_refusal_of_a_dataset_is_one_sentence(said: dict[str, str], name: str) -
 
 
 def test_model_without_a_network_is_refused_at_once(tmp_path: Path) -> None:
-    said = ask("http://127.0.0.1:9", [("model", "model", "owner/name")], tmp_path)
+    asked = [("model", "model", "owner/name"), ("file", "file", "owner/name")]
+    said = ask("http://127.0.0.1:9", asked, tmp_path)
+    assert said["file"] is None  # without a hub it is as if the model had none
     assert "the Hugging Face hub cannot be reached" in said["model"]
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import regenesis
@@ -16,7 +17,10 @@ from cluster.events import kept_log, read_events
 from cluster.store.cleanup import ask_to_delete, find_leftovers, format_leftovers, remove_leftovers
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
+from cluster.store.ledger import PartWriter, compact, ledger_schema
 from cluster.store.step import STEPS_FILE, Step, claim_run_folder, write_steps
+
+SCHEMA = ledger_schema([pa.field("text", pa.string())])
 
 
 def finished(parent: Folder, name: str, seed: int = 0) -> Step:
@@ -178,3 +182,30 @@ def test_clean_that_only_lists_writes_nothing(run: Folder) -> None:
     before = run.walk()
     assert regenesis.main(["clean", run.path, "--superseded", "--dry-run"]) == 0
     assert run.walk() == before
+
+
+def test_superseded_folder_that_a_link_stands_for_stays(run: Folder, tmp_path: Path) -> None:
+    """What the link shows is elsewhere, and may be another run's."""
+    (tmp_path / "run" / superseded_paths()).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / superseded_paths()).symlink_to(tmp_path / "elsewhere")
+    assert found(run) == []
+
+
+def test_parts_go_from_a_finished_step_once_its_rows_are_compacted(run: Folder) -> None:
+    step = Step.below(run.child("round_0"), "paths", {"seed": 2})
+    row = {"question_id": "q", "question_fingerprint": "f", "attempt": 0, "dataset": "d"}
+    PartWriter(step.folder.child("parts/1/000000"), SCHEMA).write([row | {"text": "a thought"}])
+    parts = f"round_0/{step.folder.name}/parts"
+    # An earlier version listed no files in the manifest, so that every part counts.
+    step.folder.commit({"step": "paths", "extent": {}, "content": step.content})
+    assert found(run, superseded=False) == []
+
+    step.folder.delete_files(["manifest.json"])
+    compact(step.folder, SCHEMA)
+    step.folder.write_bytes("parts/1/plan.parquet", b"the questions of this execution")
+    step.commit()
+    assert found(run, superseded=False) == [parts]
+
+    later = step.folder.written_at(["manifest.json"]) + 10
+    os.utime(f"{step.folder.path}/parts/1/plan.parquet", (later, later))
+    assert found(run, superseded=False) == []  # a command works on it again

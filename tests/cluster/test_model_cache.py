@@ -174,3 +174,40 @@ def test_cache_an_outage_while_copying_is_waited_for(
     folder = copied(remote, ModelCache(tmp_path))
     assert s3_proxy.refused
     assert (folder / WEIGHTS).read_bytes() == remote.read_bytes(WEIGHTS)
+
+
+def test_cache_an_error_that_is_not_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    def away(work: Path) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        ModelCache(tmp_path).get("model", away, 7)
+    assert names(tmp_path) == {"model.lock"}
+
+
+def test_cache_what_a_killed_copy_left_is_replaced_by_the_next_copy_of_that_model(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / ".making-model"
+    left.mkdir()
+    (left / "half").write_bytes(b"x")
+    assert names(made(ModelCache(tmp_path), "model")) == {"config.json"}
+    assert not left.exists()
+
+
+def test_cache_copies_of_an_earlier_version_go_before_those_that_were_used(tmp_path: Path) -> None:
+    cache = ModelCache(tmp_path, limit=2000)
+    used, earlier = made(cache, "0/model"), made(cache, "1/model")
+    used_at(used, 1)
+    earlier.with_name("model.use").unlink()
+    made(cache, "2/model")
+    assert [used.exists(), earlier.exists()] == [True, False]
+
+
+def test_cache_folder_on_a_store_without_a_model_is_not_found(
+    s3_proxy: CountingProxy, tmp_path: Path
+) -> None:
+    empty = Folder.open(s3_proxy.uri(f"bucket/{uuid.uuid4().hex}/model-0123456789ab"))
+    with pytest.raises(FileNotFoundError, match="model-0123456789ab holds no model"):
+        copied(empty, ModelCache(tmp_path))
+    assert not [*tmp_path.rglob("config.json")]

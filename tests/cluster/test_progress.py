@@ -486,3 +486,16 @@ def test_printer_prints_at_least_the_end(monkeypatch: pytest.MonkeyPatch) -> Non
     with ProgressPrinter(lambda: ["done"], every_s=3600, stream=stream):
         pass
     assert stream.getvalue() == "done\n"
+
+
+def test_bars_are_the_finished_and_all_questions_of_each_dataset_of_a_job() -> None:
+    seen = view({"a": counts(10, num_done=4), "b": counts(3)})
+    assert RateMeter.bars(seen) == {"paths a": (4, 10), "paths b": (0, 3)}
+
+
+def test_board_weights_are_those_that_the_first_worker_noted() -> None:
+    made = board()
+    assert made.weights() == {}
+    made.note_weights({"dtype": "float32"})
+    made.note_weights({"dtype": "bfloat16"})
+    assert made.weights() == {"dtype": "float32"}

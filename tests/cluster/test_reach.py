@@ -51,3 +51,22 @@ def test_other_version_is_refused_with_both() -> None:
         with pytest.raises(InputError, match="install the same") as refusal:
             refuse_other_version("head:6379", same | other)
         assert next(iter(other.values())) in str(refusal.value)
+
+
+def test_cluster_that_refuses_to_describe_itself_is_said_with_what_to_correct(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_client: object) -> None:
+        raise ray.exceptions.AuthenticationError("the token is missing. See the manual.")
+
+    monkeypatch.setattr("ray._common.usage.usage_lib.get_cluster_metadata", refuse)
+    with pytest.raises(InputError, match=r"not answer as Ray does \(.*\); correct .* the token"):
+        check_cluster(ray_cluster)
+
+
+def test_cluster_that_tells_no_version_is_joined(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray keeps it only where usage statistics could be stored."""
+    monkeypatch.setattr("ray._common.usage.usage_lib.get_cluster_metadata", lambda _: None)
+    check_cluster(ray_cluster)

@@ -27,6 +27,7 @@ from cluster.inference.schedule import (
 )
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger, PartWriter, compact, ledger_schema
+from cluster.store.step import Step
 from evaluation.question import QUESTION_SCHEMA, Question, Split, question_table
 
 SCHEMA = ledger_schema([*QUESTION_SCHEMA, pa.field("text", pa.string())])
@@ -451,3 +452,17 @@ def test_summary_counts_the_wanted_rows_by_dataset_and_attempt(tmp_path: Path) -
     assert (summary["num_tokens"], summary["num_accepted"]) == (50, 2)
     assert summary["datasets"]["a"]["num_tokens"] == 50
     assert summary["datasets"]["b"]["num_done"] == 0
+
+
+def test_plan_of_a_finished_step_without_open_questions_leaves_it_as_it_is(tmp_path: Path) -> None:
+    folder, asked = Folder.open(str(tmp_path)), question("a", 1)
+    write(folder, answer(asked))
+    stored = store(folder, asked)
+    compact(folder, SCHEMA)
+    Step("paths", folder, {}).commit()
+    before = folder.walk()
+    made = plan_job(
+        folder, SCHEMA, stored, {}, execution="2", num_slots=1, smallest=1, max_attempts=1
+    )
+    assert (made.num_open, made.num_chunks) == (0, 0)
+    assert folder.walk() == before

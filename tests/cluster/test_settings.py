@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.settings import content_of, fingerprint, load_settings
+from cluster.inference.engine import EndpointSettings
+from cluster.settings import content_of, fingerprint, load_settings, settings_of
 from pipelines.config import Config
 from pipelines.strategy import with_strategy
 from tests.conftest import REPOSITORY, arithmetic
@@ -181,3 +182,8 @@ def test_config_import_and_dry_run_load_no_heavy_library(
     # 24 questions x 3 guidelines x 3 stages, and 16 held-out questions for either model.
     assert "216 generations" in result.stdout
     assert result.stdout.count("16 generations") == 3
+
+
+def test_settings_from_elsewhere_name_their_place_and_what_is_missing() -> None:
+    with pytest.raises(InputError, match=r"^--model a: url is missing"):
+        settings_of(EndpointSettings, {"model": "m"}, "--model a")

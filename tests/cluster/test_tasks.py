@@ -82,3 +82,11 @@ def test_block_that_fails_ends_the_map_with_its_reason(ray_cluster: str) -> None
         map_blocks(_refuse, [pa.table({"number": [1]})])
     with pytest.raises(ray.exceptions.RayTaskError, match="KeyError: 'numbers"):
         map_blocks(_miss, [pa.table({"number": [1]})])
+
+
+def test_run_tasks_on_a_cluster_gives_results_in_order_and_raises_what_was_raised(
+    ray_cluster: str,
+) -> None:
+    assert run_tasks(_half, [(8,), (2,), (6,)]) == [4, 1, 3]
+    with pytest.raises(InputError, match=r"^3 is odd$"):
+        run_tasks(_half, [(2,), (3,)])

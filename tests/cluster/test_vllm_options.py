@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import typing
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.errors import InputError
 from cluster.inference import vllm_source
-from cluster.inference.engine import EngineSettings, check_engine_options, make_engine
+from cluster.inference.engine import (
+    EngineSettings,
+    GenerationError,
+    SamplingSettings,
+    check_engine_options,
+    make_engine,
+)
+from cluster.inference.vllm_engine import _completions
+from cluster.inference.vllm_options import check_sampling
 from cluster.settings import content_of, fingerprint
 
 
@@ -111,3 +121,32 @@ def test_every_name_of_vllm_gives_the_folders_of_the_first_one() -> None:
     assert contents == [content_of(EngineSettings())] * 3
     # What commit 811bd38 made of the default settings: a step's folder is named after it.
     assert fingerprint(contents[0]) == "9ce36992e11d"
+
+
+@pytest.mark.parametrize("found", ["another form", "not installed"])
+def test_options_are_left_to_a_vllm_whose_source_cannot_be_read(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may define its names elsewhere, or be on the workers only."""
+    if found == "not installed":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        monkeypatch.setattr(vllm_source, "_parsed", vllm_source._parsed.__wrapped__)
+    else:
+        read = vllm_source._parsed.__wrapped__
+        monkeypatch.setattr(vllm_source, "_parsed", lambda _: read("nowhere.py"))
+    assert vllm_source.argument_names() == vllm_source.load_formats() == ()
+    assert vllm_source.sampling_types() == {}
+    unknown = settings(a_later_option=True, load_format="a_later_format")
+    check_engine_options(unknown, needs_weight_proof=False)
+    check_sampling("sampling", SamplingSettings(options={"a_later_option": 1}))
+
+
+def test_answer_that_vllm_gave_up_is_a_failed_generation() -> None:
+    def answered(reason: str) -> Any:
+        answer = SimpleNamespace(index=0, text="4", token_ids=[4], finish_reason=reason)
+        return SimpleNamespace(outputs=[answer], num_cached_tokens=None)
+
+    assert _completions(answered("stop"), 3)[0].text == "4"
+    for reason in ("abort", "error"):
+        with pytest.raises(GenerationError, match=f"vLLM ended the answer with '{reason}'"):
+            _completions(answered(reason), 3)

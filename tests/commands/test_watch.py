@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.events import kept_log, timed
-from cluster.store.holder import hold
+from cluster.store.folder import Folder
+from cluster.store.holder import DEAD_AFTER_S, hold, this_process
+from commands.watch import _Life
 from pipelines.analysis.overview import StepState
 from pipelines.analysis.progress import format_progress, progress_of
 from regenesis import main
-from tests.finished_run import FinishedRun, folder_of
+from tests.finished_run import FinishedRun, folder_of, lasting_files
 
 Copy = Callable[[], FinishedRun]
 Capture = pytest.CaptureFixture[str]
@@ -102,9 +105,9 @@ def test_watch_follows_until_the_run_is_released(copied_run: Copy, capsys: Captu
     worker = threading.Thread(target=work)
     worker.start()
     working.wait(30)
-    before = {name for name in run.folder.walk() if not name.endswith(".beat")}
+    before = lasting_files(run)
     assert main(["watch", run.folder.uri, "--once"]) == 0
-    assert before == {name for name in run.folder.walk() if not name.endswith(".beat")}
+    assert before == lasting_files(run)
     line = capsys.readouterr().out
     assert line.startswith("round 0: paths for ")
     assert "round_0/paths: 24 of 24 questions" in line
@@ -128,3 +131,23 @@ def test_run_without_a_command_ends_the_watch_at_once(
 def test_wrong_interval_is_refused(finished_run: FinishedRun, capsys: Capture) -> None:
     assert main(["watch", finished_run.folder.uri, "--every", "0"]) == 2
     assert "--every 0" in capsys.readouterr().err
+
+
+def test_command_that_shows_no_sign_of_life_ends_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Folder.open(str(tmp_path))
+    elsewhere = this_process() | {"machine": "another boot", "host": "elsewhere"}
+    run.child("holders").write_json("000001.json", elsewhere)
+    life = _Life(run)
+    assert life.why_over() == ""
+    now = time.monotonic() + 10 * DEAD_AFTER_S
+    monkeypatch.setattr("commands.watch.time.monotonic", lambda: now)
+    assert "no sign of life from" in life.why_over()
+    assert "elsewhere" in life.why_over()
+    run.child("holders").write_bytes("000001.beat", b"7")
+    assert life.why_over() == ""
+
+
+def test_between_two_steps_the_command_is_named() -> None:
+    assert format_progress(progress_of(BEGUN[:1]), [], NOW) == "`run` is between two steps"

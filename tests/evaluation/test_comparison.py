@@ -143,3 +143,12 @@ def test_table_names_groups_where_there_are_several() -> None:
     assert "| near/t " in text
     assert "| far/u " in text
     assert "| +1 -0 " in text
+
+
+def test_table_shows_no_p_value_of_a_mean_over_tasks() -> None:
+    first = together(answers("a", "10"), answers("a", "01", task="u"))
+    other = together(answers("b", "11"), answers("b", "01", task="u"))
+    lines = format_comparison(compared(first, other)).splitlines()
+    [of_all], [mean] = ([row for row in lines if f"| {name} " in row] for name in ("all", "mean"))
+    assert "1.0000" in of_all
+    assert not any(cell.strip() for cell in mean.split("|")[-3:-1])

@@ -84,3 +84,17 @@ def test_table_has_a_row_for_each_model_and_task_and_a_second_one_for_samples() 
     table = measures_table(measures)
     assert table.num_rows == len(measures)
     assert table.column("low").null_count > 0
+
+
+def test_mean_leaves_out_what_not_every_task_has() -> None:
+    measures = measure_model("m", [answered("t", 0, "4", "45"), answered("u", 0, "4")])
+    of_the_mean = {each.metric for each in measures if each.task == "mean"}
+    assert "accuracy" in of_the_mean
+    assert not {metric for metric in of_the_mean if "@" in metric}
+    assert "pass@1" in {each.metric for each in measures if each.task == "t"}
+
+
+def test_table_without_samples_is_the_only_one() -> None:
+    text = format_measures(measure_model("m", [answered("t", 0, "4")]))
+    assert text.count("| task ") == 1
+    assert "pass@" not in text

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
+from cluster.own_code import check_function
 from evaluation.extraction.answer_extraction import ReadAs, find_answer
 from evaluation.extraction.custom_grader import load_grader, read_grader
 from evaluation.extraction.reasoning_gym import FAMILY_GRADER, MAX_ANSWER_LENGTH, family_data
@@ -220,3 +221,10 @@ def test_family_data_of_what_no_literal_holds_is_refused() -> None:
     entry = {"question": "?", "answer": "1", "metadata": {"value": object()}}
     with pytest.raises(ValueError, match="leave its scorer out"):
         family_data("countdown", {}, entry)
+
+
+def test_function_that_shows_no_parameters_is_taken_as_it_is() -> None:
+    """Some that are written in C show none."""
+    assert check_function(dict, "the grader 'builtins:dict'", "f(text)", "text") is dict
+    with pytest.raises(InputError, match="has other parameters"):
+        check_function(len, "the grader 'builtins:len'", "f(text, truth)", "text", "truth")

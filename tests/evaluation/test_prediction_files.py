@@ -53,6 +53,8 @@ def test_log_of_likelihoods_has_verdicts_and_no_response() -> None:
     del likely["exact_match"]
     one = line(1, "none", 0.0, resps=[[["-1.5", "False"]]])
     first, second = read_lm_eval(placed([likely | {"acc": 1.0}, one]), "arc_easy")
+    [unjudged] = read_lm_eval(placed([likely | {"metrics": ["perplexity"]}]), "arc_easy")
+    assert (unjudged.strict, unjudged.tolerant) == (None, None)
     assert (first.strict, first.tolerant, first.response) == (True, True, None)
     assert (second.strict, second.response) == (False, None)
 

@@ -178,6 +178,14 @@ def test_samples_are_graded_and_stored_with_the_greedy_answer() -> None:
     assert prediction.graded() == prediction
 
 
+def test_question_that_was_set_aside_is_a_failed_prediction_with_its_reason() -> None:
+    handler = PredictAnswer(EvaluationSettings().sampling)
+    row = handler.mark_failed(asked(), "its engine died 2 times while answering it")
+    prediction = Prediction.from_row(row)
+    assert prediction.error == "its engine died 2 times while answering it"
+    assert (prediction.response, row["num_failed"]) == (None, 1)
+
+
 def test_samples_that_failed_are_counted_and_leave_the_greedy_answer() -> None:
     failed = draw(Drawn(fails=True))
     assert (failed["num_failed"], failed["verdict"], failed["error"]) == (4, "correct", None)

@@ -24,6 +24,7 @@ from evaluation.statistics import (
     holm,
     macro_mean,
     majority_at_k,
+    mean_of_intervals,
     non_inferiority,
     paired_difference,
     pass_at_k,
@@ -68,6 +69,11 @@ def test_difference_is_paired_and_its_interval_holds_it() -> None:
 def test_intervals_of_no_question_say_nothing() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
     assert paired_difference([], []) == (0.0, -1.0, 1.0)
+
+
+def test_mean_of_no_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match="a mean needs an estimate"):
+        mean_of_intervals([])
 
 
 def test_difference_swapped_models_swap_the_interval() -> None:

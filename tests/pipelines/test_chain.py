@@ -575,6 +575,8 @@ def test_plain_chain_failed_request_is_tried_again_alone() -> None:
     ("settings", "said"),
     [
         ({"chain": ["path", "adapt"]}, "not in the order"),
+        ({"chain": ["plan", "path"]}, r"there is no stage 'plan'; there are \['adapt', "),
+        ({"hint_stages": ["plan"]}, "there is no stage 'plan'"),
         ({"chain": ["adapt", "structure"]}, "last stage must be path"),
         ({"chain": []}, "not in the order"),
         ({"chain": ["path"], "hint_stages": ["adapt"]}, "adapt is not a stage of the chain"),

@@ -436,3 +436,18 @@ def test_format_holds_the_numbers_and_what_was_assumed() -> None:
     )
     assert "not estimated" in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_workers_of_the_probe_and_a_single_model_leave_nothing_to_assume_of_others() -> None:
+    alike = replace(ONE_GPU, num_workers_probed=2)
+    alone = estimate(question(), question(), speed=alike, num_models_predicted=1)
+    said = " ".join(alone.assumptions)
+    assert "linear scaling" not in said
+    assert "Later rounds and tuned models" not in said
+    assert "linear scaling" in " ".join(estimate(question(), question()).assumptions)
+
+
+def test_price_of_what_was_done_is_an_event_only_where_it_is_known() -> None:
+    assert CostSettings().of(2, 1800) == {"gpu_hours": 1.0}
+    euros = CostSettings(gpu_hour=3.0, currency="EUR")
+    assert euros.of(2, 1800) == {"gpu_hours": 1.0, "money": 3.0, "currency": "EUR"}

@@ -21,6 +21,7 @@ from cluster.remote import run_task
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
 from cluster.thinking import read_turn
+from commands.select import format_selection
 from evaluation.prompt import answer_messages
 from evaluation.question import Question, question_table
 from pipelines.selection.example import EXAMPLES_SCHEMA
@@ -37,6 +38,7 @@ from pipelines.selection.select_examples import (
     select_step_examples,
     with_boxed_answer,
 )
+from pipelines.steps.examples import summary
 from pipelines.synthesis.handler import PATHS_SCHEMA
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
@@ -203,6 +205,25 @@ def test_example_sampled_thinking_is_learned_by_its_own_ids(model_folder: Path) 
     sampled = path("a", ANSWER, thinking="hm", token_ids=ids)
     [example] = select(model_folder, sampled, thinking="keep").examples
     assert example["target_token_ids"] == [*ids, tokenizer.eos_token_id]
+
+
+def test_example_of_a_server_that_tells_no_ids_is_learned_with_its_thinking(
+    model_folder: Path,
+) -> None:
+    asked = path("a", ANSWER, thinking="hm", token_ids=[])
+    [kept] = select(model_folder, asked, thinking="keep").examples
+    assert kept["messages"][-1]["content"] == THOUGHT
+    [bare] = select(model_folder, asked | {"thinking": ""}, thinking="keep").examples
+    assert bare["messages"][-1]["content"] == ANSWER
+
+
+def test_example_control_token_that_a_solution_spells_out_is_learned_as_text(
+    model_folder: Path,
+) -> None:
+    tokenizer = load_tokenizer(str(model_folder))
+    text = f"The mark <|turn|> begins a turn. {ANSWER}"
+    [example] = select(model_folder, path("a", text, token_ids=[])).examples
+    assert example["target_token_ids"] == [*byte_ids(text), tokenizer.eos_token_id]
 
 
 def test_examples_of_a_tokenizer_without_an_end_are_refused(
@@ -749,3 +770,39 @@ def test_limits_over_all_questions_and_the_tokens_that_are_left(
     for name in ("num_learned_tokens", "num_answers_added"):
         assert sum(each[name] for each in of_datasets) == facts[name]
     assert facts_with(verdict="random")[0]["num_examples"] == whole["num_examples"]
+
+
+def test_summary_says_what_is_learned_besides_the_kept_paths_and_warns_of_control_tokens() -> None:
+    facts = {
+        "num_paths": 3,
+        "num_kept_paths": 2,
+        "num_answers_added": 1,
+        "num_examples": 2,
+        "num_learned_tokens": 90,
+        "num_prompt_tokens": 50,
+        "num_control_tokens": 0,
+        "dropped": {"wrong": 1},
+        "datasets": {},
+    }
+    said = summary(facts)
+    assert "kept 2 of 3 paths (1 with the boxed answer added); dropped: 1 wrong" in said
+    assert "warning" not in said
+    assert "are used for training" not in said
+    said = summary(facts | {"num_examples": 4, "num_control_tokens": 6})
+    assert "examples: 4 are used for training" in said
+    assert "warning: the questions contain 6 control tokens of the model" in said
+
+
+def test_table_of_a_selection_has_a_total_of_several_datasets() -> None:
+    facts = {
+        "num_paths": 4,
+        "num_kept_paths": 1,
+        "num_examples": 1,
+        "dropped": {"wrong": 3},
+        "overlaps_with": {},
+    }
+    alone = format_selection(facts | {"datasets": {"a": facts}})
+    both = format_selection(facts | {"datasets": {"a": facts, "b": facts}})
+    assert [line.split("|")[1].strip() for line in alone.splitlines()[2:]] == ["a"]
+    assert [line.split("|")[1].strip() for line in both.splitlines()[2:]] == ["a", "b", "all"]
+    assert "25.0 %" in both

@@ -16,6 +16,7 @@ from pipelines.selection.filters import (
     chance_of,
     filter_paths,
     num_guessed_kept,
+    num_learned,
 )
 from pipelines.synthesis.reasoning_path import ReasoningPath
 
@@ -274,8 +275,16 @@ def test_diverse_draw_takes_unlike_solutions_whatever_their_order() -> None:
         ({"pass_rate": (0.9, 0.1)}, "swap"),
         ({"min_vote_share": 0.5}, "majority"),
         ({"pass_rate": (0.1, 1.1)}, "less than or equal to 1"),
+        ({"filters": (3,)}, r"a filter is named as file\.py:function"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ExampleSettings.model_validate(settings)
+
+
+def test_random_control_learns_as_much_as_the_ground_truth_would() -> None:
+    of_question = paths("4", "4", "5", None)
+    for verdict, expected in (("random", 2), ("unfiltered", 3)):
+        settings = ExampleSettings.model_validate({"verdict": verdict, "max_per_question": 4})
+        assert num_learned(GradedQuestion(NUMBER, of_question, settings), 3) == expected

@@ -348,6 +348,14 @@ def test_structure_that_holds_the_answer_leaks(structure: str, leaks: bool) -> N
     assert found == ("structure" if leaks else None)
 
 
+def test_structure_of_a_question_without_a_number_leaks_only_the_answer_itself() -> None:
+    asked = replace(QUESTION, answer="yes", answer_type="boolean")
+    plan = "1. Compare the 3 apples with the 12 pears."
+    assert find_leak(asked, path(structure=plan, reasoning="Yes."), ALL) is None
+    told = f"{plan} \\boxed{{yes}}"
+    assert find_leak(asked, path(structure=told, reasoning="Yes."), ALL) == "structure"
+
+
 def test_only_the_wanted_leaks_are_looked_for() -> None:
     both = path(structure="It is 15.", reasoning="The guideline says 15.")
     assert find_leak(QUESTION, both, ()) is None

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from cluster.errors import InputError
+from pipelines.questions import overlaps
 from pipelines.questions.loading import QuestionSet, QuestionSettings, SplitCounts, load_questions
 from pipelines.questions.overlaps import RULES, HeldOutRuns, Words, find_overlaps, word_runs
 from tests.conftest import REPOSITORY
@@ -207,3 +208,13 @@ def test_overlaps_of_the_shared_benchmarks_are_found_and_little_else(
     assert counts["numglue"]["num_dropped_overlap"] > 562
     for name in ("gsm8k", "arc_challenge", "arc_easy", "openbookqa"):
         assert counts[name]["num_dropped_overlap"] < 0.01 * counts[name]["num_read"]
+
+
+def test_hashes_of_words_are_kept_only_as_far_as_the_memory_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(overlaps, "_KNOWN_WORDS", 2)
+    few = overlaps._WordHashes()
+    words = ["one", "two", "three", "four", "one"]
+    assert [few[word] for word in words] == [overlaps._HASHES[word] for word in words]
+    assert len(few) <= 3

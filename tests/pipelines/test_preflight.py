@@ -7,19 +7,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
 
 from cluster.errors import InputError
 from cluster.node_facts import try_cache
-from cluster.session import StorageSettings
+from cluster.session import StopRequest, StorageSettings
 from pipelines.config import Config, load_config
 from pipelines.plan import check_run
 from pipelines.planning.base_checks import Base, look_at_base, num_positions
-from pipelines.planning.hardware import Readiness, engines_of, refuse_nodes
+from pipelines.planning.hardware import Readiness, engines_of, prepare, refuse_nodes
 from pipelines.planning.preflight import askings, check_base, describe, engines
+from pipelines.run import Run
 from pipelines.synthesis.chain import Recipe
 from tests.conftest import arithmetic, run_driver
 
@@ -208,6 +210,7 @@ BASES: list[tuple[Edit, list[str], str]] = [
     ),
     (template("Solve this:"), [], "do not contain the question"),
     (template("{{ messages[0].text }}"), [], "do not contain the question"),
+    (template("{{ messages[0].content[:40] }}"), [], "does not contain the question"),
     (template("{{ raise_exception('only for tools') }}"), [], "only for tools"),
     (template("{% if %}"), [], "makes no prompt"),
     (template(CONTENT + "{{ 1 // 0 }}"), [], "makes no prompt"),
@@ -290,6 +293,17 @@ def test_right_base_model_is_described(load: Callable[..., Config]) -> None:
         f"warning: {PATH}.max_tokens 2000",
         "warning: evaluation.max_tokens 2048",
     ]
+
+
+def test_lora_targets_that_are_all_layers_are_always_there(load: Callable[..., Config]) -> None:
+    config = load("training.method=lora", "training.lora.target_modules=all-linear")
+    assert look(config).config["model_type"] == "llama"
+
+
+def test_questions_alone_need_no_model_and_no_hardware() -> None:
+    prepare(cast("Run", None), StopRequest(), "questions")
+    without_guidelines = SimpleNamespace(guidelines_step=None)
+    prepare(cast("Run", without_guidelines), StopRequest(), "guidelines")
 
 
 def test_base_model_is_looked_at_without_torch_in_a_process_of_its_own(

@@ -451,9 +451,10 @@ def test_column_that_one_setting_names_is_no_second_thing_by_default(tmp_path: P
         ({"question": "{question"}, "'{question' is not a template"),
         ({"question": "{question!r}"}, "braces may only contain the name of a column"),
         ({"question": "{} {question}"}, "braces may only contain the name of a column"),
+        (["question", "answer"], "should be a valid dictionary"),
     ],
 )
-def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], said: str) -> None:
+def test_columns_that_cannot_be_meant_are_refused(columns: Any, said: str) -> None:
     source = {"kind": "files", "test": "q.jsonl", "columns": columns}
     with pytest.raises(pydantic.ValidationError) as caught:
         DatasetSettings.model_validate({"source": source, "domain": "out_of_domain"})
@@ -532,6 +533,20 @@ XY = {"choices": ["x", "y"]}
             "every option must be a text, but one is a null",
         ),
         ({"p": "x"}, {"columns": {"choices": ["p"]}}, "a number question has no options"),
+        (
+            {"p": "x", "answer": "A"},
+            {"answer_type": "choice", "columns": {"choices": ["p", "q"]}},
+            "no column 'q'",
+        ),
+        (
+            {"p": "x", "q": None},
+            {
+                "answer_type": "choice",
+                "shuffle_options": True,
+                "columns": {"choices": ["p", "q"], "answer": "q"},
+            },
+            "is null; fill it in or remove the row",
+        ),
     ],
 )
 def test_hint_names_the_setting(
@@ -711,3 +726,10 @@ def test_limit_of_a_split_that_cannot_be_is_refused(source: dict[str, Any]) -> N
         DatasetSettings.model_validate_json(json.dumps(dataset))
     for change in ({"num_test": 0}, {"test_share": 0.2}):
         DatasetSettings.model_validate_json(json.dumps(dataset | change))
+
+
+def test_truth_that_its_own_map_made_unreadable_gets_no_hint_of_a_map(tmp_path: Path) -> None:
+    own = {"answer_type": "boolean", "answer_map": {"maybe": "perhaps"}}
+    said = complaint(tmp_path, "q.jsonl", line(answer="maybe"), **own)
+    assert "perhaps" in said
+    assert "answer_map" not in said

@@ -583,3 +583,10 @@ def test_questions_without_answers_are_trained_on_by_the_majority(tmp_path: Path
 def test_questions_without_answers_are_not_evaluated_on(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         DatasetSettings.model_validate(unlabelled(**changes))
+
+
+def test_settings_of_a_family_that_are_a_list_are_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match="should be a valid dictionary"):
+        ReasoningGymSource.model_validate(
+            {"kind": "reasoning_gym", "family": "chain_sum", "settings": ["min_terms"]}
+        )

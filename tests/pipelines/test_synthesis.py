@@ -256,3 +256,11 @@ def test_further_attempt_keeps_the_hinted_paths_that_are_whole() -> None:
     assert len(engine.prompts) == 3
     assert stored(row)["paths"][1:] == first["paths"][1:]
     assert row["paths"][0]["verdict"] == "correct"
+
+
+def test_target_of_a_server_that_tells_no_ids_has_the_tokens_that_it_counted() -> None:
+    counted = {"stage": "path", "finish_reason": "stop", "num_tokens": 40}
+    planned = {"stage": "structure", "finish_reason": "stop", "num_tokens": 9}
+    row = {"path_id": "p", "guideline_id": "g", "generations": [planned, counted]}
+    assert ReasoningPath.from_row(row).num_target_tokens == 40
+    assert ReasoningPath.from_row(row | {"token_ids": [1, 2, 3]}).num_target_tokens == 3

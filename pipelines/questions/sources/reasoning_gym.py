@@ -85,9 +85,6 @@ class ReasoningGymSource(Settings):
     def is_generated(self) -> bool:
         return True
 
-    def given_splits(self, domain: Domain) -> tuple[Split, ...]:
-        return SPLITS
-
     def check(self, asked: Asked) -> None:
         for split in SPLITS if asked.domain == "in_domain" else SPLITS[1:]:
             if asked.limits[split] is None:

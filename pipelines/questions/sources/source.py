@@ -50,9 +50,6 @@ class Source(Protocol):
     def is_generated(self) -> bool:
         """Whether a program generates its questions, so that all of a kind share their words."""
 
-    def given_splits(self, domain: Domain) -> tuple[Split, ...]:
-        """The splits that the source itself has; dev and test may be carved from its train."""
-
     def check(self, asked: Asked) -> None:
         """Raise `ValueError` if the settings of the dataset do not fit the source."""
 
