@@ -70,6 +70,11 @@ class Generation:
     num_tokens: int = 0
 
     @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Generation:
+        """A stored generation; a fact that is missing or null has its default."""
+        return cls(**{name: value for name, value in row.items() if value is not None})
+
+    @classmethod
     def of(cls, stage: str, seed: int, completion: Completion) -> Generation:
         """The facts about a stage's completion."""
         return cls(
@@ -186,7 +191,7 @@ class ReasoningPath:
             thinking=row.get("thinking") or "",
             token_ids=row.get("token_ids") or (),
             judged=row.get("judged"),
-            generations=tuple(Generation(**generation) for generation in generations),
+            generations=tuple(map(Generation.from_row, generations)),
             predicted=row.get("predicted"),
             verdict=row.get("verdict"),
             read_as=row.get("read_as"),

@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
     """A run whose base boxes one of four answers, and whose tuned model boxes all of them."""
     folder = tmp_path / "run"
     numbers = [str(number) for number in range(1, 5)]
-    base = {n: f"\\boxed{{{n}}}" if n == "1" else f"It may be {n}" for n in numbers}
+    base = {n: f"\\boxed{{{n}}}" if n == "1" else f"I count {n}" for n in numbers}
     tuned = {n: f"\\boxed{{{n}}}" for n in numbers}
     steps = [store(folder, "base", base), store(folder, "round_0", tuned)]
     store(folder, "round_0", {"1": "superseded"})

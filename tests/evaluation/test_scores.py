@@ -189,7 +189,7 @@ def test_scores_are_of_the_questions_asked_and_by_todays_grader(tmp_path: Path) 
     for name in ("base", "tuned"):
         # Questions that were asked before, and an old text of one that is.
         write_predictions(root.child(name), [question(9), *changed], "\\boxed{7}")
-    write_predictions(root.child("base"), questions, "It may be 1")
+    write_predictions(root.child("base"), questions, "I count 1")
     write_predictions(root.child("tuned"), questions[:1], "The answer is \\boxed{0}")
     write_predictions(root.child("tuned"), questions[1:], "The answer is \\boxed{1}")
     [score] = score_predictions(asked, root.child("base"), root.child("tuned"))

@@ -15,6 +15,14 @@ from regenesis import main
 from tests.conftest import arithmetic
 
 BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
+    "one_model_is_decided_about": (
+        ("after_round.stop.no_gain=2", "training.mix=per_dataset"),
+        "after_round decides about one model",
+    ),
+    "gate_tasks_are_datasets": (
+        ("after_round.gate={tasks: [elsewhere]}",),
+        "after_round.gate.tasks: there is no dataset elsewhere",
+    ),
     "one_model_goes_on": (
         ("rounds=2", "training.mix=per_dataset"),
         "rounds: 2 needs one model to continue with",
@@ -75,7 +83,10 @@ def test_rule_is_broken_by_its_settings_together_only(rule: str, path: Path) -> 
     with pytest.raises(InputError, match=sentence) as caught:
         load_config(path, overrides)
     assert "config:" not in str(caught.value), "the sentence names its fields itself"
-    alone = ("something_is_trained_on", "retries_are_made", "unlabelled_questions_need_a_vote")
+    alone = (
+        *("gate_tasks_are_datasets", "something_is_trained_on"),
+        *("retries_are_made", "unlabelled_questions_need_a_vote"),
+    )
     if rule in alone:
         return  # each breaks it by itself, or makes no sense without the others
     for one in overrides:

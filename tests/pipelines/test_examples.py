@@ -255,6 +255,7 @@ def test_selection_question_that_was_set_aside_has_nothing_to_learn(model_folder
     rows = [aside | {"paths": []}, aside | {"paths": None}]
     nothing = {"dataset": "d", "num_paths": 0, "num_guessed": 0.0, "num_kept_by_truth": 0}
     nothing |= {"overlaps_with": [], "num_control_tokens": 0}
+    nothing |= {"num_hinted_tokens": 0, "num_unhinted_tokens": 0}
     assert select_examples(rows, selector) == Selection(counts=[nothing, nothing])
 
 

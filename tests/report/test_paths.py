@@ -54,6 +54,9 @@ def opened(chromium: Browser, file: Path, fragment: str = "#paths") -> None:
     """Open the page and wait for its list."""
     chromium.open(file, fragment)
     wait_for(lambda: status(chromium) not in ("", "Searching …"))
+    # The charts above are drawn after the list, which then has to be brought back into view.
+    drawn = "return document.querySelector('#paths').getBoundingClientRect().top < innerHeight / 2"
+    wait_for(lambda: chromium.run(drawn))
 
 
 def status(chromium: Browser) -> str:
@@ -399,8 +402,8 @@ def test_narrow_and_dark_pages_fit_and_are_readable(
     )
     ink, ground = colours
     assert (ink > 150 and ground < 80) if scheme == "dark" else (ink < 80 and ground > 200)
-    top = chromium.run("return document.querySelector('#paths .pane').getBoundingClientRect().top")
-    assert top < 700
+    top = "return document.querySelector('#paths .pane').getBoundingClientRect().top"
+    wait_for(lambda: chromium.run(top) < 700)
 
 
 def test_index_of_the_page_is_json_without_texts(report: Path) -> None:

@@ -145,6 +145,7 @@ class PathBrowser {
     const asked = readPathAddress(location.hash);
     if (asked === null) {
       if (!this.isShown) this.show();
+      if (location.hash === "#paths") stayInView(this.root);
       return;
     }
     this.filters = asked.filters;
@@ -316,7 +317,7 @@ class PathBrowser {
     if (event.ctrlKey || event.metaKey || event.altKey || this.help.open) return;
     const focus = document.activeElement;
     const isOurs = this.root.contains(focus) || focus === document.body || focus === null;
-    if (!isOurs || !this.isInView()) return;
+    if (!isOurs || !(this.root.contains(focus) || this.isInView())) return;
     const isTyping = focus !== null && focus.matches("input, select, textarea");
     const done = isTyping ? this.keyInField(event, focus) : this.keyInList(event, focus);
     if (done) event.preventDefault();
@@ -366,16 +367,14 @@ class PathBrowser {
 
   saveList() {
     const names = this.index.raw.fields.map((field) => field.name);
-    const rows = [["id", "question", ...names, "predicted", "tokens"]];
-    for (const number of this.list.numbers)
-      rows.push([
-        this.index.raw.ids[number],
-        this.index.questionOf(number),
-        ...names.map((name) => this.index.value(name, number)),
-        this.index.raw.predicted[number],
-        this.index.raw.tokens[number],
-      ]);
-    saveFile("paths.csv", "text/csv", pathCsv(rows));
+    const rows = this.list.numbers.map((number) => ({
+      id: this.index.raw.ids[number],
+      question: this.index.questionOf(number),
+      ...Object.fromEntries(names.map((name) => [name, this.index.value(name, number)])),
+      predicted: this.index.raw.predicted[number],
+      tokens: this.index.raw.tokens[number],
+    }));
+    saveFile("paths.csv", "text/csv", csvText(rows));
   }
 }
 
@@ -392,19 +391,9 @@ function stayInView(target) {
     for (const act of acts) window.removeEventListener(act, endStay);
   };
   for (const act of acts) window.addEventListener(act, endStay, { passive: true });
-  setTimeout(endStay, 2000);
+  setTimeout(endStay, 10000);
   target.scrollIntoView();
   observer.observe(document.body);
-}
-
-/** CSV whose cells no spreadsheet takes for formulas. */
-function pathCsv(rows) {
-  const cell = (value) => {
-    const text = String(value);
-    const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
-    return `"${safe.replaceAll('"', '""')}"`;
-  };
-  return rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
 }
 
 /** Offer a text as a file to save. */
