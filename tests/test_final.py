@@ -120,7 +120,7 @@ def test_run_asks_test_only_at_the_end(
         assert line in final.stdout
 
     again = run_driver("run", path, "--dry-run")
-    states = re.findall(r"^  \S+: (.*)$", again.stdout, re.M)
+    states = re.findall(r"-[0-9a-f]{12}: (.*)$", again.stdout, re.M)
     assert set(states) == {"skip, finished"}, again.stdout
     shown = run_driver("show", run)
     assert "test was read 1 time, of 1 model, last at" in shown.stdout

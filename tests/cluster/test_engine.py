@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from cluster.cpu_dtype import this_processor_dtype
 from cluster.errors import InputError
 from cluster.inference.cpu_binding import bind_cpu, cpu_bind, kv_cache_gib
 from cluster.inference.engine import (
+    Beginning,
     Completion,
     EngineDiedError,
     EngineSettings,
@@ -125,6 +127,39 @@ def test_engine_chats_at_once_with_seeds_and_the_prompt_ids_of_training(
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
     assert all(1 <= len(completion.token_ids) <= 12 for completion in first)
     assert {completion.finish_reason for completion in first} <= {"stop", "length"}
+
+
+def test_engine_goes_on_from_the_ids_of_an_answer_and_weighs_what_could_come_next(
+    started: Started, model_folder: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    messages = answer_messages(QUESTION)
+    greedy = SamplingSettings(temperature=0.0, max_tokens=12, options={"ignore_eos": True})
+    [whole] = started.chat(messages, greedy)
+    begun = replace(whole, token_ids=whole.token_ids[:5], turn=None)
+    rest = greedy.model_copy(update={"max_tokens": 7})
+    said = started.run(started.engine.go_on(messages, Beginning(begun, ""), rest))
+    expected_ids = whole.token_ids[5:]  # without a last id that is no whole character
+    assert len(expected_ids) > 3
+    assert said.token_ids[: len(expected_ids)] == expected_ids
+
+    weighed = Beginning(begun, " So:", ("A", "B", "C"))
+    found = started.run(started.engine.go_on(messages, weighed, rest)).option_log_likelihoods
+    tokenizer = load_tokenizer(str(model_folder))
+    ids = [*prompt_ids(tokenizer, messages, {}), *begun.token_ids, *target_ids(tokenizer, " So:")]
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    letters = [target_ids(tokenizer, letter)[0] for letter in "ABC"]
+    expected = torch.log_softmax(logits, -1)[letters].tolist()
+    assert found == pytest.approx(expected, abs=0.02)  # bfloat16 on processors that have it
+    # An answer that leaves no room for the cue loses its end, and is continued all the same.
+    [full] = started.chat(messages, ENDLESS)
+    assert (
+        started.run(started.engine.go_on(messages, Beginning(full, " So:"), rest)).num_tokens == 7
+    )
 
 
 def test_engine_answers_asked_for_together_are_those_of_the_seeds_that_follow(
