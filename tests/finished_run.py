@@ -76,7 +76,7 @@ def write_finished_run(root: Path, model: Path) -> FinishedRun:
     steps["base/predictions"] = Step.below(below, "predictions", {})
     for name in ("paths", "examples", "model", "predictions", "scores"):
         steps[f"round_0/{name}"] = Step.below(round_, name, {})
-    _write_questions(steps["questions"], asked)
+    write_questions(steps["questions"], asked)
     train = Questions(steps["questions"].folder, ("train",))
     held_out = Questions(steps["questions"].folder, ("dev", "test"))
     recipe = Recipe.load(0, config.synthesis)
@@ -130,7 +130,8 @@ def _renamed(step: Step, content: dict[str, Any]) -> Step:
     return Step.below(parent, step.name, content)
 
 
-def _write_questions(step: Step, asked: Sequence[Question]) -> None:
+def write_questions(step: Step, asked: Sequence[Question]) -> None:
+    """Finish the step with these questions and their counts."""
     step.folder.write_table("questions.parquet", question_table(asked))
     groups = {(each.dataset, each.split, each.domain) for each in asked}
     counts = [

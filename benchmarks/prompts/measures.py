@@ -114,10 +114,11 @@ def _question_told(adapted: Sequence[tuple[Question, ReasoningPath]]) -> tuple[f
 
 
 def share_told(written: Sequence[tuple[str, str]], texts: Mapping[str, str]) -> float:
-    """How often the best match of a text, among the texts by id, is the one of its own id.
+    """The share of texts that best match the entry of `texts` for which they were written.
 
-    Matches are cosines of word counts, weighted by how rare a word is among `texts`. Among m equal
-    best matches the own one counts as 1/m, so that guessing gives 1 / the number of texts.
+    `written` has each text with the id of that entry. A match is the cosine of word counts, where a
+    word counts more the rarer it is among `texts`. If m entries match equally well, the right one
+    counts as 1/m, so guessing gives 1 / the number of entries.
     """
     counts = {id_: words_of(text) for id_, text in texts.items()}
     found_in = Counter(word for words in counts.values() for word in words)

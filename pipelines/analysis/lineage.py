@@ -263,9 +263,10 @@ def tokenizer_of(run: StoredRun) -> Any | None:
 def _read_tokenizer(folder: Folder) -> Any:
     from tokenizers import Tokenizer
 
+    stored = folder.read_bytes(_TOKENIZER)
     try:
-        return Tokenizer.from_str(folder.read_bytes(_TOKENIZER).decode())
-    except Exception as error:
+        return Tokenizer.from_str(stored.decode())
+    except Exception as error:  # the library raises no class that is narrower
         raise DamagedFileError(f"{folder.uri}/{_TOKENIZER} is damaged ({error})") from error
 
 

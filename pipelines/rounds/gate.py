@@ -63,7 +63,7 @@ def check_gate(settings: AfterRoundSettings, facts: QuestionFacts) -> None:
         if test.get(task):
             raise InputError(
                 f"after_round.gate.tasks: {task} also has {test[task]} test questions, which are "
-                "reported; set its num_test: 0, or give the gate a dataset of its own"
+                "reported; set its num_test: 0, or use another dataset for the gate"
             )
     if gate is not None:
         needed = questions_for_margin(gate.margin, gate.discordant, power=gate.power)

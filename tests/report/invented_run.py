@@ -33,6 +33,7 @@ from pipelines.config import Config
 from pipelines.stored_run import CONFIG_FILE, StoredRun, record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.handler import PATHS_SCHEMA
+from tests.finished_run import write_questions
 
 BEGAN = datetime(2026, 11, 29, 8, tzinfo=UTC)
 
@@ -74,7 +75,7 @@ def write_invented_run(root: Path, what: Invented) -> Folder:
     record_config(config, folder)
     asked = _questions(what, random.Random(0))  # runs of other seeds have the same questions
     questions = Step.below(folder, "questions", {})
-    _write_questions(questions, asked)
+    write_questions(questions, asked)
     recipe = Recipe.load(0, config.synthesis)
     names = [f"{what.text}{each.guideline_id}" for each in recipe.guidelines]
     skill = {name: random_.uniform(-0.12, 0.2) for name in names}
@@ -146,21 +147,6 @@ def _questions(what: Invented, random_: random.Random) -> list[Question]:
                     )
                 )
     return asked
-
-
-def _write_questions(step: Step, asked: Sequence[Question]) -> None:
-    step.folder.write_table("questions.parquet", question_table(asked))
-    groups = {(each.dataset, each.split, each.domain) for each in asked}
-    counts = [
-        {
-            "dataset": dataset,
-            "split": split,
-            "domain": domain,
-            "num_kept": sum((q.dataset, q.split) == (dataset, split) for q in asked),
-        }
-        for dataset, split, domain in sorted(groups)
-    ]
-    step.commit(num_questions=len(asked), counts=counts)
 
 
 def _answer(question: Question, chance: float, random_: random.Random) -> dict[str, Any]:
@@ -310,7 +296,7 @@ def write_invented_evaluation(root: Path, gains: Mapping[str, float]) -> Folder:
     folder.write_bytes(CONFIG_FILE, b"run: evaluation\n")
     asked = _questions(what, random.Random(0))
     questions = Step.below(folder, "questions", {})
-    _write_questions(questions, asked)
+    write_questions(questions, asked)
     models = folder.child("models")
     answered = {
         name: _predictions(models.child(name), asked, what, gain, random_)

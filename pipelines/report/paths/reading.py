@@ -91,7 +91,7 @@ def answer_records(run: StoredRun, name: str) -> Iterator[Record]:
         seen.add(question.question_id)
         later = {s: m[question.question_id] for s, m in tuned.items() if question.question_id in m}
         yield answers_record(question, {first: prediction, **later}, name)
-    for step, answers in tuned.items():  # one dataset may have models of its own
+    for step, answers in tuned.items():  # a dataset may have been trained alone
         for question_id in sorted(answers.keys() - seen):
             seen.add(question_id)
             own = {s: m[question_id] for s, m in tuned.items() if question_id in m}
