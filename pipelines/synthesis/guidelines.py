@@ -71,7 +71,7 @@ def guidelines_file(name: str | None) -> Path:
 
 def load_guidelines(path: Path = GUIDELINES_FILE) -> tuple[Guideline, ...]:
     """The guidelines of a YAML file: a list of `{id, text}`. Raises `InputError`."""
-    return check_guidelines(read_yaml(path), str(path))
+    return check_guidelines(read_yaml(path, "synthesis.guidelines"), str(path))
 
 
 def check_guidelines(rows: Any, path: str) -> tuple[Guideline, ...]:
@@ -102,7 +102,7 @@ def load_prompts(path: Path = PROMPTS_FILE) -> Prompts:
 
     Raises `InputError`.
     """
-    tree = read_yaml(path)
+    tree = read_yaml(path, "synthesis.prompts")
     known = ", ".join(_NEEDED_FIELDS)
     if not isinstance(tree, dict) or not tree:
         raise InputError(f"{path}: expected prompts as `name: text`; the names are {known}")

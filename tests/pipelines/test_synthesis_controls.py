@@ -198,7 +198,7 @@ def test_adaptation_swapped_between_guidelines_is_that_of_another_guideline() ->
 
 
 def test_swap_takes_away_what_is_due_to_the_fit_of_an_adaptation(tmp_path: Path) -> None:
-    """A path is right with a chance of 0.8 if the adaptation fits its question, otherwise of 0.3."""
+    """A path is right in 80 % of cases if the adaptation fits its question, otherwise in 30 %."""
     own = paths_of(recipe(), None)
     swapped = paths_of(recipe(swap_adaptations="questions"), others_of(tmp_path, QUESTIONS, 5))
 
