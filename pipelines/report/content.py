@@ -32,7 +32,7 @@ from pipelines.report.comparisons import Declared, compared, declared_comparison
 from pipelines.report.execution import cost_rows, rate_rows, step_rows, training_rows
 from pipelines.report.paths.parts import distinct_names
 from pipelines.report.provenance import provenance, setting_differences
-from pipelines.report.rounds import alarms, round_rows
+from pipelines.report.rounds import decisions, round_rows
 from pipelines.report.verdict import arm_of, claims_of, claims_over_seeds, judge
 from pipelines.stored_run import StoredRun
 
@@ -68,7 +68,9 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
         for each, of_one in zip(declared, of_declared, strict=True)
         for line in of_one
     ]
-    found["rounds"] = [row for name in named for row in round_rows(name, found)]
+    decided = [row for name, run in named.items() for row in decisions(name, run)]
+    of_rounds: dict[str, Sequence[Row]] = {**found, "decisions": decided}
+    found["rounds"] = [row for name in named for row in round_rows(name, of_rounds)]
     found["settings"] = list(setting_differences(named)) if len(named) > 1 else []
     return {
         "title": ", ".join(named),
@@ -77,7 +79,7 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
         "readings": _readings(found["measures"]),
         "runs": [_run_facts(name, run) for name, run in named.items()],
         "verdict": judge(claims),
-        "alarms": alarms(found["rounds"]),
+        "decisions": decided,
         "tables": {name: as_columns(rows) for name, rows in found.items()},
     }
 

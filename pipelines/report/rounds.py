@@ -1,31 +1,23 @@
-"""What changes from round to round, and the alarms: signs that a model learns to do worse."""
+"""What changes from round to round, and what the run decided after each of them."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from pipelines.rounds.decide import describe_decision
+from pipelines.stored_run import StoredRun
+
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """A metric that has fallen (or risen) by more than a threshold since the round before."""
-
-    metric: str
-    threshold: float
-    """The change that raises the alarm, with its sign; shares are between 0 and 1."""
-    meaning: str
-
-
-ALARMS = (
-    Alarm("share of questions solved", -0.02, "the paths solve fewer questions"),
-    Alarm("share of right paths", -0.05, "the paths are right less often"),
-    Alarm("share of paths cut off", 0.05, "more paths are cut off by the token limit"),
-    Alarm("out_of_domain, strict", -0.02, "the model answers worse out of domain"),
-)
+_DECISION = re.compile(r"round_(\d+)/decision-[^/]+")
+_MEASURES = {
+    "diversity": "diversity of the paths of a question",
+    "vote_share": "share of votes for the most common answer",
+    "weights_changed": "share of weights that the training changed",
+}
+"""Measures of a decision that no other table has, and their names on the page."""
 
 
 def round_rows(run: str, tables: Mapping[str, Sequence[Row]]) -> list[dict[str, Any]]:
@@ -35,7 +27,7 @@ def round_rows(run: str, tables: Mapping[str, Sequence[Row]]) -> list[dict[str, 
     """
     own = {name: [row for row in rows if row.get("run") == run] for name, rows in tables.items()}
     rows = [*_of_funnel(own.get("funnel", ())), *_of_lengths(own.get("lengths", ()))]
-    rows += _of_scores(own.get("measures", ()))
+    rows += [*_of_scores(own.get("measures", ())), *_of_decisions(own.get("decisions", ()))]
     return [
         {"run": run, "round": round_, "metric": metric, "value": value}
         for round_, metric, value in rows
@@ -90,24 +82,29 @@ def _of_scores(rows: Iterable[Row]) -> list[tuple[int, str, float]]:
     return [(round_, metric, value) for (round_, metric), value in sorted(found.items())]
 
 
-def alarms(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The alarms of all runs, from the rows of `round_rows`."""
-    values = {(row["run"], row["metric"], row["round"]): row["value"] for row in rows}
+def _of_decisions(rows: Iterable[Row]) -> list[tuple[int, str, float]]:
+    return [
+        (row["round"], metric, row["measures"][name])
+        for row in rows
+        for name, metric in _MEASURES.items()
+        if row["measures"].get(name) is not None
+    ]
+
+
+def decisions(run: str, stored: StoredRun) -> list[dict[str, Any]]:
+    """What was decided after each round of a run, in words; empty if it decides nothing."""
+    found = ((_DECISION.fullmatch(step), step) for step in stored.steps)
+    made = {int(match[1]): stored.folder.child(step).manifest() for match, step in found if match}
     return [
         {
             "run": run,
             "round": round_,
-            "metric": metric,
-            "before": values[run, metric, round_ - 1],
-            "after": after,
-            "meaning": alarm.meaning,
+            "alarms": facts["alarms"],
+            "lines": describe_decision(
+                f"round {round_}", facts["began_with"], {**facts, "alarms": []}
+            ),
+            "measures": facts["measures"],
         }
-        for (run, metric, round_), after in values.items()
-        for alarm in ALARMS
-        if metric == alarm.metric and (run, metric, round_ - 1) in values
-        if _is_raised(alarm, after - values[run, metric, round_ - 1])
+        for round_, facts in sorted(made.items())
+        if facts
     ]
-
-
-def _is_raised(alarm: Alarm, change: float) -> bool:
-    return change <= alarm.threshold if alarm.threshold < 0 else change >= alarm.threshold

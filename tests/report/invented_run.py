@@ -23,7 +23,7 @@ from cluster.inference.schedule import Questions, summarize
 from cluster.settings import settings_of
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
-from cluster.store.step import STEPS_FILE, Step, claim_run_folder
+from cluster.store.step import STEPS_FILE, Step, claim_run_folder, write_steps
 from evaluation.grader import GRADER_VERSION
 from evaluation.model_scores import measures_table, score_models
 from evaluation.predictions import PREDICTIONS_SCHEMA
@@ -382,6 +382,25 @@ def _write_events(folder: Folder, what: Invented, random_: random.Random) -> Non
 def invented_run(root: Path, **changes: Any) -> StoredRun:
     """The run, opened."""
     return StoredRun.read(write_invented_run(root, Invented(**changes)))
+
+
+DECISION: dict[str, Any] = {
+    "adopted": False,
+    "began_with": "the base model",
+    "gate_lines": ["products: -0.08 [-0.12, -0.04]"],
+    "alarms": ["diversity of the paths of a question: 12.0 %, below 30.0 %"],
+    "stop": None,
+    "measures": {"diversity": 0.12, "vote_share": None, "path_tokens": 40.0},
+}
+
+
+def with_decision(run: StoredRun) -> StoredRun:
+    """The run with `DECISION` about its round 1."""
+    step = Step.below(run.folder.child("round_1"), "decision", {"any": "content"})
+    step.commit(**DECISION)
+    name = step.folder.path.removeprefix(f"{run.folder.path}/")
+    write_steps(run.folder, [*run.steps, name])
+    return StoredRun.read(run.folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ import pytest
 from regenesis import main
 from tests.finished_run import FinishedRun
 from tests.report.browser import Browser
-from tests.report.invented_run import Invented, write_invented_evaluation, write_invented_run
+from tests.report.invented_run import (
+    Invented,
+    invented_run,
+    with_decision,
+    write_invented_evaluation,
+    write_invented_run,
+)
 from tests.report.texts import HOSTILE
 
 SECTIONS = (
@@ -81,6 +87,16 @@ def test_a_run_of_the_steps_themselves_is_drawn(
     assert finished_run.folder.sizes() == before
     chromium.open(file)
     assert "sums" in chromium.text("#funnel")
+
+
+def test_decisions_and_alarms_are_shown(tmp_path: Path, chromium: Browser) -> None:
+    run = with_decision(invented_run(tmp_path, num_train=4, num_test=4))
+    assert main(["report", run.folder.uri, "-o", str(tmp_path / "report.html")]) == 0
+    chromium.open(tmp_path / "report.html")
+    shown = chromium.text("#rounds")
+    assert "round 1: diversity of the paths of a question: 12.0 %, below 30.0 %." in shown
+    assert "round 1: the model is not adopted" in shown
+    assert "no alarms" not in shown
 
 
 def test_two_runs_stand_side_by_side_with_their_settings(report: Write, chromium: Browser) -> None:

@@ -1,4 +1,4 @@
-"""The numbers behind the page: verdicts, seeds, what is detectable, alarms, curves."""
+"""The numbers behind the page: verdicts, seeds, what is detectable, decisions, curves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from evaluation.statistics import (
 from pipelines.report.comparisons import detectable, p_of_interval
 from pipelines.report.content import as_columns, report_data
 from pipelines.report.execution import MOST_POINTS, rate_rows, thinned, training_rows
-from pipelines.report.rounds import alarms
 from pipelines.report.verdict import arm_of, verdict_of
-from tests.report.invented_run import Invented, invented_run
+from tests.report.invented_run import DECISION, Invented, invented_run, with_decision
 
 
 @pytest.mark.parametrize(
@@ -114,13 +113,17 @@ def test_runs_that_differ_in_seeds_are_one_arm(tmp_path: Path) -> None:
     assert first["num_seeds"] == 2
 
 
-def test_alarm_is_raised_by_a_fall_and_not_by_a_rise() -> None:
-    metric = "share of questions solved"
-    rows = [
-        {"run": "a", "metric": metric, "round": round_, "value": value}
-        for round_, value in enumerate((0.9, 0.85, 0.95))
-    ]
-    assert [(each["round"], each["before"]) for each in alarms(rows)] == [(1, 0.9)]
+def test_rounds_have_the_alarms_and_decisions_that_the_run_recorded(tmp_path: Path) -> None:
+    run = invented_run(tmp_path, rounds=2, num_train=4, num_test=4)
+    assert report_data([run])["decisions"] == []
+    data = report_data([with_decision(run)])
+    [decided] = data["decisions"]
+    assert (decided["round"], decided["alarms"]) == (1, DECISION["alarms"])
+    assert [line.partition(":")[0] for line in decided["lines"]] == ["round 1", "round 1"]
+    assert "is not adopted" in decided["lines"][1]
+    shown = {(row["metric"], row["round"]): row["value"] for row in _records(data, "rounds")}
+    assert shown["diversity of the paths of a question", 1] == 0.12
+    assert not any("votes" in metric for metric, _ in shown)
 
 
 def test_rate_is_not_taken_over_two_pools() -> None:

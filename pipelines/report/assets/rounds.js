@@ -15,23 +15,27 @@ function smallMultiples(points, colors, xOptions) {
 }
 
 function drawRounds(root, report) {
-  for (const alarm of report.alarms)
-    root.append(
-      element(
-        "p",
-        { class: "alarm" },
-        element("span", { class: "mark" }, "alarm"),
-        ` ${label(alarm.run)}, round ${alarm.round}: ${alarm.meaning} (${label(alarm.metric)}: ` +
-          `${percent(alarm.before)} \u2192 ${percent(alarm.after)} %).`,
-      ),
-    );
+  for (const decision of report.decisions) {
+    const of = isOnly(report) ? "" : `${label(decision.run)}, `;
+    for (const alarm of decision.alarms)
+      root.append(
+        element(
+          "p",
+          { class: "alarm" },
+          element("span", { class: "mark" }, "alarm"),
+          ` ${of}round ${decision.round}: ${alarm}.`,
+        ),
+      );
+    for (const line of decision.lines) root.append(element("p", { class: "note" }, `${of}${line}.`));
+  }
   const rows = records(report.tables.rounds);
   const rounds = new Set(rows.map((row) => row.round).filter((round) => round >= 0));
   if (rounds.size < 2) {
     root.append(nothing("With one round there is no course over rounds."));
     return;
   }
-  if (report.alarms.length === 0) root.append(element("p", { class: "note" }, "No alarm was raised."));
+  if (report.decisions.length === 0)
+    root.append(nothing("This run decides nothing after a round and has no alarms (after_round)."));
   const points = rows.map((row) => ({
     metric: row.metric,
     series: row.run,
