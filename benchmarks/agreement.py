@@ -221,7 +221,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--limit", type=int, help="maximum truths per file, or rows")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
-    logging.disable(logging.CRITICAL)
+    for library in ("math_verify", "latex2sympy2_extended"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # they tell of each odd formula
     if not arguments.path.is_dir():
         try:
             counts = report_rows(arguments.path, arguments.limit)

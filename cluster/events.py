@@ -73,7 +73,6 @@ def kept_log(command: str, run: Folder | None = None) -> Iterator[KeptLog]:
     log = KeptLog(command)
     level = logger.level
     logger.setLevel(logging.INFO)
-    logger.disabled = False  # a library that configures logging may disable the loggers of others
     logger.addHandler(log)
     if run is not None:
         log.keep_in(run)
