@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import os
+import random
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +22,7 @@ import yaml
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
 from evaluation.grader import box, canonical_answer
-from evaluation.question import Question
+from evaluation.question import SPLITS, Question
 from tests.cluster.s3_proxy import CountingProxy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,7 +32,7 @@ Driver = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def arithmetic(name: str, seed: int, domain: str = "in_domain", **limits: Any) -> dict[str, Any]:
-    """A dataset of sums that the scripted engine can solve."""
+    """A dataset of sums that the scripted engine can solve, generated."""
     settings = {"max_terms": 2, "max_digits": 3, "operators": ["+"], "allow_parentheses": False}
     source = {
         "kind": "reasoning_gym",
@@ -37,6 +41,34 @@ def arithmetic(name: str, seed: int, domain: str = "in_domain", **limits: Any) -
         "settings": settings,
     }
     return {name: {"source": source, "domain": domain, **limits}}
+
+
+def sums(name: str, seed: int, domain: str = "in_domain", **limits: Any) -> dict[str, Any]:
+    """The same from files, because importing the package that generates questions takes longer than
+    many of these runs."""
+    used = SPLITS[1:] if domain == "out_of_domain" else SPLITS
+    files = {split: str(_sums(seed, split, limits.get(f"num_{split}"))) for split in used}
+    source = {"kind": "files", **files, "answer_type": "number"}
+    return {name: {"source": source, "domain": domain, **limits}}
+
+
+@functools.cache
+def _sums(seed: int, split: str, limit: int | None) -> Path:
+    """A file with so many sums and some more, for a test that raises the limit."""
+    draw = random.Random(f"{seed} {split}")
+    file = Path(_sums_folder().name) / f"{seed}-{split}-{limit}.jsonl"
+    with file.open("w") as rows:
+        for n in range(10 + 2 * (limit or 0)):
+            first, second = draw.randint(1, 99_999), draw.randint(1, 99_999)
+            asked = {"id": str(n), "question": f"Calculate {first} + {second}."}
+            rows.write(json.dumps(asked | {"answer": str(first + second)}) + "\n")
+    return file
+
+
+@functools.cache
+def _sums_folder() -> tempfile.TemporaryDirectory[str]:
+    """It is removed at the end of this process."""
+    return tempfile.TemporaryDirectory(prefix="sums-")
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +129,14 @@ def scripted_tree(folder: Path, model_folder: Path) -> dict[str, Any]:
         "run": "scripted",
         "model": {"path": str(model_folder)},
         "questions": {
-            "datasets": arithmetic("sums", 0, num_train=24, num_dev=4, num_test=8)
-            | arithmetic("far_sums", 10**6, "out_of_domain", num_dev=0, num_test=4)
+            "datasets": sums("sums", 0, num_train=24, num_dev=4, num_test=8)
+            | sums("far_sums", 10**6, "out_of_domain", num_dev=0, num_test=4)
         },
         "synthesis": {"guidelines_per_question": 3},
         "training": {
             "learning_rate": 1e-3,
             "num_epochs": 2,
+            "num_workers": 1,  # one process fewer to start
             "global_batch_size": 8,
             "min_examples": 1,
             "dtype": "float32",

@@ -30,7 +30,7 @@ from pipelines.selection.select_examples import select_step_examples
 from pipelines.stored_run import record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
-from tests.conftest import SCRIPTED_ENGINE, arithmetic
+from tests.conftest import SCRIPTED_ENGINE, sums
 from tests.test_golden import answered, questions
 
 DATASETS = ("sums", "options", "claims")
@@ -61,7 +61,7 @@ def config_tree(root: Path, model: Path) -> dict[str, Any]:
 
 
 def _source(name: str, seed: int) -> dict[str, Any]:
-    return arithmetic(name, seed, num_train=8, num_dev=8, num_test=8)
+    return sums(name, seed, num_train=8, num_dev=8, num_test=8)
 
 
 def write_finished_run(root: Path, model: Path) -> FinishedRun:

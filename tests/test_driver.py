@@ -21,11 +21,11 @@ from cluster.store.folder import Folder
 from tests.conftest import (
     LOCAL_CLUSTER,
     REPOSITORY,
-    arithmetic,
     driver_command,
     ledger_rows,
     log_of,
     run_driver,
+    sums,
 )
 
 WriteConfig = Callable[[dict[str, Any]], Path]
@@ -303,7 +303,7 @@ def test_run_broken_engine_ends_with_its_own_error(
         ),
         ({"rouds": 1}, "did you mean rounds?"),
         (
-            {"questions": {"datasets": arithmetic("a", 0, "out_of_domain", num_dev=0, num_test=2)}},
+            {"questions": {"datasets": sums("a", 0, "out_of_domain", num_dev=0, num_test=2)}},
             "set a dataset's domain to in_domain",
         ),
     ],

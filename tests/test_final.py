@@ -18,7 +18,7 @@ from pipelines.plan import all_steps, nothing_to_report, plan_run
 from pipelines.questions.loading import load_questions
 from pipelines.reads_of_test import describe_reads, reads_of_test, record_test_read
 from regenesis import parse_arguments
-from tests.conftest import arithmetic, ledger_rows, run_driver, scripted_tree
+from tests.conftest import ledger_rows, run_driver, scripted_tree, sums
 from tests.test_identity import loaded
 
 
@@ -62,7 +62,7 @@ def test_final_is_short_for_a_setting() -> None:
 
 
 def test_dev_without_a_dev_question_is_warned_of(tmp_path: Path) -> None:
-    datasets = arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)
+    datasets = sums("sums", 0, num_train=4, num_dev=0, num_test=2)
     given = scripted_tree(tmp_path, tmp_path) | {"questions": {"datasets": datasets}}
     for split, expected in (("dev", "no dataset has a dev question"), ("test", None)):
         config = settings_of(Config, given | {"report_on": split}, "test")

@@ -15,7 +15,7 @@ import yaml
 
 from cluster.inference.engine_sizing import PRETENDED_MEMORY
 from tests.chaos import RayNodes
-from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, arithmetic, driver_command, ledger_rows
+from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, driver_command, ledger_rows, sums
 from tests.scripted import Started
 from tests.training.logical_gpu import DEVICE_NAME
 from training.device import PRETENDED
@@ -67,8 +67,8 @@ class Runs:
             "run": name,
             "model": {"path": str(self._model)},
             "questions": {
-                "datasets": arithmetic("a", 0, num_train=NUM_TRAIN, num_dev=0, num_test=1)
-                | arithmetic("b", 10**6, num_train=NUM_TRAIN, num_dev=0, num_test=1)
+                "datasets": sums("a", 0, num_train=NUM_TRAIN, num_dev=0, num_test=1)
+                | sums("b", 10**6, num_train=NUM_TRAIN, num_dev=0, num_test=1)
             },
             "synthesis": {"guidelines_per_question": 2},
             "engine": engine,

@@ -15,7 +15,7 @@ import yaml
 
 from cluster.inference.engine_sizing import PRETENDED_MEMORY
 from tests.chaos import RayNodes
-from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, arithmetic, driver_command
+from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, driver_command, sums
 from tests.scripted import Started
 from tests.training.logical_gpu import LOGGED_NAME, TRAINER_LOG
 from training.device import PRETENDED
@@ -42,7 +42,7 @@ def test_engines_and_training_workers_hold_the_same_gpus_in_turn(
         "run": "rounds",
         "rounds": 2,
         "model": {"path": str(model_folder)},
-        "questions": {"datasets": arithmetic("sums", 0, num_train=12, num_dev=0, num_test=4)},
+        "questions": {"datasets": sums("sums", 0, num_train=12, num_dev=0, num_test=4)},
         "synthesis": {"guidelines_per_question": 2},
         "training": {"learning_rate": 1e-3, "num_epochs": 1, "dtype": "float32"}
         | {"global_batch_size": 8, "micro_batch_size": 4, "min_examples": 1},

@@ -11,15 +11,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.conftest import arithmetic, run_driver
+from tests.conftest import run_driver, sums
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
 
-def sums(name: str, number: int, num_train: int, **settings: Any) -> dict[str, Any]:
+def sums_of(name: str, number: int, num_train: int, **settings: Any) -> dict[str, Any]:
     """A dataset of sums with a separate stream."""
     settings |= {"num_train": num_train, "num_dev": 0, "num_test": 0}
-    return arithmetic(name, number * 100_000, "in_domain", **settings)
+    return sums(name, number * 100_000, "in_domain", **settings)
 
 
 def paths_folder(config: dict[str, Any]) -> Path:
@@ -41,7 +41,7 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
 ) -> None:
     datasets: dict[str, Any] = {}
     for number in range(50):
-        datasets |= sums(f"sums_{number:02d}", number, 2 + number % 3, weight=1.0 + number % 2)
+        datasets |= sums_of(f"sums_{number:02d}", number, 2 + number % 3, weight=1.0 + number % 2)
     broken = {"source": {"kind": "files", "train": str(tmp_path / "missing.jsonl")}}
     scripted_config["questions"]["datasets"] = datasets | {"broken": broken}
     scripted_config["questions"]["on_error"] = "skip"
@@ -56,7 +56,7 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
     assert result.stderr.count(", complete") == 50
 
     before = {file: file.read_bytes() for file in paths_folder(scripted_config).glob("rows-*")}
-    scripted_config["questions"]["datasets"] |= sums("added", 60, 3)
+    scripted_config["questions"]["datasets"] |= sums_of("added", 60, 3)
     again = run_driver("run", write_config(scripted_config), "--until", "paths")
     assert again.returncode == 0, again.stderr
     assert rows_by_dataset(scripted_config) == wanted | {"added": 3}
@@ -67,8 +67,8 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
 def test_run_dataset_that_has_enough_begins_no_further_question_until_it_may_have_more(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
-    limited = sums("limited", 1, 40, max_accepted_paths=6)
-    scripted_config["questions"]["datasets"] = limited | sums("free", 2, 8)
+    limited = sums_of("limited", 1, 40, max_accepted_paths=6)
+    scripted_config["questions"]["datasets"] = limited | sums_of("free", 2, 8)
     scripted_config["engine"] |= {
         "options": {"latency_s": 0.1, "wrong_share": 0},
         "max_num_seqs": 2,

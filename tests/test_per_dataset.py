@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import arithmetic, run_driver
+from tests.conftest import run_driver, sums
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -20,9 +20,9 @@ def two_datasets(scripted_config: dict[str, Any]) -> dict[str, Any]:
     """Two datasets for training, and one for evaluation only."""
     limits: dict[str, Any] = {"num_train": 12, "num_dev": 0, "num_test": 4}
     scripted_config["questions"]["datasets"] = (
-        arithmetic("sums", 0, "in_domain", **limits)
-        | arithmetic("more_sums", 10**6, "in_domain", **limits)
-        | arithmetic("far_sums", 2 * 10**6, "out_of_domain", num_dev=0, num_test=4)
+        sums("sums", 0, "in_domain", **limits)
+        | sums("more_sums", 10**6, "in_domain", **limits)
+        | sums("far_sums", 2 * 10**6, "out_of_domain", num_dev=0, num_test=4)
     )
     scripted_config["training"] |= {"mix": "per_dataset"}
     return scripted_config

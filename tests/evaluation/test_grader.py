@@ -172,7 +172,7 @@ def test_canonical_answer_of_its_type_has_one_form(
         ("  ", "number", (), "every question"),
     ],
 )
-def test_canonical_answer_of_another_type_is_refused_with_a_mend(
+def test_canonical_answer_of_another_type_is_refused_with_what_to_do(
     answer: str, answer_type: AnswerType, choices: tuple[str, ...], remedy: str
 ) -> None:
     with pytest.raises(ValueError, match=remedy):

@@ -25,7 +25,7 @@ from pipelines.steps import paths as paths_step
 from pipelines.steps.questions import questions_origin
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.guidelines import load_prompts
-from tests.conftest import REPOSITORY, arithmetic
+from tests.conftest import REPOSITORY, sums
 from tests.pipelines.test_examples import held_out, stored, training_questions, write_paths
 from tests.pipelines.test_filters import NUMBER, path
 
@@ -47,7 +47,7 @@ def config_of(file: str, **others: Any) -> Config:
     tree = {
         "run": "own",
         "model": {"path": "nowhere"},
-        "questions": {"datasets": arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)},
+        "questions": {"datasets": sums("sums", 0, num_train=4, num_dev=0, num_test=2)},
     }
     written = laid_over(laid_over(tree, others), yaml.safe_load(EXAMPLES[file]["settings"]))
     Path("config.yaml").write_text(yaml.safe_dump(written))

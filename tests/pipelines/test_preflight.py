@@ -23,7 +23,7 @@ from pipelines.planning.hardware import Readiness, engines_of, prepare, refuse_n
 from pipelines.planning.preflight import askings, check_base, describe, engines
 from pipelines.run import Run
 from pipelines.synthesis.chain import Recipe
-from tests.conftest import arithmetic, run_driver
+from tests.conftest import run_driver, sums
 
 Edit = Callable[[Path], object]
 
@@ -35,7 +35,7 @@ def tree(tmp_path: Path, model_folder: Path) -> dict[str, Any]:
     return {
         "run": "checked",
         "model": {"path": str(tmp_path / "model")},
-        "questions": {"datasets": arithmetic("sums", 0, num_train=4, num_dev=0, num_test=2)},
+        "questions": {"datasets": sums("sums", 0, num_train=4, num_dev=0, num_test=2)},
         "engine": {"use_gpu": False, "max_model_len": 2048},
         "storage": {"root": str(tmp_path / "runs"), "cache": str(tmp_path / "cache")},
     }

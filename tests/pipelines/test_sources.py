@@ -362,7 +362,9 @@ def test_broken_jsonl_names_file_and_line(tmp_path: Path, data: bytes, expected:
         ({"id": "a"}, "is already used at"),
     ],
 )
-def test_bad_row_names_line_and_mend(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+def test_bad_row_names_line_and_what_to_do(
+    tmp_path: Path, change: dict[str, Any], expected: str
+) -> None:
     complaint = complaint_about_row(tmp_path, GOOD | {"id": "b"} | change)
     assert "q.jsonl:2" in complaint
     assert expected in complaint

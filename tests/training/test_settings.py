@@ -35,7 +35,7 @@ from training.settings import LoraSettings, PlacedTraining, TrainingSettings
         ({"method": "lora", "lora": LoraSettings(target_modules=())}, "all-linear"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_with_the_mend(
+def test_settings_that_do_not_fit_are_refused_with_what_to_do(
     fields: dict[str, Any], remedy: str
 ) -> None:
     with pytest.raises(ValueError, match=remedy):
