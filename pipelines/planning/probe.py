@@ -117,7 +117,8 @@ def _workload(run: Run, round_: Round) -> Workload:
         max_per_question=config.examples.max_per_question,
         num_predictions=sum(run.questions.num_kept(*config.asked_splits).values()),
         rounds=config.rounds,
-        num_models_predicted=1 + sum(len(each.branches) for each in lay_out_rounds(run)),
+        num_models_predicted=len(run.base_steps())
+        + sum(len(each.branches) for each in lay_out_rounds(run)),
         shares=job.shares,
         max_tokens=config.budget.generated_tokens,
         max_examples=config.examples.max_examples,
