@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,7 +24,7 @@ from cluster.settings import laid_over, settings_of
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
 from cluster.store.step import Step, read_steps
-from evaluation.predictions import PREDICTIONS_SCHEMA
+from evaluation.predictions import PREDICTIONS_SCHEMA, PredictAnswer
 from evaluation.prompt import PromptName
 from pipelines.config import Config
 from pipelines.plan import all_steps, lay_out_rounds, plan_run, record_steps
@@ -291,11 +291,11 @@ def test_base_with_the_prompt_that_is_best_on_dev_is_a_row_of_the_table(
     monkeypatch.setattr(scores, "run_task", lambda function, *given: function(*given))
     run = begin(tree(tmp_path, model_folder, rounds=1, base_prompts=PROMPTS))
     assert list(run.base_steps()) == PROMPTS
-    names = [(job.name, job.handler.prompt) for _, job in predictions_step.jobs_of_base(run)]
-    assert [name for name, _ in names] == [
+    jobs = [job for _, job in predictions_step.jobs_of_base(run)]
+    assert [job.name for job in jobs] == [
         *("predictions", "predictions (answer_only)", "predictions (bare)")
     ]
-    assert [prompt for _, prompt in names] == PROMPTS
+    assert [cast(PredictAnswer, job.handler).prompt for job in jobs] == PROMPTS
     for prompt, share in wrong.items():
         answer(run, run.base_prompted[prompt], run.base, {"wrong": {"base": share}})
     record_config(run.config, run.folder)

@@ -199,7 +199,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template_
     return str(tokenizer.apply_chat_template(chat, tokenize=False, **template_args))
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 

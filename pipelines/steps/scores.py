@@ -111,13 +111,13 @@ def best_base(run: Run) -> tuple[dict[str, Folder], list[str]]:
     if not run.base_prompted:
         return {}, []
     hidden = run.config.after_round.gate_tasks
-    answered = {prompt: step.folder for prompt, step in run.base_steps().items()}
+    answered: dict[str, Folder] = {name: step.folder for name, step in run.base_steps().items()}
     shares = run_task(shares_on_dev, Asked(run.held_out(), "dev", hidden), answered)
     best = max(shares, key=lambda prompt: shares[prompt])
     each = ", ".join(f"{prompt} {percent(share)}" for prompt, share in shares.items())
     said = f"base: the best prompt on dev is {best} (mean over tasks in domain, in percent: {each})"
-    chosen = run.base_prompted.get(best)
-    return ({f"base ({best})": chosen.folder} if chosen else {}), [said]
+    is_further = best != run.config.evaluation.prompt
+    return ({f"base ({best})": answered[best]} if is_further else {}), [said]
 
 
 def _models_so_far(

@@ -109,8 +109,8 @@ def test_adapters_and_their_base_share_the_engines_of_one_pool(
         (folder / "adapter_model.safetensors").write_text(name)
         models += ["--model", folder]
     out = tmp_path / "evaluation"
-    command = ["evaluate", "--config", write_config(scripted_config), "--tasks", "sums"]
-    done = run_driver(*command, "--out", out, *models)
+    command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
+    done = run_driver(*command, "--tasks", "sums", "--out", out, *models)
     assert done.returncode == 0, done.stderr
     assert len(Started.read(starts)) == 1
     shares = {}
