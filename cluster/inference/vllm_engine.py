@@ -389,7 +389,7 @@ def _peft_of(adapter: str) -> Any:
 
 
 def _rank(peft: Any) -> int:
-    return max(peft.r, *peft.rank_pattern.values(), 0)
+    return int(max(peft.r, *peft.rank_pattern.values(), 0))
 
 
 def _adapter_requests(adapters: Sequence[str]) -> dict[str, Any]:

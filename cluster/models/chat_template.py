@@ -297,7 +297,8 @@ def _written_turn(tokenizer: Any, template_args: Mapping[str, Any]) -> str | Non
     parts = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
     fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
     for said in ({"content": _ANSWER, **fields}, {"content": parts}):
-        asked = [{"role": "user", "content": _PROBE}, {"role": "assistant", **said}]
+        asked: list[dict[str, Any]] = [{"role": "user", "content": _PROBE}]
+        asked.append({"role": "assistant", **said})
         _, found, written = _tried(tokenizer, asked, template_args).rpartition(_PROBE)
         # A template that expects text may write a list of parts as data.
         if found and _THOUGHT in written and _ANSWER in written and "'type'" not in written:
