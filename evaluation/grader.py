@@ -36,10 +36,11 @@ __all__ = [
     "box",
     "canonical_answer",
     "grade",
+    "lone_answer",
     "same_answer",
 ]
 
-GRADER_VERSION = "5"
+GRADER_VERSION = "6"
 
 
 class Verdict(enum.StrEnum):
@@ -128,6 +129,20 @@ def same_answer(first: str, second: str, question: Question) -> bool:
     if not one.keys.isdisjoint(other.keys):
         return True
     return kind.same is not None and kind.same(one.shown, other.shown)
+
+
+def lone_answer(text: str, question: Question) -> str | None:
+    """The answer that makes up a whole text: `B) banana`, `72 clips`, `No`; None where there is
+    more, and for types whose answers cannot be told from other text, or a grader of one's own."""
+    kind = ANSWER_READERS[question.answer_type]
+    if question.grader or kind.name not in ("number", "choice", "boolean"):
+        return None
+    choices, cleaned = tuple(question.choices), kind.clean(text)
+    reading = kind.read(cleaned, choices)
+    if reading is None or not reading.keys or not kind.stands_alone(cleaned, choices, ""):
+        return None
+    is_sentence = kind.name == "boolean" and len(cleaned.split()) > 1
+    return None if is_sentence else reading.shown
 
 
 def canonical_answer(answer: str, answer_type: AnswerType, choices: Sequence[str] = ()) -> str:

@@ -16,6 +16,7 @@ next token; the likeliest letter is one more reading, which no format can spoil.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -30,10 +31,19 @@ from cluster.inference.engine import (
     GenerationError,
     SamplingSettings,
 )
-from evaluation.grader import Grade, ReadAs, Verdict, grade
+from evaluation.grader import (
+    Grade,
+    ReadAs,
+    Verdict,
+    grade,
+    lone_answer,
+    no_answer,
+    same_answer,
+)
 from evaluation.prompt import Message
 from evaluation.question import LETTERS, Question
 
+_PIECE = re.compile(r"\n+|(?<!\b[A-Za-z])(?<!^[0-9])[.;…]+\s+")
 MAX_TOKENS = 16
 """Token limit of a continuation."""
 
@@ -126,15 +136,30 @@ class Reading:
 def grade_continuation(cue: str, text: str, question: Question) -> Grade:
     r"""Judge a continuation as an answer: the content of a box that it closes, else its first line.
 
-    A line counts although the token limit cut it: an answer is at its beginning.
+    A line counts although the token limit cut it: an answer is at its beginning. None counts if it
+    is the first of a list of answers.
     """
     if cue.endswith("{"):
         boxed = grade(f"\\boxed{{{text}", question, read_last=False)
         if boxed.read_as == ReadAs.BOXED:
             return boxed
+    if lists_answers(text, question):
+        return no_answer(finished=True)
     lines = text.strip().splitlines()
     stated = f"The answer is: {lines[0] if lines else ''}\n"
     return grade(stated, question, read_last=False)
+
+
+def lists_answers(text: str, question: Question) -> bool:
+    """Whether a continuation begins with two answers that differ, line by line or sentence by
+    sentence: it repeats the options, or it goes on with another question."""
+    pieces = [piece.strip() for piece in _PIECE.split(text) if piece.strip()]
+    if len(pieces) < 2:
+        return False
+    first, second = (lone_answer(piece, question) for piece in pieces[:2])
+    if first is None or second is None:
+        return False
+    return not same_answer(first, second, question)
 
 
 async def ask_readings(

@@ -22,6 +22,7 @@ from cluster.store.ledger import Ledger
 from cluster.terminal import format_table
 from evaluation.answers import Answer, AnswerSet
 from evaluation.comparison import ALL, MEAN, Comparison, compare, format_p_value, pair_answers
+from evaluation.forced_scores import right_under
 from evaluation.predictions import Prediction
 from evaluation.question import Question
 from evaluation.scores import (
@@ -77,6 +78,28 @@ def run_table(asked: Asked, answered: Mapping[str, Folder]) -> str:
     if not all(answers.values()):
         return ""
     return format_run(answers)
+
+
+def shares_on_dev(asked: Asked, answered: Mapping[str, Folder]) -> dict[str, float]:
+    """Of each model, the share right of the questions in domain, as the mean over their tasks:
+    forced where all answers have this reading, else tolerant, so that a prompt which asks for no
+    box does not lose by that. Runs as a task."""
+    answers = {
+        name: [p for p in asked.predictions(folder) if p.question.domain == "in_domain"]
+        for name, folder in answered.items()
+    }
+    every = [p for of_model in answers.values() for p in of_model]
+    has_forced = all(right_under(p, "forced") is not None for p in every)
+    reading = "forced" if has_forced else "tolerant"
+    return {name: _mean_of_tasks(of_model, reading) for name, of_model in answers.items()}
+
+
+def _mean_of_tasks(answers: Iterable[Prediction], reading: str) -> float:
+    by_task: dict[str, list[bool]] = {}
+    for each in answers:
+        by_task.setdefault(each.question.dataset, []).append(bool(right_under(each, reading)))
+    shares = [sum(right) / len(right) for right in by_task.values()]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def format_run(answers: Mapping[str, Sequence[Prediction]]) -> str:

@@ -19,6 +19,7 @@ from cluster.models.model import ModelSettings
 from cluster.session import ClusterSettings, StorageSettings
 from cluster.settings import EXTENT, OPERATIONAL, Settings, load_settings
 from evaluation.predictions import EvaluationSettings
+from evaluation.prompt import PromptName
 from evaluation.question import Split
 from pipelines.planning.estimate import Budget, CostSettings
 from pipelines.questions.loading import QuestionSettings
@@ -49,6 +50,10 @@ class Config(Settings):
     """The held-out questions that the models answer and the scores report. `dev` is for the time in
     which settings are chosen: no model is asked a test question. `test` asks both and reports test;
     `regenesis run --final` sets it for one command. Each report of test is recorded in the run."""
+    base_prompts: Annotated[tuple[PromptName, ...], EXTENT] = ()
+    """Further prompts with which the base answers the held-out questions (`evaluation.prompt`).
+    The tables have a row for the one that is best on dev, so that a gain which the base also has
+    when it is asked otherwise is not taken for learning. Needs dev questions in domain."""
     after_round: AfterRoundSettings = AfterRoundSettings()
     model: ModelSettings
     questions: QuestionSettings
@@ -61,6 +66,11 @@ class Config(Settings):
     storage: StorageSettings = StorageSettings()
     cost: CostSettings = CostSettings()
     budget: Budget = Budget()
+
+    @property
+    def further_prompts(self) -> tuple[PromptName, ...]:
+        """The `base_prompts` without the one with which all models are asked."""
+        return tuple(n for n in dict.fromkeys(self.base_prompts) if n != self.evaluation.prompt)
 
     @property
     def asked_splits(self) -> tuple[Split, ...]:

@@ -56,9 +56,10 @@ def generate(
     """
     summary = run_engines(config, model, [job for _, job in jobs], stop, engine=engine)
     totals: list[dict[str, Any]] = []
+    served = (engine or config.engine).adapter
     for step, job in jobs:
         totals.append(finish_job(job))
-        step.commit(rows=totals[-1], last_execution=summary.facts())
+        step.commit(rows=totals[-1], last_execution=summary.facts(job.adapter or served))
     return totals
 
 

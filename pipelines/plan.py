@@ -24,6 +24,7 @@ from cluster.store.ledger import is_ledger_file
 from cluster.store.network import FIRST_ANSWER_S
 from cluster.store.step import Step, check_run_folder, check_steps, write_steps
 from cluster.terminal import say
+from evaluation.prompt import PromptName
 from pipelines.config import NO_DEV, NO_TRAINING, Config, warnings_of
 from pipelines.planning.preflight import check_config
 from pipelines.questions.loading import QuestionFacts
@@ -175,7 +176,39 @@ def plan_run(config: Config, folder: Folder, base: Model, facts: QuestionFacts) 
         expansion=expansion,
         guidelines_step=Step.below(below, "guidelines", proposed) if proposed else None,
         base_predictions=_plan_predictions(config, facts, below, base),
+        base_prompted=_plan_prompts(config, folder, facts, base),
     )
+
+
+def _plan_prompts(
+    config: Config, folder: Folder, facts: QuestionFacts, base: Model
+) -> dict[PromptName, Step]:
+    """The steps with the base's answers to further prompts, each in a folder such as `base_bare`.
+
+    Raises `InputError` where no dev question could choose between them.
+    """
+    if config.further_prompts and not choosing_datasets(config, facts):
+        raise InputError(
+            "base_prompts: the best prompt is chosen on dev questions in domain that are not the "
+            "gate's, and there are none; set num_dev of a dataset, or leave base_prompts out"
+        )
+    return {
+        prompt: _plan_predictions(_asking_with(config, prompt), facts, below, base)
+        for prompt in config.further_prompts
+        for below in [folder.child(f"base_{prompt}")]
+    }
+
+
+def choosing_datasets(config: Config, facts: QuestionFacts) -> set[str]:
+    """The datasets in domain whose dev questions choose the base's prompt."""
+    dev, gate = facts.num_kept("dev"), config.after_round.gate_tasks
+    in_domain = {c["dataset"] for c in facts.counts if c["domain"] == "in_domain"}
+    return {name for name in in_domain if dev.get(name)} - set(gate)
+
+
+def _asking_with(config: Config, prompt: PromptName) -> Config:
+    evaluation = config.evaluation.model_copy(update={"prompt": prompt})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def nothing_to_report(config: Config, facts: QuestionFacts) -> str | None:
@@ -280,7 +313,7 @@ def _plan_branch(
     tuned = tuned_model(model_step.folder, storage.cache, storage.cache_limit_gib)
     answered = _plan_predictions(run.config, run.questions, below, tuned, suffix)
     hidden = run.config.after_round.gate_tasks
-    compared = scores.content(run.base_predictions, answered, hidden)
+    compared = scores.content(run.base_predictions, answered, hidden, run.base_prompted)
     scores_step = Step.below(below, f"scores{suffix}", compared)
     return Branch(dataset, tuned, model_step, answered, scores_step)
 

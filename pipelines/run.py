@@ -12,6 +12,7 @@ from cluster.inference.schedule import Questions
 from cluster.models.model import Model
 from cluster.store.folder import Folder
 from cluster.store.step import Step
+from evaluation.prompt import PromptName
 from pipelines.config import Config
 from pipelines.questions.loading import QuestionFacts
 from pipelines.synthesis.chain import Recipe
@@ -88,11 +89,17 @@ class Run:
     guidelines_step: Step | None
     """None if no further guidelines are proposed."""
     base_predictions: Step
+    base_prompted: Mapping[PromptName, Step] = field(default_factory=dict)
+    """The base's predictions with each of the further prompts (`base_prompts`)."""
 
     def steps(self) -> list[Step]:
         """The steps that do not belong to a round."""
         proposed = [self.guidelines_step] if self.guidelines_step else []
-        return [self.questions_step, *proposed, self.base_predictions]
+        return [self.questions_step, *proposed, *self.base_steps().values()]
+
+    def base_steps(self) -> dict[PromptName, Step]:
+        """The base's predictions by prompt; the first prompt is that of all models."""
+        return {self.config.evaluation.prompt: self.base_predictions, **self.base_prompted}
 
     def held_out(self) -> Questions:
         """The questions that the models answer: dev, and test if the run reports on it."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import copy
 import hashlib
 import json
 import os
@@ -214,7 +215,25 @@ class ReportingEngine(ScriptedEngine):
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
         own = {"own": str(os.getpid())} if self._options.get("differ") else {}
-        return [{"model": digest_folder(Path(self._model)) | own, "adapter": {}}]
+        return [{"model": digest_folder(Path(self._model)) | own}]
+
+
+class AdaptingEngine(ScriptedEngine):
+    """Serves adapters: one whose folder is called `wrong` is always wrong, any other always right;
+    without an adapter it answers by its seeds."""
+
+    def __init__(self, model: str, settings: EngineSettings, adapters: Sequence[str] = ()) -> None:
+        super().__init__(model, settings)
+        self._adapters = adapters
+
+    def with_adapter(self, adapter: str) -> AdaptingEngine:
+        """See `cluster.inference.engine.ServesAdapters`."""
+        if adapter not in self._adapters:
+            raise ValueError(f"the engine was started without {adapter}")
+        view = copy.copy(self)
+        wrong_share = 100 if Path(adapter).name == "wrong" else 0
+        view._options = self._options | {"wrong_share": wrong_share}
+        return view
 
 
 class PlantedEngine(ScriptedEngine):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,16 +24,18 @@ from cluster.settings import laid_over, settings_of
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter, compact
 from cluster.store.step import Step, read_steps
-from evaluation.predictions import PREDICTIONS_SCHEMA
+from evaluation.predictions import PREDICTIONS_SCHEMA, PredictAnswer
+from evaluation.prompt import PromptName
 from pipelines.config import Config
 from pipelines.plan import all_steps, lay_out_rounds, plan_run, record_steps
 from pipelines.reads_of_test import reads_of_test
+from pipelines.report.answers import read_answers
 from pipelines.run import Round, Run
 from pipelines.steps import decision, scores
 from pipelines.steps import paths as paths_step
 from pipelines.steps import predictions as predictions_step
 from pipelines.steps import questions as questions_step
-from pipelines.stored_run import record_config
+from pipelines.stored_run import StoredRun, record_config
 from pipelines.strategy import with_strategy
 from pipelines.synthesis.handler import PATHS_SCHEMA
 from regenesis import main
@@ -265,6 +267,74 @@ def test_table_has_the_base_and_every_round_and_no_gate_task(
         stored = branch.scores.folder.read_table().to_pylist()
         assert {row["task"] for row in stored} == {"sums"}
         assert len(reads_of_test(run.folder)) == (split == "test")
+
+
+PROMPTS = ["standard", "answer_only", "bare"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "best"),
+    [
+        ({"answer_only": 90, "bare": 20}, "bare"),
+        ({"answer_only": 30, "bare": 80}, "answer_only"),
+        ({"answer_only": 95, "bare": 90}, "standard"),
+    ],
+)
+def test_base_with_the_prompt_that_is_best_on_dev_is_a_row_of_the_table(
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: dict[PromptName, int],
+    best: str,
+) -> None:
+    monkeypatch.setattr(scores, "run_task", lambda function, *given: function(*given))
+    run = begin(tree(tmp_path, model_folder, rounds=1, base_prompts=PROMPTS))
+    assert list(run.base_steps()) == PROMPTS
+    jobs = [job for _, job in predictions_step.jobs_of_base(run)]
+    assert [job.name for job in jobs] == [
+        *("predictions", "predictions (answer_only)", "predictions (bare)")
+    ]
+    assert [cast(PredictAnswer, job.handler).prompt for job in jobs] == PROMPTS
+    for prompt, share in wrong.items():
+        answer(run, run.base_prompted[prompt], run.base, {"wrong": {"base": share}})
+    record_config(run.config, run.folder)
+    rounds = list(improve(run, {"wrong": {"base": 70, "0": 40}}))
+    assert predictions_step.jobs_of_base(run) == []
+    scores.make(run, rounds[-1], StopRequest())
+    told = capsys.readouterr().out
+    assert f"base: the best prompt on dev is {best} (mean over tasks in domain" in told
+    shown = ["base", "round 0"] if best == "standard" else ["base", f"base ({best})", "round 0"]
+    table = told.split("\n\n")[2]
+    lines = table.splitlines()[2 : 2 + len(shown)]
+    assert [line.split("|")[2].strip() for line in lines] == shown
+    [branch] = rounds[-1].branches
+    assert told.split("\n\n")[2] in branch.scores.folder.read_bytes("scores.md").decode()
+    found = {each.model for each in read_answers("run", StoredRun.read(run.folder.uri))}
+    assert found == {"base", "base (answer_only)", "base (bare)", "round 0"}
+
+
+def test_prompts_of_the_base_change_no_folder_unless_they_are_further_ones(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    def folders(**changes: Any) -> list[str]:
+        return all_step_names(begin(tree(tmp_path, model_folder, rounds=1, **changes)))
+
+    plain = folders()
+    assert folders(base_prompts=["standard"]) == plain
+    further = folders(base_prompts=["bare"])
+    assert [name.rpartition("-")[0] for name in further if name not in plain] == [
+        *("base_bare/predictions", "round_0/scores")
+    ]
+
+
+def test_prompts_of_the_base_without_a_question_to_choose_by_are_refused(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    datasets = {"sums": {"num_dev": 0}}
+    given = tree(tmp_path, model_folder, base_prompts=["bare"], questions={"datasets": datasets})
+    with pytest.raises(InputError, match="base_prompts: the best prompt is chosen on dev"):
+        begin(given)
 
 
 def test_budget_of_tokens_ends_the_run(tmp_path: Path, model_folder: Path) -> None:

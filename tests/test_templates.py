@@ -32,6 +32,7 @@ from cluster.models.chat_template import (
     num_control_tokens,
     prompt_ids,
     target_ids,
+    unread_thinking,
 )
 from cluster.thinking import TurnReader
 from evaluation.predictions import EvaluationSettings, PredictAnswer, Prediction
@@ -43,6 +44,7 @@ from pipelines.synthesis.chain import Recipe, SynthesisSettings, run_chain
 from pipelines.synthesis.guidelines import load_prompts
 from pipelines.synthesis.handler import SynthesizePaths
 from pipelines.synthesis.judge import read_judgement
+from tests.cluster.test_chat import make_tokenizer
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -387,6 +389,68 @@ def test_tag_that_is_quoted_in_a_thought_ends_nothing(tmp_path: Path) -> None:
     prompt = ChatModel(tokenizer).prompt(answer_messages(QUESTION), {})
     turn = ChatModel(tokenizer).read(Completion(text, ids, "stop", 9), prompt).own_turn
     assert (turn.thinking, turn.answer) == ("they write </think>", ANSWER)
+
+
+def test_thinking_of_every_family_can_be_read(family: Family, tokenizer: Any) -> None:
+    assert unread_thinking(tokenizer, dict(family.args)) is None
+
+
+_TURNS = "{% for m in messages %}[{{ m.role }}] "
+_REASON = "{{ m.reasoning_content }}"
+_END = "{{ m.content }}</s>{% endfor %}[assistant] "
+
+
+@pytest.mark.parametrize(
+    ("template", "marks"),
+    [
+        # Kimi K3, MuseGlimmer and Inkling write their thinking like these.
+        (
+            f"{_TURNS}{{% if m.reasoning_content %}}<|open|>think<|sep|>{_REASON}"
+            f"<|close|>think<|sep|>{{% endif %}}{_END}",
+            "<|open|>think<|sep|>...<|close|>think<|sep|>",
+        ),
+        (
+            f"{_TURNS}{{% if m.reasoning %}}to=self<|message|>{{{{ m.reasoning }}}}<|eom|>"
+            f"to=user<|message|>{{% endif %}}{_END}",
+            "to=self<|message|>...<|eom|>",
+        ),
+        (
+            f"{_TURNS}{{% if m.thinking %}}<|content_thinking|>{{{{ m.thinking }}}}<|end_message|>"
+            f"<|content_text|>{{% endif %}}{_END}",
+            "<|content_thinking|>...<|end_message|><|content_text|>",
+        ),
+        (f"{_TURNS}{{{{ m.thinking }}}} {_END}", "..."),
+        # Only opened by the prompt
+        (f"{{# </ponder> #}}{_TURNS}{_END}<ponder>\n", "<ponder>"),
+        (f"{{# <|/muse|> #}}{_TURNS}{_END}<|muse|>", "<|muse|>"),
+        (f"{{# [/MUSE] #}}{_TURNS}{_END}[MUSE]", "[MUSE]"),
+    ],
+)
+def test_thinking_in_a_form_that_is_not_known_is_found(
+    template: str, marks: str, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer(tmp_path, template, adds_bos=False)
+    assert marks in (unread_thinking(tokenizer, {}) or "")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        f"{_TURNS}{_END}",
+        f"{_TURNS}{_END}<think>\n",
+        f"{_TURNS}{_END}<think>\n\n</think>\n",
+        f"{_TURNS}{{% if m.reasoning_content %}}<think>{_REASON}</think>{{% endif %}}{_END}",
+        # A tag around the whole turn
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<assistant>"
+        "{# </assistant> #}",
+        "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.content }}{% endfor %}",
+    ],
+)
+def test_template_without_thinking_or_with_known_marks_is_taken(
+    template: str, tmp_path: Path
+) -> None:
+    assert unread_thinking(make_tokenizer(tmp_path, template, adds_bos=False), {}) is None
 
 
 @pytest.mark.parametrize("name", ["llama3_dated", "gpt_oss"])

@@ -322,7 +322,18 @@ class TellsWeights(Protocol):
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
         """The digests (`cluster.models.weight_digests`) of the tensors that each process of the
-        engine read, by name, for the `model` and for the `adapter`."""
+        engine read, by name, for the `model` and for each adapter by its folder."""
+
+
+@runtime_checkable
+class ServesAdapters(Protocol):
+    """An engine that serves several LoRA adapters of its model at once.
+
+    Its class takes their folders as a third argument, besides model and settings.
+    """
+
+    def with_adapter(self, adapter: str) -> Engine:
+        """The same engine, whose answers are those of one of the adapters."""
 
 
 @runtime_checkable
@@ -361,9 +372,16 @@ class ChecksSampling(Protocol):
         """See `check_sampling_options`."""
 
 
-def make_engine(model: str, settings: EngineSettings) -> Engine:
-    """Start the engine that the settings name. Raises `InputError` when there is no such class."""
-    return cast(Engine, _engine_class(settings)(model, settings))
+def make_engine(model: str, settings: EngineSettings, adapters: Sequence[str] = ()) -> Engine:
+    """Start the engine that the settings name, with the folders of the adapters that it serves
+    besides `settings.adapter`. Raises `InputError` when there is no such class."""
+    further = (adapters,) if adapters else ()
+    return cast(Engine, _engine_class(settings)(model, settings, *further))
+
+
+def serves_adapters(settings: EngineSettings) -> bool:
+    """Whether one engine can serve several adapters (`ServesAdapters`). Raises `InputError`."""
+    return issubclass(_engine_class(settings), ServesAdapters)
 
 
 def check_engine_options(settings: EngineSettings, needs_weight_proof: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -130,3 +130,11 @@ class GenerationJob:
     """Quotas by dataset; others have the default."""
     max_tokens: int | None = None
     """Limit on generated tokens of all datasets together; checked when a question is begun."""
+    adapter: str | None = None
+    """Folder of the LoRA adapter that does this job on an engine that serves several; null is the
+    engine without one."""
+
+
+def adapters_of(jobs: Iterable[GenerationJob], *others: str | None) -> list[str]:
+    """The folders of the adapters that some jobs need, each once, and further ones before them."""
+    return [*dict.fromkeys(filter(None, [*others, *(job.adapter for job in jobs)]))]

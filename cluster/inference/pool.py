@@ -40,6 +40,7 @@ from cluster.inference.schedule import OpenWork, open_questions, plan_job, summa
 from cluster.inference.vllm_engine import engine_environment
 from cluster.inference.worker import EngineWorker
 from cluster.models.model import Model
+from cluster.models.weight_digests import facts_of
 from cluster.remote import run_task
 from cluster.session import StopRequest
 from cluster.store.ledger import Ledger, compact, new_execution
@@ -70,8 +71,9 @@ class PoolSummary:
     weights: dict[str, str] = field(default_factory=dict)
     """Fingerprints of what the engines served (`cluster.models.weight_digests.check_loaded`)."""
 
-    def facts(self) -> dict[str, Any]:
-        """The facts for a step's manifest; shares are between 0 and 1."""
+    def facts(self, adapter: str | None = None) -> dict[str, Any]:
+        """The facts for the manifest of a step; shares are between 0 and 1. `adapter` is the one
+        that did the step's job."""
         counts = Counter(self.counts)
         engine_s = counts["busy_s"] + counts["idle_s"]
         return {
@@ -86,7 +88,7 @@ class PoolSummary:
             "peak_generations_in_flight": counts["peak_in_flight"],
             "prefix_hit_share": _share(counts["num_cached_tokens"], counts["num_prompt_tokens"]),
             "truncated_share": _share(counts["num_cut_off"], counts["num_generations"]),
-            **self.weights,
+            **facts_of(self.weights, adapter),
         }
 
 

@@ -6,6 +6,7 @@ importing this module is cheap."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -63,6 +64,9 @@ _TOKENS_PER_SEQUENCE = 4
 _VLLM_TOKENS = 2048
 """vLLM's default number of tokens per step on every card, when it is used as a library (0.32)."""
 
+MAX_ADAPTERS_IN_BATCH = 8
+"""vLLM reserves memory for so many adapters; requests of a further one wait for the next batch."""
+
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """Environment variables that a worker must have before vLLM is imported.
@@ -83,11 +87,12 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
 class VLLMEngine:
     """vLLM's AsyncLLM: every request joins the shared continuous batch as soon as it arrives.
 
+    It answers with `settings.adapter`; `with_adapter` answers with one of the further `adapters`.
     Raises `InputError` for an option that vLLM does not know, and `ValueError` for an adapter that
     it cannot serve.
     """
 
-    def __init__(self, model: str, settings: EngineSettings) -> None:
+    def __init__(self, model: str, settings: EngineSettings, adapters: Sequence[str] = ()) -> None:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -96,10 +101,11 @@ class VLLMEngine:
         _check_options(settings.options)
         arguments = all_arguments(model, settings)
         self._has_digests = bool(_digest_arguments(settings.options))
-        self._adapter = None
-        if settings.adapter is not None:
-            arguments = _adapter_arguments(settings.adapter) | arguments
-            self._adapter = _adapter_request(settings.adapter)
+        folders = list(dict.fromkeys([*filter(None, [settings.adapter]), *adapters]))
+        if folders:
+            arguments = adapter_arguments(folders) | arguments
+        self._adapters = _adapter_requests(folders)
+        self._adapter = self._adapters.get(settings.adapter or "")
         # vLLM's processes do not notice when this process dies.
         self._reaper = start_reaper()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
@@ -131,17 +137,25 @@ class VLLMEngine:
         check_sampling(field, sampling)
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
-        """See `TellsWeights`; loads the adapter first. Raises `EngineDiedError`."""
+        """See `TellsWeights`; loads the adapters first. Raises `EngineDiedError`."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if not self._has_digests:
             return []
         try:
-            if self._adapter is not None:
-                await self._llm.add_lora(self._adapter)
-            return list(await self._llm.collective_rpc("loaded_tensors"))
+            for request in self._adapters.values():
+                await self._llm.add_lora(request)
+            reports = await self._llm.collective_rpc("loaded_tensors")
         except EngineDeadError as error:
             raise EngineDiedError(f"{_reason(error)}{self._exit_codes()}") from error
+        folders = {str(each.lora_int_id): each.lora_path for each in self._adapters.values()}
+        return [{folders.get(name, name): of for name, of in each.items()} for each in reports]
+
+    def with_adapter(self, adapter: str) -> VLLMEngine:
+        """See `ServesAdapters`. The original is the one to shut down."""
+        view = copy.copy(self)
+        view._adapter = self._adapters[adapter]
+        return view
 
     async def chat(
         self,
@@ -338,31 +352,54 @@ def _check_options(options: Mapping[str, Any]) -> None:
             )
 
 
-def _adapter_arguments(adapter: str) -> dict[str, Any]:
-    """The engine arguments for one LoRA adapter. It is checked first, because an adapter that vLLM
-    cannot load would end the engine in the middle of the work."""
+def adapter_arguments(adapters: Sequence[str]) -> dict[str, Any]:
+    """The engine arguments for some LoRA adapters: the largest rank among them, and their number.
+
+    They are checked first, because an adapter that vLLM cannot load would end the engine in the
+    middle of the work. Raises `ValueError`, which names the folder.
+    """
+    from vllm.config.lora import MaxLoRARanks
+
+    checked = {adapter: _peft_of(adapter) for adapter in adapters}
+    # vLLM supports only some ranks; a smaller adapter is padded.
+    rank = max(_rank(peft) for peft in checked.values())
+    return {
+        "enable_lora": True,
+        "max_loras": min(len(adapters), MAX_ADAPTERS_IN_BATCH),
+        "max_cpu_loras": len(adapters),
+        "max_lora_rank": min(known for known in get_args(MaxLoRARanks) if known >= rank),
+    }
+
+
+def _peft_of(adapter: str) -> Any:
+    """How an adapter was made, as vLLM reads it. Raises `ValueError` for one it cannot serve."""
     from vllm.config.lora import LoRAConfig, MaxLoRARanks
     from vllm.lora.peft_helper import PEFTHelper
 
     try:
         peft = PEFTHelper.from_local_dir(adapter, None)
-        rank = max(peft.r, *peft.rank_pattern.values(), 0)
-        # vLLM supports only some ranks; a smaller adapter is padded.
-        max_rank = min(known for known in get_args(MaxLoRARanks) if known >= rank)
-        peft.validate_legal(LoRAConfig(max_lora_rank=max_rank))
+        peft.validate_legal(LoRAConfig(max_lora_rank=max(get_args(MaxLoRARanks))))
     except OSError as error:
         raise ValueError(
             f"engine.adapter {adapter!r}: {error}; give the folder that PEFT wrote the adapter to"
         ) from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"engine.adapter {adapter!r}: {error}") from error
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_rank}
+    return peft
 
 
-def _adapter_request(adapter: str) -> Any:
+def _rank(peft: Any) -> int:
+    return int(max(peft.r, *peft.rank_pattern.values(), 0))
+
+
+def _adapter_requests(adapters: Sequence[str]) -> dict[str, Any]:
+    """What names each adapter to vLLM, by its folder; vLLM numbers them from 1."""
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest(lora_name=adapter, lora_int_id=1, lora_path=adapter)
+    return {
+        adapter: LoRARequest(lora_name=adapter, lora_int_id=number, lora_path=adapter)
+        for number, adapter in enumerate(adapters, start=1)
+    }
 
 
 def _sampling_params(sampling: SamplingSettings) -> Any:

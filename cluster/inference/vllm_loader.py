@@ -22,7 +22,8 @@ from cluster.models.weight_digests import with_digests
 
 _models: defaultdict[str, dict[str, str]] = defaultdict(dict)
 """Keyed by the model's folder, because a draft model is loaded in the same process."""
-_adapter: dict[str, str] = {}
+_adapters: defaultdict[int, dict[str, str]] = defaultdict(dict)
+"""Keyed by the number that the engine gave the adapter."""
 
 
 def _register(load_format: str, loader: type[Any], num_threads: int | None = None) -> None:
@@ -51,7 +52,7 @@ def _digest_adapters() -> None:
     make = LoRAModel.from_lora_tensors.__func__
 
     def from_lora_tensors(cls: Any, lora_model_id: int, tensors: Any, *args: Any, **kw: Any) -> Any:
-        read = dict(with_digests(tensors.items(), _adapter))
+        read = dict(with_digests(tensors.items(), _adapters[lora_model_id]))
         return make(cls, lora_model_id, read, *args, **kw)
 
     LoRAModel.from_lora_tensors = classmethod(from_lora_tensors)
@@ -66,5 +67,7 @@ class LoadedTensors:
     model_config: Any
 
     def loaded_tensors(self) -> dict[str, dict[str, str]]:
-        """The digests of all tensors that this process read for the `model` and the `adapter`."""
-        return {"model": _models[self.model_config.model], "adapter": _adapter}
+        """The digests of all tensors that this process read for the `model` and for each adapter,
+        by its number."""
+        adapters = {str(number): digests for number, digests in _adapters.items()}
+        return {"model": _models[self.model_config.model]} | adapters

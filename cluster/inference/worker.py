@@ -38,12 +38,13 @@ from cluster.inference.engine import (
     EngineSettings,
     GenerationTimeoutError,
     SamplingSettings,
+    ServesAdapters,
     TellsFacts,
     TellsWeights,
     make_engine,
 )
 from cluster.inference.engine_processes import child_processes
-from cluster.inference.job import GenerationJob, Slots
+from cluster.inference.job import GenerationJob, Slots, adapters_of
 from cluster.inference.schedule import chunk_folder, read_chunk, read_chunk_again
 from cluster.models.model import Model
 from cluster.models.weight_digests import check_loaded
@@ -80,9 +81,9 @@ class EngineWorker:
         self._alone = asyncio.Lock()
         self._state = _State()
         self._model, self._model_folder = model, ""
-        self._engine = _MeteredEngine(
-            self._start(), settings.generation_timeout_s, self._state.counts
-        )
+        meter = _Meter(settings.generation_timeout_s, self._state.counts)
+        self._engine = _MeteredEngine(self._start(), meter)
+        self._engines = {name: self._engine.serving(job.adapter) for name, job in jobs.items()}
         self._reporter: asyncio.Task[None] | None = None
         self._weights_check: asyncio.Task[None] | None = None
         self._processes: dict[str, Any] = {}
@@ -93,7 +94,7 @@ class EngineWorker:
             self._model_folder = self._fetch()
             if not self._settings.use_gpu and not self._settings.is_endpoint:
                 self._bind_cpu(self._model_folder)
-            return make_engine(self._model_folder, self._settings)
+            return make_engine(self._model_folder, self._settings, adapters_of(self._jobs.values()))
         except Exception as error:
             # Ray only reports that the actor died; the board keeps the reason.
             self._board.note_error.remote(f"the engine did not start: {_one_line(error)}")
@@ -144,8 +145,9 @@ class EngineWorker:
         facts = dict(self._engine.facts)
         loaded = await self._engine.loaded_weights()
         if loaded is not None:
+            adapters = adapters_of(self._jobs.values(), self._settings.adapter)
             facts |= await asyncio.to_thread(
-                check_loaded, loaded, self._model, self._model_folder, self._settings.adapter
+                check_loaded, loaded, self._model, self._model_folder, adapters
             )
         first = await self._board.note_weights.remote(facts)
         if facts != first:
@@ -231,7 +233,8 @@ class EngineWorker:
         self, job: GenerationJob, question: dict[str, Any], previous: dict[str, Any] | None
     ) -> dict[str, Any]:
         try:
-            row = await job.handler(self._engine, question, self._slots, previous)
+            engine = self._engines[job.name]
+            row = await job.handler(engine, question, self._slots, previous)
         except EngineDiedError:
             raise
         except Exception as error:
@@ -273,7 +276,7 @@ class EngineWorker:
             self._processes = {"node_id": node_id, "pids": pids, "listed_at": time.time()}
         reply = await self._board.report.remote(
             self._worker_id,
-            counts=self._engine.counts(),
+            counts=self._engine.meter.counts(),
             datasets={key: dict(counts) for key, counts in self._state.datasets.items()},
             open_questions=list(self._state.open),
             processes=self._processes,
@@ -399,12 +402,16 @@ def _counts_of(row: Mapping[str, Any], previous: Mapping[str, Any] | None) -> di
 
 
 class _MeteredEngine:
-    """An engine with a time limit for each generation, and counters of its work."""
+    """An engine whose generations a meter limits and counts."""
 
-    def __init__(self, engine: Engine, timeout_s: float | None, counts: dict[str, float]) -> None:
-        self._engine, self._timeout_s, self._counts = engine, timeout_s, counts
-        self._changed_at = time.monotonic()
-        counts |= dict.fromkeys(_ENGINE_COUNTS, 0)
+    def __init__(self, engine: Engine, meter: _Meter) -> None:
+        self._engine, self.meter = engine, meter
+
+    def serving(self, adapter: str | None) -> _MeteredEngine:
+        """The engine that answers with an adapter; its generations count together with all."""
+        if adapter is None:
+            return self
+        return _MeteredEngine(cast(ServesAdapters, self._engine).with_adapter(adapter), self.meter)
 
     async def chat(
         self,
@@ -413,7 +420,8 @@ class _MeteredEngine:
         seed: int,
         n: int = 1,
     ) -> list[Completion]:
-        return await self._metered(self._engine.chat(messages, sampling, seed, n), sampling, n)
+        answers = self._engine.chat(messages, sampling, seed, n)
+        return await self.meter.metered(answers, sampling, n)
 
     async def go_on(
         self,
@@ -427,10 +435,32 @@ class _MeteredEngine:
             engine = cast(ContinuesAnswers, self._engine)
             return [await engine.go_on(messages, beginning, sampling)]
 
-        [completion] = await self._metered(answers(), sampling, 1)
+        [completion] = await self.meter.metered(answers(), sampling, 1)
         return completion
 
-    async def _metered(
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """See `TellsFacts`; empty for an engine that has no facts to report."""
+        return self._engine.facts if isinstance(self._engine, TellsFacts) else {}
+
+    async def loaded_weights(self) -> list[dict[str, dict[str, str]]] | None:
+        """See `TellsWeights`; None for an engine that cannot report them."""
+        engine = self._engine
+        return await engine.loaded_weights() if isinstance(engine, TellsWeights) else None
+
+    def shutdown(self) -> None:
+        self._engine.shutdown()
+
+
+class _Meter:
+    """A time limit for each generation of an engine, and counters of its work."""
+
+    def __init__(self, timeout_s: float | None, counts: dict[str, float]) -> None:
+        self._timeout_s, self._counts = timeout_s, counts
+        self._changed_at = time.monotonic()
+        counts |= dict.fromkeys(_ENGINE_COUNTS, 0)
+
+    async def metered(
         self, answers: Awaitable[list[Completion]], sampling: SamplingSettings, n: int
     ) -> list[Completion]:
         """Wait for the answers, with the time limit, and count them."""
@@ -461,16 +491,6 @@ class _MeteredEngine:
             raise GenerationTimeoutError(f"no answer within {self._timeout_s:g} s") from error
         return completions
 
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """See `TellsFacts`; empty for an engine that has no facts to report."""
-        return self._engine.facts if isinstance(self._engine, TellsFacts) else {}
-
-    async def loaded_weights(self) -> list[dict[str, dict[str, str]]] | None:
-        """See `TellsWeights`; None for an engine that cannot report them."""
-        engine = self._engine
-        return await engine.loaded_weights() if isinstance(engine, TellsWeights) else None
-
     def _change_in_flight(self, change: int, kind: str = "") -> None:
         """Update time-weighted sums: seconds with any generation, and generation-seconds."""
         now = time.monotonic()
@@ -491,9 +511,6 @@ class _MeteredEngine:
         """The counters as of now."""
         self._change_in_flight(0)
         return dict(self._counts)
-
-    def shutdown(self) -> None:
-        self._engine.shutdown()
 
 
 _ENGINE_COUNTS = (

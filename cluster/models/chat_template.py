@@ -40,6 +40,8 @@ date, such as 2026-11-29, that the template writes instead."""
 
 _PROBE = "What is 17 plus 25?"
 _ANSWER = "It is forty-two."
+_THOUGHT = "Seventeen and twenty-five make forty-two."
+_OPENING_TAG = re.compile(r"(?P<bracket>[<\[]\|?)(?P<name>[^<>\[\]|/\s]{1,40})\|?[>\]]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +189,18 @@ def prompt_ids(
     return [bos, *rest] if begins else rest
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **template_args: Any) -> str:
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **template_args: Any) -> str:
     """The text of a chat that the template renders."""
     chat: list[dict[str, Any]] = [dict(message) for message in messages]
     if _wants_parts(tokenizer, str(tokenizer.chat_template)):
-        chat = [each | {"content": [{"type": "text", "text": each["content"]}]} for each in chat]
+        chat = [each | {"content": _parts(each["content"])} for each in chat]
     if isinstance(date := template_args.get(CLOCK), str):
         template_args[CLOCK] = datetime.date.fromisoformat(date).strftime
     return str(tokenizer.apply_chat_template(chat, tokenize=False, **template_args))
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 @lru_cache(maxsize=16)
@@ -265,6 +271,74 @@ def typed_ids(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text in which special tokens are treated as plain characters."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     return ids
+
+
+# --- thinking that cannot be read ----------------------------------------------------------------
+
+
+def unread_thinking(tokenizer: Any, template_args: Mapping[str, Any]) -> str | None:
+    """How the template marks a model's thinking, where `cluster.thinking` cannot read these marks;
+    None if it can, or if the template shows no thinking.
+
+    A message with a known thought and a known answer is rendered, and read as a model's turn. So a
+    format is known by what the template does, and not by the name of its model.
+    """
+    written = _written_turn(tokenizer, template_args)
+    if written is not None:
+        turn = TurnReader(tokenizer).read(target_ids(tokenizer, written))
+        if _THOUGHT not in (turn.thinking or "") or _THOUGHT in (turn.answer or _THOUGHT):
+            return _around(written, _THOUGHT)
+    return _opened_unread(tokenizer, template_args)
+
+
+def _written_turn(tokenizer: Any, template_args: Mapping[str, Any]) -> str | None:
+    """What the template writes after a question for a message with a thought; None if it leaves
+    the thought out in every form in which templates get one."""
+    parts = [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _ANSWER}]
+    fields = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _THOUGHT)
+    for said in ({"content": _ANSWER, **fields}, {"content": parts}):
+        asked: list[dict[str, Any]] = [{"role": "user", "content": _PROBE}]
+        asked.append({"role": "assistant", **said})
+        _, found, written = _tried(tokenizer, asked, template_args).rpartition(_PROBE)
+        # A template that expects text may write a list of parts as data.
+        if found and _THOUGHT in written and _ANSWER in written and "'type'" not in written:
+            return written
+    return None
+
+
+def _opened_unread(tokenizer: Any, template_args: Mapping[str, Any]) -> str | None:
+    """The tag that a prompt leaves open although an answer does not begin inside of it; None for
+    a tag that `cluster.thinking` reads."""
+    asked: list[dict[str, Any]] = [{"role": "user", "content": _PROBE}]
+    prompt = _tried(tokenizer, asked, {**template_args, "add_generation_prompt": True})
+    tail = prompt.rpartition(_PROBE)[2]
+    answered = [*asked, {"role": "assistant", "content": _ANSWER}]
+    shown = _tried(tokenizer, answered, template_args).rpartition(_PROBE)[2]
+    before, is_shown, _ = shown.partition(_ANSWER)
+    for tag in _OPENING_TAG.finditer(tail):
+        close = f"{tag['bracket']}/{tag['name']}"
+        is_open = close not in tail[tag.end() :] and close in str(tokenizer.chat_template)
+        around_answer = is_shown and tag[0] in before and close not in before
+        if is_open and not around_answer and not is_mark(tag[0]):
+            return tag[0]
+    return None
+
+
+def _tried(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], template_args: Mapping[str, Any]
+) -> str:
+    """The text of a chat; empty where the template refuses it, in whatever way."""
+    try:
+        return _rendered(tokenizer, messages, **template_args)
+    except Exception:  # noqa: BLE001, a template may raise anything
+        return ""
+
+
+def _around(text: str, part: str) -> str:
+    """A part with at most 40 characters before and behind it, on one line."""
+    start = text.find(part)
+    shown = text[max(0, start - 40) : start + len(part) + 40]
+    return " ".join(shown.replace(part, "...").split())
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

@@ -30,6 +30,7 @@ from cluster.models.weight_files import not_finite
 from cluster.store.folder import Folder
 
 WEIGHTS = "weights.txt"
+ADAPTER_FACT = "adapter_sha256"
 MAX_THREADS = 8
 """A core at 2.5 GHz without SHA instructions digests 0.34 GB/s: 16 GB take one core 47 s and eight
 cores 6 s."""
@@ -155,20 +156,33 @@ def _read_list(folder: Folder, expected: str | None) -> Saved | None:
 
 
 def check_loaded(
-    loaded: Sequence[Mapping[str, Digests]], model: Model, folder: str, adapter: str | None
+    loaded: Sequence[Mapping[str, Digests]], model: Model, folder: str, adapters: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Compare what each process of an engine read (`model` and `adapter`) with what was saved.
+    """Compare what each process of an engine read (`model`, and the folder of each adapter) with
+    what was saved.
 
-    `folder` is where the model was read from. Returns `weights_sha256`, and `adapter_sha256` if an
-    adapter is served: the SHA-256 of the list of what was read. Raises `InputError` with the first
-    tensor that differs and both places, or that contains NaN.
+    `folder` is where the model was read from. Returns `weights_sha256`, and for each adapter that
+    is served a fact with the name `adapter_fact`: the SHA-256 of the list of what was read. Raises
+    `InputError` with the first tensor that differs and both places, or that contains NaN.
     """
     digests = [report["model"] for report in loaded]
     facts = {"weights_sha256": _check(digests, saved_model(model), folder)}
-    if adapter is not None:
-        digests = [report["adapter"] for report in loaded]
-        facts["adapter_sha256"] = _check(digests, saved_adapter(adapter), adapter)
+    for adapter in adapters:
+        digests = [report.get(adapter, {}) for report in loaded]
+        facts[adapter_fact(adapter)] = _check(digests, saved_adapter(adapter), adapter)
     return {name: value for name, value in facts.items() if value}
+
+
+def adapter_fact(adapter: str) -> str:
+    """What the fact is called that has the fingerprint of an adapter among those of its engine."""
+    return f"{ADAPTER_FACT} {adapter}"
+
+
+def facts_of(facts: Mapping[str, str], adapter: str | None) -> dict[str, str]:
+    """The facts of `check_loaded` that are about the answers of one adapter, or of none."""
+    own = {name: value for name, value in facts.items() if not name.startswith(f"{ADAPTER_FACT} ")}
+    read = facts.get(adapter_fact(adapter)) if adapter is not None else None
+    return own if read is None else own | {ADAPTER_FACT: read}
 
 
 def _check(loaded: Sequence[Digests], saved: Saved | None, read_from: str) -> str:

@@ -34,7 +34,7 @@ CHECKPOINTS = "checkpoints"
 FRESH_S = 600.0
 """An unfinished step is kept if it was written to within these seconds of the storage's clock."""
 
-_PARENT = re.compile(r"base|round_\d+")
+_PARENT = re.compile(r"base(?:_[a-z_]+)?|round_\d+")
 _STEP = re.compile(
     r"(?P<step>(questions|guidelines|paths|examples|model|predictions|scores|decision)(-.+)?)-[0-9a-f]{12}"
 )

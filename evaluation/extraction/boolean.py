@@ -26,6 +26,9 @@ _CLAUSES = re.compile(r"[.,;:!/|()—–\n]|(?i:\b(?:and|or|but|also|rather|beca
 _CLAUSE_WORD = re.compile(
     rf"\W*{_FILLERS}{{0,6}}(?P<not>(?i:not|n't)\s+)?(?P<word>(?i:yes|no|true|false))\W*"
 )
+_HEDGE = re.compile(
+    r"\W*(?i:maybe|perhaps|possibly|probably not|(?:i am |i'm )?(?:not sure|unsure))\W*"
+)
 _QUESTION_WORD = re.compile(r"^[^.!;]*\?")
 _NEITHER = re.compile(r"(?i:neither|both|either)\b")
 _BOOLEAN_WORD = re.compile(r"\b(?:(?i:yes|true|false)|No|NO|no(?! [a-z]))\b(?!\. ?[0-9]|-)")
@@ -54,6 +57,7 @@ def read_boolean(plain: str, choices: Choices) -> Reading | None:
         _contradicts(answer, after)
         or _CONDITION.match(after)
         or residue.is_hedged(_first_part(after))
+        or any(map(_HEDGE.fullmatch, _CLAUSES.split(after)))
     ):
         return Reading(shorten(plain))
     return _boolean_reading(found["word"])

@@ -68,6 +68,9 @@ _JOINS = re.compile(
     r"[\s()]*(?:,|/|&|(?i:and|or|nor))[\s(),]*"
     r"(?P<guess>(?i:maybe|perhaps|possibly|rather|even)[\s,]+)?(?:(?i:option|choice) )?\(?"
 )
+_JOINED = re.compile(
+    r"[\s)\]]*(?:(?:[,;/&|]\s*)?(?P<or>\b(?i:or)\b)(?! rather\b)|[,;/&|]|\b(?i:and)\b)\s*"
+)
 _REASON_OR_END = re.compile(r"[.!] (?=[^ ]{2})|\b(?:because|since|as|which|where)\b")
 _WRONG = re.compile(
     r"\b(?i:wrong|incorrect|not (?:the|right|correct|true|(?-i:an?))|ruled out|impossible"
@@ -129,8 +132,11 @@ def _says_more(letter: str, rest: str, options: Sequence[_Option]) -> bool:
     if not rest:
         return False
     own = next(option for option in options if option.letter == letter)
-    if own.text and rest.strip(" .").startswith(own.text):  # which may contain any of these
-        rest = rest.strip(" .")[len(own.text) :]
+    said = rest.strip(" .").removeprefix("(")
+    if own.text and said.startswith(own.text):  # which may contain any of these
+        rest = said[len(own.text) :]
+    if _joins_another(own, rest, options):
+        return True
     sentence = _REASON_OR_END.split(rest, maxsplit=1)[0]
     retracted = residue.is_retracted(f" {rest}") and not residue.sets_another_aside(f" {rest}")
     if retracted or _WRONG.search(sentence) or residue.is_hedged(sentence):
@@ -141,6 +147,18 @@ def _says_more(letter: str, rest: str, options: Sequence[_Option]) -> bool:
         if name.upper() in letters and not residue.NEGATION.search(sentence[: second.end()]):
             return True
     return False
+
+
+def _joins_another(own: _Option, rest: str, options: Sequence[_Option]) -> bool:
+    """Whether another option's text, or an open "or", comes directly after an answer."""
+    joined = _JOINED.match(rest)
+    if joined is None:
+        return False
+    next_ = normalize(rest[joined.end() :])
+    if own.normalized and next_.startswith(own.normalized):
+        return False
+    others = (option.normalized for option in options if option is not own)
+    return joined["or"] is not None or any(0 in _occurrences(text, next_) for text in others)
 
 
 def _leading_letter(plain: str, options: Sequence[_Option]) -> re.Match[str] | None:

@@ -111,7 +111,7 @@ _CHANGING = re.compile(
 )
 _SECOND = re.compile(
     rf"\b(?:or|and|to|plus|minus|times)\b[ ,]*(?:(?:maybe|perhaps|possibly|even|else)[ ,]+)?"
-    rf"(?:{NUMBER_WORDS})\b|\bor\b\W*(?:[a-z]+ )?[-+]?\.?[0-9]",
+    rf"(?:{NUMBER_WORDS})\b|\bor\b\W*(?:(?:[a-z]+ )?[-+]?\.?[0-9]|$)",
     re.IGNORECASE,
 )
 _BUT = re.compile(r"\bbut\b")
@@ -407,6 +407,8 @@ def last_number(line: str, choices: Choices) -> Reading | None:
         return NO_READING
     if _is_denied(before, after) or residue.operates(before) or residue.names_a_place(before):
         return NO_READING
+    if residue.counts_all(before) and _NUMBER.search(residue.last_clause(before)):
+        return NO_READING  # "14 days to finish all 3 jobs"
     if _EQUATION_BEFORE.search(before):
         run = _RUN_BEFORE.search(before)
         equation = read_number(f"{run[0] if run else ''}{number[0]}".strip())

@@ -116,6 +116,10 @@ _GOVERNED = re.compile(
     r"(?<!reduces )(?<!evaluates )(?<!rounds )(?<!back )(?<!down )(?<!drops )(?<!rises )to)"
     + _FILLED
 )
+_ALL = re.compile(
+    r"\b(?i:all|each of|every|any of|both)(?: of)?"
+    r"(?: (?:the|these|those|his|her|its|our|their))? ?$"
+)
 _COPULA = re.compile(r"(?i:\b(?:is|are|was|were|be|being|equals?(?: to)?|becomes?|remain)\b|[=≈:])")
 
 
@@ -199,6 +203,11 @@ def governs(before: str) -> bool:
 def names_a_place(before: str) -> bool:
     """Whether a number belongs to a place in the text: "step 5"."""
     return _PLACE.search(before) is not None
+
+
+def counts_all(before: str) -> bool:
+    """Whether the word before a number takes all of something that is known: "all 3 jobs"."""
+    return _ALL.search(before) is not None
 
 
 def labels(after: str) -> bool:

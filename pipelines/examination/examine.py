@@ -13,7 +13,7 @@ a model's answers are those that a run with the same settings would store.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +70,7 @@ class PlannedModel:
 
     examined: ExaminedModel
     model: Model
+    """What the engines load: of an adapter its base."""
     evaluation: ExaminationSettings
     """With the date of a template that writes one."""
     step: Step
@@ -140,13 +141,22 @@ def examine(examination: Examination, stop: StopRequest) -> list[Measure]:
         say(f"note: {note}")
     record_config(examination.settings, examination.folder)
     _record_steps(examination)
-    for planned in examination.models:
+    for models in pools_of(examination.models):
         if stop.is_set():
             raise InterruptedRunError("stopped between two models")
-        if not planned.step.is_done:
-            with timed("step", model=planned.examined.name, step="predictions"):
-                _ask(examination, planned, stop)
+        names = ", ".join(planned.examined.name for planned in models)
+        with timed("step", model=names, step="predictions"):
+            _ask(examination, models, stop)
     return _score(examination)
+
+
+def pools_of(models: Iterable[PlannedModel]) -> list[list[PlannedModel]]:
+    """The models that still have to be asked, together where one pool of engines serves them."""
+    pools: dict[str, list[PlannedModel]] = {}
+    for planned in models:
+        if not planned.step.is_done:
+            pools.setdefault(planned.examined.pool, []).append(planned)
+    return list(pools.values())
 
 
 def _asking(model: ExaminedModel, evaluation: ExaminationSettings) -> Asking:
@@ -194,12 +204,11 @@ def _plan_model(
         keep_template_facts(folder, model)
         template = template_facts(folder, model)
         model, evaluation = template.named(model), template.with_date(evaluation)
+    asked = model
     if examined.adapter:
-        both = {"base": model.identity, "adapter": examined.adapter}
-        model = replace(model, identity=json.dumps(both))
-    # An adapter is the same one wherever it is; its hash is in the identity already.
-    engine = examined.engine.model_copy(update={"adapter": None})
-    content = predictions.content(evaluation, engine, model)
+        both = {"base": model.identity, "adapter": examined.adapter_hash}
+        asked = replace(model, identity=json.dumps(both))
+    content = predictions.content(evaluation, examined.engine, asked)
     below = folder.child(f"{MODELS}/{examined.name}")
     step = Step.below(below, "predictions", content, facts.extent("dev", "test"))
     return PlannedModel(examined, model, evaluation, step)
@@ -229,8 +238,17 @@ def _record_steps(examination: Examination) -> None:
 # --- making ------------------------------------------------------------------------------------
 
 
-def _ask(examination: Examination, planned: PlannedModel, stop: StopRequest) -> None:
-    evaluation, engine = planned.evaluation, planned.examined.engine
+def _ask(examination: Examination, models: Sequence[PlannedModel], stop: StopRequest) -> None:
+    """Ask the models that one pool of engines serves."""
+    jobs = [(planned.step, _job(examination, planned)) for planned in models]
+    first = models[0]
+    totals = generate(examination.settings, first.model, jobs, stop, first.examined.engine)
+    for planned, rows in zip(models, totals, strict=True):
+        say(predictions.summary(planned.step, rows))
+
+
+def _job(examination: Examination, planned: PlannedModel) -> GenerationJob:
+    evaluation = planned.evaluation
     handler = PredictAnswer(
         evaluation.sampling,
         evaluation.shots,
@@ -241,11 +259,14 @@ def _ask(examination: Examination, planned: PlannedModel, stop: StopRequest) -> 
     schema = predictions_schema(
         samples=evaluation.samples is not None, readings=evaluation.readings
     )
-    job = GenerationJob(
-        planned.examined.name, planned.step.folder, schema, handler, examination.asked()
+    return GenerationJob(
+        planned.examined.name,
+        planned.step.folder,
+        schema,
+        handler,
+        examination.asked(),
+        adapter=planned.examined.adapter,
     )
-    [rows] = generate(examination.settings, planned.model, [(planned.step, job)], stop, engine)
-    say(predictions.summary(planned.step, rows))
 
 
 def _score(examination: Examination) -> list[Measure]:

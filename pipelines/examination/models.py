@@ -5,7 +5,8 @@
     --model adapter=/data/lora                 on the base that its adapter_config.json names
     --model http://10.0.0.5:8000/v1#llama      a server with the OpenAI API, and the model there
 
-Each is served by its own engines, one model after the other; so is each adapter of the same base.
+One pool of engines serves all models that need the same weights: a base, the adapters on it, and
+the prompts that a model is asked with. Other models come one after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
-from cluster.inference.engine import ENDPOINT, EndpointSettings, EngineSettings
+from cluster.inference.engine import (
+    ENDPOINT,
+    EndpointSettings,
+    EngineSettings,
+    serves_adapters,
+)
 from cluster.models.hub import check_hub_model
 from cluster.models.model import Model, ModelSettings, base_model, is_hub_name, model_files
 from cluster.settings import fingerprint, settings_of
@@ -37,13 +43,20 @@ class ExaminedModel:
     model: Model
     """Of an adapter its base."""
     engine: EngineSettings
-    adapter: str = ""
-    """A hash of the adapter that is served on the model; empty where there is none."""
+    adapter: str | None = None
+    """The folder of the adapter that is served on the model."""
+    adapter_hash: str = ""
+    """The same for the same adapter, wherever it is."""
 
     @property
     def is_local(self) -> bool:
         """Whether its files are needed here, and not only a server that has them."""
         return self.engine.needs_model
+
+    @property
+    def pool(self) -> str:
+        """What the pool of engines is made of that serves it: the same for models that share it."""
+        return f"{self.model.identity} {self.engine.model_dump_json()}"
 
 
 def examined_models(
@@ -82,8 +95,13 @@ def _examined(
     if not (folder / ADAPTER_CONFIG).is_file():
         return ExaminedModel(name, _model(what, cache, "--model"), engine)
     model = _model(base or _base_of(folder), cache, f"--model {folder}: its base model")
-    served_with = engine.model_copy(update={"adapter": str(folder.resolve())})
-    return ExaminedModel(name, model, served_with, _hash_of(folder))
+    if not serves_adapters(engine):
+        raise InputError(
+            f"--model {given}: the engine {engine.implementation} serves no LoRA adapter; leave "
+            "engine.implementation out, or merge the adapter into its base"
+        )
+    alone = engine.model_copy(update={"adapter": None})
+    return ExaminedModel(name, model, alone, str(folder.resolve()), _hash_of(folder))
 
 
 def _model(path: str, cache: str, field: str) -> Model:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from cluster.inference.engine import VLLM, EngineSettings, SamplingSettings
-from cluster.models.chat_template import load_tokenizer, prompt_ids
+from cluster.models.chat_template import load_tokenizer, prompt_ids, unread_thinking
 from cluster.models.model import GENERATION_CONFIG, local_model
 from cluster.models.weight_files import check_weight_files, read_header
 from cluster.thinking import TurnReader
@@ -194,6 +194,19 @@ def check_prompts(look: Look) -> None:
         look.found.prompt_tokens[asking.name] = len(ids)
         opened = TurnReader(look.tokenizer).opened(ids, asking.messages[-1]["content"])
         look.found.opens_thinking[asking.name] = bool(opened)
+        _refuse_unread_thinking(look, asking)
+
+
+def _refuse_unread_thinking(look: Look, asking: Asking) -> None:
+    """Refuse a template that marks thinking in a form that is not known: the thinking would be read
+    as the answer, and learned with it."""
+    if marks := unread_thinking(look.tokenizer, asking.sampling.template_args):
+        raise InputError(
+            f"model.path {look.path!r}: its chat template marks the model's thinking as in "
+            f"{marks!r}, which this version cannot tell from the answer; turn the thinking off "
+            f"with {asking.field}.template_args, or use a server that splits it off "
+            "(engine.implementation: endpoint)"
+        )
 
 
 def _make_prompt(look: Look, asking: Asking) -> list[int]:

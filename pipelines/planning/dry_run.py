@@ -36,8 +36,9 @@ def describe_steps(run: Run, questions: QuestionSet) -> str:
         missing = 0 if run.guidelines_step.is_done else run.expansion.number
         lines.append(_step_line("base", run.guidelines_step, missing))
     asked = run.config.asked_splits
-    answers = _num_missing(run.base_predictions, questions, *asked)
-    lines.append(_step_line("base", run.base_predictions, answers))
+    for step in run.base_steps().values():
+        parent = step.folder.path.split("/")[-2]
+        lines.append(_step_line(parent, step, _num_missing(step, questions, *asked)))
     for round_ in lay_out_rounds(run):
         generations = {round_.paths.name: _num_path_generations(run, round_, questions)} | {
             branch.predictions.name: _num_missing(branch.predictions, questions, *asked)

@@ -16,6 +16,7 @@ All intervals are 90 % intervals: one run in twenty is above, and one in twenty 
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,6 +98,8 @@ class ProbedQuestion:
     """Paths with the right answer, by ground truth or majority, as `examples.verdict` defines."""
     num_kept: int
     """Accepted paths that pass the filters which look at one question at a time."""
+    num_learned_tokens: int
+    """Of the targets of these paths; 0 where what is learned are not paths."""
     num_bytes: int
     """Its row on disk, compressed."""
     num_truncated: int
@@ -109,6 +112,18 @@ class ProbedPredictions:
 
     num_tokens: tuple[int, ...]
     """Generated tokens, one number per question."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTraining:
+    """How the examples of each round are learned, by supervised fine-tuning of one model."""
+
+    num_epochs: tuple[int, ...]
+    """Of each round."""
+    batch_size: int
+    """Examples of one step."""
+    max_steps: int | None = None
+    max_learned_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +145,10 @@ class Workload:
     """Quotas by dataset; others have the default."""
     max_tokens: int | None = None
     """Limit for the paths of one round, over all datasets (`budget.generated_tokens`)."""
+    max_examples: int | None = None
+    """Limit on the examples of one round, over all datasets (`examples.max_examples`)."""
+    training: PlannedTraining | None = None
+    """None where the number of steps does not follow from that of the examples."""
 
     @property
     def num_engine_starts(self) -> int:
@@ -204,7 +223,12 @@ class Estimate:
     """For the rows of paths only."""
     accepted: Range
     kept: Range
-    """Paths that pass the filters, before the limit `examples.max_hinted_share`."""
+    """Paths that pass the filters and fit into `examples.max_examples`, before the limit
+    `examples.max_hinted_share`."""
+    steps: Range | None
+    """Of the trainings of all rounds, with what is kept; None if they do not follow from that."""
+    learned_tokens: Range | None
+    """In the targets of these steps."""
     cost_per_accepted: Range
     cost_unit: str
     """Unit of `cost_per_accepted`: the currency, else GPU-hours, else seconds."""
@@ -241,6 +265,12 @@ def estimate_run(
     gpus = speed.num_workers * speed.gpus_per_worker
     money = hours.times(gpus * cost.gpu_hour) if gpus and cost.gpu_hour is not None else None
     price, unit = _price(hours, gpus, money, cost.currency)
+    kept = totals["kept"]
+    if workload.max_examples is not None:
+        kept = kept.at_most(workload.rounds * workload.max_examples)
+    training, each = workload.training, _tokens_of_example(totals)
+    steps = _steps(kept.times(1 / workload.rounds), each, training) if training else None
+    learned = steps.times(training.batch_size * each) if steps and training else None
     return Estimate(
         num_probed=len(questions),
         paths=_finite(totals["paths"].value),
@@ -252,13 +282,50 @@ def estimate_run(
         money=money.range() if money else None,
         disk_gib=totals["bytes"].times(2**-30).range(),
         accepted=totals["accepted"].range(),
-        kept=totals["kept"].range(),
+        kept=kept.range(),
+        steps=steps.range() if steps else None,
+        learned_tokens=learned.range() if learned else None,
         cost_per_accepted=price.over(totals["accepted"]).range(),
         cost_unit=unit,
         currency=cost.currency,
         datasets=tuple(_dataset_estimate(name, part) for name, part in parts.items()),
-        assumptions=_assumptions(parts, workload, speed),
+        assumptions=(*_assumptions(parts, workload, speed), *_unreached(steps, each, workload)),
     )
+
+
+def _tokens_of_example(totals: Mapping[str, _Total]) -> float:
+    """Mean learned tokens of a kept path; NaN where the probe has none."""
+    kept, learned = totals["kept"].value, totals["learned"].value
+    return learned / kept if kept > 0 and learned > 0 else math.nan
+
+
+def _steps(kept: _Total, tokens_of_example: float, training: PlannedTraining) -> _Total:
+    """The steps of all rounds, each of which learns from as many examples as `kept`."""
+    passes = [kept.times(epochs / training.batch_size) for epochs in training.num_epochs]
+    most = _most_steps(training, tokens_of_example)
+    limited = passes if most is None else [each.at_most(most) for each in passes]
+    return functools.reduce(_Total.with_added, limited)
+
+
+def _most_steps(training: PlannedTraining, tokens_of_example: float) -> float | None:
+    """The steps of one training that its limits allow; None without limits."""
+    limits = [] if training.max_steps is None else [float(training.max_steps)]
+    if training.max_learned_tokens is not None and math.isfinite(tokens_of_example):
+        in_step = tokens_of_example * training.batch_size
+        limits.append(float(math.ceil(training.max_learned_tokens / in_step)))
+    return min(limits, default=None)
+
+
+def _unreached(steps: _Total | None, tokens_of_example: float, workload: Workload) -> list[str]:
+    """A sentence if the trainings are expected to end before the limits that make them equal."""
+    training = workload.training
+    most = _most_steps(training, tokens_of_example) if training else None
+    if steps is None or most is None or not steps.value < workload.rounds * most:
+        return []
+    return [
+        "The training is expected to end before the limits training.max_steps and "
+        "training.max_learned_tokens; raise training.num_epochs to reach them."
+    ]
 
 
 def _seconds_per_token(speed: Speed) -> float:
@@ -298,7 +365,7 @@ def _assumptions(parts: Mapping[str, _Part], workload: Workload, speed: Speed) -
             f"{speed.num_workers / speed.num_workers_probed:.3g} times as fast as the "
             f"{speed.num_workers_probed} of the probe (linear scaling)."
         )
-    said.append("Training and the waits between steps are not estimated.")
+    said.append("The hours of training and the waits between steps are not estimated.")
     if workload.rounds > 1 or workload.num_models_predicted > 1:
         said.append(
             "Later rounds and tuned models are assumed to generate as much as the base model."
@@ -324,7 +391,7 @@ def _some(names: Sequence[str]) -> str:
 
 _COLUMNS = (
     *("paths", "generations", "tokens", "prompt_tokens"),
-    *("bytes", "truncated", "accepted", "kept"),
+    *("bytes", "truncated", "accepted", "kept", "learned"),
 )
 
 
@@ -485,7 +552,7 @@ def _rows(questions: Sequence[ProbedQuestion]) -> Array:
     rows = [
         (
             *(q.num_paths, q.num_generations, q.num_tokens, q.num_prompt_tokens),
-            *(q.num_bytes, q.num_truncated, q.num_accepted, q.num_kept),
+            *(q.num_bytes, q.num_truncated, q.num_accepted, q.num_kept, q.num_learned_tokens),
         )
         for q in questions
     ]
@@ -716,6 +783,8 @@ def _run_rows(estimate: Estimate) -> list[list[str]]:
         ("GiB of paths on disk", estimate.disk_gib),
         ("accepted paths", estimate.accepted),
         ("kept for training, at most", estimate.kept),
+        ("training steps, at most", estimate.steps),
+        ("learned tokens, at most", estimate.learned_tokens),
         (f"{estimate.cost_unit} per accepted path", estimate.cost_per_accepted),
     ]
     return [[title, _with_interval(value)] for title, value in rows if value]

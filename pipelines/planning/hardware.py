@@ -180,7 +180,10 @@ def _steps(run: Run, until: str | None) -> Iterator[tuple[str, Step]]:
             "paths": [round_.paths],
             "examples": [round_.examples],
             "model": [branch.model for branch in round_.branches],
-            "predictions": [run.base_predictions, *(b.predictions for b in round_.branches)],
+            "predictions": [
+                *run.base_steps().values(),
+                *(branch.predictions for branch in round_.branches),
+            ],
             "scores": [branch.scores for branch in round_.branches],
         }
         for name, of_name in steps.items():

@@ -23,6 +23,7 @@ from pipelines.generate import run_engines
 from pipelines.plan import first_round, lay_out_rounds
 from pipelines.planning.estimate import (
     Estimate,
+    PlannedTraining,
     ProbedPredictions,
     ProbedQuestion,
     Speed,
@@ -32,6 +33,7 @@ from pipelines.planning.estimate import (
 )
 from pipelines.run import Round, Run
 from pipelines.selection.filters import (
+    GOLD,
     ExampleSettings,
     GradedQuestion,
     filter_paths,
@@ -40,6 +42,7 @@ from pipelines.selection.filters import (
 from pipelines.selection.retries import Tries
 from pipelines.steps import guidelines, paths, predictions
 from pipelines.synthesis.handler import stored_paths
+from training.settings import TrainingSettings
 
 PROBE_FILE = "probe.json"
 NUM_PROBED = 20
@@ -64,6 +67,8 @@ def _probed(
     tried = Tries.of(stored_paths(row, question, settings.read_last), settings)
     judged = GradedQuestion(question, tried.used, settings)
     kept, _ = filter_paths(judged)
+    num_kept = num_learned(judged, len(kept))
+    mean_target = sum(len(path.token_ids) for path in kept) / max(1, len(kept))
     return ProbedQuestion(
         dataset=row["dataset"],
         num_paths=row["num_paths"],
@@ -71,7 +76,8 @@ def _probed(
         num_tokens=row["num_tokens"],
         num_prompt_tokens=row["num_prompt_tokens"],
         num_accepted=len(judged.right),
-        num_kept=num_learned(judged, len(kept)),
+        num_kept=num_kept,
+        num_learned_tokens=0 if settings.verdict in GOLD else round(num_kept * mean_target),
         num_bytes=num_bytes,
         num_truncated=row["num_truncated"],
     )
@@ -111,9 +117,25 @@ def _workload(run: Run, round_: Round) -> Workload:
         max_per_question=config.examples.max_per_question,
         num_predictions=sum(run.questions.num_kept(*config.asked_splits).values()),
         rounds=config.rounds,
-        num_models_predicted=1 + sum(len(each.branches) for each in lay_out_rounds(run)),
+        num_models_predicted=len(run.base_steps())
+        + sum(len(each.branches) for each in lay_out_rounds(run)),
         shares=job.shares,
         max_tokens=config.budget.generated_tokens,
+        max_examples=config.examples.max_examples,
+        training=planned_training(config.training, config.rounds),
+    )
+
+
+def planned_training(training: TrainingSettings, rounds: int) -> PlannedTraining | None:
+    """What the estimate has to know of the trainings; None for several models of a round and for
+    preferences, whose steps do not follow from the number of the kept paths."""
+    if training.mix != "joint" or training.objective != "sft":
+        return None
+    return PlannedTraining(
+        tuple(training.of_round(number).num_epochs for number in range(rounds)),
+        training.global_batch_size,
+        training.max_steps,
+        training.max_learned_tokens,
     )
 
 

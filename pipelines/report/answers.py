@@ -64,7 +64,7 @@ def _of_step(name: str, run: StoredRun, match: re.Match[str]) -> ModelAnswers:
     parent, tuned_on = match["parent"].rpartition("/")[2], match["tuned_on"]
     number = parent.removeprefix("round_")
     round_ = int(number) if number != parent and number.isdigit() else None
-    shown = f"round {round_}" if round_ is not None else parent
+    shown = f"round {round_}" if round_ is not None else _shown(run, parent)
     ledger = current_ledger(run.folder.child(match[0]))
     splits = ("dev",) if run.config.get("report_on") == "dev" else ("dev", "test")
     return ModelAnswers(
@@ -77,6 +77,13 @@ def _of_step(name: str, run: StoredRun, match: re.Match[str]) -> ModelAnswers:
             Prediction.from_row(row).graded() for row in ledger.rows() if row["split"] in splits
         ],
     )
+
+
+def _shown(run: StoredRun, parent: str) -> str:
+    """`base (bare)` for the base of a run that was asked with another prompt."""
+    base, is_prompted, prompt = parent.partition("_")
+    prompts = run.config.get("base_prompts") or ()
+    return f"{base} ({prompt})" if base == BASE and is_prompted and prompt in prompts else parent
 
 
 def asked_split(models: Iterable[ModelAnswers]) -> str:

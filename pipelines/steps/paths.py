@@ -110,12 +110,11 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     take_over_rows(round_.paths)
     jobs = [(round_.paths, job(run, round_))]
     engine = run.config.synthesis.engine
-    if engine is None and round_.number == 0 and not run.base_predictions.is_done:
-        jobs.append((run.base_predictions, predictions.job(run, run.base_predictions)))
-    rows, *of_others = generate(run.config, round_.generator, jobs, stop, engine)
+    others = predictions.jobs_of_base(run) if engine is None and round_.number == 0 else []
+    rows, *of_others = generate(run.config, round_.generator, [*jobs, *others], stop, engine)
     say(summary(rows))
-    for totals in of_others:
-        say(predictions.summary(run.base_predictions, totals))
+    for (step, _), totals in zip(others, of_others, strict=True):
+        say(predictions.summary(step, totals))
 
 
 HOW_MANY = ("samples", "guidelines_per_question", "guideline_subset", "unhinted_retries")

@@ -14,6 +14,7 @@ from cluster.settings import content_of, versioned
 from cluster.store.step import Step
 from cluster.terminal import say
 from evaluation.predictions import EvaluationSettings, PredictAnswer, predictions_schema
+from evaluation.prompt import PromptName
 from evaluation.readings import CUES
 from pipelines.generate import generate
 from pipelines.run import Round, Run
@@ -37,23 +38,36 @@ def content(settings: EvaluationSettings, engine: EngineSettings, asked: Model) 
     return versioned(made_from, VERSION)
 
 
-def job(run: Run, step: Step) -> GenerationJob:
-    """The job for the engines."""
+def job(run: Run, step: Step, prompt: PromptName | None = None) -> GenerationJob:
+    """The job for the engines; `prompt` is asked in place of that of the config."""
     evaluation = run.config.evaluation
     handler = PredictAnswer(
-        evaluation.sampling, prompt=evaluation.prompt, readings=evaluation.readings
+        evaluation.sampling, prompt=prompt or evaluation.prompt, readings=evaluation.readings
     )
     schema = predictions_schema(samples=False, readings=evaluation.readings)
-    return GenerationJob("predictions", step.folder, schema, handler, run.held_out())
+    name = f"predictions ({prompt})" if prompt else "predictions"
+    return GenerationJob(name, step.folder, schema, handler, run.held_out())
+
+
+def jobs_of_base(run: Run) -> list[tuple[Step, GenerationJob]]:
+    """What the base still has to answer, with each of its prompts."""
+    found = [(run.base_predictions, job(run, run.base_predictions))]
+    found += [(step, job(run, step, prompt)) for prompt, step in run.base_prompted.items()]
+    return [(step, each) for step, each in found if not step.is_done]
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Generate the answers of the tuned models, and those of the base model if still missing."""
-    of_branches = [(branch.tuned, branch.predictions) for branch in round_.branches]
-    for model, step in ((run.base, run.base_predictions), *of_branches):
-        if not step.is_done:
-            [rows] = generate(run.config, model, [(step, job(run, step))], stop)
-            say(summary(step, rows))
+    of_branches = [
+        (branch.tuned, [(branch.predictions, job(run, branch.predictions))])
+        for branch in round_.branches
+        if not branch.predictions.is_done
+    ]
+    for model, jobs in ((run.base, jobs_of_base(run)), *of_branches):
+        if jobs:
+            totals = generate(run.config, model, jobs, stop)
+            for (step, _), rows in zip(jobs, totals, strict=True):
+                say(summary(step, rows))
 
 
 def summary(step: Step, rows: Mapping[str, Any]) -> str:

@@ -19,9 +19,10 @@ from evaluation.forced_scores import (
     score_readings,
 )
 from evaluation.grader import GRADER_VERSION
+from evaluation.prompt import PromptName
 from evaluation.readings import UNTRAINED
-from evaluation.run_table import Asked, run_table
-from evaluation.scores import score_predictions, scores_table
+from evaluation.run_table import Asked, run_table, shares_on_dev
+from evaluation.scores import percent, score_predictions, scores_table
 from pipelines.reads_of_test import record_test_read
 from pipelines.run import Branch, Round, Run
 
@@ -30,24 +31,33 @@ VERSION = 2
 runs get the corrected one."""
 
 
-def content(base: Step, tuned: Step, hidden: Collection[str] = ()) -> dict[str, Any]:
-    """The predictions that are compared, the grader that judges them again, and the datasets that
-    are not reported."""
+def content(
+    base: Step,
+    tuned: Step,
+    hidden: Collection[str] = (),
+    prompted: Mapping[PromptName, Step] | None = None,
+) -> dict[str, Any]:
+    """The predictions that are compared, those of the base with other prompts, the grader that
+    judges them again, and the datasets that are not reported."""
     compared: dict[str, Any] = {"base": base.identity, "tuned": tuned.identity}
     compared["grader"] = GRADER_VERSION
     if hidden:
         compared["hidden"] = sorted(hidden)
+    if prompted:
+        compared["prompted"] = {prompt: step.identity for prompt, step in prompted.items()}
     return versioned(compared, VERSION)
 
 
 def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """Score each tuned model of the round; the table of a finished step is printed again."""
+    best, said = best_base(run)
     for branch in round_.branches:
-        table = run_task(run_table, _asked(run, branch), _models_so_far(run, round_, branch))
+        models = _models_so_far(run, round_, branch, best)
+        table = run_task(run_table, _asked(run, branch), models)
         forced = _forced_scores(run, branch)
-        below = _below(run, round_, branch, forced)
+        below = "\n".join([_below(run, round_, branch, forced), *(f"- {line}" for line in said)])
         if not branch.scores.is_done:
-            _store(run, round_, branch, forced, below)
+            _store(run, round_, branch, forced, below, best)
         if table and run.config.report_on == "test":
             _record_read(run, round_, branch)
         say(summary(run, round_, branch, table, below))
@@ -56,13 +66,18 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
 
 
 def _store(
-    run: Run, round_: Round, branch: Branch, forced: Sequence[ForcedScore], below: str
+    run: Run,
+    round_: Round,
+    branch: Branch,
+    forced: Sequence[ForcedScore],
+    below: str,
+    best: Mapping[str, Folder],
 ) -> None:
     """Finish the step: the scores of both splits, and the table of base and tuned model."""
     base, tuned = run.base_predictions.folder, branch.predictions.folder
     hidden = run.config.after_round.gate_tasks
     scores = run_task(score_predictions, run.held_out(), base, tuned, branch.dataset, hidden)
-    models = {"base": base, round_.title: tuned}
+    models = {"base": base, **best, round_.title: tuned}
     table = run_task(run_table, _asked(run, branch), models)
     tables = {"scores.parquet": scores_table(scores)}
     if forced:
@@ -89,11 +104,31 @@ def _asked(run: Run, branch: Branch) -> Asked:
     return Asked(run.held_out(), run.config.report_on, hidden, branch.dataset)
 
 
-def _models_so_far(run: Run, round_: Round, branch: Branch) -> dict[str, Folder]:
-    """The predictions of the base, of each earlier round's model and of this one."""
+def best_base(run: Run) -> tuple[dict[str, Folder], list[str]]:
+    """The base's predictions with the prompt that is best on dev, by their name in tables, and a
+    sentence about the choice; both are empty without further prompts, and the first also where
+    the prompt of all models is the best."""
+    if not run.base_prompted:
+        return {}, []
+    hidden = run.config.after_round.gate_tasks
+    answered: dict[str, Folder] = {name: step.folder for name, step in run.base_steps().items()}
+    shares = run_task(shares_on_dev, Asked(run.held_out(), "dev", hidden), answered)
+    best = max(shares, key=lambda prompt: shares[prompt])
+    each = ", ".join(f"{prompt} {percent(share)}" for prompt, share in shares.items())
+    said = f"base: the best prompt on dev is {best} (mean over tasks in domain, in percent: {each})"
+    is_further = best != run.config.evaluation.prompt
+    return ({f"base ({best})": answered[best]} if is_further else {}), [said]
+
+
+def _models_so_far(
+    run: Run, round_: Round, branch: Branch, best: Mapping[str, Folder]
+) -> dict[str, Folder]:
+    """The predictions of the base, also with its best prompt, of each earlier round's model and of
+    this one."""
     earlier = {e.title: e.branches[0].predictions.folder for e in round_.earlier()}
     return {
         "base": run.base_predictions.folder,
+        **best,
         **earlier,
         round_.title: branch.predictions.folder,
     }

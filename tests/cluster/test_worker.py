@@ -279,7 +279,7 @@ class TimingOut:
 
 def test_worker_time_limit_is_told_from_one_of_the_engine() -> None:
     counts: dict[str, float] = {}
-    metered = worker._MeteredEngine(TimingOut(), 60.0, counts)
+    metered = worker._MeteredEngine(TimingOut(), worker._Meter(60.0, counts))
     with pytest.raises(TimeoutError, match="the engine's own limit") as raised:
         asyncio.run(metered.chat([], SamplingSettings(max_tokens=4), 0))
     assert type(raised.value) is TimeoutError

@@ -12,6 +12,7 @@ import pytest
 
 import regenesis
 from tests.conftest import ledger_rows, run_driver
+from tests.scripted import Started
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -88,6 +89,36 @@ def test_prompts_are_chosen_on_dev_and_test_is_asked_with_the_first_and_the_best
         [step] = folder.glob("predictions-*")
         splits |= {row["split"] for row in ledger_rows(step)}
     assert splits == {"dev"}
+
+
+def test_adapters_and_their_base_share_the_engines_of_one_pool(
+    scripted_config: dict[str, Any],
+    write_config: WriteConfig,
+    model_folder: Path,
+    tmp_path: Path,
+) -> None:
+    starts = tmp_path / "starts"
+    scripted_config["engine"] |= {"implementation": "tests.scripted.AdaptingEngine"}
+    scripted_config["engine"]["options"] = {"start_log": str(starts)}
+    models: list[str | Path] = ["--model", f"base={model_folder}"]
+    for name in ("right", "wrong"):
+        folder = tmp_path / name
+        folder.mkdir()
+        named = {"base_model_name_or_path": str(model_folder)}
+        (folder / "adapter_config.json").write_text(json.dumps(named))
+        (folder / "adapter_model.safetensors").write_text(name)
+        models += ["--model", folder]
+    out = tmp_path / "evaluation"
+    command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
+    done = run_driver(*command, "--tasks", "sums", "--out", out, *models)
+    assert done.returncode == 0, done.stderr
+    assert len(Started.read(starts)) == 1
+    shares = {}
+    for name in ("base", "right", "wrong"):
+        [step] = (out / "models" / name).glob("predictions-*")
+        verdicts = [row["verdict"] for row in ledger_rows(step)]
+        shares[name] = verdicts.count("correct") / len(verdicts)
+    assert (shares["right"], shares["wrong"]) == (1.0, 0.0)
 
 
 def check_file_of_another_tool(

@@ -200,6 +200,40 @@ def test_continuation_is_graded_as_an_answer(
     assert (result.verdict == "correct") == (predicted is not None)
 
 
+LISTED = Question("d/test/4", "d", "test", "in_domain", "?", "A", "choice", ("ice", "sand", "fire"))
+YES = Question("d/test/5", "d", "test", "in_domain", "?", "yes", "boolean")
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "is_list"),
+    [
+        (LISTED, "\nA. ice\nB. sand\nC. fire", True),
+        (LISTED, " A\nB\nC", True),
+        (LISTED, " (A)\n\n(B)", True),
+        (LISTED, " ice\nsand", True),
+        (LISTED, " A. ice. B. sand", True),
+        (LISTED, " A\nA\nA", False),
+        (LISTED, " A. ice\nThe answer is A", False),
+        (LISTED, " A\n\nExplanation: B is wrong", False),
+        (LISTED, " A. ice\nQ: Which is hot?", False),
+        (LISTED, " A. ice. It is cold.", False),
+        (NUMBER, " 24\n25\n26", True),
+        (NUMBER, " 24. 25. 26.", True),
+        (NUMBER, " 24.0\n24", False),
+        (NUMBER, " 24\nStep 2: add 25", False),
+        (NUMBER, " 24. There are 25 more.", False),
+        (YES, " yes\nno", True),
+        (YES, " yes. No.", True),
+        (YES, " yes\nIt is not hot.", False),
+    ],
+)
+def test_continuation_that_lists_answers_gives_none(
+    question: Question, text: str, is_list: bool
+) -> None:
+    result = grade_continuation(UNTRAINED, text, question)
+    assert result.verdict == ("no_answer" if is_list else "correct")
+
+
 # --- scores ------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from pipelines.planning.estimate import (
     Budget,
     CostSettings,
     Estimate,
+    PlannedTraining,
     ProbedPredictions,
     ProbedQuestion,
     Range,
@@ -50,6 +51,7 @@ def question(
         num_prompt_tokens=2 * num_tokens,
         num_accepted=num_accepted,
         num_kept=min(num_accepted, most_kept),
+        num_learned_tokens=40 * min(num_accepted, most_kept),
         num_bytes=2**20,
         num_truncated=0,
     )
@@ -101,6 +103,52 @@ def test_central_values_match_values_by_hand() -> None:
     assert (dataset.num_questions, dataset.num_probed) == (4, 2)
     assert dataset.tokens_per_path.value == pytest.approx(800 / 20)
     assert dataset.accepted_share.value == pytest.approx(8 / 20)
+
+
+def training_of(*, rounds: int = 1, max_examples: int | None = None, **limits: Any) -> Estimate:
+    """Of 40 questions each of which keeps two paths of 40 tokens, in batches of 8."""
+    planned = PlannedTraining(tuple([3, 4][:rounds]), 8, **limits)
+    return estimate(
+        *[question(100, 2)] * 8,
+        num_questions={"a": 40},
+        rounds=rounds,
+        max_examples=max_examples,
+        training=planned,
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept", "steps"),
+    [
+        ({}, 80, 30),
+        ({"max_examples": 16}, 16, 6),
+        ({"max_steps": 12}, 80, 12),
+        ({"max_steps": 99}, 80, 30),
+        ({"max_learned_tokens": 3000}, 80, 10),  # 320 tokens in a step: 9.4
+        ({"max_learned_tokens": 3000, "max_steps": 9}, 80, 9),
+        ({"max_examples": 16, "rounds": 2}, 32, 6 + 8),
+        ({"max_steps": 35, "rounds": 2}, 160, 30 + 35),
+    ],
+)
+def test_training_is_as_long_as_its_examples_and_limits_allow(
+    limits: dict[str, Any], kept: int, steps: int
+) -> None:
+    got = training_of(**limits)
+    assert ends(got.kept)[0] == kept
+    assert ends(got.steps)[0] == pytest.approx(steps)
+    assert ends(got.learned_tokens)[0] == pytest.approx(steps * 320)
+    is_unreached = steps < limits.get("max_steps", 0) * limits.get("rounds", 1)
+    is_unreached = is_unreached and "max_learned_tokens" not in limits
+    assert ("raise training.num_epochs" in " ".join(got.assumptions)) == is_unreached
+
+
+def test_training_of_nothing_or_of_preferences_has_no_steps() -> None:
+    assert estimate(question(100, 2), question(100, 1)).steps is None
+    nothing = estimate(question(100, 0), question(100, 0), training=PlannedTraining((3,), 8))
+    assert nothing.steps is not None
+    assert nothing.steps.value == 0
+    assert nothing.learned_tokens is not None
+    assert nothing.learned_tokens.value is None
 
 
 def test_rounds_cost_what_the_first_does() -> None:

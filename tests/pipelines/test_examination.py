@@ -60,13 +60,18 @@ def test_adapter_is_served_on_its_base_and_is_the_same_one_elsewhere(
     moved = write_adapter(tmp_path / "moved", model, "a")
     other = write_adapter(tmp_path / "other", tmp_path / "gone", "b")
     [first, second] = examined_models([str(one), str(moved)], ENGINE, "/cache")
-    assert first.engine.adapter == str(one)
+    assert (first.adapter, first.engine.adapter) == (str(one), None)
     assert first.model.path == str(model)
-    assert first.adapter == second.adapter
+    assert first.adapter_hash == second.adapter_hash
     [third] = examined_models([str(other)], ENGINE, "/cache", base=str(model))
-    assert third.adapter != first.adapter
+    assert third.adapter_hash != first.adapter_hash
+    [base] = examined_models([str(model)], ENGINE, "/cache")
+    assert first.pool == second.pool == third.pool == base.pool
     with pytest.raises(InputError, match=r"other: its base model .*gone.* no such folder"):
         examined_models([str(other)], ENGINE, "/cache")
+    custom = ENGINE.model_copy(update={"implementation": "tests.scripted.ScriptedEngine"})
+    with pytest.raises(InputError, match=r"--model .*one: the engine .* serves no LoRA adapter"):
+        examined_models([str(one)], custom, "/cache")
     (other / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"names no base model .*--base"):
         examined_models([str(other)], ENGINE, "/cache")

@@ -245,6 +245,7 @@ BASES: list[tuple[Edit, list[str], str]] = [
         ["training.method=lora", "training.lora.target_modules=[lm_head]"],
         "'lm_head' matches no layer",
     ),
+    (template(CONTENT + "<ponder>{# </ponder> #}"), [], "the model's thinking as in '<ponder>'"),
     (edit_json("config.json", model_type="unheard_of"), [], "its config cannot be read"),
     (lambda f: (f / "model.safetensors").write_bytes(b"x" * 99), ["training.method=lora"],
      "is not a valid safetensors file"),

@@ -11,10 +11,12 @@ from cluster.inference.schedule import Questions, chunk_folder
 from cluster.store.folder import Folder
 from cluster.store.ledger import PartWriter
 from evaluation.question import Question, question_table
-from pipelines.planning.probe import read_probed_paths
+from pipelines.planning.estimate import PlannedTraining
+from pipelines.planning.probe import planned_training, read_probed_paths
 from pipelines.selection.filters import ExampleSettings
 from pipelines.synthesis.handler import PATHS_SCHEMA, count_paths
 from pipelines.synthesis.reasoning_path import ReasoningPath
+from training.settings import TrainingSettings
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
 
@@ -54,11 +56,24 @@ def test_kept_is_what_the_filters_of_the_config_leave(tmp_path: Path) -> None:
     one = probed(tmp_path, answers, QUESTION, max_per_question=2)
     assert (one.num_paths, one.num_accepted, one.num_kept) == (4, 3, 2)
     assert (one.num_generations, one.num_tokens, one.num_prompt_tokens) == (12, 28, 36)
+    assert one.num_learned_tokens == 2 * 3
 
 
 def test_too_easy_questions_are_accepted_and_not_kept(tmp_path: Path) -> None:
     one = probed(tmp_path, ["4", "4", "5"], QUESTION, pass_rate=(0.0, 0.5))
     assert (one.num_accepted, one.num_kept) == (2, 0)
+
+
+def test_gold_answers_are_learned_without_paths(tmp_path: Path) -> None:
+    one = probed(tmp_path, ["4", "5"], QUESTION, verdict="gold_answers")
+    assert (one.num_kept, one.num_learned_tokens) == (1, 0)
+
+
+def test_training_is_planned_where_its_steps_follow_from_the_examples() -> None:
+    settings = TrainingSettings(num_epochs=2, epochs_growth=1.5, max_steps=9)
+    assert planned_training(settings, 3) == PlannedTraining((2, 3, 4), 16, 9, None)
+    assert planned_training(TrainingSettings(mix="per_dataset"), 1) is None
+    assert planned_training(TrainingSettings(objective="dpo"), 1) is None
 
 
 def test_majority_is_accepted_where_no_truth_is_known(tmp_path: Path) -> None:
