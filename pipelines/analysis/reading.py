@@ -6,11 +6,10 @@ Of the paths only the short columns are read, file by file, so that a million pa
 
 from __future__ import annotations
 
-import itertools
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +25,13 @@ from evaluation.predictions import Prediction
 from pipelines.analysis import tables
 from pipelines.analysis.overview import current_ledger
 from pipelines.analysis.reliability import guideline_reliability
-from pipelines.rounds.measures import MEASURED_QUESTIONS, measure_paths
+from pipelines.analysis.row_batches import row_batches
+from pipelines.rounds.measures import measure_paths
 from pipelines.stored_run import StoredRun
 from pipelines.synthesis.stages import PATH
 
+COMPARED_QUESTIONS = 200
+"""Of each round and dataset, whose texts are compared: to compare words takes long."""
 _ROW_COLUMNS = ("question_id", "dataset", "kind", "round")
 _PATH_LEAVES = {
     *("path_id", "guideline_id", "pass", "verdict", "read_as", "predicted", "error"),
@@ -77,19 +79,24 @@ def tables_of_paths(run: StoredRun, paths: pa.Table) -> dict[str, pa.Table]:
 
 
 def unlike_texts(run: StoredRun) -> dict[tuple[int, str], float]:
-    """By round and dataset, how unlike two paths of a question are, on the first questions of the
-    ledger: 1 minus their similarity. Raises `DamagedFileError`."""
+    """By round and dataset, how unlike two paths of a question are in their words: 1 minus their
+    similarity, on the first `COMPARED_QUESTIONS`. Raises `DamagedFileError`."""
     found = {}
     for name in run.steps:
         if match := _PATHS_STEP.fullmatch(name):
-            ledger = current_ledger(run.folder.child(name))
-            by_dataset: dict[str, list[Any]] = {}
-            for row in itertools.islice(ledger.rows(), MEASURED_QUESTIONS):
-                by_dataset.setdefault(row["dataset"], []).append(row["paths"] or ())
-            for dataset, paths in by_dataset.items():
+            for dataset, ledger in _by_dataset(current_ledger(run.folder.child(name))):
+                paths = [row["paths"] or () for rows in row_batches(ledger) for row in rows]
                 if (unlike := measure_paths(paths)["diversity"]) is not None:
                     found[int(match[1]), dataset] = unlike
     return found
+
+
+def _by_dataset(ledger: Ledger) -> Iterator[tuple[str, Ledger]]:
+    """The first questions of each dataset."""
+    names = ledger.index.column("dataset")
+    for dataset in pc.unique(names).to_pylist():
+        own = ledger.index.filter(pc.equal(names, dataset))
+        yield dataset, replace(ledger, index=own.slice(0, COMPARED_QUESTIONS))
 
 
 def read_paths(run: StoredRun) -> dict[int, pa.Table]:

@@ -276,7 +276,7 @@ def diversity(paths: pa.Table, unlike: Mapping[tuple[int, str], float]) -> pa.Ta
 
     `answers_differ` is the chance that two of a question's answers are different, and `vote_share`
     the share of its commonest one, as means over the questions with at least two answers.
-    `texts_differ` is 1 minus the similarity of two of its paths, from `unlike` by round and dataset.
+    `texts_differ` is what `unlike` has by round and dataset: 1 minus the similarity of two paths.
     """
     rows: list[dict[str, Any]] = []
     given = _first_tries(paths)
