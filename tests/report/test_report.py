@@ -79,6 +79,18 @@ def test_a_run_that_is_not_finished_says_so(report: Write, chromium: Browser) ->
     assert "round 1" in chromium.text("#guidelines")
 
 
+def test_a_run_in_its_first_paths_has_the_texts_of_its_guidelines(
+    report: Write, chromium: Browser
+) -> None:
+    chromium.open(report({"name": "begun", "is_finished": False, "rounds": 1}))
+    chromium.run("document.querySelectorAll('#provenance details').forEach((e) => (e.open = true))")
+    name = chromium.run("return readData('report').runs[0].guidelines[0].guideline_id")
+    assert f"Use {name}." in chromium.text("#provenance")
+    assert "Solve it step by step" in chromium.text("#provenance")
+    chromium.run("document.querySelector('#paths [role=option]').click()")
+    chromium.wait(lambda: "Use " in chromium.text("#paths .pane"))
+
+
 def test_a_run_of_the_steps_themselves_is_drawn(
     finished_run: FinishedRun, tmp_path: Path, chromium: Browser
 ) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 from urllib.parse import quote
 
 from cluster.store.folder import Folder
+from pipelines.analysis.lineage import guideline_texts, steps_of
 from pipelines.report.paths.chunks import Chunk, Gathered, Limits, index_of, pack, split
-from pipelines.report.paths.reading import answer_records, guideline_texts, path_records
+from pipelines.report.paths.reading import answer_records, path_records
 from pipelines.report.paths.records import Record
 from pipelines.stored_run import StoredRun
 
@@ -56,7 +57,7 @@ def browser_data(
     Raises `DamagedFileError` and `StorageError`.
     """
     named = distinct_names(runs)
-    guidelines = {name: guideline_texts(run) for name, run in named.items()}
+    guidelines = {name: _guidelines_of(run) for name, run in named.items()}
     writer = _PartWriter(parts, assemble, guidelines, f"../{quote(report)}")
     sources: Iterable[tuple[str, Limits, Iterable[Record]]] = (
         (
@@ -82,6 +83,14 @@ def browser_data(
         "sample": _sample(gathered, f"{parts.name}/{INDEX_PAGE}"),
     }
     return BrowserData(index, [chunk.data for chunk in chunks])
+
+
+def _guidelines_of(run: StoredRun) -> dict[str, str]:
+    """The texts of the guidelines of all rounds."""
+    found: dict[str, str] = {}
+    for step in steps_of(run, "paths"):
+        found |= guideline_texts(run, step)
+    return found
 
 
 def distinct_names(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:

@@ -64,12 +64,3 @@ def _predictions(run: StoredRun, step: str) -> Iterator[Prediction]:
 
 def _answers_of(run: StoredRun, step: str) -> Mapping[str, Prediction]:
     return {each.question.question_id: each for each in _predictions(run, step)}
-
-
-def guideline_texts(run: StoredRun) -> dict[str, str]:
-    """The texts of the guidelines of a run, as the manifests of its paths have them."""
-    found: dict[str, str] = {}
-    for step in steps_of(run, "paths"):
-        content = (run.folder.child(step).manifest() or {}).get("content") or {}
-        found |= {each["guideline_id"]: each["text"] for each in content.get("guidelines", ())}
-    return found
