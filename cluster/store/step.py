@@ -117,10 +117,11 @@ def content_of_step(folder: Folder) -> dict[str, Any]:
     Raises `DamagedFileError`.
     """
     if (manifest := folder.manifest()) is not None:
-        return manifest.get("content") or {}
+        return dict(manifest.get("content") or {})
     kept = folder.read_json(CONTENT)
-    is_own = isinstance(kept, dict) and folder.name.endswith(fingerprint(kept))
-    return kept if is_own else {}
+    if not isinstance(kept, dict) or not folder.name.endswith(fingerprint(kept)):
+        return {}
+    return kept
 
 
 def is_intact(step: Step) -> bool:
