@@ -62,12 +62,13 @@ from cluster.models.model import Model, ModelSettings, base_model
 from cluster.session import ClusterSettings, StorageSettings, ray_session
 from cluster.settings import Settings
 from cluster.store.folder import Folder
+from cluster.tracking import TrackingSettings
 from training.data.batches import batch_of_step, epoch_order
 from training.data.examples import read_examples
 from training.deepspeed_engine import deepspeed_config, prepare_process
 from training.fine_tune import quiet_trainer_class
 from training.loop import Progress, StepBoard, TrainingJob, load, train
-from training.settings import PlacedTraining, TrackingSettings
+from training.settings import PlacedTraining
 from training.steps import StepData
 
 SIDES = {

@@ -45,6 +45,7 @@ from pipelines.stored_run import record_config
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.propose_guidelines import Expansion
 from pipelines.template_facts import keep_template_facts, template_facts
+from pipelines.tracked_run import tracked_run
 
 
 def check_run(config: Config, until: str | None = None) -> tuple[Folder, Model]:
@@ -111,6 +112,7 @@ def begin_run(
         keep_template_facts(folder, base)
         run = plan_run(config, folder, base, facts)
         check_layout(run)
+        stack.enter_context(tracked_run(run.folder, run.config.training.tracking))
         yield run
 
 

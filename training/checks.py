@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 from cluster.errors import InputError
 from cluster.inference.gpu_plan import GIB, ModelShape
 from cluster.models.weight_files import not_finite
+from cluster.tracking import refuse_missing_trackers
 from training.data.examples import longest_answers
 from training.device import device_of
 from training.memory import BatchSize, ModelSize, checkpoint_bytes, explain_shortage
 from training.settings import PlacedTraining, TrainingSettings
-from training.tracking import refuse_missing_trackers
 
 EXPERT_NAMES = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Modules that peft (0.21) treats as a router and its experts when they are not linear layers; it

@@ -215,7 +215,10 @@ def _follow(future: Future[Any], board: Any, on_step: OnStep) -> None:
     try:
         while not finished:
             finished = bool(wait([future], timeout=0.5).done)
-            for metrics in ray.get(board.take.remote()):
+            steps, notes = ray.get(board.take.remote())
+            for note in notes:
+                say(note, sys.stderr)
+            for metrics in steps:
                 has_begun = True
                 on_step(metrics)
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ from cluster.errors import StorageError
 from cluster.models.model import Model
 from cluster.settings import content_of, fingerprint
 from cluster.store.folder import Folder
+from cluster.tracking import Tracked, tracking
 from training.answers import micro_parts
 from training.checks import RefusedError, agree, check_training, refuse_broken_weights
 from training.data.batches import learning_rate
@@ -41,7 +42,6 @@ from training.reference import REFERENCE, with_references
 from training.saving import rehearse_save, save_trained
 from training.settings import PlacedTraining
 from training.steps import StepData, WorkerBatch
-from training.tracking import tracking
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints within a model's."""
@@ -86,13 +86,14 @@ class Progress:
 
 
 class StepBoard:
-    """Holds step metrics until the driver takes them, and the driver's request to stop.
+    """Holds step metrics and notes until the driver takes them, and its request to stop.
 
     A plain class; the driver turns it into an actor.
     """
 
     def __init__(self) -> None:
         self._steps: list[dict[str, float]] = []
+        self._notes: list[str] = []
         self._is_stopped = False
 
     def put(self, metrics: dict[str, float]) -> bool:
@@ -103,8 +104,13 @@ class StepBoard:
     def stop(self) -> None:
         self._is_stopped = True
 
-    def take(self) -> list[dict[str, float]]:
-        taken, self._steps = self._steps, []
+    def tell(self, note: str) -> None:
+        """Add a sentence for the person who watches the driver."""
+        self._notes.append(note)
+
+    def take(self) -> tuple[list[dict[str, float]], list[str]]:
+        """The steps and notes since the last call."""
+        taken, self._steps, self._notes = (self._steps, self._notes), [], []
         return taken
 
 
@@ -279,7 +285,9 @@ def _observers(engine: Any, job: TrainingJob, start: Progress, rank: int) -> Ite
         yield lambda progress, share, facts, seconds: False
         return
     work, peak = work_of(engine.module), peak_flops(device_of(job.settings).card_name())
-    with tracking(job.output, job.settings.tracking, start.next_step) as log:
+    tracked = Tracked(job.output, group="training/")
+    tell = job.board.tell.remote
+    with tracking(tracked, job.settings.tracking, start.next_step, tell) as log:
 
         def observe(
             progress: Progress, share: WorkerBatch, facts: dict[str, float], seconds: float

@@ -21,6 +21,7 @@ import pydantic
 from pydantic import Field
 
 from cluster.settings import OPERATIONAL, Neutral, Settings
+from cluster.tracking import TrackingSettings
 from training.objectives import OBJECTIVES
 from training.objectives.dpo import DpoSettings
 from training.objectives.kto import KtoSettings
@@ -60,26 +61,6 @@ class LoraSettings(Settings):
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the linear layers that get an adapter, or all-linear for every one except the output
     head; for a mixture of experts they have to be named."""
-
-
-class TrackingSettings(Settings):
-    """Where the numbers of a training are sent, in addition to the terminal."""
-
-    tensorboard: Annotated[bool, OPERATIONAL] = True
-    """Write TensorBoard files to `tensorboard/` in the model's folder."""
-
-    wandb_project: Annotated[str | None, OPERATIONAL] = None
-    """Project of a Weights & Biases run; null turns it off. Needs the extra `trackers`."""
-
-    wandb_mode: Annotated[Literal["online", "offline"], OPERATIONAL] = "online"
-    """`offline` writes to `wandb/` in the model's folder, for `wandb sync`."""
-
-    mlflow_experiment: Annotated[str | None, OPERATIONAL] = None
-    """Experiment of an MLflow run; null turns it off. Needs the extra `trackers`."""
-
-    mlflow_uri: Annotated[str | None, OPERATIONAL] = None
-    """Tracking server or store of MLflow, such as `http://host:5000` or `sqlite:////mnt/runs.db`;
-    null is MLflow's own choice."""
 
 
 class TrainingSettings(Settings):

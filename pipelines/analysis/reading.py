@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +25,16 @@ from evaluation.predictions import Prediction
 from pipelines.analysis import tables
 from pipelines.analysis.overview import current_ledger
 from pipelines.analysis.reliability import guideline_reliability
+from pipelines.analysis.row_batches import row_batches
+from pipelines.rounds.measures import measure_paths
 from pipelines.stored_run import StoredRun
 from pipelines.synthesis.stages import PATH
 
+COMPARED_QUESTIONS = 200
+"""Of each round and dataset, whose texts are compared: to compare words takes long."""
 _ROW_COLUMNS = ("question_id", "dataset", "kind", "round")
 _PATH_LEAVES = {
-    *("path_id", "guideline_id", "pass", "verdict", "read_as", "error"),
+    *("path_id", "guideline_id", "pass", "verdict", "read_as", "predicted", "error"),
     *("generations.stage", "generations.finish_reason", "generations.num_tokens"),
 }
 _PATHS_STEP = re.compile(r"round_(\d+)/paths-[^/]+")
@@ -67,9 +72,31 @@ def tables_of_paths(run: StoredRun, paths: pa.Table) -> dict[str, pa.Table]:
         "guideline_credit": tables.guideline_credit(paths),
         "guideline_reliability": guideline_reliability(paths),
         "coverage": tables.coverage(paths),
+        "diversity": tables.diversity(paths, unlike_texts(run)),
         "lengths": tables.lengths(paths),
         "unsolved_questions": tables.unsolved_questions(paths),
     }
+
+
+def unlike_texts(run: StoredRun) -> dict[tuple[int, str], float]:
+    """By round and dataset, how unlike two paths of a question are in their words: 1 minus their
+    similarity, on the first `COMPARED_QUESTIONS`. Raises `DamagedFileError`."""
+    found = {}
+    for name in run.steps:
+        if match := _PATHS_STEP.fullmatch(name):
+            for dataset, ledger in _by_dataset(current_ledger(run.folder.child(name))):
+                paths = [row["paths"] or () for rows in row_batches(ledger) for row in rows]
+                if (unlike := measure_paths(paths)["diversity"]) is not None:
+                    found[int(match[1]), dataset] = unlike
+    return found
+
+
+def _by_dataset(ledger: Ledger) -> Iterator[tuple[str, Ledger]]:
+    """The first questions of each dataset."""
+    names = ledger.index.column("dataset")
+    for dataset in pc.unique(names).to_pylist():
+        own = ledger.index.filter(pc.equal(names, dataset))
+        yield dataset, replace(ledger, index=own.slice(0, COMPARED_QUESTIONS))
 
 
 def read_paths(run: StoredRun) -> dict[int, pa.Table]:
@@ -148,6 +175,7 @@ def path_table(rows: pa.Table) -> pa.Table:
         "is_retry": pc.fill_null(pc.greater(of_path("pass", pa.int32()), 0), False),
         "verdict": pc.fill_null(of_path("verdict", pa.string()), ""),
         "read_as": of_path("read_as", pa.string()),
+        "predicted": of_path("predicted", pa.string()),
         "is_finished": finished,
         "is_failed": pc.not_equal(pc.fill_null(of_path("error", pa.string()), ""), ""),
         "num_tokens": tokens,
@@ -223,7 +251,7 @@ def _predictions(run: StoredRun, step: str) -> dict[str, Prediction]:
 
 # --- text --------------------------------------------------------------------------------------
 
-_SHORT = ("funnel", "guideline_reliability", "coverage", "lengths", "changes")
+_SHORT = ("funnel", "guideline_reliability", "coverage", "diversity", "lengths", "changes")
 _MOST_ROWS = 40
 _ORDER = {"guideline_yield": "shrunk_share", "guideline_credit": "credit"}
 """The column by which a long table is sorted, from the largest."""
@@ -232,7 +260,8 @@ _TITLES = {
     "guideline_yield": "Share of right paths of each guideline, best first",
     "guideline_credit": "Questions that each guideline solved, and those it alone solved",
     "guideline_reliability": "Whether other questions would rank the guidelines alike",
-    "coverage": "Share of questions that k of their paths solve",
+    "coverage": "Share of questions that k of their paths solve, and their different answers",
+    "diversity": "How unlike the paths of a question are, in answers and in words",
     "lengths": "Tokens of the solutions, and how many were cut off",
     "unsolved_questions": "Questions that no path answered rightly",
     "changes": "Held-out questions that the tuned model gained and lost",

@@ -42,6 +42,7 @@ PATHS_TABLE = pa.schema(
         ("is_retry", pa.bool_()),  # of a later pass, with or without the answer shown
         ("verdict", pa.string()),
         ("read_as", pa.string()),
+        ("predicted", pa.string()),  # the answer that was read
         ("is_finished", pa.bool_()),
         ("is_failed", pa.bool_()),
         ("num_tokens", pa.int32()),  # in all stages
@@ -208,7 +209,8 @@ _UNSOLVED = pa.schema(
 
 def coverage(paths: pa.Table) -> pa.Table:
     """For each round, dataset and k: the mean share of questions that k of their paths, drawn
-    without replacement, solve; over the questions that have k paths of the first pass.
+    without replacement, solve, and the mean number of different answers that they give; over the
+    questions that have k paths of the first pass.
 
     A failed path counts as one that solves nothing. k is 1, 2, 4, ... and the largest number of
     paths of a question. `tokens` is the mean number of tokens of k paths, in all their stages, so
@@ -222,13 +224,15 @@ def coverage(paths: pa.Table) -> pa.Table:
         question = ids.indices.to_numpy()
         num_paths = np.bincount(question)
         num_right = np.bincount(question, right[places]).astype(np.int64)
+        asked, times = _answers(question, given.column("predicted").take(places))
         mean_tokens = float(tokens[places].mean())
         for k in _powers_up_to(int(num_paths.max())):
-            chances = np.concatenate(
-                [
-                    coverage_by_question(num_right[num_paths == number], int(number), k)
-                    for number in np.unique(num_paths[num_paths >= k])
-                ]
+            numbers = np.unique(num_paths[num_paths >= k])
+            chances, seen = (
+                np.concatenate(
+                    [coverage_by_question(of[at == number], int(number), k) for number in numbers]
+                )
+                for of, at in ((num_right, num_paths), (times, num_paths[asked]))
             )
             rows.append(
                 {
@@ -237,6 +241,7 @@ def coverage(paths: pa.Table) -> pa.Table:
                     "k": k,
                     "num_questions": len(chances),
                     "coverage": float(chances.mean()),
+                    "num_answers": float(seen.sum() / len(chances)),
                     "tokens": k * mean_tokens,
                 }
             )
@@ -250,7 +255,61 @@ _COVERAGE = pa.schema(
         ("k", pa.int64()),
         ("num_questions", pa.int64()),
         ("coverage", pa.float64()),
+        ("num_answers", pa.float64()),
         ("tokens", pa.float64()),
+    ]
+)
+
+
+def _answers(
+    question: NDArray[np.int64], predicted: pa.ChunkedArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each different answer to each question: its question, and how many paths gave it. A path
+    from which none was read gives none."""
+    told = pa.table({"question": question, "answer": predicted}).drop_null()
+    counted = told.group_by(["question", "answer"]).aggregate([([], "count_all")])
+    return counted.column("question").to_numpy(), counted.column("count_all").to_numpy()
+
+
+def diversity(paths: pa.Table, unlike: Mapping[tuple[int, str], float]) -> pa.Table:
+    """For each round and dataset: how unlike the paths of one question are, in the first pass.
+
+    `answers_differ` is the chance that two of a question's answers are different, and `vote_share`
+    the share of its commonest one, as means over the questions with at least two answers.
+    `texts_differ` is what `unlike` has by round and dataset: 1 minus the similarity of two paths.
+    """
+    rows: list[dict[str, Any]] = []
+    given = _first_tries(paths)
+    for (round_, dataset), places in _groups(given, ("round", "dataset")):
+        ids = given.column("question_id").take(places).combine_chunks().dictionary_encode()
+        asked, times = _answers(ids.indices.to_numpy(), given.column("predicted").take(places))
+        number = np.bincount(asked, times)
+        most = np.zeros(len(number))
+        np.maximum.at(most, asked, times)
+        several = number > 1
+        pairs = number[several] * (number[several] - 1)
+        alike = np.bincount(asked, times * (times - 1))[several]
+        rows.append(
+            {
+                "round": round_,
+                "dataset": dataset,
+                "num_questions": int(several.sum()),
+                "answers_differ": float((1 - alike / pairs).mean()) if several.any() else None,
+                "vote_share": float((most / number)[several].mean()) if several.any() else None,
+                "texts_differ": unlike.get((round_, dataset)),
+            }
+        )
+    return pa.Table.from_pylist(rows, _DIVERSITY)
+
+
+_DIVERSITY = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("num_questions", pa.int64()),
+        ("answers_differ", pa.float64()),
+        ("vote_share", pa.float64()),
+        ("texts_differ", pa.float64()),
     ]
 )
 

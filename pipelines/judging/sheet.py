@@ -25,7 +25,7 @@ from pipelines.analysis import tables
 from pipelines.analysis.lineage import steps_of
 from pipelines.analysis.overview import current_ledger
 from pipelines.analysis.reading import read_paths
-from pipelines.report.paths.reading import row_batches
+from pipelines.analysis.row_batches import row_batches
 from pipelines.selection.vetoes import text_fingerprint
 from pipelines.stored_run import StoredRun
 from pipelines.synthesis.reasoning_path import ReasoningPath

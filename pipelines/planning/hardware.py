@@ -22,6 +22,7 @@ from cluster.session import StopRequest, StorageSettings
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from cluster.terminal import say
+from cluster.tracking import TrackingSettings, refuse_missing_trackers
 from pipelines.config import Config
 from pipelines.plan import lay_out_rounds
 from pipelines.planning.base_checks import Base
@@ -31,8 +32,6 @@ from pipelines.synthesis.chain import Recipe
 from training.hardware import training_need
 from training.nodes import read_nodes
 from training.placement import check_training_fits
-from training.settings import TrackingSettings
-from training.tracking import refuse_missing_trackers
 
 NODE_TIMEOUT_S = 120.0
 GENERATE = ("guidelines", "paths", "predictions")

@@ -20,6 +20,7 @@ from cluster.models.model import is_hub_name, is_ready
 from cluster.notify import refuse_missing_program
 from cluster.session import starts_cluster
 from cluster.subprocesses import run_apart
+from cluster.tracking import refuse_missing_trackers
 from evaluation.prompt import asked_messages
 from evaluation.question import Question
 from pipelines.config import Config
@@ -27,7 +28,6 @@ from pipelines.planning.base_checks import Asking, Base, UnsureError, look_at_ba
 from pipelines.synthesis.chain import PathSpec, Recipe, stage_messages
 from pipelines.synthesis.propose_guidelines import Expansion
 from training.settings import TrainingSettings
-from training.tracking import refuse_missing_trackers
 
 SAMPLE = Question(
     "preflight/train/0",

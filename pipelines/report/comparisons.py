@@ -1,13 +1,13 @@
 """The comparisons that a report declares, task by task.
 
 In a run: each tuned model with the base. In an evaluation: each further model with the first.
-Between runs: the last model of each further run with that of the first.
+Between runs: the last model of a run with that of its partner (`pipelines.report.arms`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.errors import InputError
@@ -39,25 +39,30 @@ class Declared:
         return " \N{MINUS SIGN} ".join(sides)
 
 
-def declared_comparisons(runs: Sequence[Sequence[ModelAnswers]]) -> list[Declared]:
-    """The comparisons of these runs; two models without a common question are none."""
-    split = asked_split(model for models in runs for model in models)
-    found = [_declared(kind, first, other, split) for kind, first, other in _sides(runs)]
+def declared_comparisons(
+    runs: Mapping[str, Sequence[ModelAnswers]], partners: Mapping[str, str]
+) -> list[Declared]:
+    """The comparisons of runs, given by name with their models; two models without a common
+    question are none. `partners` has the run that another one is compared with."""
+    split = asked_split(model for models in runs.values() for model in models)
+    found = [_declared(kind, first, other, split) for kind, first, other in _sides(runs, partners)]
     return [each for each in found if each is not None]
 
 
 def _sides(
-    runs: Sequence[Sequence[ModelAnswers]],
+    runs: Mapping[str, Sequence[ModelAnswers]], partners: Mapping[str, str]
 ) -> Iterator[tuple[str, ModelAnswers, ModelAnswers]]:
-    for models in runs:
+    for models in runs.values():
         base = next((each for each in models if each.model == BASE), None)
         tuned = [each for each in models if each.round is not None]
         if base is not None:
             yield from (("tuned", base, each) for each in tuned)
         elif not tuned:
             yield from (("models", models[0], each) for each in models[1:])
-    last = [models[-1] for models in runs if models]
-    yield from (("runs", last[0], other) for other in last[1:])
+    last = {name: models[-1] for name, models in runs.items() if models}
+    for other, first in partners.items():
+        if first in last and other in last:
+            yield "runs", last[first], last[other]
 
 
 def _declared(kind: str, first: ModelAnswers, other: ModelAnswers, split: str) -> Declared | None:

@@ -28,12 +28,18 @@ from pipelines.analysis.overview import overview, step_states, working_events
 from pipelines.analysis.reading import all_paths, grader_note, tables_of_paths
 from pipelines.export.publishing import public_name
 from pipelines.report.answers import BASE, ModelAnswers, asked_split, of_domains, read_answers
+from pipelines.report.arms import (
+    arms_of,
+    claims_over_seeds,
+    partners_of,
+    quantities_over_seeds,
+)
 from pipelines.report.comparisons import Declared, compared, declared_comparisons, detectable
 from pipelines.report.execution import cost_rows, rate_rows, step_rows, training_rows
 from pipelines.report.paths.parts import distinct_names
 from pipelines.report.provenance import provenance, setting_differences
 from pipelines.report.rounds import decisions, round_rows
-from pipelines.report.verdict import arm_of, claims_of, claims_over_seeds, judge
+from pipelines.report.verdict import claims_of, judge
 from pipelines.stored_run import StoredRun
 
 Row = Mapping[str, Any]
@@ -54,10 +60,11 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
         run.check()
     named = distinct_names(runs)
     answers = {name: read_answers(name, run) for name, run in named.items()}
-    declared = declared_comparisons(list(answers.values()))
+    configs = {name: run.config for name, run in named.items() if answers[name]}
+    declared = declared_comparisons(answers, partners_of(configs))
     lines = {reading: compared(declared, reading) for reading in READINGS} if declared else {}
-    arms = {name: arm_of(run.config) for name, run in named.items()}
-    claims = claims_over_seeds(arms, declared, lines) + claims_of(declared, lines)
+    over_seeds = quantities_over_seeds(arms_of(configs), declared, lines)
+    claims = claims_over_seeds(over_seeds) + claims_of(declared, lines)
     found: dict[str, list[Row]] = {}
     for name, run in named.items():
         for table, rows in _tables_of_run(run, answers[name]).items():
@@ -68,6 +75,7 @@ def report_data(runs: Sequence[StoredRun]) -> dict[str, Any]:
         for each, of_one in zip(declared, of_declared, strict=True)
         for line in of_one
     ]
+    found["arms"] = [row for each in over_seeds for row in each.rows()]
     decided = [row for name, run in named.items() for row in decisions(name, run)]
     of_rounds: dict[str, Sequence[Row]] = {**found, "decisions": decided}
     found["rounds"] = [row for name in named for row in round_rows(name, of_rounds)]

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from cluster.store.step import content_of_step
+from pipelines.analysis.lineage import guideline_texts, steps_of
 from pipelines.export.publishing import redacted
 from pipelines.stored_run import StoredRun
 
@@ -45,9 +47,9 @@ def provenance(run: StoredRun) -> dict[str, Any]:
     versions: Mapping[str, Any] = next(
         (m["versions"] for m in reversed(manifests) if m.get("versions")), {}
     )
-    content: Mapping[str, Any] = next(
-        (m["content"] for m in manifests if (m.get("content") or {}).get("prompts")), {}
-    )
+    paths = steps_of(run, "paths")[:1]
+    content = content_of_step(run.folder.child(paths[0])) if paths else {}
+    guidelines = guideline_texts(run, paths[0]) if paths else {}
     return {
         "config": redacted(yaml.safe_dump(dict(run.config), sort_keys=False)),
         "versions": {str(name): str(number) for name, number in versions.items()},
@@ -56,8 +58,7 @@ def provenance(run: StoredRun) -> dict[str, Any]:
             {"name": name, "text": text} for name, text in _flat_texts(content.get("prompts"))
         ],
         "guidelines": [
-            {"guideline_id": str(each.get("guideline_id")), "text": str(each.get("text"))}
-            for each in content.get("guidelines") or ()
+            {"guideline_id": str(name), "text": str(text)} for name, text in guidelines.items()
         ],
     }
 

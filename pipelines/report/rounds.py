@@ -27,7 +27,8 @@ def round_rows(run: str, tables: Mapping[str, Sequence[Row]]) -> list[dict[str, 
     """
     own = {name: [row for row in rows if row.get("run") == run] for name, rows in tables.items()}
     rows = [*_of_funnel(own.get("funnel", ())), *_of_lengths(own.get("lengths", ()))]
-    rows += [*_of_scores(own.get("measures", ())), *_of_decisions(own.get("decisions", ()))]
+    rows += [*_of_scores(own.get("measures", ())), *_of_diversity(own.get("diversity", ()))]
+    rows += _of_decisions(own.get("decisions", ()))
     return [
         {"run": run, "round": round_, "metric": metric, "value": value}
         for round_, metric, value in rows
@@ -80,6 +81,19 @@ def _of_scores(rows: Iterable[Row]) -> list[tuple[int, str, float]]:
         if key not in found or row["task"] == "mean":
             found[key] = row["value"]
     return [(round_, metric, value) for (round_, metric), value in sorted(found.items())]
+
+
+def _of_diversity(rows: Iterable[Row]) -> list[tuple[int, str, float]]:
+    """The chance that two answers to a question differ, over the questions of all datasets."""
+    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for row in rows:
+        if row["num_questions"]:
+            sums[row["round"]][0] += row["num_questions"] * row["answers_differ"]
+            sums[row["round"]][1] += row["num_questions"]
+    return [
+        (round_, "share of answers to a question that differ", differ / number)
+        for round_, (differ, number) in sorted(sums.items())
+    ]
 
 
 def _of_decisions(rows: Iterable[Row]) -> list[tuple[int, str, float]]:

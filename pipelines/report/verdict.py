@@ -3,25 +3,18 @@
 A gain is `shown` when its p value, corrected for all sentences of the page (Holm), is below 5 % and
 the gain is above the margin; a loss is `worse` by the same rule; all else is `not shown`. The
 margins are constants of this file, so nobody chooses them after seeing the result. One model of a
-method is one draw: without further seeds the sentence holds for this checkpoint only.
+method is one draw: without further seeds the sentence holds for this checkpoint only, and
+`pipelines.report.arms` makes the claims over seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cluster.settings import fingerprint
 from evaluation.comparison import Comparison
-from evaluation.statistics import (
-    Interval,
-    holm,
-    non_inferiority,
-    seeds_interval,
-    t_cdf,
-    t_quantile,
-)
+from evaluation.statistics import Interval, holm, non_inferiority
 from pipelines.report.comparisons import LEVEL, Declared, detectable, main_lines, p_of
 
 Lines = Mapping[str, Sequence[Sequence[Comparison]]]
@@ -34,9 +27,6 @@ KEPT_MARGIN = 0.1
 CLAIMED = ("forced", "strict")
 """The reading that the verdict is about is the first of these that exists: forced needs no format,
 so a gain under it is no mere gain in form."""
-_SEEDS = (("synthesis", "seed"), ("examples", "seed"), ("training", "seed"))
-_NAMES = ("run", "storage", "cluster", "cost", "budget")
-"""Branches of a config that do not change what a run is about."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class Claim:
     """Whether the abilities out of domain are kept; see `non_inferiority`."""
 
 
-def _claimed(lines: Lines, number: int) -> str:
+def claimed_reading(lines: Lines, number: int) -> str:
     """The reading that the verdict of a declared comparison is about."""
     return next(reading for reading in CLAIMED if lines.get(reading) and lines[reading][number])
 
@@ -66,7 +56,7 @@ def claims_of(declared: Sequence[Declared], lines: Lines) -> list[Claim]:
     """The claims of the declared comparisons, by group of tasks; `lines` are those by reading."""
     found = []
     for number, each in enumerate(declared):
-        claimed = _claimed(lines, number)
+        claimed = claimed_reading(lines, number)
         of_group = {reading: main_lines(lines[reading][number]) for reading in lines}
         for group, line in of_group[claimed].items():
             found.append(
@@ -143,65 +133,3 @@ def verdict_of(difference: Interval, adjusted: float, margin: float = MARGIN) ->
     if adjusted < LEVEL and difference.high < -margin:
         return "worse"
     return "not shown"
-
-
-# --- several seeds -----------------------------------------------------------------------------
-
-
-def arm_of(config: Mapping[str, Any]) -> str:
-    """What is the same for runs that differ in their seeds only."""
-    same = {k: v for k, v in config.items() if k not in _NAMES}
-    for branch, name in _SEEDS:
-        if isinstance(same.get(branch), Mapping):
-            same[branch] = {k: v for k, v in same[branch].items() if k != name}
-    return fingerprint(same)
-
-
-def claims_over_seeds(
-    arms: Mapping[str, str],
-    declared: Sequence[Declared],
-    lines: Lines,
-) -> list[Claim]:
-    """For each arm of several seeds, the gain of its last models over their bases.
-
-    `arms` has the arm of each run by the run's name. The interval is over the seeds.
-    """
-    last: dict[str, int] = {e.other.run: n for n, e in enumerate(declared) if e.kind == "tuned"}
-    found = []
-    for arm in dict.fromkeys(arms.values()):
-        runs = [run for run in last if arms[run] == arm]
-        if len(runs) < 2:
-            continue
-        readings = {_claimed(lines, last[run]) for run in runs}
-        claimed = readings.pop() if len(readings) == 1 else CLAIMED[-1]
-        of_runs = [main_lines(lines[claimed][last[run]]) for run in runs]
-        for group in of_runs[0]:
-            if all(group in each for each in of_runs):
-                found.append(_over_seeds(runs, group, claimed, [e[group] for e in of_runs]))
-    return found
-
-
-def _over_seeds(
-    runs: Sequence[str], group: str, reading: str, lines: Iterable[Comparison]
-) -> Claim:
-    found = list(lines)
-    interval = seeds_interval([line.difference.value for line in found])
-    return Claim(
-        f"{', '.join(runs)}: tuned \N{MINUS SIGN} base",
-        group,
-        reading,
-        num_tasks=0,
-        num_questions=found[0].num_pairs,
-        num_seeds=len(found),
-        difference=interval,
-        p_value=_p_over_seeds(interval, len(found) - 1),
-        others={},
-    )
-
-
-def _p_over_seeds(interval: Interval, degrees: int) -> float:
-    """The two-sided p value of 0, given a t interval of 95 %."""
-    half = (interval.high - interval.low) / 2
-    if half <= 0:
-        return 1.0 if interval.value == 0 else 0.0
-    return 2 * (1 - t_cdf(abs(interval.value) / half * t_quantile(0.975, degrees), degrees))

@@ -22,7 +22,8 @@ def write_report(runs: Sequence[StoredRun], folder: Folder, name: str) -> None:
     The runs are only read. Raises `InputError`, `DamagedFileError` and `StorageError`.
     """
     data = {"report": report_data(runs)}
-    paths = browser_data(runs, assemble, folder.child(f"{name.removesuffix('.html')}-parts"))
+    parts = folder.child(f"{name.removesuffix('.html')}-parts")
+    paths = browser_data(runs, assemble, parts, name)
     if paths is not None:
         data["paths"] = dict(paths.index)
     folder.write_bytes(name, assemble(data, {"paths": paths.chunks} if paths else {}))

@@ -107,6 +107,7 @@ def make(run: Run, round_: Round, stop: StopRequest) -> None:
     """
     if round_.paths.is_done:
         return
+    round_.paths.keep_content()
     take_over_rows(round_.paths)
     jobs = [(round_.paths, job(run, round_))]
     engine = run.config.synthesis.engine

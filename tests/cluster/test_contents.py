@@ -28,7 +28,14 @@ from cluster.store.ledger import (
     load_file,
     open_ledger,
 )
-from cluster.store.step import Step, check_run_folder, check_steps, claim_run_folder, is_intact
+from cluster.store.step import (
+    Step,
+    check_run_folder,
+    check_steps,
+    claim_run_folder,
+    content_of_step,
+    is_intact,
+)
 from tests.small_disk import SmallDisk, small_disk
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
@@ -188,6 +195,20 @@ def test_step_lists_what_it_made_and_not_what_was_put_there_before(tmp_path: Pat
     step.commit(made=["questions.parquet"])
     with pytest.raises(DamagedFileError, match=r"foreign\.parquet does not belong to the step"):
         check_steps([step])
+
+
+def test_content_of_an_unfinished_step_is_read_and_is_no_file_of_the_finished_one(
+    tmp_path: Path,
+) -> None:
+    step = Step.below(Folder.open(str(tmp_path)), "paths", {"guidelines": ["a"]})
+    assert content_of_step(step.folder) == {}
+    step.keep_content()
+    assert not step.is_done
+    assert content_of_step(step.folder) == {"guidelines": ["a"]}
+    step.commit()
+    assert (step.folder.manifest() or {})["files"] == {}
+    assert content_of_step(step.folder) == {"guidelines": ["a"]}
+    assert is_intact(step)
 
 
 def test_folder_of_another_step_under_our_name_is_refused(tmp_path: Path) -> None:

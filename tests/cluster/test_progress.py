@@ -14,6 +14,7 @@ import pytest
 import cluster.inference.progress
 from cluster.inference.progress import (
     ALIVE_S,
+    ANSWERS,
     RECORD_EVERY_S,
     SHOWN_S,
     TABLE_EVERY_S,
@@ -470,11 +471,15 @@ def test_pool_events_record_engines_that_come_and_go_and_a_rate_each_minute(
     monkeypatch.setattr(
         cluster.inference.progress, "record", lambda name, **f: recorded.append((name, f))
     )
-    events, now = PoolEvents(), view({"a": counts(5, num_done=2)}, tokens=70)
+    done = counts(5, num_done=2, num_paths=4, num_accepted=3, num_truncated=1)
+    events, now = PoolEvents(), view({"a": done}, tokens=70)
     for num_alive in (2, 2, 1):
         events(now | {"num_alive": num_alive})
     assert [name for name, _ in recorded] == ["engines_started", "rate", "engines_lost"]
     assert recorded[1][1]["questions_left"] == {"paths": 3}
+    answers = {name: recorded[1][1][name] for name in ANSWERS}
+    expected = {"answers": 4, "accepted": 3, "truncated": 1, "failed": 0}
+    assert answers == {name: {"paths": number} for name, number in expected.items()}
     assert recorded[2][1] == {"number": 1, "alive": 1}
     clock.now += RECORD_EVERY_S
     events(now | {"num_alive": 1})

@@ -19,6 +19,7 @@ from cluster.events import kept_log, record
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.ledger import Ledger, PartWriter
+from cluster.store.step import CONTENT, Step
 from pipelines.analysis.lineage import _row
 from pipelines.analysis.overview import cost_of, current_ledger
 from pipelines.synthesis.handler import PATHS_SCHEMA
@@ -153,6 +154,20 @@ def test_lineage_of_every_path_has_its_verdict_and_its_fate(
         facts = shown(capsys, finished_run.folder.uri, "--question", row["question_id"])
         fates = {path["path_id"]: path["dropped_because"] for path in facts["paths"]}
         assert fates == {p["path_id"]: reasons.get(p["path_id"]) for p in row["paths"]}
+
+
+def test_lineage_within_unfinished_paths_has_the_text_of_the_guideline(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    path = next(p for p in all_paths(run) if p["guideline_id"])
+    before = shown(capsys, run.folder.uri, path["path_id"])["guideline"]
+    folder = reopen(run, "round_0/paths")
+    content = run.steps["round_0/paths"].content
+    Step("paths", Folder.open(str(folder)), content).keep_content()
+    assert shown(capsys, run.folder.uri, path["path_id"])["guideline"] == before
+    (folder / CONTENT).write_text('{"guidelines": []}')  # of another step
+    assert shown(capsys, run.folder.uri, path["path_id"])["guideline"]["text"] == ""
 
 
 def test_held_out_question_has_both_answers(finished_run: FinishedRun, capsys: Capture) -> None:

@@ -17,6 +17,8 @@ from pipelines.analysis import tables
 from pipelines.analysis.reading import path_table
 from pipelines.synthesis.handler import PATHS_SCHEMA
 
+ANSWERS = {"correct": "77", "wrong": "56"}
+"""Of each verdict two answers: a right one may be written in two ways."""
 GUIDELINES = ("plan", "check", "guess", "draw")
 
 
@@ -56,6 +58,7 @@ def stored_path(
         "pass": int(random.random() < 0.2),
         "verdict": verdict,
         "read_as": None if failed else "nothing" if verdict == "no_answer" else "boxed",
+        "predicted": ANSWERS[verdict][sample % 2] if verdict in ANSWERS else None,
         "error": "refused" if failed else None,
         "generations": [
             {"stage": stage, "finish_reason": reason, "num_tokens": int(random.integers(1, 99))}
@@ -160,6 +163,42 @@ def test_coverage_is_the_mean_over_all_subsets() -> None:
         assert row["coverage"] == pytest.approx(np.mean(chances))
 
 
+def _told() -> dict[tuple[str, str], list[str | None]]:
+    """The answers of the first pass to each question."""
+    found = defaultdict(list)
+    for path in flat(hinted=False):
+        found[path["dataset"], path["question_id"]].append(path["predicted"])
+    return found
+
+
+def test_different_answers_of_k_paths_are_the_mean_over_all_subsets() -> None:
+    for row in tables.coverage(PATHS).to_pylist():
+        numbers = [
+            np.mean([len({*s} - {None}) for s in itertools.combinations(told, row["k"])])
+            for (dataset, _), told in _told().items()
+            if dataset == row["dataset"] and len(told) >= row["k"]
+        ]
+        assert row["num_answers"] == pytest.approx(np.mean(numbers))
+
+
+def test_diversity_is_the_share_of_pairs_that_differ_and_of_the_commonest_answer() -> None:
+    rows = tables.diversity(PATHS, {(0, "sums"): 0.75}).to_pylist()
+    assert [row["dataset"] for row in rows] == ["sums", "words"]
+    for row in rows:
+        read = [
+            [answer for answer in told if answer is not None]
+            for (dataset, _), told in _told().items()
+            if dataset == row["dataset"]
+        ]
+        several = [told for told in read if len(told) > 1]
+        differ = [np.mean([a != b for a, b in itertools.combinations(t, 2)]) for t in several]
+        most = [max(Counter(told).values()) / len(told) for told in several]
+        assert row["num_questions"] == len(several) > 1
+        assert row["answers_differ"] == pytest.approx(np.mean(differ))
+        assert row["vote_share"] == pytest.approx(np.mean(most))
+    assert [row["texts_differ"] for row in rows] == [0.75, None]
+
+
 def test_lengths_are_those_of_the_last_stage() -> None:
     found = tables.lengths(PATHS).to_pylist()
     assert sum(row["num_paths"] for row in found) == sum(not p["error"] for p in flat())
@@ -223,3 +262,4 @@ def test_tables_of_no_path_are_empty() -> None:
     made = (tables.guideline_yield, tables.guideline_credit, tables.coverage, tables.lengths)
     assert [make(empty).num_rows for make in made] == [0, 0, 0, 0]
     assert tables.unsolved_questions(empty).num_rows == 0
+    assert tables.diversity(empty, {}).num_rows == 0

@@ -147,7 +147,7 @@ def test_wrong_config_is_refused(
     overrides: list[str],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr("training.tracking.importlib.util.find_spec", _without_trackers())
+    monkeypatch.setattr("cluster.tracking.importlib.util.find_spec", _without_trackers())
     with pytest.raises(InputError, match=_plain(sentence)) as refusal:
         check_run(load(*overrides))
     assert "\n" not in str(refusal.value)

@@ -89,6 +89,7 @@ def write_invented_run(root: Path, what: Invented) -> Folder:
         paths = Step.below(below, "paths", content)
         rows = _path_rows(asked, what, number, skill, random_)
         if is_last and not what.is_finished:
+            paths.keep_content()
             _write_rows(paths, rows[: len(rows) // 2], PATHS_SCHEMA)
             steps.append(paths)
             steps += [Step.below(below, kind, {}) for kind in ("examples", "model", "predictions")]

@@ -52,12 +52,16 @@ def test_parts_have_every_chunk_once_and_only_where_there_are_too_many(
     written: dict[int, list[int]] = {}
     limits = Limits(num_records=10**9, num_bytes=400)
 
-    def write(number: int, chunks: Sequence[Chunk]) -> None:
+    last: list[int] = []
+
+    def write(number: int, chunks: Sequence[Chunk], is_last: bool) -> None:
         written[number] = numbers(chunks)
+        last.extend([number] if is_last else [])
 
     split(map(chunk, range(total)), limits, write)
     assert [len(each) for each in written.values()] == parts
     assert sorted(written) == list(range(len(parts)))
+    assert last == sorted(written)[-1:]
     assert [n for each in written.values() for n in each] == (list(range(total)) if parts else [])
 
 
@@ -128,10 +132,10 @@ def test_sample_is_stated_and_the_parts_have_all_paths(
     monkeypatch.setattr("pipelines.report.paths.chunks.RECORDS_PER_CHUNK", 10)
     run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "report-parts"))
     data = browser_data(
-        [run], assemble, parts, Limits(40, 10**9), answer_limits=Limits(10**6, 10**9)
+        [run], assemble, parts, "a report.html", Limits(40, 10**9), Limits(10**6, 10**9)
     )
     assert data is not None
-    page = tmp_path / "report.html"
+    page = tmp_path / "a report.html"
     page.write_bytes(assemble({"paths": data.index}, {"paths": data.chunks}))
     opened(chromium, page)
     total = sum(len(row["paths"]) for row in finished_run.rows)
@@ -148,17 +152,25 @@ def test_sample_is_stated_and_the_parts_have_all_paths(
     address, _, fragment = str(link).partition("#")
     opened(chromium, index.parent / address.rpartition("/")[2], f"#{fragment}")
     pane_of(chromium, missing)
+    chromium.open(index)
+    assert chromium.run("return document.querySelector('#paths p a').href") == page.as_uri()
     found = 0
-    for file in sorted(index.parent.glob("paths-*.html")):
+    files = sorted(index.parent.glob("paths-*.html"))
+    for place, file in enumerate(files):
         opened(chromium, file)
         found += shown_number(chromium)
+        links = chromium.run(
+            "return [...document.querySelectorAll('#paths .parts a')].map((each) => each.href)"
+        )
+        neighbours = [*files[max(0, place - 1) : place], *files[place + 1 : place + 2]]
+        assert links == [each.as_uri() for each in (page, index, *neighbours)]
     assert found == total
     assert not list(index.parent.glob("answers-*.html"))
 
 
 def test_a_run_whose_paths_fit_has_no_parts(finished_run: FinishedRun, tmp_path: Path) -> None:
     run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "parts"))
-    data = browser_data([run], assemble, parts)
+    data = browser_data([run], assemble, parts, "report.html")
     assert data is not None
     assert data.index["sample"] is None
     assert not (tmp_path / "parts").exists()
@@ -170,5 +182,5 @@ def test_parts_of_an_earlier_report_are_removed_and_nothing_else(
     for name in ("index.html", "paths-007.html", "answers-000.html", "notes.html"):
         Folder.open(str(tmp_path / "parts")).write_bytes(name, b"old")
     run, parts = StoredRun.read(finished_run.folder), Folder.open(str(tmp_path / "parts"))
-    browser_data([run], assemble, parts)
+    browser_data([run], assemble, parts, "report.html")
     assert parts.file_names() == ["notes.html"]

@@ -79,6 +79,18 @@ def test_a_run_that_is_not_finished_says_so(report: Write, chromium: Browser) ->
     assert "round 1" in chromium.text("#guidelines")
 
 
+def test_a_run_in_its_first_paths_has_the_texts_of_its_guidelines(
+    report: Write, chromium: Browser
+) -> None:
+    chromium.open(report({"name": "begun", "is_finished": False, "rounds": 1}))
+    chromium.run("document.querySelectorAll('#provenance details').forEach((e) => (e.open = true))")
+    name = chromium.run("return readData('report').runs[0].guidelines[0].guideline_id")
+    assert f"Use {name}." in chromium.text("#provenance")
+    assert "Solve it step by step" in chromium.text("#provenance")
+    chromium.run("document.querySelector('#paths [role=option]').click()")
+    chromium.wait(lambda: "Use " in chromium.text("#paths .pane"))
+
+
 def test_a_run_of_the_steps_themselves_is_drawn(
     finished_run: FinishedRun, tmp_path: Path, chromium: Browser
 ) -> None:
@@ -99,11 +111,36 @@ def test_decisions_and_alarms_are_shown(tmp_path: Path, chromium: Browser) -> No
     assert "no alarms" not in shown
 
 
+def test_arms_show_a_dot_for_each_seed_and_their_difference(
+    report: Write, chromium: Browser
+) -> None:
+    arms = {"plain": 4, "guided": 6}
+    chromium.open(
+        report(
+            *(
+                {"name": f"{arm}_s{seed}", "seed": seed, "guidelines_per_question": number}
+                | {"rounds": 1, "num_train": 6, "num_test": 20}
+                for arm, number in arms.items()
+                for seed in (0, 1, 2)
+            )
+        )
+    )
+    verdict = chromium.text("#verdict")
+    assert "guided \N{MINUS SIGN} plain" in verdict
+    assert "over 3 seeds" in verdict
+    open_dots = chromium.run(
+        "return [...document.querySelectorAll('#scores figure')].slice(0, 2)"
+        ".map((each) => each.querySelectorAll('circle[r=\"3\"]').length)"
+    )
+    assert open_dots == [2 * 2 * 3, 3 * 2 * 3]  # arms or quantities, groups of tasks, seeds
+
+
 def test_two_runs_stand_side_by_side_with_their_settings(report: Write, chromium: Browser) -> None:
     chromium.open(report({"name": "one"}, {"name": "two", "seed": 7}))
     verdict, made = chromium.text("#verdict"), chromium.text("#provenance")
     assert "over 2 seeds" in verdict
-    assert "two (round 1) \N{MINUS SIGN} one (round 1)" in verdict
+    assert "two (round 1) \N{MINUS SIGN} one (round 1)" not in verdict  # two draws of one method
+    assert "one, two: tuned \N{MINUS SIGN} base" in chromium.text("#scores")
     assert "synthesis.seed" in made
     assert "two" in chromium.text("#scores")
 

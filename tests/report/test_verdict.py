@@ -16,10 +16,12 @@ from evaluation.statistics import (
     paired_difference,
     split_half_reliability,
 )
+from pipelines.report.arms import arm_of, arms_of, partners_of
 from pipelines.report.comparisons import detectable, p_of_interval
 from pipelines.report.content import as_columns, report_data
 from pipelines.report.execution import MOST_POINTS, rate_rows, thinned, training_rows
-from pipelines.report.verdict import arm_of, verdict_of
+from pipelines.report.verdict import verdict_of
+from pipelines.stored_run import StoredRun
 from tests.report.invented_run import DECISION, Invented, invented_run, with_decision
 
 
@@ -109,8 +111,96 @@ def test_runs_that_differ_in_seeds_are_one_arm(tmp_path: Path) -> None:
     other = invented_run(tmp_path, name="other", rounds=1, num_test=4, guidelines_per_question=3)
     arms = [arm_of(run.config) for run in (*runs, other)]
     assert arms[0] == arms[1] != arms[2]
-    [first, *_] = report_data(runs)["verdict"]
-    assert first["num_seeds"] == 2
+    data = report_data(runs)
+    assert data["verdict"][0]["num_seeds"] == 2
+    assert "run_1 (round 0) \N{MINUS SIGN} run_0 (round 0)" not in [
+        c["name"] for c in data["verdict"]
+    ]
+
+
+def _arm_runs(root: Path, arms: dict[str, list[int]]) -> list[StoredRun]:
+    """Runs of arms that differ in their number of guidelines, with these seeds."""
+    return [
+        invented_run(
+            root,
+            name=f"{arm}_s{seed}",
+            seed=seed,
+            rounds=1,
+            num_train=2,
+            num_test=30,
+            guidelines_per_question=2 + number,
+        )
+        for number, (arm, seeds) in enumerate(arms.items())
+        for seed in seeds
+    ]
+
+
+def test_difference_of_arms_is_the_t_interval_over_the_seeds_they_share(tmp_path: Path) -> None:
+    runs = _arm_runs(tmp_path, {"plain": [0, 1, 2, 5], "guided": [2, 0, 1]})
+    data = report_data(runs)
+    shares = {
+        (row["run"], row["group"]): row["value"]
+        for row in _records(data, "measures")
+        if row["metric"] == "accuracy"
+        and (row["model"], row["reading"], row["split"]) == ("round 0", "strict", "test")
+        and row["task"] == {"in_domain": "mean"}.get(row["group"], row["task"])
+    }
+    rows = [row for row in _records(data, "arms") if row["reading"] == "strict"]
+    for group in ("in_domain", "out_of_domain"):
+        expected = [shares[f"guided_s{s}", group] - shares[f"plain_s{s}", group] for s in range(3)]
+        own = [r for r in rows if (r["quantity"], r["group"]) == ("difference", group)]
+        [mean] = [row for row in own if row["run"] == ""]
+        of_seeds = {row["run"]: row["value"] for row in own if row["run"]}
+        named = {f"guided_s{s}": pytest.approx(e, abs=1e-5) for s, e in enumerate(expected)}
+        assert of_seeds == named
+        half = 4.302653 * np.std(expected, ddof=1) / 3**0.5  # of t with 2 degrees of freedom
+        assert mean["value"] == pytest.approx(np.mean(expected), abs=1e-5)
+        assert mean["high"] - mean["low"] == pytest.approx(2 * half, abs=1e-5)
+        [claim] = [
+            each
+            for each in data["verdict"]
+            if each["name"] == "guided \N{MINUS SIGN} plain" and each["group"] == group
+        ]
+        assert claim["num_seeds"] == 3
+    scores = [row for row in rows if row["quantity"] == "score" and row["run"] == "plain_s5"]
+    assert {row["group"]: row["value"] for row in scores} == {
+        group: pytest.approx(shares["plain_s5", group], abs=1e-5)
+        for group in ("in_domain", "out_of_domain")
+    }
+
+
+def test_arms_without_two_common_seeds_have_no_interval_of_their_difference(tmp_path: Path) -> None:
+    data = report_data(_arm_runs(tmp_path, {"plain": [0, 1], "guided": [1, 2]}))
+    assert {row["quantity"] for row in _records(data, "arms")} == {"gain", "score"}
+    of_runs = {row["comparison"] for row in _records(data, "comparisons") if row["kind"] == "runs"}
+    assert of_runs == {
+        "guided_s1 (round 0) \N{MINUS SIGN} plain_s1 (round 0)",
+        "guided_s2 (round 0) \N{MINUS SIGN} plain_s0 (round 0)",
+    }
+
+
+def test_run_with_the_same_settings_and_seeds_is_compared_and_is_no_further_seed() -> None:
+    config = {"run": "a", "synthesis": {"seed": 1}}
+    configs = {"a": config, "b": config | {"run": "b"}}
+    assert partners_of(configs) == {"b": "a"}
+    [arm] = arms_of(configs)
+    assert list(arm.runs.values()) == ["a"]
+    assert partners_of({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        (["regenesis_s0", "regenesis_s1"], "regenesis"),
+        (["direct-seed-1", "direct-seed-12"], "direct"),
+        (["one", "two"], "one, two"),
+        (["class0", "class1"], "class0, class1"),  # nothing says where its name ends
+        (["alone_1"], "alone_1"),
+    ],
+)
+def test_arm_is_named_after_what_its_runs_have_in_common(runs: list[str], expected: str) -> None:
+    configs = {name: {"synthesis": {"seed": n}} for n, name in enumerate(runs)}
+    assert [arm.name for arm in arms_of(configs)] == [expected]
 
 
 def test_rounds_have_the_alarms_and_decisions_that_the_run_recorded(tmp_path: Path) -> None:

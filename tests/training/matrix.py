@@ -19,6 +19,7 @@ from typing import Any
 from cluster.models.chat_template import end_turn, load_tokenizer, prompt_ids, target_ids
 from cluster.models.model import Model
 from cluster.store.folder import Folder
+from cluster.tracking import TrackingSettings
 from tests.training.preferences import (
     add_references,
     dpo_terms,
@@ -30,7 +31,7 @@ from training.data.batches import batch_of_step, epoch_order, learning_rate, mix
 from training.deepspeed_engine import prepare_process
 from training.loop import Progress, StepBoard, TrainingJob, add_gradients, load, train
 from training.saving import save_trained
-from training.settings import LoraSettings, PlacedTraining, TrackingSettings, TrainingSettings
+from training.settings import LoraSettings, PlacedTraining, TrainingSettings
 
 PROBE = list(range(10, 30))
 """The row on which logits are compared."""

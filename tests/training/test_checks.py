@@ -12,6 +12,7 @@ import pytest
 
 from cluster.errors import InputError
 from cluster.store.folder import Folder
+from cluster.tracking import TrackingSettings
 from training.checks import (
     check_training,
     largest_batch,
@@ -23,7 +24,7 @@ from training.checks import (
 )
 from training.data.examples import read_examples
 from training.memory import BatchSize
-from training.settings import LoraSettings, PlacedTraining, TrackingSettings
+from training.settings import LoraSettings, PlacedTraining
 
 BASE = PlacedTraining(global_batch_size=8, max_length=100)
 

@@ -140,7 +140,7 @@ def test_survey_of_useless_examples_is_refused(
 def test_import_of_the_package_loads_no_heavy_library() -> None:
     code = (
         "import sys, training.fine_tune, training.loop, training.deepspeed_engine, training.saving;"
-        "import training.tracking;"
+        "import cluster.tracking;"
         "heavy = {'torch', 'deepspeed', 'transformers', 'peft', 'ray', 'tensorboardX'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -25,6 +25,7 @@ from cluster.errors import InputError, StorageError
 from cluster.models.model import Model
 from cluster.models.weight_digests import WEIGHTS, write_list
 from cluster.store.folder import Folder
+from cluster.tracking import TENSORBOARD
 from tests.small_disk import small_disk
 from tests.training.conftest import make_rows, write_rows
 from tests.training.events import read_scalars
@@ -32,7 +33,6 @@ from tests.training.matrix import largest_difference, length, saved_weights, tra
 from training.fine_tune import SNAPSHOT, fine_tune
 from training.loop import CHECKPOINTS
 from training.settings import TrainingSettings
-from training.tracking import TENSORBOARD
 
 ROOT = Path(__file__).parents[2]
 

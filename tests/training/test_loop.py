@@ -190,13 +190,14 @@ def test_a_worker_returns_what_would_fail_again(
     assert train_worker({"job": _job(tmp_path)}) == told
 
 
-def test_a_board_gives_each_step_once_and_says_when_to_stop() -> None:
+def test_a_board_gives_each_step_and_note_once_and_says_when_to_stop() -> None:
     board = StepBoard()
     assert not board.put({"step": 1})
     board.stop()
     assert board.put({"step": 2})
-    assert board.take() == [{"step": 1}, {"step": 2}]
-    assert board.take() == []
+    board.tell("a note")
+    assert board.take() == ([{"step": 1}, {"step": 2}], ["a note"])
+    assert board.take() == ([], [])
 
 
 @pytest.mark.parametrize(

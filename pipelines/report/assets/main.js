@@ -9,7 +9,7 @@ const SECTIONS = [
   ["changed", "Gained and lost questions", "Gained and lost", drawChanged],
   ["funnel", "From questions to examples", "Funnel", drawFunnel],
   ["guidelines", "Guidelines", "Guidelines", drawGuidelines],
-  ["coverage", "Coverage", "Coverage", drawCoverage],
+  ["coverage", "Coverage and diversity", "Coverage", drawCoverage],
   ["rounds", "Rounds", "Rounds", drawRounds],
   ["training", "Training", "Training", drawTraining],
   ["execution", "Tokens, time and cost", "Cost", drawExecution],

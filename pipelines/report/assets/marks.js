@@ -57,7 +57,7 @@ const ROW = { label: 20, point: 15, gap: 9, group: 26 };
 
 /**
  * A forest plot. A row is `{group, task, n, tick, points}`; a point is
- * `{series, value, low, high, text}` with shares between 0 and 1.
+ * `{series, value, low, high, text}` with shares between 0 and 1, and `dots` has single draws.
  */
 function forest(width, rows, colors, { zero = false, unit }) {
   const isWide = width >= 680;
@@ -87,7 +87,10 @@ function forest(width, rows, colors, { zero = false, unit }) {
   }
   const points = placed.flatMap((row) => row.points);
   const ticks = placed.filter((row) => row.tick !== null && row.tick !== undefined);
-  const values = points.flatMap((point) => [point.x1, point.x2]);
+  const dots = points.flatMap((point) =>
+    (point.dots ?? []).map((share) => ({ series: point.series, y: point.y, x: 100 * share })),
+  );
+  const values = [...points.flatMap((point) => [point.x1, point.x2]), ...dots.map((dot) => dot.x)];
   const spread = Math.max(2, ...values.map(Math.abs));
   const domain = zero
     ? [Math.min(-2, ...values), Math.max(2, ...values)]
@@ -123,6 +126,10 @@ function forest(width, rows, colors, { zero = false, unit }) {
       Plot.dot(points, {
         y: "y", x: "x", r: 4.5, fill: (point) => colors.get(point.series),
         stroke: "var(--page)", strokeWidth: 1,
+      }),
+      Plot.dot(dots, {
+        y: "y", x: "x", r: 3, stroke: (dot) => colors.get(dot.series), strokeWidth: 1.5,
+        fill: "var(--page)", fillOpacity: 0.6,
       }),
       isWide
         ? Plot.text(points.filter((point) => point.text), {

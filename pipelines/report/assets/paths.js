@@ -108,7 +108,7 @@ class PathBrowser {
   sampleNote() {
     const { sample } = this.index.raw;
     if (!sample) return [];
-    if (!sample.paths) return [element("a", { href: sample.parts }, "All parts")];
+    if (!sample.paths) return [linksOfPart(sample)];
     const of = ({ shown, total, every }, what) =>
       every === 1 ? "" : `${count(shown)} of ${count(total)} ${what} (every ${every}th block)`;
     const counts = [of(sample.paths, "paths"), of(sample.answers, "held-out answers")];
@@ -406,10 +406,25 @@ function saveFile(name, type, text) {
   setTimeout(() => URL.revokeObjectURL(address), 10000);
 }
 
+/** From a part to the report, to all parts, and to its neighbours. */
+function linksOfPart({ report, parts, previous, next }) {
+  const links = [
+    [report, "Report"],
+    [parts, "All parts"],
+    [previous, "Part before"],
+    [next, "Next part"],
+  ].filter(([address]) => address !== null);
+  return element(
+    "nav",
+    { class: "parts", "aria-label": "Parts" },
+    links.map(([address, text]) => element("a", { href: address }, text)),
+  );
+}
+
 // --- the index of parts --------------------------------------------------------------------------
 
 /** The page that names all parts, and leads to the one with a path or question. */
-function drawPathParts(root, parts) {
+function drawPathParts(root, { report, pages: parts }) {
   const input = element("input", { type: "search", "aria-label": "Id of a question or a path" });
   const found = element("p", { role: "status" });
   const find = (id, kind) => {
@@ -436,6 +451,7 @@ function drawPathParts(root, parts) {
   root.classList.add("paths");
   root.replaceChildren(
     element("h2", {}, "All paths, in parts"),
+    element("p", {}, element("a", { href: report }, "Back to the report")),
     element("p", {}, element("label", {}, "Question or path: ", input)),
     found,
     element("div", { class: "wide" }, element("table", {}, ...rows)),

@@ -54,6 +54,7 @@ function drawScores(root, report) {
   const tabs = report.readings.map((reading) => [
     readingName(reading),
     () => [
+      ...figuresOfArms(report, reading),
       forestOfScores(report, measures, comparisons, reading),
       scoresTable(report, measures, comparisons, reading),
     ],
@@ -128,6 +129,66 @@ function scoresTable(report, measures, comparisons, reading) {
     folded: true,
     csv: records(report.tables.comparisons),
   });
+}
+
+// --- arms over seeds --------------------------------------------------------------------------
+
+/** What each arm of several seeds shows: a dot for each seed, and the t interval over them. */
+function figuresOfArms(report, reading) {
+  const rows = records(report.tables.arms).filter((row) => row.reading === reading);
+  if (rows.length === 0) return [];
+  const note = "Open dots are single seeds; the filled dot is their mean with its t interval of 95 %.";
+  const isScore = (row) => row.quantity === "score";
+  const figures = [
+    ["Arms over their seeds", rows.filter(isScore), { unit: "percent right" }],
+    [
+      "Gains over the base and differences of arms",
+      rows.filter((row) => !isScore(row)),
+      { zero: true, unit: "points" },
+    ],
+  ].map(([title, own, options]) => {
+    const colors = colorsOf(distinct(own, "name"));
+    return figure(title, note, (width) => forest(width, rowsOfArms(own), colors, options), colors);
+  });
+  const columns = columnsOf(
+    "quantity:quantity", "group:group:group", "of:name", "seeds:num_seeds:count",
+    "mean:value:points", "low:low:points", "high:high:points",
+  );
+  const means = rows.filter((row) => row.run === "");
+  const table = dataTable(`arms-${reading}`, "Arms over their seeds in numbers", columns, means, {
+    folded: true,
+    csv: records(report.tables.arms),
+  });
+  return [...figures, table];
+}
+
+function rowsOfArms(rows) {
+  const means = rows.filter((row) => row.run === "");
+  const groups = distinct(means, "group").sort((a, b) => groupOrder(a) - groupOrder(b));
+  return groups.map((group) => {
+    const own = means.filter((row) => row.group === group);
+    return {
+      group,
+      task: "by seed",
+      n: Math.max(...own.map((row) => row.num_seeds)),
+      points: own.map((mean) => ({
+        series: mean.name,
+        value: mean.value,
+        low: mean.low,
+        high: mean.high,
+        text: armText(mean),
+        dots: rows
+          .filter((row) => row.run !== "" && row.group === group && row.name === mean.name)
+          .map((row) => row.value),
+      })),
+    };
+  });
+}
+
+function armText(mean) {
+  if (mean.quantity === "score")
+    return `${percent(mean.value)} [${percent(mean.low)}, ${percent(mean.high)}]`;
+  return interval(mean);
 }
 
 // --- readings ---------------------------------------------------------------------------------

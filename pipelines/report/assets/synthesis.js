@@ -269,6 +269,39 @@ function reliabilityNote(rows) {
   );
 }
 
+// --- diversity --------------------------------------------------------------------------------
+
+/** How many different answers k paths give: paths that all say the same add nothing to one. */
+function figuresOfAnswers(coverage, colors, log) {
+  const points = coverage.map((row) => ({
+    ...row,
+    y: row.num_answers,
+    text: `k ${row.k}, ${count(Math.round(row.tokens))} tokens: ${row.num_answers.toFixed(2)} answers`,
+  }));
+  const y = { label: "different answers", domain: [0, Math.max(1, ...points.map((row) => row.y))] };
+  const at = (key) => points.map((row) => ({ ...row, x: Math.max(1, row[key]) }));
+  return [
+    figure("Different answers of k paths", "To one question, among the answers that were read.", (width) =>
+      lines(width, at("k"), colors, { x: { ...log, base: 2, label: "paths a question (k)" }, y }),
+    ),
+    figure("Different answers at equal numbers of tokens", "", (width) =>
+      lines(width, at("tokens"), colors, { x: { ...log, label: "generated tokens a question" }, y }),
+    ),
+  ];
+}
+
+function diversityTable(report) {
+  return dataTable(
+    "diversity", "How unlike the paths of a question are: two of its paths, and its commonest answer",
+    columnsOf(
+      "dataset:dataset", "run:run", "round:round:count", "questions:num_questions:count",
+      "answers differ, %:answers_differ:share", "words differ, %:texts_differ:share",
+      "commonest answer, %:vote_share:share",
+    ),
+    records(report.tables.diversity),
+  );
+}
+
 // --- coverage ---------------------------------------------------------------------------------
 
 function drawCoverage(root, report) {
@@ -307,9 +340,11 @@ function drawCoverage(root, report) {
           x: { ...log, label: "generated tokens a question" }, y, height: 280,
         }),
     ),
+    ...figuresOfAnswers(points, colors, log),
+    diversityTable(report),
     dataTable(
       "coverage", "Coverage in numbers",
-      columnsOf("dataset:dataset", "run:run", "round:round:count", "k:k:count", "questions:num_questions:count", "solved, %:coverage:share", "tokens:tokens:number"),
+      columnsOf("dataset:dataset", "run:run", "round:round:count", "k:k:count", "questions:num_questions:count", "solved, %:coverage:share", "different answers:num_answers:number", "tokens:tokens:number"),
       coverage, { folded: true },
     ),
     dataTable(

@@ -158,19 +158,20 @@ class Gathered:
 
 
 def split(
-    chunks: Iterable[Chunk], limits: Limits, write: Callable[[int, Sequence[Chunk]], None]
+    chunks: Iterable[Chunk], limits: Limits, write: Callable[[int, Sequence[Chunk], bool], None]
 ) -> Gathered:
     """Gather the chunks and, where they are too many for one page, write all of them in parts.
 
-    `write` gets the number of a part, from 0, and its chunks. It is not called if all fit.
+    `write` gets the number of a part, from 0, its chunks, and whether it is the last one. It is not
+    called if all fit.
     """
     gathered, part, number = Gathered(limits), list[Chunk](), 0
     for chunk in chunks:
         gathered.add(chunk)
         if not limits.hold([*part, chunk]):
-            write(number, part)
+            write(number, part, False)
             part, number = [], number + 1
         part.append(chunk)
     if number:
-        write(number, part)
+        write(number, part, True)
     return gathered

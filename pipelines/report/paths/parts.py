@@ -3,8 +3,8 @@ them in a folder of parts beside it.
 
     report.html  report-parts/index.html  report-parts/paths-000.html  report-parts/paths-001.html
 
-Each part is a page of the same kind that needs no other. The index names the questions of each
-part, so that it finds the one with a path.
+Each part is a page of the same kind that needs no other; it links to the report and to its
+neighbours. The index names the questions of each part, so that it finds the one with a path.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from cluster.store.folder import Folder
+from pipelines.analysis.lineage import guideline_texts, steps_of
 from pipelines.report.paths.chunks import Chunk, Gathered, Limits, index_of, pack, split
-from pipelines.report.paths.reading import answer_records, guideline_texts, path_records
+from pipelines.report.paths.reading import answer_records, path_records
 from pipelines.report.paths.records import Record
 from pipelines.stored_run import StoredRun
 
@@ -44,18 +46,19 @@ def browser_data(
     runs: Sequence[StoredRun],
     assemble: Assemble,
     parts: Folder,
+    report: str,
     path_limits: Limits = PATH_LIMITS,
     answer_limits: Limits = ANSWER_LIMITS,
 ) -> BrowserData | None:
     """The paths and held-out answers of some runs; None where there are none.
 
     Where they are too many, all of them are written to `parts`, where pages of an earlier report
-    are removed; otherwise nothing is written.
+    are removed; otherwise nothing is written. `report` is the name of the file beside `parts`.
     Raises `DamagedFileError` and `StorageError`.
     """
     named = distinct_names(runs)
-    guidelines = {name: guideline_texts(run) for name, run in named.items()}
-    writer = _PartWriter(parts, assemble, guidelines)
+    guidelines = {name: _guidelines_of(run) for name, run in named.items()}
+    writer = _PartWriter(parts, assemble, guidelines, f"../{quote(report)}")
     sources: Iterable[tuple[str, Limits, Iterable[Record]]] = (
         (
             "paths",
@@ -80,6 +83,14 @@ def browser_data(
         "sample": _sample(gathered, f"{parts.name}/{INDEX_PAGE}"),
     }
     return BrowserData(index, [chunk.data for chunk in chunks])
+
+
+def _guidelines_of(run: StoredRun) -> dict[str, str]:
+    """The texts of the guidelines of all rounds."""
+    found: dict[str, str] = {}
+    for step in steps_of(run, "paths"):
+        found |= guideline_texts(run, step)
+    return found
 
 
 def distinct_names(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:
@@ -113,19 +124,27 @@ class _PartWriter:
     folder: Folder
     assemble: Assemble
     guidelines: Mapping[str, Mapping[str, str]]
+    report: str
+    """The address of the report, as seen from a part."""
 
     def __post_init__(self) -> None:
         self._parts: list[dict[str, Any]] = []
 
-    def of(self, kind: str) -> Callable[[int, Sequence[Chunk]], None]:
+    def of(self, kind: str) -> Callable[[int, Sequence[Chunk], bool], None]:
         """Writes the parts of a kind."""
 
-        def write(number: int, chunks: Sequence[Chunk]) -> None:
-            name = f"{kind}-{number:03d}.html"
-            index = index_of(chunks) | {
-                "guidelines": self.guidelines,
-                "sample": {"parts": INDEX_PAGE},
+        def name_of(number: int) -> str:
+            return f"{kind}-{number:03d}.html"
+
+        def write(number: int, chunks: Sequence[Chunk], is_last: bool) -> None:
+            name = name_of(number)
+            links = {
+                "report": self.report,
+                "parts": INDEX_PAGE,
+                "previous": name_of(number - 1) if number else None,
+                "next": None if is_last else name_of(number + 1),
             }
+            index = index_of(chunks) | {"guidelines": self.guidelines, "sample": links}
             page = self.assemble({"paths": index}, {"paths": [chunk.data for chunk in chunks]})
             self.folder.write_bytes(name, page)
             self._parts.append(
@@ -143,7 +162,7 @@ class _PartWriter:
         """Write the index, if there is any part, and remove the pages of an earlier report."""
         written = {part["page"] for part in self._parts}
         if written:
-            page = self.assemble({"parts": self._parts}, {})
+            page = self.assemble({"parts": {"report": self.report, "pages": self._parts}}, {})
             self.folder.write_bytes(INDEX_PAGE, page)
             written.add(INDEX_PAGE)
         found = [name for name in self.folder.file_names() if _PAGE.fullmatch(name)]

@@ -6,29 +6,16 @@ also one that is not finished.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from cluster.errors import DamagedFileError
-from cluster.store.folder import BROKEN_PARQUET
-from cluster.store.ledger import Ledger
 from evaluation.predictions import Prediction
 from pipelines.analysis.lineage import steps_of, tokenizer_of
 from pipelines.analysis.overview import current_ledger
+from pipelines.analysis.row_batches import row_batches
 from pipelines.report.paths.records import Record, Selected, answers_record, path_record
 from pipelines.report.paths.selection import Selection
 from pipelines.stored_run import StoredRun
-
-_BATCH_ROWS = 32
-"""Questions that are in memory at a time, with all their paths."""
-_LEFT_OUT = re.compile(r"(paths|samples)\..*token_ids\b.*|samples\..*")
-"""Columns that nobody reads on a page, and that take most of the memory."""
 
 
 def path_records(run: StoredRun, name: str) -> Iterator[Record]:
@@ -44,35 +31,6 @@ def path_records(run: StoredRun, name: str) -> Iterator[Record]:
                 for path in row["paths"] or ():
                     found = selected.get(path["path_id"], Selected())
                     yield path_record(row, path, found, name, read_last)
-
-
-def row_batches(ledger: Ledger) -> Iterator[list[dict[str, Any]]]:
-    """The valid rows of a ledger, a few at a time, without the ids of tokens."""
-    for part in ledger.split():
-        file = part.files[part.index.column("file")[0].as_py()]
-        valid = pc.sort_indices(part.index.column("row"))
-        places = part.index.column("row").take(valid).combine_chunks()
-        yield from _batches_of(part, file, places)
-
-
-def _batches_of(ledger: Ledger, name: str, places: pa.Array) -> Iterator[list[dict[str, Any]]]:
-    start = 0
-    try:
-        file = ledger.folder.open_parquet(name)
-        columns = _columns_of(file.schema)
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            here = pc.and_(pc.greater_equal(places, start), pc.less(places, start + batch.num_rows))
-            rows = pc.subtract(places.filter(here), pa.scalar(start, places.type))
-            start += batch.num_rows
-            if len(rows):
-                yield batch.take(rows).to_pylist()
-    except BROKEN_PARQUET as error:
-        raise DamagedFileError(f"{ledger.folder.uri}/{name} is damaged ({error})") from error
-
-
-def _columns_of(schema: pq.ParquetSchema) -> list[str]:
-    names = [schema.column(number).path for number in range(len(schema))]
-    return [name for name in names if not _LEFT_OUT.fullmatch(name)]
 
 
 # --- held-out questions ------------------------------------------------------------------------
@@ -106,12 +64,3 @@ def _predictions(run: StoredRun, step: str) -> Iterator[Prediction]:
 
 def _answers_of(run: StoredRun, step: str) -> Mapping[str, Prediction]:
     return {each.question.question_id: each for each in _predictions(run, step)}
-
-
-def guideline_texts(run: StoredRun) -> dict[str, str]:
-    """The texts of the guidelines of a run, as the manifests of its paths have them."""
-    found: dict[str, str] = {}
-    for step in steps_of(run, "paths"):
-        content = (run.folder.child(step).manifest() or {}).get("content") or {}
-        found |= {each["guideline_id"]: each["text"] for each in content.get("guidelines", ())}
-    return found
