@@ -47,8 +47,8 @@ def sums(name: str, seed: int, domain: str = "in_domain", **limits: Any) -> dict
     """The same from files, because importing the package that generates questions takes longer than
     many of these runs."""
     used = SPLITS[1:] if domain == "out_of_domain" else SPLITS
-    files = {split: str(_sums(seed, split, limits.get(f"num_{split}"))) for split in used}
-    source = {"kind": "files", **files, "answer_type": "number"}
+    files = {str(name): str(_sums(seed, name, limits.get(f"num_{name}"))) for name in used}
+    source: dict[str, Any] = {"kind": "files", **files, "answer_type": "number"}
     return {name: {"source": source, "domain": domain, **limits}}
 
 
