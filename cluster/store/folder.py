@@ -32,7 +32,13 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import xxhash
 
-from cluster.errors import DamagedFileError, InputError, StorageError, TakenOverError
+from cluster.errors import (
+    DamagedFileError,
+    InputError,
+    StorageError,
+    StoreAwayError,
+    TakenOverError,
+)
 from cluster.secrets import refuse_key
 from cluster.settings import fingerprint
 from cluster.store.network import OUTAGE_S, bare, one_line, open_filesystem, store_of, waiting
@@ -69,28 +75,31 @@ class Folder:
     claim: Claim | None = field(default=None, compare=False)
 
     @classmethod
-    def open(cls, uri: str, outage_s: float = OUTAGE_S) -> Folder:
+    def open(cls, uri: str, outage_s: float = OUTAGE_S, argument: str = "storage.root") -> Folder:
         """The folder at a local path or a URI (`s3://`, `gs://`, `hdfs://`, `file://`).
 
         A store on a network may be away for `outage_s` seconds (`cluster.store.network`). Raises
-        `InputError` when no file system is known for the URI, or when it holds a key.
+        `InputError`, which names the setting or argument that gave the URI, when no file system is
+        known for it, or when it holds a key.
         """
-        refuse_key("the folder", uri)
+        refuse_key(argument, uri)
         if not uri.strip():
             raise InputError(
-                "storage.root is empty; give a folder or a URI such as s3://bucket/runs"
+                f"{argument} has no value; give a folder or a URI such as s3://bucket/runs"
             )
         if slip := _SLIP.match(uri):
             scheme, rest = slip[1] or slip[2], uri[slip.end() :]
             wanted = f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
-            raise InputError(f"storage.root {uri!r} is no folder and no URI; write {wanted}")
+            raise InputError(f"{argument} {uri!r} is no folder and no URI; write {wanted}")
         location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             filesystem, path = open_filesystem(location, outage_s)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
-                f"storage.root {uri!r} is not a folder or URI: {one_line(error)}"
+                f"{argument} {uri!r} is not a folder or URI: {one_line(error)}"
             ) from error
+        if not path.strip("/") and not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            raise InputError(f"{argument} {uri!r} names no bucket; write s3://bucket/folder")
         return cls(filesystem, path)
 
     @property
@@ -242,6 +251,10 @@ class Folder:
             yield
         except InputError:
             raise
+        except StoreAwayError as error:
+            raise StorageError(
+                f"{posixpath.join(self.uri, name)} ({num_bytes} bytes) cannot be written: {error}"
+            ) from error
         except OSError as error:
             fix = (
                 "Free some space or restore the permission to write, then"
