@@ -21,7 +21,6 @@ import json
 import os
 import posixpath
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from cluster.errors import (
 )
 from cluster.secrets import refuse_key
 from cluster.settings import fingerprint
+from cluster.store import unfinished
 from cluster.store.network import OUTAGE_S, bare, one_line, open_filesystem, store_of, waiting
 
 MANIFEST = "manifest.json"
@@ -225,7 +225,7 @@ class Folder:
         """Whether it contains nothing, apart from what a killed write left behind."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         return all(
-            info.base_name.startswith(_UNFINISHED)
+            info.base_name.startswith(unfinished.PREFIX)
             for info in self.filesystem.get_file_info(selector)
         )
 
@@ -421,8 +421,6 @@ class Folder:
 
 BROKEN_PARQUET = (pa.ArrowException, OSError, MemoryError, KeyError, ValueError)
 """What pyarrow raises for a broken file; `OSError` also when the storage cannot be read."""
-_UNFINISHED = ".writing-"
-"""The prefix of a file name while the file is being written on a disk."""
 
 
 def parquet_bytes(table: pa.Table, row_groups: Sequence[int] = ()) -> pa.Buffer:
@@ -466,7 +464,7 @@ def _parsing(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _written_aside(path: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
     """A temporary file with the data, in the target's folder; it is removed after the block."""
-    work = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    work = path.with_name(unfinished.new_name())
     try:
         work.write_bytes(data)
         yield work
