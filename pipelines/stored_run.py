@@ -60,8 +60,9 @@ class StoredRun:
 
         A `Folder` that is open already keeps its endpoint and keys, which its address lacks.
         """
-        is_open = isinstance(location, Folder)
-        folder = location if is_open else folder_to_read("the run folder", location)
+        folder = (
+            location if isinstance(location, Folder) else folder_to_read("the run folder", location)
+        )
         steps = read_steps(folder)
         if not steps or CONFIG_FILE not in folder.file_names():
             raise InputError(
