@@ -42,6 +42,10 @@ class StorageError(OSError):
         return getattr(self.__cause__, "errno", None) in _LASTING
 
 
+class StoreAwayError(StorageError):
+    """A store on a network has not answered for as long as it is waited for."""
+
+
 _LASTING = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),

@@ -17,6 +17,7 @@ import difflib
 import enum
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,12 +157,32 @@ def settings_of(root: type[AnySettings], tree: Mapping[str, Any], place: str) ->
 
 def _validated(root: type[AnySettings], tree: Mapping[str, Any]) -> AnySettings:
     try:
-        # JSON mode reads lists as tuples and stays strict about everything else.
-        return root.model_validate_json(json.dumps(tree))
-    except pydantic.ValidationError as error:
-        raise InputError(_explain(root, error)) from error
+        text = json.dumps(tree)
     except TypeError as error:
         raise InputError(f"a value has no JSON form ({error}); quote it") from error
+    try:
+        # JSON mode reads lists as tuples and stays strict about everything else.
+        settings = root.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        raise InputError(_explain(root, json.loads(text), error)) from error
+    _refuse_infinite("", tree)
+    return settings
+
+
+def _refuse_infinite(field: str, value: Any) -> None:
+    """Refuse a number that is not finite also where any value is allowed, as in
+    `engine.options`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{field}: input should be a finite number (given: {value})")
+    for name, each in _items(value):
+        _refuse_infinite(f"{field}.{name}" if field else str(name), each)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """The keys or indices of a value of YAML with what they contain."""
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, list | tuple) else ()
 
 
 def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -234,11 +255,25 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     branch[names[-1]] = value
 
 
-def _explain(root: type[Settings], error: pydantic.ValidationError) -> str:
+@dataclass(frozen=True)
+class _Problem:
+    """What pydantic says about one field."""
+
+    field: tuple[str, ...]
+    """Its keys and indices as the user wrote them, from the root."""
+    detail: ErrorDetails
+    expected: tuple[str, ...]
+    """What the input should be, from each member of a union."""
+
+
+def _explain(root: type[Settings], tree: Any, error: pydantic.ValidationError) -> str:
     """Explain the first problem in a sentence; a misspelt key comes before the one it replaced."""
     # A default that depends on an invalid value was not created; that is not a second error.
     found = [p for p in error.errors() if p["type"] != "default_factory_not_called"]
-    problems = sorted(found, key=lambda problem: problem["type"] != "extra_forbidden")
+    problems = sorted(
+        _one_per_field(root, tree, found),
+        key=lambda problem: problem.detail["type"] != "extra_forbidden",
+    )
     sentence = _explain_one(root, problems[0])
     rest = len(problems) - 1
     return f"{sentence}{_REST}{rest} more)" if rest else sentence
@@ -248,30 +283,82 @@ _REST = " (and "
 """The beginning of the part of a sentence that counts further errors."""
 
 
-def _explain_one(root: type[Settings], problem: ErrorDetails) -> str:
-    # A union adds the tag it chose to the location; the user did not write it.
-    location = [str(part) for part in problem["loc"] if part not in _union_tags(root)]
-    field = ".".join(location) or "config"
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(root, problem["loc"][:-1])
-        parent = ".".join(location[:-1])
-        if nearest := _nearest(location[-1], known):
-            hint = f"did you mean {'.'.join(filter(None, [parent, nearest]))}?"
-        else:
-            hint = f"known here: {', '.join(known) or 'nothing'}"
-        return f"unknown setting {field}; {hint}"
-    if problem["type"] == "missing":
+def _one_per_field(
+    root: type[Settings], tree: Any, found: Sequence[ErrorDetails]
+) -> list[_Problem]:
+    """One problem for each field. Each member of a union reports its own; the member that accepts
+    the field, but not something inside it, is the one that was meant."""
+    by_field: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for detail in found:
+        by_field.setdefault(_as_written(root, tree, detail["loc"]), []).append(detail)
+    return [
+        _Problem(field, details[0], tuple(dict.fromkeys(map(_expected, details))))
+        for field, details in by_field.items()
+        if not any(other != field and other[: len(field)] == field for other in by_field)
+    ]
+
+
+def _as_written(root: type[Settings], tree: Any, location: Sequence[str | int]) -> tuple[str, ...]:
+    """The keys and indices of a location. A union adds the names of its members to it, such as
+    `literal['all-linear']` and `files`, which the user did not write."""
+    written: list[str] = []
+    value = tree
+    for depth, part in enumerate(location):
+        inside = dict(_items(value))
+        if part in inside or (
+            isinstance(value, dict) and part in _known_keys(root, location[:depth])
+        ):
+            written.append(str(part))
+            value = inside.get(part, {})
+    return tuple(written)
+
+
+def _expected(detail: ErrorDetails) -> str:
+    """What the input should be, in the words of YAML; empty if the message says something else."""
+    said = detail["msg"].removeprefix(_SHOULD_BE)
+    return _YAML_WORDS.get(said, said) if detail["msg"].startswith(_SHOULD_BE) else ""
+
+
+_SHOULD_BE = "Input should be "
+_YAML_WORDS = {"a valid array": "a list", "an object": "a mapping"}
+
+
+def _explain_one(root: type[Settings], problem: _Problem) -> str:
+    detail, kind = problem.detail, problem.detail["type"]
+    field = ".".join(problem.field) or "config"
+    if kind == "extra_forbidden":
+        return _explain_unknown(problem.field, _known_keys(root, detail["loc"][:-1]))
+    if kind == "missing":
         return f"{field} is missing"
-    if problem["type"] == "string_pattern_mismatch":
-        pattern = problem.get("ctx", {}).get("pattern")
-        return f"{field}: {problem['input']!r} is not allowed here; it has to match {pattern}"
-    reason = problem["msg"].removeprefix("Value error, ")
-    reason = reason[:1].lower() + reason[1:]
-    shown = repr(problem["input"])
-    if not location and problem["type"] == "value_error":
+    if kind == "union_tag_not_found":
+        return f"{field}.kind is missing"
+    if kind == "union_tag_invalid":
+        return (
+            f"{field}.kind: input should be one of {detail['ctx']['expected_tags']} "
+            f"(given: {detail['input']['kind']!r})"
+        )
+    if kind == "string_pattern_mismatch":
+        pattern = detail.get("ctx", {}).get("pattern")
+        return f"{field}: {detail['input']!r} is not allowed here; it has to match {pattern}"
+    if all(problem.expected):
+        reason = f"input should be {' or '.join(problem.expected)}"
+    else:
+        reason = detail["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+    if not problem.field and kind == "value_error":
         return reason  # it concerns several fields and names them
-    given = f" (given: {shown})" if len(shown) < 120 and problem["type"] != "value_error" else ""
+    shown = repr(detail["input"])
+    given = f" (given: {shown})" if len(shown) < 120 and kind != "value_error" else ""
     return f"{field}: {reason}{given}"
+
+
+def _explain_unknown(field: Sequence[str], known: Sequence[str]) -> str:
+    parent = ".".join(field[:-1])
+    if nearest := _nearest(field[-1], known):
+        hint = f"did you mean {'.'.join(filter(None, [parent, nearest]))}?"
+    else:
+        hint = f"known here: {', '.join(known) or 'nothing'}"
+    return f"unknown setting {'.'.join(field)}; {hint}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:
@@ -293,20 +380,6 @@ def _children(annotation: Any) -> Iterable[type[Settings]]:
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _children(argument)
-
-
-def _union_tags(root: type[Settings]) -> set[str]:
-    """The discriminator values used anywhere below `root` (`kind: files` and the like)."""
-    tags: set[str] = set()
-    for field in root.model_fields.values():
-        children = list(_children(field.annotation))
-        if field.discriminator or len(children) > 1:
-            for child in children:
-                kind = child.model_fields.get("kind")
-                tags.update(getattr(kind.annotation, "__args__", ()) if kind else ())
-        for child in children:
-            tags |= _union_tags(child)
-    return tags
 
 
 def _known_keys(root: type[Settings], location: Sequence[str | int]) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from cluster.errors import InputError
-from cluster.store.folder import Folder
+from cluster.store.named import folder_to_write, refuse_within
 from cluster.terminal import say
 from commands.arguments import add_run
 from pipelines.analysis.reading import (
@@ -31,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the tables, and write them where that is asked for; the run is only read."""
+    to = None if arguments.to is None else folder_to_write("--to", arguments.to)
     stored = StoredRun.read(arguments.run)
-    to = Folder.open(arguments.to) if arguments.to else None
-    if to is not None and to.path.startswith(f"{stored.folder.path}/"):
-        raise InputError(f"--to {arguments.to} is within the run's folder; name another folder")
+    if to is not None:
+        refuse_within("--to", to, stored.folder)
     found = analysis_tables(stored)
     text = "\n\n".join([*unfinished_note(stored), *grader_note(stored), format_analysis(found)])
     if arguments.json:

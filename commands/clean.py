@@ -12,8 +12,8 @@ from cluster.store.cleanup import (
     format_leftovers,
     remove_leftovers,
 )
-from cluster.store.folder import Folder
 from cluster.store.holder import hold
+from cluster.store.named import folder_to_read
 from cluster.terminal import say
 from commands.arguments import add_run, add_take_over
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """List what can be removed, ask, and then remove it."""
-    folder = Folder.open(arguments.run)
+    folder = folder_to_read("the run folder", arguments.run)
     check_is_run(folder)
     if arguments.dry_run:
         say(format_leftovers(find_leftovers(folder, superseded=arguments.superseded)))

@@ -11,6 +11,7 @@ from cluster.events import kept_log
 from cluster.notify import announced
 from cluster.session import log_folder, ray_session
 from cluster.store.folder import Folder
+from cluster.store.named import folder_to_write, split_address
 from cluster.terminal import say
 from commands.arguments import add_overrides, add_take_over
 from evaluation.model_scores import Measure, format_measures
@@ -129,7 +130,7 @@ def _examine(
     log_samples: str | None,
 ) -> list[Measure]:
     """Ask the models, print their table and write what is wanted."""
-    logs = Folder.open(log_samples) if log_samples else None
+    logs = None if log_samples is None else folder_to_write("--log-samples", log_samples)
     with (
         kept_log("evaluate") as log,
         announced(settings.cluster.notify, settings.run),
@@ -193,8 +194,8 @@ def _place(out: str | None, tree: dict[str, Any]) -> dict[str, Any]:
     """The settings `run` and `storage` of the folder that is asked for."""
     if out is None:
         return {}
-    root, _, name = out.rstrip("/").rpartition("/")
+    Folder.open(out, argument="--out")
+    root, name = split_address(out.rstrip("/"))
     if not name:
         raise InputError(f"--out {out}: expected a folder")
-    root = root or ("/" if out.startswith("/") else ".")
     return {"run": name, "storage": dict(tree.get("storage") or {}) | {"root": root}}

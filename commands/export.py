@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster.errors import InputError
 from cluster.models.hub import hub_errors
 from cluster.store.folder import Folder
+from cluster.store.named import folder_to_write, refuse_within
 from cluster.terminal import say
 from commands.arguments import add_run
 from commands.version import commit, version
@@ -35,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folders and, where that is asked for, upload them."""
-    to = Folder.open(arguments.to)
+    to = folder_to_write("--to", arguments.to)
     _check_hub(arguments, to)
     stored = StoredRun.read(arguments.run)
+    refuse_within("--to", to, stored.folder)
     export = plan_export(stored, arguments.round, arguments.dataset, arguments.without)
     what = arguments.what or default_what(export)
     made_by = f"regenesis {version()}" + (f" ({commit()})" if commit() else "")

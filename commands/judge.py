@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from cluster.errors import InputError
-from cluster.store.folder import Folder
+from cluster.store.named import file_to_write
 from cluster.terminal import say
 from commands.arguments import add_run
 from pipelines.judging.sheet import make_sheet
@@ -30,9 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the sheet; the run is only read."""
     if arguments.number < 1:
         raise InputError(f"--number {arguments.number}: give at least 1")
+    folder, name = file_to_write("-o", arguments.output)
     stored = StoredRun.read(arguments.run)
     sheet = make_sheet(stored, arguments.number, arguments.seed)
-    place, _, name = arguments.output.rpartition("/")
-    Folder.open(place or str(Path.cwd())).write_bytes(name, assemble({"sheet": sheet}))
+    folder.write_bytes(name, assemble({"sheet": sheet}))
     say(f"open {arguments.output}: {len(sheet['items'])} paths")
     return 0

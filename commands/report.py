@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from cluster.errors import InputError
-from cluster.store.folder import Folder
+from cluster.store.named import file_to_write
 from cluster.terminal import say
 from pipelines.report.write import FILE, write_report
 from pipelines.stored_run import StoredRun
@@ -24,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file; the runs are only read. Raises `DamagedFileError`."""
-    place, _, name = arguments.output.rpartition("/")
+    folder, name = file_to_write("-o", arguments.output)
     if not name.endswith(".html"):
         raise InputError(f"-o {arguments.output}: name a file that ends with .html")
     runs = [StoredRun.read(each) for each in arguments.runs]
-    write_report(runs, Folder.open(place or str(Path.cwd())), name)
+    write_report(runs, folder, name)
     say(f"open {arguments.output}")
     return 0

@@ -14,6 +14,7 @@ from cluster.errors import InputError
 from cluster.events import read_events
 from cluster.store.folder import HOLDERS, Folder
 from cluster.store.holder import DEAD_AFTER_S, has_ended, last_holder, read_beat
+from cluster.store.named import folder_to_read
 from cluster.terminal import ProgressLine, printable
 from commands.arguments import add_run
 from pipelines.analysis.overview import step_states
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.every <= 0:
         raise InputError(f"--every {arguments.every:g}: give a number of seconds above 0")
     line = ProgressLine(0.0, sys.stdout)
-    life = _Life(Folder.open(arguments.run))
+    life = _Life(folder_to_read("the run folder", arguments.run))
     while True:
         over = life.why_over()
         shown = _line(arguments.run)

@@ -21,6 +21,7 @@ import pyarrow.fs
 from cluster.errors import InputError
 from cluster.store.folder import Folder
 from cluster.store.ledger import Ledger
+from cluster.store.named import folder_to_read
 from cluster.store.step import read_steps
 from evaluation.answers import Answer, AnswerSet
 from evaluation.predictions import Prediction
@@ -70,7 +71,7 @@ def distinct_names(sets: Sequence[AnswerSet], given: Sequence[str]) -> list[Answ
 def _found(place: str) -> list[AnswerSet]:
     if _is_file(place):
         return [_of_file(place)]
-    folder = Folder.open(place)
+    folder = folder_to_read("the folder", place)
     for find in (_of_steps, _of_part, _of_logs):
         if sets := find(folder):
             return sets

@@ -19,6 +19,7 @@ from cluster.secrets import host_only
 from cluster.settings import Settings, fingerprint
 from cluster.store.folder import HOLDERS, Folder
 from cluster.store.ledger import Ledger, is_ledger_file
+from cluster.store.named import folder_to_read
 from cluster.store.step import STEPS_FILE, Step, check_steps, read_steps
 
 CONFIG_FILE = "config.yaml"
@@ -59,7 +60,9 @@ class StoredRun:
 
         A `Folder` that is open already keeps its endpoint and keys, which its address lacks.
         """
-        folder = Folder.open(location) if isinstance(location, str) else location
+        folder = (
+            location if isinstance(location, Folder) else folder_to_read("the run folder", location)
+        )
         steps = read_steps(folder)
         if not steps or CONFIG_FILE not in folder.file_names():
             raise InputError(

@@ -52,7 +52,7 @@ def with_strategy(tree: dict[str, Any]) -> dict[str, Any]:
     name = synthesis.get("strategy", DEFAULT) if isinstance(synthesis, dict) else DEFAULT
     if isinstance(name, str) and name.endswith(".py"):
         return laid_over(own_strategy(name).settings, tree)
-    if name not in strategies():
+    if not isinstance(name, str) or name not in strategies():
         raise InputError(
             f"synthesis.strategy: {_unknown(name)}; there are {', '.join(strategies())}; your own "
             "strategy is named by the path of its file, which ends in .py"

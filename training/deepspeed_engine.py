@@ -205,3 +205,25 @@ def _norm_without_zero(engine: Any) -> float:
 
     grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm([grad.float() for grad in grads]))
+
+
+_FLOAT32_COPIES = (
+    "single_partition_of_fp32_groups",  # ZeRO 1 and 2
+    "fp32_partitioned_groups_flat",  # ZeRO 3
+    "fp32_groups_flat_partition",  # bfloat16 without ZeRO
+)
+"""Where DeepSpeed's optimizers keep their part of the trained weights in float32."""
+
+
+def shard_bytes(engine: Any, settings: PlacedTraining) -> int:
+    """Bytes that this worker writes into a checkpoint: the float32 copy and the moments of its part
+    of the weights; the first worker also writes the weights, with LoRA only the trained ones."""
+    optimizer = engine.optimizer
+    inner = getattr(optimizer, "optimizer", optimizer)
+    kept = [each for name in _FLOAT32_COPIES for each in getattr(optimizer, name, ())]
+    kept += [each for state in inner.state.values() for each in state.values()]
+    if engine.global_rank == 0:
+        weights = engine.module.parameters()
+        kept += [each for each in weights if each.requires_grad or settings.method == "full"]
+    tensors = [each for each in kept if hasattr(each, "element_size")]
+    return sum(each.numel() * each.element_size() for each in tensors)

@@ -12,15 +12,19 @@ controller takes every two seconds, so a step could not be shorter than that.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import os
+import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import StorageError
 from cluster.models.model import Model
@@ -31,7 +35,13 @@ from training.answers import micro_parts
 from training.checks import RefusedError, agree, check_training, refuse_broken_weights
 from training.data.batches import learning_rate
 from training.data.examples import read_examples
-from training.deepspeed_engine import build_engine, prepare_process, set_learning_rate, step_engine
+from training.deepspeed_engine import (
+    build_engine,
+    prepare_process,
+    set_learning_rate,
+    shard_bytes,
+    step_engine,
+)
 from training.device import device_of
 from training.mfu import peak_flops, work_of
 from training.objectives import OBJECTIVES
@@ -42,6 +52,8 @@ from training.reference import REFERENCE, with_references
 from training.saving import rehearse_save, save_trained
 from training.settings import PlacedTraining
 from training.steps import StepData, WorkerBatch
+
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
 """The folder of the checkpoints within a model's."""
@@ -174,11 +186,16 @@ _MAY_PASS = (
 
 def _of_all_workers(sentence: str | None) -> list[str]:
     """What any worker has to tell; every worker must ask."""
+    return [each for each in _gathered(sentence) if each]
+
+
+def _gathered(value: T) -> list[T]:
+    """The value of each worker; every worker must ask."""
     import torch
 
-    told: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(told, sentence)
-    return [each for each in told if each]
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, value)
+    return told
 
 
 def _refuse_unwritten(error: Exception | None) -> None:
@@ -373,6 +390,8 @@ def _save_checkpoint(engine: Any, progress: Progress, job: TrainingJob) -> Progr
     began = time.monotonic()
     error: Exception | None = None
     with tempfile.TemporaryDirectory(prefix="regenesis-checkpoint-") as folder:
+        needed = shard_bytes(engine, job.settings)
+        _refuse_unwritten(_missing_room(folder, progress.next_step, _on_this_node(needed)))
         _write_checkpoint(engine, progress, job.settings, folder)
         try:
             _keep_checkpoint(folder, progress, job.output.child(CHECKPOINTS))
@@ -383,6 +402,29 @@ def _save_checkpoint(engine: Any, progress: Progress, job: TrainingJob) -> Progr
         raise error
     seconds = progress.checkpoint_seconds + time.monotonic() - began
     return replace(progress, checkpoint_seconds=seconds)
+
+
+def _on_this_node(num_bytes: int) -> int:
+    """The sum over the workers of this node. Every worker must call it."""
+    here = socket.gethostname()
+    return sum(each for host, each in _gathered((here, num_bytes)) if host == here)
+
+
+def _missing_room(folder: str, step: int, needed: int) -> StorageError | None:
+    """Why the shards of this node do not fit into its temporary folder; None if they do.
+
+    It is asked before any worker writes, because DeepSpeed's other workers would wait for one that
+    has failed."""
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        return None
+    error = StorageError(
+        f"the checkpoint of step {step} ({needed} bytes on this node) does not fit into "
+        f"{Path(folder).parent}, where {free} bytes are free; make room there or let TMPDIR name a "
+        "larger folder, and the same command continues from the last checkpoint, if there is one"
+    )
+    error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error
 
 
 def _write_checkpoint(
@@ -419,6 +461,27 @@ def _keep_checkpoint(folder: str, progress: Progress, checkpoints: Folder) -> No
         )
 
 
+def _fetched(checkpoint: Any, stack: ExitStack) -> str:
+    """The checkpoint in a folder of this node, until the stack ends. Every worker must call it.
+
+    Raises `UnwrittenError` on every worker when it does not fit on the disk of one of them."""
+    folder = ""
+    error: StorageError | None = None
+    try:
+        folder = stack.enter_context(checkpoint.as_directory())
+    except OSError as caught:
+        error = StorageError(
+            f"the checkpoint {checkpoint.path} cannot be copied to {tempfile.gettempdir()}: "
+            f"{caught.strerror or caught}; make room there or let TMPDIR name a larger folder, "
+            "then repeat the command"
+        )
+        error.__cause__ = caught
+    _refuse_unwritten(error)
+    if error:
+        raise error
+    return folder
+
+
 def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:
     """Restore the engine from the last checkpoint; without one, begin at the first step."""
     import ray.train
@@ -426,7 +489,8 @@ def _load_checkpoint(engine: Any, settings: PlacedTraining) -> Progress:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()
-    with checkpoint.as_directory() as folder:
+    with ExitStack() as stack:
+        folder = _fetched(checkpoint, stack)
         path, state = engine.load_checkpoint(
             folder, tag=TAG, load_module_strict=settings.method == "full"
         )

@@ -26,7 +26,11 @@ from cluster.inference.engine import (
     SamplingSettings,
 )
 from cluster.inference.engine_processes import start_reaper
-from cluster.inference.vllm_options import check_sampling, check_types, refuse_unknown
+from cluster.inference.vllm_options import (
+    check_engine_options,
+    check_sampling,
+    refuse_unknown,
+)
 
 LOAD_FORMAT = "regenesis_digests"
 """Prefix of the names of the loaders that `cluster.inference.vllm_loader` registers in vLLM."""
@@ -337,9 +341,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise InputError(f"engine.options: {name} is a setting; write it as engine.{name}")
         if name in _RUN_ARGUMENTS:
             raise InputError(f"engine.options: {name} is set by the run; leave it out")
-    if names := vllm_source.argument_names():
-        refuse_unknown("engine.options", "AsyncEngineArgs", options, names)
-        check_types("engine.options", options, vllm_source.argument_types(), strict=False)
+    check_engine_options("engine.options", options)
     for name, values in (
         ("load_format", vllm_source.load_formats()),
         ("quantization", vllm_source.quantization_methods()),

@@ -1,13 +1,15 @@
 """Check that vLLM accepts an option: its name, type and range, without importing vLLM.
 
-Names and types are read from the source of the installed vLLM (`cluster.inference.vllm_source`). A
-type that is one of vLLM's classes is left to vLLM; so are rules that concern several options.
+Names, types and limits are read from the source of the installed vLLM
+(`cluster.inference.vllm_source`). What a class of vLLM's requires of the values in its mapping is
+left to vLLM; so are rules that concern several options.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +30,7 @@ CLASSES = {
 _Rule = tuple[Callable[[Any], bool], str]
 _PENALTY: _Rule = (lambda value: -2 <= value <= 2, "between -2 and 2")
 _LOGPROBS: _Rule = (lambda value: value >= -1, "-1 or more")
+_TOKENS: _Rule = (lambda value: all(each >= 0 for each in value), "ids of tokens, 0 or more")
 _TEXTS: _Rule = (
     lambda value: all(isinstance(each, str) and each for each in value),
     "non-empty texts",
@@ -41,14 +44,42 @@ RANGES: Mapping[str, _Rule] = {
     "prompt_logprobs": _LOGPROBS,
     "stop": (lambda value: "" not in [*value] and value != "", "non-empty texts"),
     "bad_words": _TEXTS,
+    "stop_token_ids": _TOKENS,
+    "allowed_token_ids": (
+        lambda value: len(value) > 0 and _TOKENS[0](value),
+        "a list of one or more ids of tokens, 0 or more",
+    ),
+    "logit_bias": (
+        lambda value: all(str(each).isdecimal() for each in value),
+        "a mapping whose keys are ids of tokens",
+    ),
     "stream_interval": (lambda value: value >= 1, "1 or more"),
     "thinking_token_budget": _LOGPROBS,
 }
 """What vLLM requires of a value besides its type (SamplingParams._verify_args of 0.32)."""
 
-_TYPES: Mapping[str, Any] = {
-    each.__name__: each for each in (int, float, bool, str, list, dict, tuple, set)
-} | {"Any": Any, "None": None, "Literal": typing.Literal}
+
+class _NoValue:
+    """A type of which a config cannot give a value, such as a function or a class."""
+
+    dtype: type[Any]
+
+    def __class_getitem__(cls, _: Any) -> type[_NoValue]:
+        return cls
+
+
+_NoValue.dtype = _NoValue.ndarray = _NoValue  # type: ignore[attr-defined]
+_CHECKED_APART = ("LoadFormats", "QuantizationMethods")
+"""Types of options whose values the engine compares with those that vLLM has."""
+_ANY_CLASS = pydantic.ConfigDict(arbitrary_types_allowed=True)
+
+_TYPES: Mapping[str, Any] = (
+    {each.__name__: each for each in (int, float, bool, str, list, dict, tuple, set)}
+    | {"Any": Any, "None": None, "Literal": typing.Literal}
+    | dict.fromkeys(("type", "Callable", "torch", "np"), _NoValue)
+    | {"object": object}
+    | dict.fromkeys(("PreTrainedConfig", "Executor", "LogitsProcessor"), _NoValue)
+)
 
 
 def check_sampling(field: str, sampling: SamplingSettings) -> None:
@@ -74,6 +105,44 @@ def check_sampling(field: str, sampling: SamplingSettings) -> None:
         )
 
 
+def check_engine_options(field: str, options: Mapping[str, Any]) -> None:
+    """Raise `InputError` for names, types and values that `AsyncEngineArgs` would refuse."""
+    types = vllm_source.argument_types()
+    if not types:
+        return
+    refuse_unknown(field, "AsyncEngineArgs", options, types)
+    fields = vllm_source.argument_fields()
+    there = {n: v for n, v in options.items() if v is not None or not _may_be_null(fields, n)}
+    check_types(field, there, types, strict=False)
+    for name, value in there.items():
+        class_name = types[name].removesuffix(" | None")
+        if isinstance(value, Mapping) and (known := vllm_source.config_names(class_name)):
+            refuse_unknown(f"{field}.{name}", class_name, value, known)
+        elif name in fields:
+            _refuse_out_of_range(f"{field}.{name}", value, fields[name].bounds)
+
+
+def _may_be_null(fields: Mapping[str, vllm_source.ConfigField], name: str) -> bool:
+    return name not in fields or fields[name].may_be_null
+
+
+_LIMITS: Mapping[str, tuple[Callable[[float, float], bool], str]] = {
+    "ge": (operator.ge, "{:g} or more"),
+    "gt": (operator.gt, "above {:g}"),
+    "le": (operator.le, "{:g} or less"),
+    "lt": (operator.lt, "below {:g}"),
+}
+
+
+def _refuse_out_of_range(field: str, value: Any, bounds: Mapping[str, float]) -> None:
+    if isinstance(value, str | bool) or not isinstance(value, int | float):
+        return
+    if all(_LIMITS[name][0](value, limit) for name, limit in bounds.items()):
+        return
+    wanted = " and ".join(_LIMITS[name][1].format(limit) for name, limit in bounds.items())
+    raise InputError(f"{field} {value!r}: it must be {wanted}")
+
+
 def check_types(
     field: str, options: Mapping[str, Any], types: Mapping[str, str], *, strict: bool
 ) -> None:
@@ -82,19 +151,28 @@ def check_types(
     With `strict`, a text that could be parsed as a number is not accepted as one.
     """
     for name, value in options.items():
-        if value is None:
-            continue
         kind = _known_type(types.get(name, "Any"))
         try:
-            pydantic.TypeAdapter(kind).validate_python(value, strict=strict)
+            pydantic.TypeAdapter(kind, config=_ANY_CLASS).validate_python(value, strict=strict)
         except pydantic.ValidationError:
             texts = _texts_of(kind)
-            if _plain(value) in map(_plain, texts):
+            if value is not None and _plain(value) in map(_plain, texts):
                 continue
-            accepted = ", ".join(map(str, texts)) or types[name]
+            accepted = ", ".join(map(str, texts)) or _in_words(types[name])
             raise InputError(
                 f"{field}.{name} {value!r}: vLLM accepts {accepted}; correct the value"
             ) from None
+
+
+def _in_words(source: str) -> str:
+    """A type of vLLM's source as a user writes its values."""
+    parts = [part.strip() for part in source.strip("'").split("|")]
+    words = ["a mapping" if _is_class(part) else part for part in parts]
+    return " | ".join("null" if word == "None" else word for word in words)
+
+
+def _is_class(name: str) -> bool:
+    return name in CLASSES.values() or vllm_source.is_config_class(name)
 
 
 def _texts_of(kind: Any) -> list[Any]:
@@ -119,10 +197,13 @@ def _known_type(source: str) -> Any:
 
 
 def _evaluated(source: str) -> Any:
-    names = set(re.findall(r"\b[A-Z]\w+", source))
-    literals = vllm_source.literals() if names - _TYPES.keys() else {}
-    known = {name: _evaluated(literals[name]) for name in names & literals.keys()}
-    return eval(source, {"__builtins__": {}}, {**_TYPES, **known})  # noqa: S307, of installed code
+    names = set(re.findall(r"\b[A-Z]\w+", source)) - _TYPES.keys()
+    named = vllm_source.type_names() if names else {}
+    known = {name: _evaluated(named[name]) for name in names & named.keys()}
+    known |= {name: dict[str, Any] for name in names - known.keys() if _is_class(name)}
+    known |= {name: str for name in names if name.endswith("Enum") or name in _CHECKED_APART}
+    kind = eval(source, {"__builtins__": {}}, {**_TYPES, **known})  # noqa: S307, of installed code
+    return _evaluated(kind) if isinstance(kind, str) else kind
 
 
 def refuse_unknown(

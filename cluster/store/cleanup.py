@@ -2,6 +2,7 @@
 
 * part files of a finished step whose rows are all in compacted files (left by a crash)
 * checkpoints of a finished training
+* files that a killed process did not finish (`cluster.store.unfinished`)
 * with `superseded`: steps that the last config does not use
 
 Only files that a step of a run created can be removed: a folder whose name is that of a step and
@@ -17,7 +18,7 @@ import posixpath
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cluster.store.contents import own_files
 from cluster.store.folder import HOLDERS, MANIFEST, OPENED, Folder
 from cluster.store.ledger import PARTS, Ledger, is_ledger_file
 from cluster.store.step import RUN_FILE, STEPS_FILE, read_steps
+from cluster.store.unfinished import left_behind
 
 CHECKPOINTS = "checkpoints"
 FRESH_S = 600.0
@@ -42,11 +44,19 @@ _STEP = re.compile(
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that can be removed, and why."""
+    """A folder that can be removed, or some files of a folder, and why."""
 
     folder: Folder
     num_bytes: int
     reason: str
+    files: tuple[str, ...] = ()
+    """The relative paths of the files; empty means the whole folder."""
+
+    def remove(self) -> None:
+        if self.files:
+            self.folder.delete_files(self.files)
+        else:
+            self.folder.delete()
 
 
 def check_is_run(run: Folder) -> None:
@@ -68,7 +78,18 @@ def find_leftovers(run: Folder, *, superseded: bool = False) -> list[Leftover]:
                 found.append(_leftover(step, "the last config does not use it"))
         elif step.manifest() is not None:
             found += _within(step)
-    return found
+    return [*found, *_unfinished_files(run, [left.folder.path for left in found])]
+
+
+def _unfinished_files(run: Folder, gone: Sequence[str]) -> list[Leftover]:
+    """What killed processes left on a disk, apart from what is in folders that go anyway."""
+    if not run.is_local:
+        return []
+    files = left_behind(Path(run.path), before=_storage_time(run) - FRESH_S)
+    paths = [str(file) for file in files if not any(map(file.is_relative_to, gone))]
+    names = tuple(sorted(path.removeprefix(f"{run.path}/") for path in paths))
+    reason = f"{len(names)} unfinished files of processes that have ended"
+    return [Leftover(run, run.num_bytes(names), reason, names)] if names else []
 
 
 def _steps_in_use(run: Folder) -> set[str]:
@@ -173,7 +194,13 @@ def format_leftovers(leftovers: list[Leftover]) -> str:
     """One line for each folder, and the total."""
     lines = [f"{_size(left.num_bytes)}  {left.folder.uri}: {left.reason}" for left in leftovers]
     total = sum(left.num_bytes for left in leftovers)
-    return "\n".join([*lines, f"{_size(total)}  in all, {total} bytes in {len(lines)} folders"])
+    return "\n".join([*lines, f"{_size(total)}  in all, {total} bytes in {_counted(leftovers)}"])
+
+
+def _counted(leftovers: list[Leftover]) -> str:
+    num_files = sum(len(left.files) for left in leftovers)
+    num_folders = sum(not left.files for left in leftovers)
+    return f"{num_folders} folders" + (f" and {num_files} files" if num_files else "")
 
 
 def _size(num_bytes: int) -> str:
@@ -187,13 +214,13 @@ def ask_to_delete(leftovers: list[Leftover]) -> bool:
             "clean asks before it deletes, but there is no terminal to ask on; nothing was "
             "deleted: give --yes, or --dry-run to only see the list"
         )
-    answer = input(f"delete these {len(leftovers)} folders? [y/N] ")
+    answer = input(f"delete these {_counted(leftovers)}? [y/N] ")
     return answer.strip().lower() in ("y", "yes")
 
 
 def remove_leftovers(leftovers: list[Leftover]) -> None:
     """Remove them all, and record each one that is gone."""
     for leftover in leftovers:
-        leftover.folder.delete()
+        leftover.remove()
         facts = {"bytes": leftover.num_bytes, "reason": leftover.reason}
         record("removed", folder=leftover.folder.uri, **facts)

@@ -21,7 +21,6 @@ import json
 import os
 import posixpath
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,9 +31,16 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import xxhash
 
-from cluster.errors import DamagedFileError, InputError, StorageError, TakenOverError
+from cluster.errors import (
+    DamagedFileError,
+    InputError,
+    StorageError,
+    StoreAwayError,
+    TakenOverError,
+)
 from cluster.secrets import refuse_key
 from cluster.settings import fingerprint
+from cluster.store import unfinished
 from cluster.store.network import OUTAGE_S, bare, one_line, open_filesystem, store_of, waiting
 
 MANIFEST = "manifest.json"
@@ -69,28 +75,31 @@ class Folder:
     claim: Claim | None = field(default=None, compare=False)
 
     @classmethod
-    def open(cls, uri: str, outage_s: float = OUTAGE_S) -> Folder:
+    def open(cls, uri: str, outage_s: float = OUTAGE_S, argument: str = "storage.root") -> Folder:
         """The folder at a local path or a URI (`s3://`, `gs://`, `hdfs://`, `file://`).
 
         A store on a network may be away for `outage_s` seconds (`cluster.store.network`). Raises
-        `InputError` when no file system is known for the URI, or when it holds a key.
+        `InputError`, which names the setting or argument that gave the URI, when no file system is
+        known for it, or when it holds a key.
         """
-        refuse_key("the folder", uri)
+        refuse_key(argument, uri)
         if not uri.strip():
             raise InputError(
-                "storage.root is empty; give a folder or a URI such as s3://bucket/runs"
+                f"{argument} has no value; give a folder or a URI such as s3://bucket/runs"
             )
         if slip := _SLIP.match(uri):
             scheme, rest = slip[1] or slip[2], uri[slip.end() :]
             wanted = f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
-            raise InputError(f"storage.root {uri!r} is no folder and no URI; write {wanted}")
+            raise InputError(f"{argument} {uri!r} is no folder and no URI; write {wanted}")
         location = uri if "://" in uri else str(Path(uri).expanduser().absolute())
         try:
             filesystem, path = open_filesystem(location, outage_s)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
-                f"storage.root {uri!r} is not a folder or URI: {one_line(error)}"
+                f"{argument} {uri!r} is not a folder or URI: {one_line(error)}"
             ) from error
+        if not path.strip("/") and not isinstance(filesystem, pyarrow.fs.LocalFileSystem):
+            raise InputError(f"{argument} {uri!r} names no bucket; write s3://bucket/folder")
         return cls(filesystem, path)
 
     @property
@@ -216,7 +225,7 @@ class Folder:
         """Whether it contains nothing, apart from what a killed write left behind."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         return all(
-            info.base_name.startswith(_UNFINISHED)
+            info.base_name.startswith(unfinished.PREFIX)
             for info in self.filesystem.get_file_info(selector)
         )
 
@@ -242,6 +251,10 @@ class Folder:
             yield
         except InputError:
             raise
+        except StoreAwayError as error:
+            raise StorageError(
+                f"{posixpath.join(self.uri, name)} ({num_bytes} bytes) cannot be written: {error}"
+            ) from error
         except OSError as error:
             fix = (
                 "Free some space or restore the permission to write, then"
@@ -408,8 +421,6 @@ class Folder:
 
 BROKEN_PARQUET = (pa.ArrowException, OSError, MemoryError, KeyError, ValueError)
 """What pyarrow raises for a broken file; `OSError` also when the storage cannot be read."""
-_UNFINISHED = ".writing-"
-"""The prefix of a file name while the file is being written on a disk."""
 
 
 def parquet_bytes(table: pa.Table, row_groups: Sequence[int] = ()) -> pa.Buffer:
@@ -453,7 +464,7 @@ def _parsing(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _written_aside(path: Path, data: bytes | pa.Buffer) -> Iterator[Path]:
     """A temporary file with the data, in the target's folder; it is removed after the block."""
-    work = path.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}")
+    work = path.with_name(unfinished.new_name())
     try:
         work.write_bytes(data)
         yield work

@@ -39,6 +39,7 @@ from typing import Any
 from cluster.errors import HeldError, StorageError, TakenOverError
 from cluster.secrets import hide_arguments
 from cluster.store.folder import HOLDERS, OPENED, Claim, Folder
+from cluster.store.unfinished import left_behind, machine, started
 from cluster.terminal import say
 
 BEAT_EVERY_S = 3.0
@@ -146,6 +147,9 @@ def _take(run: Folder, take_over: bool) -> Holder:
     data = (json.dumps(mine.process, indent=2) + "\n").encode()
     if not holders.create(mine.file_name, data):
         raise HeldError(_held(run, last_holder(run)))
+    if run.is_local and before.epoch and not _is_released(holders, before):
+        for file in left_behind(Path(run.path)):
+            file.unlink(missing_ok=True)
     return mine
 
 
@@ -177,32 +181,12 @@ def this_process() -> dict[str, Any]:
     """How a holder describes itself. The time is for people; it is never compared."""
     return {
         "host": socket.gethostname(),
-        "machine": _machine(),
+        "machine": machine(),
         "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "started": started(os.getpid()),
         "command": hide_arguments([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
-
-
-def _machine() -> str:
-    """Identifies processes that can see each other: the boot of the machine, and the container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in clock ticks since boot, which no change of the
-    clock affects; None if it has ended."""
-    try:
-        # After the name in parentheses come the state and, 19 fields later, the start (proc(5)).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
 
 
 def has_ended(run: Folder, holder: Holder) -> bool:
@@ -211,10 +195,10 @@ def has_ended(run: Folder, holder: Holder) -> bool:
     process = holder.process
     if _is_released(run.child(HOLDERS), holder):
         return True
-    if not _machine() or process.get("machine") != _machine():
+    if not machine() or process.get("machine") != machine():
         return False
-    started = _started(int(process["pid"]))
-    return started is None or started != process["started"]  # another process may have the id now
+    now = started(int(process["pid"]))
+    return now is None or now != process["started"]  # another process may have the id now
 
 
 def _is_free(run: Folder, holder: Holder) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.fs
 
-from cluster.errors import InputError, StoreRefusedError
+from cluster.errors import InputError, StoreAwayError, StoreRefusedError
 from cluster.secrets import hide, refuse_key
 
 R = TypeVar("R")
@@ -110,8 +110,8 @@ def _tuned(filesystem: pyarrow.fs.FileSystem) -> pyarrow.fs.FileSystem:
 def wait_out(call: Callable[[], R], store: str, outage_s: float) -> R:
     """Call until the store answers; the call has to be one that may be repeated.
 
-    Raises what the call raises where that is an answer, `StoreRefusedError` for a refusal, and the
-    last `OSError` when the store has been away for `outage_s` seconds.
+    Raises what the call raises where that is an answer, `StoreRefusedError` for a refusal, and
+    `StoreAwayError` when the store has been away for `outage_s` seconds.
     """
     began: float | None = None
     pauses = _pauses()
@@ -129,7 +129,11 @@ def wait_out(call: Callable[[], R], store: str, outage_s: float) -> R:
             began = now if began is None else began
             _failed(store, error, outage_s)
             if now + pause > began + outage_s:
-                raise
+                raise StoreAwayError(
+                    f"the storage {store} has not answered for {outage_s:.0f} s "
+                    f"({one_line(error)}); finished work is kept; repeat the command when it "
+                    "answers again"
+                ) from error
             time.sleep(pause)
         else:
             _answered(store)

@@ -23,6 +23,7 @@ from cluster.store.contents import wrong_files
 from cluster.store.folder import Folder
 from cluster.store.holder import has_ended, last_holder
 from cluster.store.ledger import SUMMED, Ledger
+from cluster.store.named import folder_to_read
 from cluster.store.step import RUN_FILE
 from cluster.terminal import format_table
 from pipelines.reads_of_test import describe_reads, reads_of_test
@@ -424,7 +425,7 @@ def all_runs(root: str) -> list[dict[str, Any]]:
     A run that has not planned its steps yet has only a name. Raises `InputError` when there is no
     run.
     """
-    folder = Folder.open(root)
+    folder = folder_to_read("--runs", root)
     names = [n for n in folder.folder_names() if RUN_FILE in folder.child(n).file_names()]
     if not names:
         raise InputError(f"--runs {root}: no folder in it is a run; give the storage.root of runs")

@@ -87,6 +87,8 @@ def _examined(
 ) -> ExaminedModel:
     named = _NAMED.fullmatch(given)
     name, what = (named["name"], named["what"]) if named else ("", given)
+    if not what:
+        raise InputError(f"--model {given!r} names no model; give a folder, a name or a server")
     if what.startswith(("http://", "https://")):
         served = _server(what, engine, key_variable)
         return ExaminedModel(name or _name_of(what), *served)

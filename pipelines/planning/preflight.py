@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
@@ -19,6 +18,7 @@ from cluster.inference.engine import EngineSettings, SamplingSettings, check_sam
 from cluster.models.model import is_hub_name, is_ready
 from cluster.notify import refuse_missing_program
 from cluster.session import starts_cluster
+from cluster.store.named import refuse_unwritable
 from cluster.subprocesses import run_apart
 from cluster.tracking import refuse_missing_trackers
 from evaluation.prompt import asked_messages
@@ -152,15 +152,6 @@ def refuse_unwritable_folders(config: Config, recipe: Recipe, until: str | None)
         refuse_unwritable("storage.root", storage.root)
     if "://" in storage.root or config.model.path.startswith("pypi:"):  # models are copied to it
         refuse_unwritable("storage.cache", storage.cache)
-
-
-def refuse_unwritable(field: str, folder: str) -> None:
-    """Raises `InputError` for a folder that this process cannot write or make."""
-    path = Path(folder).expanduser().absolute()
-    there = next(each for each in (path, *path.parents) if each.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        why = "may not be written" if there.is_dir() else "is not a folder"
-        raise InputError(f"{field} {folder!r}: {there} {why}; name another folder")
 
 
 ConfigCheck = Callable[[Config, Recipe, str | None], None]

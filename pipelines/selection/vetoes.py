@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import DamagedFileError, InputError
 from cluster.settings import fingerprint
-from cluster.store.folder import Folder
+from cluster.store.named import folder_to_read, split_address
 from evaluation.question import Question
 from pipelines.synthesis.reasoning_path import ReasoningPath
 
@@ -68,8 +68,8 @@ class Vetoes:
     @classmethod
     def read(cls, given: str) -> Vetoes:
         """The vetoes of a file of judgements. Raises `InputError` for another file."""
-        place, _, name = given.rpartition("/")
-        folder = Folder.open(place or ("/" if given.startswith("/") else "."))
+        place, name = split_address(given)
+        folder = folder_to_read("examples.vetoes", place)
         try:
             table = folder.read_parquet(name)
         except DamagedFileError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import errno
 import os
 import signal
@@ -29,6 +30,7 @@ from cluster.store.ledger import (
     new_execution,
     open_ledger,
 )
+from tests.cluster.s3_proxy import CountingProxy
 
 SCHEMA = ledger_schema([pa.field("text", pa.string())])
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -212,6 +214,9 @@ def test_of_many_that_find_the_holder_dead_one_takes_its_place(run: Folder) -> N
 
 HOLDING = """
 import sys, time
+real, shift = time.time, float(sys.argv[2])
+time.time = lambda: real() + shift
+time.gmtime = lambda *seconds, old=time.gmtime: old(*seconds or [time.time()])
 import cluster.store.holder
 cluster.store.holder.BEAT_EVERY_S, cluster.store.holder.DEAD_AFTER_S = 0.05, 0.6
 from cluster.errors import TakenOverError
@@ -219,17 +224,34 @@ from cluster.store.folder import Folder
 try:
     with cluster.store.holder.hold(Folder.open(sys.argv[1])) as held:
         print("held", flush=True)
-        time.sleep(60)
+        try:
+            time.sleep(60)
+        finally:
+            held.child("paths-0123456789ab").commit({"num": 1})
 except TakenOverError as error:
     print(error, flush=True)
     sys.exit(2)
 """
 
 
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the run in `tmp_path`."""
-    command = [sys.executable, "-c", HOLDING, str(tmp_path)]
+@pytest.fixture(params=["disk", "s3"])
+def shared_run(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """A run's folder that another process can open by its address."""
+    if request.param == "disk":
+        return Folder.open(str(tmp_path))
+    proxy: CountingProxy = request.getfixturevalue("s3_proxy")
+    return Folder.open(proxy.uri(f"bucket/{tmp_path.name}"))
+
+
+@pytest.fixture(params=[-3600, 3600])
+def other(
+    request: pytest.FixtureRequest, shared_run: Folder, tmp_path: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the run, whose clock is an hour behind or ahead."""
+    address = str(tmp_path)
+    if not shared_run.is_local:
+        address = request.getfixturevalue("s3_proxy").uri(shared_run.path)
+    command = [sys.executable, "-c", HOLDING, address, str(request.param)]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "held\n"
@@ -254,9 +276,9 @@ def test_interruption_that_comes_while_the_command_ends_does_not_hide_why(
 
 
 def test_killed_holder_is_followed_at_once(
-    tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+    shared_run: Folder, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Folder.open(str(tmp_path))
+    run = shared_run
     with pytest.raises(HeldError, match=f"process {other.pid} on"):
         hold(run).__enter__()
     other.kill()
@@ -267,15 +289,20 @@ def test_killed_holder_is_followed_at_once(
 
 
 def test_paused_holder_is_dead_and_ends_when_it_wakes_up(
-    tmp_path: Path, other: subprocess.Popen[str]
+    shared_run: Folder, other: subprocess.Popen[str]
 ) -> None:
-    run = Folder.open(str(tmp_path))
+    run = shared_run
+    step = run.child("paths-0123456789ab")
+    since = last_holder(run).process["since"]
+    hours = abs(time.time() - calendar.timegm(time.strptime(since, "%Y-%m-%d %H:%M:%S UTC"))) / 3600
+    assert round(hours) == 1
     other.send_signal(signal.SIGSTOP)
     with hold(run) as held:
         assert held.epoch == 2
         other.send_signal(signal.SIGCONT)
         assert other.wait(20) == 2
         assert other.stdout
+        assert step.manifest() is None, "it may not commit what it was about to"
         assert f"taken over by `{Path(sys.argv[0]).name}" in other.stdout.read()
         held.check_claim()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,9 +16,10 @@ import pytest
 import regenesis
 from cluster.errors import InputError
 from cluster.events import kept_log, read_events
+from cluster.store import unfinished
 from cluster.store.cleanup import ask_to_delete, find_leftovers, format_leftovers, remove_leftovers
 from cluster.store.folder import Folder
-from cluster.store.holder import hold
+from cluster.store.holder import hold, this_process
 from cluster.store.ledger import PartWriter, compact, ledger_schema
 from cluster.store.step import STEPS_FILE, Step, claim_run_folder, write_steps
 
@@ -176,6 +179,78 @@ def test_clean_logs_what_it_removed_and_keeps_the_logs_of_all_commands(run: Fold
     assert {name: run.read_bytes(name) for name in before} == before
     commands = [event["command"] for event in read_events(run) if "pid" in event]
     assert commands == ["run", "run", "clean", "clean"]
+
+
+def write_unfinished(run: Folder, process: int) -> Path:
+    """A file as a process leaves it that is killed in the middle of a write."""
+    file = Path(run.path) / "round_0" / unfinished.new_name()
+    own = f"-{os.getpid()}-{unfinished.started(os.getpid())}-"
+    assert own in file.name
+    name = file.name.replace(own, f"-{process}-{unfinished.started(process) or 17}-")
+    return write_old(file.with_name(name), age_s=0)
+
+
+def write_old(file: Path, age_s: float) -> Path:
+    file.write_bytes(b"half a file")
+    then = time.time() - age_s
+    os.utime(file, (then, then))
+    return file
+
+
+def test_unfinished_files_go_once_their_writers_have_ended(
+    run: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    reused = write_unfinished(run, os.getpid())
+    reused = reused.rename(str(reused).replace(f"-{unfinished.started(os.getpid())}-", "-1-"))
+    goes = [
+        write_unfinished(run, ended.pid),
+        reused,
+        write_old(Path(run.path) / ".writing-0123456789abcdef", age_s=700),
+        write_old(Path(run.path) / ".writing-01234567-4711-17-0123abcd", age_s=700),
+    ]
+    stays = [
+        write_unfinished(run, os.getpid()),
+        write_old(write_unfinished(run, os.getpid()), age_s=70_000),
+        write_old(Path(run.path) / ".writing-0123456789abcdee", age_s=0),
+        write_old(Path(run.path) / ".writing-01234567-4711-17-0123abce", age_s=0),
+        write_old(Path(run.path) / ".writing-my-thesis", age_s=70_000),
+    ]
+    assert regenesis.main(["clean", run.path, "--yes"]) == 0
+    assert "4 unfinished files of processes that have ended" in capsys.readouterr().out
+    assert not any(file.exists() for file in goes)
+    assert all(file.exists() for file in stays)
+
+
+def test_unfinished_file_on_a_machine_without_proc_goes_by_its_age_alone(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "machine", lambda: "")
+    file = write_unfinished(run, os.getpid())
+    assert found(run, superseded=False) == []
+    write_old(file, age_s=700)
+    [leftover] = find_leftovers(run)
+    assert leftover.files == (f"round_0/{file.name}",)
+
+
+def test_unfinished_file_in_a_step_that_goes_is_no_file_of_a_user(run: Folder) -> None:
+    step = Path(run.path) / superseded_paths()
+    write_old(step / ".writing-0123456789abcdef", age_s=700)
+    assert found(run) == [superseded_paths()]
+
+
+def test_unfinished_files_of_a_killed_holder_go_when_another_follows(run: Folder) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with hold(run):
+        pass
+    file = write_unfinished(run, ended.pid)
+    with hold(run):
+        assert file.exists(), "a holder that ended normally is not searched for"
+    run.child("holders").write_json("000003.json", this_process() | {"pid": ended.pid})
+    with hold(run):
+        assert not file.exists()
 
 
 def test_clean_that_only_lists_writes_nothing(run: Folder) -> None:

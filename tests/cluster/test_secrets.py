@@ -54,7 +54,7 @@ def test_secrets_other_addresses_are_left_alone(text: str) -> None:
 
 
 def test_secrets_a_key_in_an_address_is_refused_with_the_way_to_give_it() -> None:
-    with pytest.raises(InputError, match=r"the folder 's3://\.\.\.@bucket.*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(InputError, match=r"storage.root 's3://\.\.\.@bucket.*AWS_ACCESS_KEY_ID"):
         Folder.open(f"s3://AKIA:{SECRET}@bucket/runs")
     with pytest.raises(InputError, match=r"gs://\.\.\.@bucket.*GOOGLE_APPLICATION_CREDENTIALS"):
         Folder.open(f"gs://me:{SECRET}@bucket/runs")

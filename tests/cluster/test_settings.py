@@ -54,6 +54,12 @@ def test_config_every_file_in_the_repository_loads(path: Path) -> None:
         ),
         ("questions.datasets.sums.grader=grade", "questions.datasets.sums.grader: the grader"),
         ("synthesis.stages.path.temperature=-1", "synthesis.stages.path.temperature"),
+        ("engine.options={a: {b: [.inf]}}", "engine.options.a.b.0: input should be a finite"),
+        ("engine.options={a: .nan}", "engine.options.a: input should be a finite number"),
+        ("training.lora.target_modules=3", "input should be 'all-linear' or a list (given: 3)"),
+        ("training.lora.target_modules=[3]", ".target_modules.0: input should be a valid string"),
+        ("questions.datasets.sums.source.kind=file", "source.kind: input should be one of 'files'"),
+        ("engine=[]", "engine: input should be a mapping (given: [])"),
     ],
 )
 def test_config_wrong_value_names_field_and_what_to_do(
@@ -66,6 +72,49 @@ def test_config_wrong_value_names_field_and_what_to_do(
     assert expected in message
     assert message.startswith(f"--set {override.partition('=')[0]}: ")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"train": 3}, "files.source.train: input should be a valid string or a list (given: 3)"),
+        ({"train": [3]}, "files.source.train.0: input should be a valid string (given: 3)"),
+        (
+            {"trian": "a.jsonl"},
+            "unknown setting {}files.source.trian; did you mean {}files.source.",
+        ),
+        (
+            {"answer_map": {"a": []}},
+            "files.source.answer_map.a: input should be a valid boolean or",
+        ),
+        ({"hub": {}}, "files.source.hub.repository is missing"),
+        ({"kind": None}, "files.source.kind: input should be one of"),
+    ],
+)
+def test_config_field_is_named_as_the_user_wrote_it(source: dict[str, Any], expected: str) -> None:
+    """A dataset may be named like a member of a union, whose names pydantic adds."""
+    dataset = {"source": {"kind": "files", "test": "t.jsonl"} | source}
+    tree = TREE | {"questions": {"datasets": {"files": dataset}}}
+    with pytest.raises(InputError) as caught:
+        settings_of(Config, tree, "T")
+    start = "questions.datasets."
+    whole = expected.format(start, start) if "{}" in expected else f"{start}{expected}"
+    assert str(caught.value).startswith(f"T: {whole}")
+    assert "(and" not in str(caught.value)
+
+
+def test_config_source_without_its_kind_is_refused() -> None:
+    tree = TREE | {"questions": {"datasets": {"sums": {"source": {"train": "t.jsonl"}}}}}
+    with pytest.raises(
+        InputError, match=r"^T: questions\.datasets\.sums\.source\.kind is missing$"
+    ):
+        settings_of(Config, tree, "T")
+
+
+@pytest.mark.parametrize("name", ["3", "[star]", "{a: b}"])
+def test_config_strategy_that_is_no_name_is_refused(write_config: WriteConfig, name: str) -> None:
+    with pytest.raises(InputError, match=r"--set synthesis\.strategy: there is no "):
+        load_settings(Config, write_config(TREE), [f"synthesis.strategy={name}"], with_strategy)
 
 
 def test_config_mistake_is_said_of_the_file_or_of_the_override_that_made_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
+import math
 import typing
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import InputError
-from cluster.inference import vllm_source
+from cluster.inference import vllm_options, vllm_source
 from cluster.inference.engine import (
     EngineSettings,
     GenerationError,
@@ -40,6 +41,10 @@ def settings(**options: Any) -> EngineSettings:
         ({"load_format": "runai_streamer"}, None),
         ({"quantization": "fp8", "kv_cache_dtype": "fp8"}, None),
         ({"quantization": "int8_per_channel_weight_only"}, None),
+        ({"hf_overrides": {"rope_scaling": {"factor": 2.0}}, "enable_prefix_caching": None}, None),
+        ({"compilation_config": {"mode": 3}, "optimization_level": 2}, None),
+        ({"attention_backend": "FLASH_ATTN", "max_num_batched_tokens": 4096}, None),
+        ({"quantization_config": {"moe": {}}, "logits_processors": ["mine.Processor"]}, None),
         ({"load_format": "dummy"}, "load_format dummy reads no weights"),
         ({"load_format": "sharded_state"}, "load_format sharded_state reads no weights"),
         ({"load_format": "tensorizer"}, "load_format tensorizer reads no weights"),
@@ -66,6 +71,21 @@ def test_options_that_cannot_prove_the_weights_are_refused_only_where_the_run_tr
         ({"kv_cache_dtype": "fp7"}, r"kv_cache_dtype 'fp7': vLLM accepts auto, "),
         ({"tokenizer_mode": 3}, "tokenizer_mode 3"),
         ({"runner": "pool"}, "runner 'pool': vLLM accepts auto, "),
+        ({"hf_overrides": 3}, "hf_overrides 3: vLLM accepts "),
+        ({"hf_overrides": ["a"]}, "hf_overrides"),
+        ({"compilation_config": 3}, "compilation_config 3: vLLM accepts a mapping; correct"),
+        ({"compilation_config": {"moed": 3}}, "vLLM's CompilationConfig has no moed; did you"),
+        ({"kv_transfer_config": "x"}, r"'x': vLLM accepts a mapping \| null; correct"),
+        ({"quantization": 4}, "quantization 4"),
+        ({"load_format": []}, r"load_format \[\]"),
+        ({"attention_backend": 3}, "attention_backend 3"),
+        ({"optimization_level": []}, "optimization_level"),
+        ({"safetensors_load_strategy": "fast"}, "vLLM accepts lazy, eager, "),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens 0: it must be 1 or more"),
+        ({"long_prefill_token_threshold": -1}, "threshold -1: it must be 0 or more"),
+        ({"cpu_offload_gb": -1.5}, "cpu_offload_gb -1.5: it must be 0 or more"),
+        ({"watermark": 2}, "watermark 2: it must be 0 or more and below 1"),
+        ({"enforce_eager": None}, "enforce_eager None: vLLM accepts bool"),
         ({"load_format": "bitsandbytes"}, "no load_format 'bitsandbytes'; it has auto, "),
         ({"load_format": "gguf"}, "no load_format 'gguf'"),
         ({"quantization": "bitsandbytes"}, "no quantization 'bitsandbytes'; it has awq, "),
@@ -80,6 +100,34 @@ def test_options_that_vllm_does_not_know_or_that_are_settings_are_always_refused
     for needs_weight_proof in (False, True):
         with pytest.raises(InputError, match=refused):
             check_engine_options(settings(**options), needs_weight_proof)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"structured_outputs": 3}, "structured_outputs 3: vLLM accepts a mapping"),
+        ({"structured_outputs": {"jsno": {}}}, "has no jsno; did you mean json"),
+        ({"min_tokens": None}, "min_tokens None: vLLM accepts int"),
+        ({"stop_token_ids": [-1]}, "it must be ids of tokens, 0 or more"),
+        ({"allowed_token_ids": []}, "it must be a list of one or more ids of tokens"),
+        ({"logit_bias": {"x": 1.0}}, "it must be a mapping whose keys are ids of tokens"),
+        ({"presence_penalty": math.nan}, "presence_penalty nan: it must be between -2 and 2"),
+        ({"presence_penalty": "1"}, "presence_penalty '1': vLLM accepts float"),
+        ({"stop": None, "logit_bias": {"5": 1.0}, "allowed_token_ids": [0]}, None),
+    ],
+)
+def test_sampling_options_that_would_fail_every_generation_are_refused(
+    options: dict[str, Any], refused: str | None
+) -> None:
+    sampling = SamplingSettings(options=options)
+    with pytest.raises(InputError, match=refused) if refused else nullcontext():
+        check_sampling("synthesis.stages.path", sampling)
+
+
+def test_type_of_every_option_is_known() -> None:
+    kinds = vllm_source.argument_types() | vllm_source.sampling_types()
+    unknown = {name for name, kind in kinds.items() if vllm_options._known_type(kind) is Any}
+    assert unknown == {"output_kind"}  # which the run sets
 
 
 def test_values_that_a_plugin_of_vllm_may_add_are_left_to_vllm(

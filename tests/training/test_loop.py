@@ -15,8 +15,10 @@ import pytest
 from cluster.errors import InputError, StorageError
 from cluster.models.model import Model
 from cluster.store.folder import Folder
+from tests.small_disk import small_disk
 from training import fine_tune, loop, preemption
 from training.checks import RefusedError, agree
+from training.deepspeed_engine import shard_bytes
 from training.loop import (
     Progress,
     StepBoard,
@@ -104,7 +106,19 @@ def test_a_full_disk_ends_the_training_at_once_with_what_could_not_be_written(
 
 
 class _Engine:
-    """Writes one file of 5,000 bytes as its checkpoint."""
+    """Writes one file of 5,000 bytes as its checkpoint, as it would with ten weights."""
+
+    global_rank = 0
+
+    def __init__(self) -> None:
+        import torch
+
+        weight = torch.nn.Parameter(torch.zeros(10))
+        self.module = SimpleNamespace(parameters=lambda: [weight, torch.zeros(7)])
+        moments = {"step": 3, "exp_avg": torch.zeros(10), "exp_avg_sq": torch.zeros(10)}
+        inner = SimpleNamespace(state={weight: moments})
+        copies = [torch.zeros(10)]
+        self.optimizer = SimpleNamespace(optimizer=inner, single_partition_of_fp32_groups=copies)
 
     def save_checkpoint(self, folder: str, **_options: Any) -> None:
         Path(folder, "shard").write_bytes(bytes(5000))
@@ -209,6 +223,49 @@ def test_a_step_that_is_not_finite_is_refused(loss: float, norm: float) -> None:
         _refuse_divergence(3, loss, norm)
 
 
+def test_bytes_of_a_checkpoint_are_those_of_its_tensors() -> None:
+    engine = _Engine()
+    assert shard_bytes(engine, PlacedTraining()) == 4 * (10 + 7 + 10 + 20)
+    assert shard_bytes(engine, PlacedTraining(method="lora")) == 4 * (10 + 10 + 20)
+    engine.global_rank = 1
+    assert shard_bytes(engine, PlacedTraining()) == 4 * (10 + 20)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_checkpoint_that_does_not_fit_into_the_temporary_folder_ends_the_training_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        monkeypatch.setattr("tempfile.tempdir", str(disk.path))
+        (disk.path / "ballast").write_bytes(bytes(65_536 - 4096))
+        monkeypatch.setattr(loop, "shard_bytes", lambda *_: 5000)
+        sentence = (
+            rf"step 6 \(5000 bytes on this node\) does not fit into {disk.path}, where 4096 bytes"
+        )
+        with pytest.raises(UnwrittenError, match=sentence):
+            _save_checkpoint(_Engine(), DONE, _job(tmp_path))
+        assert [file.name for file in disk.path.iterdir()] == ["ballast"]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(
+    ("code", "expected"), [(errno.ENOSPC, UnwrittenError), (errno.EIO, StorageError)]
+)
+def test_a_checkpoint_that_cannot_be_fetched_is_named_with_the_folder(
+    code: int, expected: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray.train
+
+    def fail() -> None:
+        raise OSError(code, os.strerror(code))
+
+    far = SimpleNamespace(path="bucket/step-000002", as_directory=fail)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: far)
+    with pytest.raises(StorageError, match=r"bucket/step-000002 cannot be copied to ") as caught:
+        _load_checkpoint(_Engine(), PlacedTraining())
+    assert type(caught.value) is expected
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
@@ -227,6 +284,7 @@ def test_a_checkpoint_that_torch_cannot_write_is_an_error_of_the_disk(
         _write_checkpoint(engine, DONE, PlacedTraining(), str(tmp_path))
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_checkpoint_without_a_state_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
