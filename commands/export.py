@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folders and, where that is asked for, upload them."""
+    _check_hub(arguments, Folder.open(arguments.to, argument="--to"))
     to = folder_to_write("--to", arguments.to)
-    _check_hub(arguments, to)
     stored = StoredRun.read(arguments.run)
     refuse_within("--to", to, stored.folder)
     export = plan_export(stored, arguments.round, arguments.dataset, arguments.without)
