@@ -1,6 +1,6 @@
 """The verdict of a report: one sentence for each declared comparison and group of tasks.
 
-A gain is `shown` when its p value, corrected for all sentences of the page (Holm), is below 5 % and
+A gain is `shown` when its p value, corrected for all sentences of its kind (Holm), is below 5 % and
 the gain is above the margin; a loss is `worse` by the same rule; all else is `not shown`. The
 margins are constants of this file, so nobody chooses them after seeing the result. One model of a
 method is one draw: without further seeds the sentence holds for this checkpoint only, and
@@ -98,9 +98,18 @@ def _kept(declared: Declared, group: str) -> dict[str, Any] | None:
 
 
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """The claims with their verdicts, as JSON values."""
-    adjusted = holm({str(number): claim.p_value for number, claim in enumerate(claims)})
-    return [_judged(claim, adjusted[str(number)]) for number, claim in enumerate(claims)]
+    """The claims with their verdicts, as JSON values.
+
+    Claims over seeds are what a page with several seeds is made for. They are one family of Holm's
+    correction, and those about single checkpoints are another, so that ten checkpoints do not hide
+    what their seeds show together.
+    """
+    adjusted: dict[int, float] = {}
+    for over_seeds in (True, False):
+        family = {n: c.p_value for n, c in enumerate(claims) if (c.num_seeds > 1) == over_seeds}
+        corrected = holm({str(number): p_value for number, p_value in family.items()})
+        adjusted |= {int(number): p_value for number, p_value in corrected.items()}
+    return [_judged(claim, adjusted[number]) for number, claim in enumerate(claims)]
 
 
 def _judged(claim: Claim, adjusted: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pipelines.report.arms import arm_of, arms_of, partners_of
 from pipelines.report.comparisons import detectable, p_of_interval
 from pipelines.report.content import as_columns, report_data
 from pipelines.report.execution import MOST_POINTS, rate_rows, thinned, training_rows
-from pipelines.report.verdict import verdict_of
+from pipelines.report.verdict import Claim, judge, verdict_of
 from pipelines.stored_run import StoredRun
 from tests.report.invented_run import DECISION, Invented, invented_run, with_decision
 
@@ -39,6 +39,17 @@ def test_verdict_needs_the_corrected_p_value_and_the_interval(
     interval: Interval, adjusted: float, expected: str
 ) -> None:
     assert verdict_of(interval, adjusted) == expected
+
+
+def test_claims_over_seeds_are_not_corrected_for_those_of_single_checkpoints() -> None:
+    gain = Interval(0.1, 0.02, 0.18)
+    over_seeds, *others = [
+        Claim("a", "in_domain", "strict", 1, 100, seeds, gain, p_value=0.02, others={})
+        for seeds in (3, 1, 1, 1)
+    ]
+    judged = judge([over_seeds, *others])
+    assert [each["adjusted"] for each in judged] == pytest.approx([0.02, 0.06, 0.06, 0.06])
+    assert [each["verdict"] for each in judged] == ["shown"] + 3 * ["not shown"]
 
 
 def test_detectable_is_close_to_the_exact_power_of_mcnemar() -> None:

@@ -9,17 +9,35 @@ function drawVerdict(root, report) {
     root.append(nothing("No two models have answered the same questions so far."));
     return;
   }
-  root.append(element("ul", { class: "claims" }, report.verdict.map((claim) => claimItem(report, claim))));
-  const number = report.verdict.length;
-  root.append(
+  const overSeeds = report.verdict.filter((claim) => claim.num_seeds > 1);
+  const ofCheckpoints = report.verdict.filter((claim) => claim.num_seeds === 1);
+  if (overSeeds.length === 0) {
+    root.append(...claimList(report, ofCheckpoints));
+    return;
+  }
+  root.append(...claimList(report, overSeeds));
+  if (ofCheckpoints.length > 0)
+    root.append(
+      element(
+        "details",
+        {},
+        element("summary", {}, `${plural(ofCheckpoints.length, "comparison")} of single checkpoints`),
+        ...claimList(report, ofCheckpoints),
+      ),
+    );
+}
+
+function claimList(report, claims) {
+  return [
+    element("ul", { class: "claims" }, claims.map((claim) => claimItem(report, claim))),
     element(
       "p",
       { class: "note" },
       `Questions of ${report.split}. Intervals are of 95 %. A difference is called shown or worse if ` +
-        `its p value, corrected for the ${plural(number, "comparison")} above (Holm), is below 5 % ` +
-        "and its interval does not contain 0.",
+        `its p value, corrected for the ${plural(claims.length, "comparison")} above (Holm), is below ` +
+        "5 % and its interval does not contain 0.",
     ),
-  );
+  ];
 }
 
 function runCard(run) {
