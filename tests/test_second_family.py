@@ -65,6 +65,7 @@ def test_base_model_without_a_template_keeps_paths_and_learns_from_them(
             "global_batch_size": 2,
             "micro_batch_size": 1,
             "min_examples": 1,
+            "dtype": "auto",
         },
         "engine": {
             "use_gpu": False,
