@@ -38,6 +38,9 @@ CLOCK = "strftime_now"
 """The function with which a template writes today's date. As a template argument it is a fixed
 date, such as 2026-11-29, that the template writes instead."""
 
+_PLAIN = re.compile(r"[\w\s]*")
+"""Text that marks nothing: Gemma's tokenizer has the empty line as an added token."""
+
 _PROBE = "What is 17 plus 25?"
 _ANSWER = "It is forty-two."
 _THOUGHT = "Seventeen and twenty-five make forty-two."
@@ -349,8 +352,12 @@ def end_of_turn(tokenizer: Any) -> int | None:
     """
     chat = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _ANSWER}]
     _, answered, tail = _rendered(tokenizer, chat).rpartition(_ANSWER)
-    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    written = (token for token in target_ids(tokenizer, tail) if token in control)
+    marks = control_token_ids(tokenizer) | {
+        number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if not _PLAIN.fullmatch(token.content)
+    }
+    written = (token for token in target_ids(tokenizer, tail) if token in marks)
     eos: int | None = tokenizer.eos_token_id
     return next(written, eos) if answered else eos
 

@@ -11,6 +11,7 @@ from cluster.inference.engine import Completion
 from cluster.models.chat_template import (
     PLAIN_TEMPLATE,
     ChatModel,
+    end_of_turn,
     end_turn,
     load_tokenizer,
     prompt_ids,
@@ -78,7 +79,24 @@ def test_prompt_that_opens_the_thinking_is_known(tmp_path: Path) -> None:
         assert bool(ChatModel(tokenizer).prompt(MESSAGES, {}).opened) == is_open
 
 
-def test_end_of_turn_stands_once_at_the_end() -> None:
+@pytest.mark.parametrize(
+    ("added", "tail", "end"),
+    [
+        ("\n\n", "\n\n", "</s>"),  # as in Gemma's tokenizer, which has lines as added tokens
+        ("User", "\n\nUser", "</s>"),
+        ("<|end|>", "<|end|>\n", "<|end|>"),  # a mark that is not declared as special
+    ],
+)
+def test_text_that_is_an_added_token_ends_no_turn(
+    added: str, tail: str, end: str, tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer(tmp_path, None, adds_bos=False)
+    tokenizer.add_tokens([added])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + tail + "{% endfor %}"
+    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(end)
+
+
+def test_end_of_turn_is_there_once_at_the_end() -> None:
     assert end_turn([5, 6], EOS) == end_turn([5, 6, EOS], EOS) == [5, 6, EOS]
     assert end_turn([], EOS) == [EOS]
 
