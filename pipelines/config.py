@@ -205,9 +205,18 @@ def gate_tasks_are_datasets(config: Config) -> str | None:
     return f"after_round.gate.tasks: there is no dataset {name}; there are {', '.join(names)}"
 
 
+def readings_are_made(config: Config) -> str | None:
+    """A gate can only look at readings that the answers have."""
+    reading = config.after_round.reading
+    if reading in ("strict", "tolerant") or config.evaluation.readings:
+        return None
+    return f"after_round.reading: {reading} needs evaluation.readings: true; set it"
+
+
 RULES: tuple[Rule, ...] = (
     one_model_is_decided_about,
     gate_tasks_are_datasets,
+    readings_are_made,
     one_model_goes_on,
     thinking_stays_whole,
     preferences_know_wrong_paths,

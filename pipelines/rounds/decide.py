@@ -18,7 +18,7 @@ from evaluation.scores import format_difference, percent
 from evaluation.statistics import Interval, paired_difference
 from pipelines.rounds.gate import Answers, gate_results, is_held, pairs_of, rights
 from pipelines.rounds.measures import Measures, alarms, measure_round
-from pipelines.rounds.settings import AfterRoundSettings, StopSettings
+from pipelines.rounds.settings import AfterRoundSettings, Reading, StopSettings
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,11 @@ def decision_of(
     `references` begins with the model with which the round began; `before` and `first` are the
     decisions of the round before and of round 0.
     """
-    tolerant = settings.reading == "tolerant"
-    gate = (
-        gate_results(settings.gate, candidate, references, tolerant=tolerant)
-        if settings.gate
-        else []
-    )
+    reading = settings.reading
+    gate = gate_results(settings.gate, candidate, references, reading) if settings.gate else []
     is_adopted = settings.adopt == "always" or is_held(gate)
     began_with = next(iter(references.values()))
-    gain = _gain(candidate, began_with, settings.gate_tasks, tolerant=tolerant)
+    gain = _gain(candidate, began_with, settings.gate_tasks, reading)
     has_gained = is_adopted and gain is not None and gain.low > 0
     earlier = before or {}
     facts: dict[str, Any] = {
@@ -93,13 +89,13 @@ def decision_of(
 
 
 def _gain(
-    candidate: Answers, reference: Answers, gate_tasks: Sequence[str], *, tolerant: bool
+    candidate: Answers, reference: Answers, gate_tasks: Sequence[str], reading: Reading
 ) -> Interval | None:
     """The difference on the dev questions in domain that are not the gate's, if there are any."""
     questions = [answer.question for answer in candidate.values()]
     tasks = {q.dataset for q in questions if q.domain == "in_domain"} - set(gate_tasks)
     pairs = pairs_of(candidate, reference, tasks)
-    return paired_difference(*rights(pairs, tolerant=tolerant)) if pairs else None
+    return paired_difference(*rights(pairs, reading)) if pairs else None
 
 
 def reason_to_stop(stop: StopSettings, facts: Mapping[str, Any]) -> str | None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import InputError
+from evaluation.forced_scores import right_under
 from evaluation.predictions import Prediction
-from evaluation.scores import format_difference, is_correct, percent
+from evaluation.scores import format_difference, percent
 from evaluation.statistics import Interval, paired_difference, questions_for_margin
 from pipelines.questions.loading import QuestionFacts
-from pipelines.rounds.settings import AfterRoundSettings, GateSettings
+from pipelines.rounds.settings import AfterRoundSettings, GateSettings, Reading
 
 Answers = Mapping[str, Prediction]
 """Graded answers by the id of the question."""
@@ -85,12 +86,11 @@ def gate_results(
     settings: GateSettings,
     candidate: Answers,
     references: Mapping[str, Answers],
-    *,
-    tolerant: bool,
+    reading: Reading,
 ) -> list[GateResult]:
     """Compare the candidate with each of the other models on the dev questions of each task."""
     return [
-        _gate_result(settings, task, name, pairs_of(candidate, answers, [task]), tolerant=tolerant)
+        _gate_result(settings, task, name, pairs_of(candidate, answers, [task]), reading)
         for task in settings.tasks
         for name, answers in references.items()
     ]
@@ -101,10 +101,9 @@ def _gate_result(
     task: str,
     against: str,
     pairs: Sequence[tuple[Prediction, Prediction]],
-    *,
-    tolerant: bool,
+    reading: Reading,
 ) -> GateResult:
-    before, after = rights(pairs, tolerant=tolerant)
+    before, after = rights(pairs, reading)
     reference = sum(before) / len(before) if before else 0.0
     difference = paired_difference(before, after)
     can_say = bool(before) and reference >= settings.min_reference
@@ -131,10 +130,8 @@ def pairs_of(
 
 
 def rights(
-    pairs: Sequence[tuple[Prediction, Prediction]], *, tolerant: bool
+    pairs: Sequence[tuple[Prediction, Prediction]], reading: Reading
 ) -> tuple[list[bool], list[bool]]:
-    """Which answers of the first and of the second model are right."""
-    first, second = (
-        [is_correct(pair[side], tolerant=tolerant) for pair in pairs] for side in (0, 1)
-    )
+    """Which answers of the first and of the second model are right; one that failed is not."""
+    first, second = ([bool(right_under(pair[side], reading)) for pair in pairs] for side in (0, 1))
     return first, second

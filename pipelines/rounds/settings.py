@@ -10,7 +10,7 @@ from pydantic import Field
 from cluster.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Reading = Literal["strict", "tolerant"]
+Reading = Literal["strict", "tolerant", "forced", "boxed"]
 
 
 class GateSettings(Settings):
@@ -72,7 +72,8 @@ class AfterRoundSettings(Settings):
     gate: GateSettings | None = None
     """The gate. With `adopt: always` its result is reported and decides nothing."""
     reading: Reading = "tolerant"
-    """The reading of the answers for the gate and for `stop.no_gain`."""
+    """The reading of the answers for the gate and for `stop.no_gain`. `forced` and `boxed` are made
+    by `evaluation.readings`; under them a gain in format alone is none."""
     stop: StopSettings = StopSettings()
     alarms: AlarmSettings = AlarmSettings()
 

@@ -23,6 +23,10 @@ BROKEN: dict[str, tuple[tuple[str, ...], str]] = {
         ("after_round.gate={tasks: [elsewhere]}",),
         "after_round.gate.tasks: there is no dataset elsewhere",
     ),
+    "readings_are_made": (
+        ("after_round.reading=forced",),
+        "after_round.reading: forced needs evaluation.readings: true",
+    ),
     "one_model_goes_on": (
         ("rounds=2", "training.mix=per_dataset"),
         "rounds: 2 needs one model to continue with",
@@ -85,7 +89,7 @@ def test_rule_is_broken_by_its_settings_together_only(rule: str, path: Path) -> 
     assert "config:" not in str(caught.value), "the sentence names its fields itself"
     alone = (
         *("gate_tasks_are_datasets", "something_is_trained_on"),
-        *("retries_are_made", "unlabelled_questions_need_a_vote"),
+        *("readings_are_made", "retries_are_made", "unlabelled_questions_need_a_vote"),
     )
     if rule in alone:
         return  # each breaks it by itself, or makes no sense without the others

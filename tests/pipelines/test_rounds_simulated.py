@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from evaluation.predictions import Prediction
 from evaluation.question import Question
+from evaluation.readings import Reading
 from evaluation.statistics import paired_difference, questions_for_margin
 from pipelines.rounds.decide import decision_of
-from pipelines.rounds.gate import gate_results, is_held
+from pipelines.rounds.gate import gate_results, is_held, pairs_of, rights
 from pipelines.rounds.measures import alarms, measure_paths
 from pipelines.rounds.settings import AfterRoundSettings, AlarmSettings, GateSettings
 
@@ -65,21 +67,40 @@ def test_gate_adopts_what_it_should() -> None:
 @pytest.mark.parametrize("change", [-0.12, -0.03, 0.0, 0.1])
 def test_gate_is_that_rule(change: float) -> None:
     base, tuned = drawn(np.random.default_rng(1), NEEDED, change, 0.15)
-    [result] = gate_results(GATE, answers(tuned), {"base": answers(base)}, tolerant=False)
+    [result] = gate_results(GATE, answers(tuned), {"base": answers(base)}, "strict")
     low = paired_difference(base, tuned).low
     assert result.holds == (low > -GATE.margin)
     assert is_held([result]) == result.holds
     assert result.num_questions == NEEDED == 471
 
 
+def test_gate_on_a_forced_reading_sees_no_gain_in_format() -> None:
+    """The tuned model only learned to write its answers; behind the cue both know the same."""
+
+    def read(right: Any, known: Any) -> dict[str, Prediction]:
+        forced = [Reading("Answer:", "1", verdict="correct" if k else "wrong") for k in known]
+        forced[0] = Reading("Answer:", error="the engine refused it")
+        found = answers(right).items()
+        return {
+            name: replace(answer, readings={"forced": reading})
+            for (name, answer), reading in zip(found, forced, strict=True)
+        }
+
+    known = [True, True] + [False] * 6
+    base, tuned = read([False] * 8, known), read([True] * 8, known)
+    pairs = pairs_of(tuned, base, ["g"])
+    assert rights(pairs, "strict") == ([False] * 8, [True] * 8)
+    assert rights(pairs, "forced") == ([False, True] + [False] * 6,) * 2
+
+
 def test_task_that_the_other_model_cannot_do_decides_nothing() -> None:
     weak = answers([n < 10 for n in range(100)])
-    [result] = gate_results(GATE, answers([True] * 100), {"base": weak}, tolerant=True)
+    [result] = gate_results(GATE, answers([True] * 100), {"base": weak}, "tolerant")
     assert result.holds is None
     assert not is_held([result])
     assert "base answers only 10.0 %" in str(result)
     good = answers([True] * 100)
-    held = gate_results(GATE, good, {"round 3": good, "base": weak}, tolerant=True)
+    held = gate_results(GATE, good, {"round 3": good, "base": weak}, "tolerant")
     assert [each.holds for each in held] == [True, None]
     assert is_held(held)
 
