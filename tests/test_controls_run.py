@@ -87,7 +87,7 @@ def with_solutions(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
     engine = tree["engine"] | {"options": {"wrong_share": 65}}
     return tree | {
-        "questions": {"datasets": {"sums": {"source": source, "num_dev": 0}}},
+        "questions": {"datasets": {"sums": {"source": source, "dev_share": 0.0}}},
         "engine": engine,
         "synthesis": {"guidelines_per_question": 3},
     }

@@ -1,4 +1,4 @@
-"""A whole run on an object store that is away twice, its requests counted."""
+"""A whole run on an object store that is away three times, its requests counted."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def network_config(s3_proxy: CountingProxy, model_folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_run_on_a_store_that_is_away_twice_ends_as_on_a_disk(
+def test_run_on_a_store_that_is_away_three_times_ends_as_on_a_disk(
     network_config: dict[str, Any],
     write_config: Callable[[dict[str, Any]], Path],
     s3_proxy: CountingProxy,
     tmp_path: Path,
 ) -> None:
-    outages = Outages(s3_proxy, "/parts/", "/checkpoints/step-")
+    outages = Outages(s3_proxy, "/steps.json", "/parts/", "/checkpoints/step-")
     run = run_driver("run", write_config(network_config))
     assert run.returncode == 0, run.stderr
     assert not outages.left
     assert "| in_domain/sums " in run.stdout
-    # The driver met one of the outages, the training workers the other one.
+    # The driver met the first outage, an engine's worker and the training workers the others.
     assert "has not answered for" in run.stderr
     assert "answers again after" in run.stderr
     folder = Folder.open(s3_proxy.uri(f"bucket/runs/{network_config['run']}"))

@@ -285,7 +285,8 @@ def test_pool_whose_engines_read_different_weights_of_a_base_model_ends(
     model_folder: Path, ray_cluster: str, tmp_path: Path
 ) -> None:
     base = Model("base", str(model_folder), "unused")
-    engines = {"options": {"differ": True, "latency_s": 0.3}, "min_workers": 2, "max_num_seqs": 1}
+    # No question is done before both engines have started.
+    engines = {"options": {"differ": True, "latency_s": 30}, "min_workers": 2, "max_num_seqs": 1}
     expect_refusal(base, tmp_path, "the engines serve different models", **engines)
 
 

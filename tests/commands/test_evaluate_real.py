@@ -20,7 +20,12 @@ CACHE = "~/.cache/regenesis"
 @pytest.mark.slow
 def test_real_models_answers_are_continued_and_options_weighed(tmp_path: Path) -> None:
     questions = tmp_path / "colours.jsonl"
-    asked = {"question": "Which colour does snow have?", "answer": "B", "answer_type": "choice"}
+    asked = {
+        "id": "snow",
+        "question": "Which colour does snow have?",
+        "answer": "B",
+        "answer_type": "choice",
+    }
     questions.write_text(json.dumps(asked | {"choices": ["black", "white", "red"]}) + "\n")
     out = tmp_path / "evaluation"
     done = run_driver(
