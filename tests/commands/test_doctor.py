@@ -34,6 +34,7 @@ from commands.doctor import (
     check_versions,
     read_lock,
 )
+from tests.conftest import run_driver
 
 NODE = NodeFacts(
     name="a",
