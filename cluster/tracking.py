@@ -13,6 +13,7 @@ once and gets nothing more, because no run of days should end with its server.
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -197,7 +198,9 @@ def _tensorboard(tracked: Tracked, num_steps_done: int) -> Iterator[Log]:
 
     with _local_folder(tracked.folder.child(TENSORBOARD)) as folder:
         # tensorboardX's queue and thread are not used: a killed process loses nothing it logged.
-        writer = EventsWriter(str(folder / "events"), f".{num_steps_done:06d}")
+        # Another process may begin in the same second, and the name has no smaller unit of time.
+        name = f".{num_steps_done:09d}.{secrets.token_hex(4)}"
+        writer = EventsWriter(str(folder / "events"), name)
 
         def write(step: int, **content: Any) -> None:
             writer.write_event(Event(wall_time=time.time(), step=step, **content))

@@ -15,6 +15,7 @@ a server that is slow must not hold up the progress of the run.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import threading
@@ -134,12 +135,14 @@ class _Sender:
 
     def _remember(self, now: float) -> None:
         """What the events of earlier commands tell: when the run began, and what was sent."""
-        events = [event for event in read_events(self.folder) if _seconds(event["at"]) < now]
+        # Stored times are cut to milliseconds; this command's may seem to be from before `now`.
+        before = math.floor(1000 * now) / 1000
+        events = [event for event in read_events(self.folder) if _seconds(event["at"]) < before]
         self.began = min([now, *(_seconds(event["at"]) for event in events[:1])])
         sent = [event for event in events if event["event"] in ("rate", "tracked")]
         for event in sent:
             # TensorBoard drops what was sent before at the first step of this command, or later.
-            self.last_at = int(_seconds(event["at"]) - self.began) + 1
+            self.last_at = max(self.last_at, int(_seconds(event["at"]) - self.began) + 1)
             self.sent |= event.get("steps", {})
 
     def _send_steps(self) -> None:

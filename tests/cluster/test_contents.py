@@ -470,8 +470,8 @@ def test_empty_run_file_of_a_full_disk_does_not_block_the_run(tmp_path: Path) ->
         ("gs:bucket", "write gs://bucket"),
         ("file:/data/runs", "write file:///data/runs"),
         ("file:data/runs", "write file:///data/runs"),
-        ("", "is empty"),
-        ("  ", "is empty"),
+        ("", "has no value"),
+        ("  ", "has no value"),
     ],
 )
 def test_uri_with_a_slip_makes_no_folder(

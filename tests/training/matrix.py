@@ -134,7 +134,8 @@ def train_cells(
         for name, one in settings.items()
     }
     found = on_two_workers(partial(_train_all, jobs), output)
-    steps = iter(ray.get(board.take.remote()))
+    taken, _ = ray.get(board.take.remote())
+    steps = iter(taken)
     ray.kill(board)
     return {
         name: Trained(
