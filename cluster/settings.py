@@ -214,6 +214,8 @@ def read_yaml(path: Path, setting: str | None = None) -> Any:
         return yaml.load(text, Loader=_YamlLoader)  # noqa: S506, a SafeLoader
     except FileNotFoundError as error:
         raise InputError(f"{named}no file {path}; correct the path") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{named}{path} is a folder; name a YAML file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{named}cannot read {path}: {error}") from error
     except yaml.MarkedYAMLError as error:

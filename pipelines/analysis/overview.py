@@ -36,6 +36,8 @@ KINDS = (
     "decision",
 )
 _KIND = re.compile(rf"({'|'.join(KINDS)})(?:-.+)?")
+UNREADABLE = "not readable"
+"""The state of a folder that this user may not read."""
 _LOOKING = ("select",)
 _LEDGERS = ("paths", "predictions")
 _READS = 3
@@ -422,21 +424,28 @@ def _format_decision(step: Mapping[str, Any]) -> str:
 def all_runs(root: str) -> list[dict[str, Any]]:
     """The overview of each run below a folder, in the order of the names.
 
-    A run that has not planned its steps yet has only a name. Raises `InputError` when there is no
-    run.
+    A run that has not planned its steps yet, and a folder that may not be read and so may be a run,
+    have only a name. Raises `InputError` when there is no run that may be read.
     """
     folder = folder_to_read("--runs", root)
-    names = [n for n in folder.folder_names() if RUN_FILE in folder.child(n).file_names()]
-    if not names:
+    found = [_overview_of(folder.child(name)) for name in folder.folder_names()]
+    runs = [run for run in found if run is not None]
+    if all(run.get("state") == UNREADABLE for run in runs):
         raise InputError(f"--runs {root}: no folder in it is a run; give the storage.root of runs")
-    return [_overview_of(folder.child(name)) for name in names]
+    return runs
 
 
-def _overview_of(folder: Folder) -> dict[str, Any]:
+def _overview_of(folder: Folder) -> dict[str, Any] | None:
+    """The overview of a run, or why there is none; None for a folder that is no run."""
+    named = {"run": folder.name, "folder": folder.uri}
     try:
+        if RUN_FILE not in folder.file_names():
+            return None
         return overview(StoredRun.read(folder))
     except InputError as error:
-        return {"run": folder.name, "folder": folder.uri, "problem": str(error)}
+        return {**named, "state": "not planned", "problem": str(error)}
+    except PermissionError as error:  # of somebody else, on a disk that several people use
+        return {**named, "state": UNREADABLE, "problem": error.strerror or str(error)}
 
 
 def format_runs(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -447,7 +456,7 @@ def format_runs(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _run_row(run: Mapping[str, Any]) -> list[str]:
     if "problem" in run:
-        return [run["run"], "not planned", *[""] * 6]
+        return [run["run"], run["state"], *[""] * 6]
     steps: Sequence[Mapping[str, Any]] = run["steps"]
     num_finished = sum(step["state"] == "finished" for step in steps)
     paths = [step["facts"] for step in steps if step["kind"] == "paths" and step["facts"]]

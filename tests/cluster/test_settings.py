@@ -175,6 +175,11 @@ def test_config_broken_file_is_refused(tmp_path: Path, text: str, expected: str)
         load_settings(Config, path)
 
 
+def test_folder_in_place_of_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; name a YAML file"):
+        load_settings(Config, tmp_path)
+
+
 def test_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes(b"run: {name: caf\xe9}")

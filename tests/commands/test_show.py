@@ -207,6 +207,28 @@ def test_all_runs_of_a_folder_are_listed(copied_run: Copy, capsys: Capture) -> N
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["not planned", "finished"]
 
 
+def test_run_of_somebody_else_does_not_hide_the_others(
+    copied_run: Copy, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Folder.open(str(Path(copied_run().folder.path).parent))
+    root.child("private").write_json("run.json", {"run": "private"})
+    file_names = Folder.file_names
+
+    def refused(folder: Folder, suffix: str = "") -> list[str]:
+        if folder.name == "private":
+            raise PermissionError(13, "Permission denied", folder.path)
+        return file_names(folder, suffix)
+
+    monkeypatch.setattr(Folder, "file_names", refused)
+    assert main(["show", "--runs", root.uri]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["finished", "private"]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["finished", "not readable"]
+    root.child("finished").delete()
+    assert main(["show", "--runs", root.uri]) == 2
+    assert "no folder in it is a run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
