@@ -6,6 +6,8 @@ LOCK := requirements/cpu.lock
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' $(LOCK))
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 MAKEFLAGS += --no-print-directory
+# Where this is set, each of the many processes of a run or a test compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-slow coverage check check-gpu format setup lock clean
 

@@ -120,27 +120,46 @@ def check_storage_root(root: str) -> None:
 def ray_session(settings: ClusterSettings) -> Iterator[StopRequest]:
     """Join or start Ray for the duration of the block; yields the request to stop.
 
-    Raises `InputError` for a cluster that cannot be joined.
+    A connection that the process already has, as in a notebook, is used and stays open. Raises
+    `InputError` for a cluster that cannot be joined.
     """
-    import ray
-
     stop = StopRequest()
     # This comes before `init`, which prints a long message when the local cluster has a token.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    with _connection(settings):
+        configure_ray_data()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        stop.install()
+        try:
+            with _native_chatter_to(Path(log_folder()) / "regenesis-driver.err"):
+                yield stop
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _connection(settings: ClusterSettings) -> Iterator[None]:
+    """Connect this process to Ray for the duration of the block, unless it is connected."""
+    import ray
+
+    if ray.is_initialized():
+        connected = ray.get_runtime_context().gcs_address
+        if settings.address not in (None, "auto", connected):
+            raise InputError(
+                f"cluster.address {settings.address}: this process is connected to the Ray at "
+                f"{connected}; call ray.shutdown() first, or leave the address out"
+            )
+        yield
+        return
     arguments = _init_arguments(settings)
     if arguments["address"] != "local":
         check_cluster(arguments["address"])
     ray.init(**arguments)
-    close_token()
-    configure_ray_data()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    stop.install()
     try:
-        with _native_chatter_to(Path(log_folder()) / "regenesis-driver.err"):
-            yield stop
+        close_token()
+        yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         ray.shutdown()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow.fs
 import pytest
@@ -113,13 +114,14 @@ def write_model(folder: Path) -> None:
 
 @pytest.fixture
 def scripted_config(tmp_path: Path, model_folder: Path, ray_cluster: str) -> dict[str, Any]:
-    """A run with the scripted engine, on the cluster that the tests share.
+    """A run with the scripted engine, on the cluster that the tests share."""
+    return scripted_on(ray_cluster, tmp_path, model_folder)
 
-    Starting a cluster takes longer than most of these runs.
-    """
-    return scripted_tree(tmp_path, model_folder) | {
-        "cluster": {"address": ray_cluster, "progress_every_s": 1.0}
-    }
+
+def scripted_on(address: str, folder: Path, model_folder: Path) -> dict[str, Any]:
+    """`scripted_tree` on a running cluster, since starting one takes longer than most runs."""
+    cluster = {"address": address, "progress_every_s": 1.0}
+    return scripted_tree(folder, model_folder) | {"cluster": cluster}
 
 
 def scripted_tree(folder: Path, model_folder: Path) -> dict[str, Any]:
@@ -191,6 +193,49 @@ def run_driver(*arguments: str | Path, timeout_s: float = 600) -> subprocess.Com
     )
 
 
+def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The driver in this process, on the Ray that the tests share.
+
+    It prints and returns the same as `run_driver`, which takes seconds longer: it imports all
+    packages again, and so does each worker of Ray, which belongs to one process.
+    """
+    import regenesis
+
+    with _captured_streams() as files, contextlib.chdir(REPOSITORY):
+        try:
+            code = regenesis.main([*map(str, arguments)])
+        except SystemExit as end:  # of the parser
+            code = int(end.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        printed = [file.read_text() for file in files]
+    return subprocess.CompletedProcess(arguments, code, *printed)
+
+
+@contextlib.contextmanager
+def _captured_streams() -> Iterator[tuple[Path, Path]]:
+    """Redirect stdout and stderr to two files within the block, and also what the driver writes to
+    their file descriptors."""
+    with contextlib.ExitStack() as undo:
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory()))
+        files = folder / "stdout", folder / "stderr"
+        for number, (name, file) in enumerate(zip(("stdout", "stderr"), files, strict=True), 1):
+            stream, kept = getattr(sys, name), os.dup(number)
+            stream.flush()
+            undo.callback(os.close, kept)
+            undo.callback(os.dup2, kept, number)
+            undo.callback(setattr, sys, name, stream)
+            os.dup2(undo.enter_context(file.open("wb")).fileno(), number)
+            setattr(sys, name, _stream_of(number))
+        yield files
+
+
+@functools.cache
+def _stream_of(number: int) -> TextIO:
+    """A stream on a file descriptor, which a logger of Ray may keep for all later runs."""
+    return open(number, "w", buffering=1, closefd=False)
+
+
 def log_of(run: Path, command: str) -> str:
     """What the last call of a command on a run has logged."""
     last = max((run / "logs").glob(f"*-{command}*"))
@@ -210,7 +255,15 @@ def ray_cluster() -> Iterator[str]:
     os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")
     import ray
 
-    context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        # By default Ray starts workers ahead of need for every driver that joins, a second of
+        # processor time each.
+        _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
+    )
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import regenesis
 from cluster.errors import InputError
 from cluster.store.folder import Folder
 from pipelines.stored_run import StoredRun
-from tests.conftest import REPOSITORY
-
-PROGRAM = """
-import json, sys
-import regenesis
-
-made = regenesis.run(sys.argv[1], until="examples")
-again = regenesis.load_run(made.folder.uri)
-rows = {name: again.table(name).num_rows for name in ("questions", "round_0/paths")}
-right = [p["verdict"] for r in again.table("round_0/paths").to_pylist() for p in r["paths"]]
-examples = again.table("round_0/examples")
-print(json.dumps(rows | {"right": right.count("correct"), "examples": examples.num_rows}))
-"""
 
 
 def test_run_from_python_returns_its_tables(
     scripted_config: dict[str, Any], write_config: Callable[[dict[str, Any]], Path]
 ) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(write_config(scripted_config))],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout.splitlines()[-1])
-    assert told["questions"] == 40
-    assert told["round_0/paths"] == 24
-    assert 0 < told["examples"] <= told["right"]
+    import ray
+
+    # A notebook that is connected to Ray need not name it.
+    connected = ray.get_runtime_context().gcs_address
+    config = write_config(scripted_config | {"cluster": {}})
+    made = regenesis.run(str(config), until="examples")
+    assert ray.get_runtime_context().gcs_address == connected
+    again = regenesis.load_run(made.folder.uri)
+    assert again.table("questions").num_rows == 40
+    paths = again.table("round_0/paths").to_pylist()
+    assert len(paths) == 24
+    right = [path["verdict"] for row in paths for path in row["paths"]].count("correct")
+    assert 0 < again.table("round_0/examples").num_rows <= right
     root = Path(scripted_config["storage"]["root"])
     [log] = (root / "scripted" / "logs").iterdir()
     events = [json.loads(line) for line in (log / "events.jsonl").read_text().splitlines()]
@@ -56,6 +43,14 @@ def test_run_from_python_returns_its_tables(
     assert all(event["seconds"] >= 0 for event in finished)
     assert kinds.count("step_started") == len(finished)
     assert " INFO paths: " in (log / "log.txt").read_text()
+
+
+def test_run_on_another_ray_than_that_of_the_process_is_refused(
+    scripted_config: dict[str, Any], write_config: Callable[[dict[str, Any]], Path]
+) -> None:
+    elsewhere = write_config(scripted_config | {"cluster": {"address": "127.0.0.1:1"}})
+    with pytest.raises(InputError, match="this process is connected to the Ray at "):
+        regenesis.run(str(elsewhere), until="paths")
 
 
 @pytest.mark.parametrize(

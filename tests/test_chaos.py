@@ -29,7 +29,7 @@ from tests.chaos import (
     ledger_folders,
     sums_config,
 )
-from tests.conftest import SCRIPTED_ENGINE, ledger_rows, run_driver
+from tests.conftest import SCRIPTED_ENGINE, ledger_rows, run_here
 
 LATENCY_S = 0.25
 NUM_TRAIN = 32
@@ -87,17 +87,17 @@ def rows_by_step(run_folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+def setting(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Setting:
     """Two datasets of sums, and their rows when nothing is killed."""
     folder = tmp_path_factory.mktemp("chaos")
     config = sums_config(folder, NUM_TRAIN, NUM_TEST) | {
         "synthesis": {"guidelines_per_question": GUIDELINES},
         "engine": ENGINE,
-        "cluster": {"num_cpus": 3, "progress_every_s": 1.0, "object_store_gib": 0.1},
+        "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
     }
     bare = Setting(folder, config, {})
     path = bare.write("undisturbed", {})
-    result = run_driver("run", path, "--until", "paths")
+    result = run_here("run", path, "--until", "paths")
     assert result.returncode == 0, result.stderr
     rows = rows_by_step(path.parent / "runs" / "trial")
     assert {step: len(found) for step, found in rows.items()} == {

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -15,16 +16,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from cluster.events import read_events
-from cluster.store.folder import Folder
 from tests.conftest import (
     LOCAL_CLUSTER,
     REPOSITORY,
     driver_command,
     ledger_rows,
     log_of,
-    run_driver,
+    run_here,
+    scripted_on,
     sums,
 )
 
@@ -80,13 +81,24 @@ def is_part(path: Path) -> bool:
     return "parts" in path.parts
 
 
-def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
-    scripted_config: dict[str, Any], write_config: WriteConfig
-) -> None:
-    undisturbed = scripted_config | {"run": "undisturbed"}
-    whole = run_driver("run", write_config(undisturbed), "--until", "examples")
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, ray_cluster: str
+) -> Path:
+    """The runs of one that went on undisturbed up to its examples."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = scripted_on(ray_cluster, folder, model_folder)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    whole = run_here("run", path, "--until", "examples")
     assert whole.returncode == 0, whole.stderr
+    return Path(config["storage"]["root"])
 
+
+def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
+    scripted_config: dict[str, Any], write_config: WriteConfig, undisturbed: Path
+) -> None:
+    expected = scripted_config | {"storage": {"root": str(undisturbed)}}
     path = write_config(scripted_config)
     durable: dict[Path, bytes] = {}
     durable_rows: list[dict[str, Any]] = []
@@ -103,7 +115,7 @@ def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
         durable_rows += [
             row for file in durable if file.name.startswith("part-") for row in read_rows(file)
         ]
-    resumed = run_driver("run", path, "--set", "engine.options={latency_s: 0.3}")
+    resumed = run_here("run", path, "--set", "engine.options={latency_s: 0.3}")
     assert resumed.returncode == 0, resumed.stderr
     assert "| in_domain/sums " in resumed.stdout
     *_, place, report = resumed.stdout.rstrip().splitlines()
@@ -113,7 +125,7 @@ def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
 
     rows = ledger_rows(step_folder(scripted_config, "paths"))
     assert len(rows) == 24
-    assert rows == ledger_rows(step_folder(undisturbed, "paths"))
+    assert rows == ledger_rows(step_folder(expected, "paths"))
     kept = rows + [
         r for p in run_folder(scripted_config).glob("*/predictions-*") for r in ledger_rows(p)
     ]
@@ -121,7 +133,7 @@ def test_run_killed_in_each_step_goes_on_and_ends_as_if_undisturbed(
     assert all(row in kept for row in durable_rows)
     examples = [
         pq.read_table(step_folder(config, "examples") / "train-00000.parquet")
-        for config in (scripted_config, undisturbed)
+        for config in (scripted_config, expected)
     ]
     assert examples[0].equals(examples[1])
     assert examples[0].num_rows > 8
@@ -132,19 +144,18 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
-    scripted_config: dict[str, Any], write_config: WriteConfig
+    scripted_config: dict[str, Any], write_config: WriteConfig, undisturbed: Path
 ) -> None:
     path = write_config(scripted_config)
-    first = run_driver("run", path, "--until", "paths")
-    assert first.returncode == 0, first.stderr
+    shutil.copytree(undisturbed, scripted_config["storage"]["root"])
     before = durable_files(run_folder(scripted_config))
-    again = run_driver("run", path, "--until", "paths", "--dry-run")
+    again = run_here("run", path, "--until", "paths", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", again.stdout)
     check_select_counts_and_changes_nothing(run_folder(scripted_config))
     more = ["--set", "questions.datasets.sums.num_train=30", "--set", "engine.chunk_size=3"]
-    dry = run_driver("run", path, *more, "--dry-run")
+    dry = run_here("run", path, *more, "--dry-run")
     assert re.search(r"round_0/paths-\w+: run, at most 54 generations", dry.stdout), dry.stdout
-    grown = run_driver("run", path, "--until", "paths", *more)
+    grown = run_here("run", path, "--until", "paths", *more)
     assert grown.returncode == 0, grown.stderr
     assert {file: file.read_bytes() for file in before} == before
     folder = step_folder(scripted_config, "paths")
@@ -156,7 +167,7 @@ def test_run_finished_does_nothing_again_and_more_questions_only_the_new_work(
 
 def check_select_counts_and_changes_nothing(run: Path) -> None:
     before = kept_files(run)
-    selected = run_driver(
+    selected = run_here(
         "select", run, "--set", "examples.verdict=majority", "--set", "examples.max_per_question=1"
     )
     assert selected.returncode == 0, selected.stderr
@@ -178,7 +189,7 @@ def kept_files(run: Path) -> dict[Path, bytes]:
 
 
 def test_select_of_no_run_says_so(tmp_path: Path) -> None:
-    result = run_driver("select", tmp_path)
+    result = run_here("select", tmp_path)
     assert result.returncode == 2
     assert "is not the folder of a run" in result.stderr
 
@@ -189,7 +200,7 @@ def test_run_dead_worker_is_started_again_and_every_question_is_there_once(
     crash = tmp_path / "crash"
     crash.touch()
     options = f"engine.options={{latency_s: 0.1, crash_file: {crash}}}"
-    result = run_driver("run", write_config(scripted_config), "--until", "paths", "--set", options)
+    result = run_here("run", write_config(scripted_config), "--until", "paths", "--set", options)
     assert result.returncode == 0, result.stderr
     assert not crash.exists()
     rows = ledger_rows(step_folder(scripted_config, "paths"))
@@ -215,44 +226,12 @@ def test_run_interrupted_keeps_what_is_finished(
     assert 0 < sum(len(ledger_rows(step)) for step in steps) < 24 + 16
 
 
-def test_run_two_rounds_second_one_synthesises_with_the_first_ones_model(
-    scripted_config: dict[str, Any], write_config: WriteConfig
-) -> None:
-    path = write_config(scripted_config | {"rounds": 2})
-    result = run_driver("run", path, "--until", "1/paths")
-    assert result.returncode == 0, result.stderr
-    assert "round 0, base > tuned" in result.stdout
-    events = read_events(Folder.open(str(run_folder(scripted_config))))
-    finished = [(e.get("round"), e["step"]) for e in events if e["event"] == "step_finished"]
-    of_round = ["paths", "examples", "model", "predictions", "scores"]
-    assert finished == [(None, "questions"), *((0, step) for step in of_round), (1, "paths")]
-    assert {e["step"] for e in events if e["event"] == "training_rate"} >= {1.0}
-    assert {"trained", "generated"} <= {e["event"] for e in events}
-    rounds = [run_folder(scripted_config) / f"round_{number}" for number in (0, 1)]
-    (model,) = rounds[0].glob("model-*")
-    (paths,) = rounds[1].glob("paths-*")
-    manifest = json.loads((paths / "manifest.json").read_text())
-    assert manifest["content"]["model"] == model.name
-    assert (model / "model.safetensors").stat().st_size > 0
-    ids = {path["path_id"].split("/")[0] for row in ledger_rows(paths) for path in row["paths"]}
-    assert ids == {"1"}
-
-
-@pytest.mark.slow
-def test_run_two_rounds_to_the_second_table(
-    scripted_config: dict[str, Any], write_config: WriteConfig
-) -> None:
-    result = run_driver("run", write_config(scripted_config | {"rounds": 2}))
-    assert result.returncode == 0, result.stderr
-    assert "round 1, base > tuned" in result.stdout
-
-
 @pytest.mark.slow
 def test_run_learns_preferences_from_the_examples_that_are_there(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
     path = write_config(scripted_config)
-    first = run_driver("run", path, "--until", "examples")
+    first = run_here("run", path, "--until", "examples")
     assert first.returncode == 0, first.stderr
     before = durable_files(run_folder(scripted_config))
     pairs = pq.read_table(step_folder(scripted_config, "examples") / "preference_pairs")
@@ -262,7 +241,7 @@ def test_run_learns_preferences_from_the_examples_that_are_there(
     weights = set()
     for objective, num_examples in expected.items():
         known = set(run_folder(scripted_config).glob("round_0/model-*"))
-        run = run_driver("run", path, "--set", f"training.objective={objective}")
+        run = run_here("run", path, "--set", f"training.objective={objective}")
         assert run.returncode == 0, run.stderr
         assert "| in_domain/sums " in run.stdout
         [model] = {*run_folder(scripted_config).glob("round_0/model-*")} - known
@@ -277,7 +256,7 @@ def test_run_nothing_to_learn_from_says_why_and_keeps_the_paths(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
     options = "engine.options={wrong_share: 100}"
-    result = run_driver("run", write_config(scripted_config), "--set", options)
+    result = run_here("run", write_config(scripted_config), "--set", options)
     assert result.returncode == 3
     assert "the 72 paths were dropped (72 wrong);" in result.stderr
     assert len(ledger_rows(step_folder(scripted_config, "paths"))) == 24
@@ -287,7 +266,7 @@ def test_run_broken_engine_ends_with_its_own_error(
     scripted_config: dict[str, Any], write_config: WriteConfig
 ) -> None:
     options = ["--set", "engine.implementation=tests.scripted.NoSuchEngine"]
-    result = run_driver("run", write_config(scripted_config), "--until", "paths", *options)
+    result = run_here("run", write_config(scripted_config), "--until", "paths", *options)
     assert result.returncode != 0
     assert "NoSuchEngine" in result.stderr
 
@@ -314,7 +293,7 @@ def test_run_bad_input_is_one_sentence_with_exit_code_2(
     changes: dict[str, Any],
     expected: str,
 ) -> None:
-    result = run_driver("run", write_config(scripted_config | changes))
+    result = run_here("run", write_config(scripted_config | changes))
     assert result.returncode == 2
     assert expected in result.stderr
     assert result.stderr.count("\n") == 1
@@ -325,7 +304,7 @@ def test_run_bad_input_is_one_sentence_with_exit_code_2(
 def test_run_until_what_is_no_step_is_refused(
     scripted_config: dict[str, Any], write_config: WriteConfig, until: str
 ) -> None:
-    result = run_driver("run", write_config(scripted_config), "--until", until)
+    result = run_here("run", write_config(scripted_config), "--until", until)
     assert result.returncode == 2
     assert "the steps are questions, guidelines, paths" in result.stderr
 
@@ -336,7 +315,7 @@ def test_run_folder_of_another_owner_is_refused_and_left_alone(
     folder = run_folder(scripted_config)
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
-    result = run_driver("run", write_config(scripted_config))
+    result = run_here("run", write_config(scripted_config))
     assert result.returncode == 2
     assert "holds something else" in result.stderr
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

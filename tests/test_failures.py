@@ -24,6 +24,7 @@ from tests.conftest import (
     driver_command,
     ledger_rows,
     run_driver,
+    run_here,
 )
 from tests.small_disk import small_disk
 
@@ -65,7 +66,7 @@ class Small:
 
     def run(self, **engine: Any) -> subprocess.CompletedProcess[str]:
         """The driver with the engine's further settings, to its end."""
-        return run_driver(*self.arguments(**engine), timeout_s=400)
+        return run_here(*self.arguments(**engine))
 
     def start(self, **engine: Any) -> subprocess.Popen[str]:
         """The same, not waited for; its output goes to a file."""
@@ -259,7 +260,7 @@ def test_second_command_on_a_run_is_refused_until_it_takes_over(small: Small) ->
     slow = {"latency_s": 1.0}  # the first command has to outlast the next two
     driver = small.start(options=slow)
     small.wait_for_rows(driver, 1)
-    cleaned = run_driver("clean", small.run_folder, "--yes")
+    cleaned = run_here("clean", small.run_folder, "--yes")
     assert (cleaned.returncode, cleaned.stderr.count(f"process {driver.pid}")) == (2, 1)
     second = small.run(options=slow)
     assert second.returncode == 2

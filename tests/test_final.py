@@ -18,7 +18,7 @@ from pipelines.plan import all_steps, nothing_to_report, plan_run
 from pipelines.questions.loading import load_questions
 from pipelines.reads_of_test import describe_reads, reads_of_test, record_test_read
 from regenesis import parse_arguments
-from tests.conftest import ledger_rows, run_driver, scripted_tree, sums
+from tests.conftest import ledger_rows, run_here, scripted_tree, sums
 from tests.test_identity import loaded
 
 
@@ -98,7 +98,7 @@ def test_run_asks_test_only_at_the_end(
         found = sorted(run.glob("*/predictions-*"))
         return [[row["question_id"].split("/")[1] for row in ledger_rows(f)] for f in found]
 
-    first = run_driver("run", path)
+    first = run_here("run", path)
     assert first.returncode == 0, first.stderr
     assert "round 0, base > tuned, on dev in percent" in first.stdout
     assert "| in_domain/sums " in first.stdout
@@ -106,7 +106,7 @@ def test_run_asks_test_only_at_the_end(
     assert not (run / "test_reads").exists()
     made = {file: file.stat().st_mtime_ns for file in run.glob("round_0/model-*/*.safetensors")}
 
-    final = run_driver("run", path, "--final")
+    final = run_here("run", path, "--final")
     assert final.returncode == 0, final.stderr
     assert "round 0, base > tuned, on test in percent" in final.stdout
     assert [sorted(each) for each in asked()] == [["dev"] * 4 + ["test"] * 12] * 2
@@ -119,9 +119,9 @@ def test_run_asks_test_only_at_the_end(
     for line in (r"the numbers are of this checkpoint", "tokens generated in 72 paths"):
         assert line in final.stdout
 
-    again = run_driver("run", path, "--dry-run")
+    again = run_here("run", path, "--dry-run")
     states = re.findall(r"-[0-9a-f]{12}: (.*)$", again.stdout, re.M)
     assert set(states) == {"skip, finished"}, again.stdout
-    shown = run_driver("show", run)
+    shown = run_here("show", run)
     assert "test was read 1 time, of 1 model, last at" in shown.stdout
     assert "round_0/scores, on test" in shown.stdout

@@ -37,7 +37,7 @@ from pipelines.selection.select_examples import ExampleSelector, select_examples
 from pipelines.strategy import with_strategy
 from pipelines.synthesis.chain import Recipe
 from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
-from tests.conftest import arithmetic, ledger_rows, run_driver
+from tests.conftest import arithmetic, ledger_rows, run_here
 from tests.golden.engine import GoldenEngine
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -309,7 +309,7 @@ def test_whole_run_ends_as_it_did(
     changes = RUNS[name]
     config["training"] |= {"num_epochs": 1} | changes.get("training", {})
     config |= {key: value for key, value in changes.items() if key != "training"}
-    result = run_driver("run", write_config(config))
+    result = run_here("run", write_config(config))
     assert result.returncode == 0, result.stderr
     check("runs.json", name, run_outcome(tmp_path / "runs" / "scripted"))
 

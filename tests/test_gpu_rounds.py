@@ -6,6 +6,7 @@ Ray counts the GPUs. The engines are scripted; the training is real, over gloo, 
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.events import read_events
 from cluster.inference.engine_sizing import PRETENDED_MEMORY
+from cluster.store.folder import Folder
 from tests.chaos import RayNodes
-from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, driver_command, sums
+from tests.conftest import REPOSITORY, SCRIPTED_ENGINE, driver_command, ledger_rows, sums
 from tests.scripted import Started
 from tests.training.logical_gpu import LOGGED_NAME, TRAINER_LOG
 from training.device import PRETENDED
@@ -79,3 +82,20 @@ def test_engines_and_training_workers_hold_the_same_gpus_in_turn(
     assert len(held[0]) == 2
     assert all(gpus == ("0",) for _, gpus in held[0])
     assert "round 1, base > tuned" in result.stdout
+    check_second_round_began_with_the_first_ones_model(tmp_path / "runs" / "rounds")
+
+
+def check_second_round_began_with_the_first_ones_model(run: Path) -> None:
+    [model] = run.glob("round_0/model-*")
+    assert (model / "model.safetensors").stat().st_size > 0
+    [paths] = run.glob("round_1/paths-*")
+    manifest = json.loads((paths / "manifest.json").read_text())
+    assert manifest["content"]["model"] == model.name
+    ids = {path["path_id"].split("/")[0] for row in ledger_rows(paths) for path in row["paths"]}
+    assert ids == {"1"}
+    events = read_events(Folder.open(str(run)))
+    finished = [(e.get("round"), e["step"]) for e in events if e["event"] == "step_finished"]
+    of_round = ["paths", "examples", "model", "predictions", "scores"]
+    assert finished == [(None, "questions"), *((n, step) for n in (0, 1) for step in of_round)]
+    assert {e["step"] for e in events if e["event"] == "training_rate"} >= {1.0}
+    assert {"trained", "generated"} <= {e["event"] for e in events}

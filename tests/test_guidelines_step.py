@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.synthesis.guidelines import load_guidelines
-from tests.conftest import ledger_rows, log_of, run_driver
+from tests.conftest import ledger_rows, log_of, run_here
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -20,7 +20,7 @@ def test_run_proposed_guidelines_are_followed_beside_the_others_and_made_once(
     scripted_config["synthesis"] = {"expand_guidelines": 6}
     scripted_config["questions"]["datasets"]["sums"] |= {"num_train": 4}
     path = write_config(scripted_config)
-    result = run_driver("run", path, "--until", "paths")
+    result = run_here("run", path, "--until", "paths")
     assert result.returncode == 0, result.stderr
     assert re.search(
         r"guidelines: kept [12] of 6 proposals, in addition to the 25 that were given; dropped: ",
@@ -42,9 +42,9 @@ def test_run_proposed_guidelines_are_followed_beside_the_others_and_made_once(
     assert all([p["guideline_id"] for p in row["paths"]] == followed for row in rows)
     assert f"/{manifest['kept'][0]}/0/0" in rows[0]["paths"][25]["path_id"]
 
-    again = run_driver("run", path, "--until", "paths", "--dry-run")
+    again = run_here("run", path, "--until", "paths", "--dry-run")
     assert re.search(r"base/guidelines-\w+: skip, finished\n", again.stdout)
     assert re.search(r"round_0/paths-\w+: skip, finished\n", again.stdout)
-    clean = run_driver("clean", folder, "--superseded", "--yes")
+    clean = run_here("clean", folder, "--superseded", "--yes")
     assert clean.returncode == 0, clean.stderr
     assert (step / "guidelines.yaml").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.conftest import run_driver, sums
+from tests.conftest import run_here, sums
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -46,7 +46,7 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
     scripted_config["questions"]["datasets"] = datasets | {"broken": broken}
     scripted_config["questions"]["on_error"] = "skip"
     path = write_config(scripted_config)
-    result = run_driver("run", path, "--until", "paths")
+    result = run_here("run", path, "--until", "paths")
     assert result.returncode == 0, result.stderr
     assert "questions: broken is SKIPPED: no question file" in result.stdout
     wanted = {f"sums_{number:02d}": 2 + number % 3 for number in range(50)}
@@ -57,7 +57,7 @@ def test_run_fifty_datasets_on_one_pool_with_a_broken_one_set_aside_and_one_adde
 
     before = {file: file.read_bytes() for file in paths_folder(scripted_config).glob("rows-*")}
     scripted_config["questions"]["datasets"] |= sums_of("added", 60, 3)
-    again = run_driver("run", write_config(scripted_config), "--until", "paths")
+    again = run_here("run", write_config(scripted_config), "--until", "paths")
     assert again.returncode == 0, again.stderr
     assert rows_by_dataset(scripted_config) == wanted | {"added": 3}
     assert {file: file.read_bytes() for file in before} == before
@@ -75,17 +75,17 @@ def test_run_dataset_that_has_enough_begins_no_further_question_until_it_may_hav
         "flush_s": 0.1,
     }
     path = write_config(scripted_config)
-    first = run_driver("run", path, "--until", "paths")
+    first = run_here("run", path, "--until", "paths")
     assert first.returncode == 0, first.stderr
     rows = rows_by_dataset(scripted_config)
     assert rows["free"] == 8
     assert 2 <= rows["limited"] < 30
     assert "has enough" in first.stderr
     assert manifest(scripted_config)["rows"]["datasets"]["limited"]["num_accepted"] >= 6
-    again = run_driver("run", path, "--until", "paths", "--dry-run")
+    again = run_here("run", path, "--until", "paths", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", again.stdout)
 
     more = ["--set", "questions.datasets.limited.max_accepted_paths=null"]
-    grown = run_driver("run", path, "--until", "paths", *more)
+    grown = run_here("run", path, "--until", "paths", *more)
     assert grown.returncode == 0, grown.stderr
     assert rows_by_dataset(scripted_config) == {"limited": 40, "free": 8}

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import run_driver, sums
+from tests.conftest import run_here, sums
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -46,7 +46,7 @@ def test_per_dataset_tunes_each_model_on_its_own_examples_of_one_synthesis(
     two_datasets: dict[str, Any], write_config: WriteConfig
 ) -> None:
     path = write_config(two_datasets | {"evaluation": {"readings": True}})
-    result = run_driver("run", path)
+    result = run_here("run", path)
     assert result.returncode == 0, result.stderr
     [round_folder] = Path(two_datasets["storage"]["root"]).glob("*/round_0")
     assert len(list(round_folder.glob("paths-*"))) == 1
@@ -64,6 +64,6 @@ def test_per_dataset_tunes_each_model_on_its_own_examples_of_one_synthesis(
         check_readings(scores, dataset)
     weights = {file.read_bytes() for file in round_folder.glob("model-*/model.safetensors")}
     assert len(weights) == 2
-    again = run_driver("run", path)
+    again = run_here("run", path)
     assert again.returncode == 0, again.stderr
     assert "step 1/" not in again.stdout

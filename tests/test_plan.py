@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from cluster.store.folder import Folder
 from cluster.store.step import read_steps
-from tests.conftest import log_of, run_driver
+from tests.conftest import log_of, run_here
 
 WriteConfig = Callable[[dict[str, Any]], Path]
 
@@ -33,21 +33,21 @@ def test_plan_probes_twenty_questions_that_the_run_then_keeps(
 ) -> None:
     scripted_config["engine"]["options"] = {"latency_s": 0.05}
     path = write_config(scripted_config)
-    first = run_driver("plan", path)
+    first = run_here("plan", path)
     assert first.returncode == 0, first.stderr
     assert "estimated from 20 of 24 questions" in first.stdout
     assert re.search(r"\| generations +\| 24\d", first.stdout), first.stdout
     folder = run_folder(scripted_config)
     assert num_rows(folder) == 20
-    again = run_driver("plan", path)
+    again = run_here("plan", path)
     assert again.stdout.splitlines()[-20:] == first.stdout.splitlines()[-20:]
     assert num_rows(folder) == 20
     assert "| generations " in log_of(folder, "plan")
 
-    refused = run_driver("run", path, "--set", "budget.max_hours=1e-6", "--until", "paths")
+    refused = run_here("run", path, "--set", "budget.max_hours=1e-6", "--until", "paths")
     assert refused.returncode == 2
     assert "budget.max_hours" in refused.stderr
-    done = run_driver("run", path, "--set", "budget.max_hours=10", "--until", "paths")
+    done = run_here("run", path, "--set", "budget.max_hours=10", "--until", "paths")
     assert done.returncode == 0, done.stderr
     assert num_rows(folder) == 24
 
@@ -57,7 +57,7 @@ def test_clean_says_what_goes_and_removes_only_that(
 ) -> None:
     path = write_config(scripted_config)
     for seed in (0, 1):
-        result = run_driver("run", path, "--until", "paths", "--set", f"synthesis.seed={seed}")
+        result = run_here("run", path, "--until", "paths", "--set", f"synthesis.seed={seed}")
         assert result.returncode == 0, result.stderr
     folder = run_folder(scripted_config)
     steps = sorted(step.name for step in folder.glob("round_0/paths-*"))
@@ -71,26 +71,26 @@ def test_clean_says_what_goes_and_removes_only_that(
     manifest = current / "manifest.json"
     manifest.write_bytes(manifest.read_bytes())
 
-    dry = run_driver("clean", folder, "--dry-run")
+    dry = run_here("clean", folder, "--dry-run")
     assert "its rows are in compacted files" in dry.stdout
     assert left.exists()
-    unasked = run_driver("clean", folder)
+    unasked = run_here("clean", folder)
     assert (unasked.returncode, left.exists()) == (2, True)
     assert "--yes" in unasked.stderr
     logs = {file: file.read_bytes() for file in folder.glob("logs/*/*")}
-    assert run_driver("clean", folder, "--yes").returncode == 0
+    assert run_here("clean", folder, "--yes").returncode == 0
     assert " INFO removed folder=" in log_of(folder, "clean")
     assert not left.exists()
     assert sorted(step.name for step in folder.glob("round_0/paths-*")) == steps
-    everything = run_driver("clean", folder, "--superseded", "--yes")
+    everything = run_here("clean", folder, "--superseded", "--yes")
     assert "the last config does not use it" in everything.stdout
     assert [step.name for step in folder.glob("round_0/paths-*")] == [current.name]
     assert logs
     assert {file: file.read_bytes() for file in logs} == logs
-    after = run_driver("run", path, "--until", "paths", "--set", "synthesis.seed=1", "--dry-run")
+    after = run_here("run", path, "--until", "paths", "--set", "synthesis.seed=1", "--dry-run")
     assert re.search(r"round_0/paths-\w+: skip, finished", after.stdout)
 
-    other = run_driver("clean", tmp_path / "nothing")
+    other = run_here("clean", tmp_path / "nothing")
     assert other.returncode == 2
     assert "is not the folder of a run" in other.stderr
 

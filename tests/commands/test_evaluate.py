@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import regenesis
-from tests.conftest import ledger_rows, run_driver
+from tests.conftest import ledger_rows, run_here
 from tests.scripted import Started
 
 WriteConfig = Callable[[dict[str, Any]], Path]
@@ -36,14 +36,14 @@ def test_models_are_evaluated_resumed_and_compared(
     command += ["--tasks", "sums,far_sums", "--out", out, "--samples", "2", "--log-samples", logs]
     command += ["--readings"]
     one, two = f"one={model_folder}", f"two={model_folder}"
-    first = run_driver(*command, "--model", one)
+    first = run_here(*command, "--model", one)
     assert first.returncode == 0, first.stderr
     assert "| mean " not in first.stdout  # the two tasks are of different groups
     assert "| out_of_domain/far_sums | one " in first.stdout
     num_answers = len(log.read_text().splitlines())
     assert num_answers == 12 * 2  # a greedy request and one for both samples
 
-    both = run_driver(*command, "--model", one, "--model", two)
+    both = run_here(*command, "--model", one, "--model", two)
     assert both.returncode == 0, both.stderr
     assert len(log.read_text().splitlines()) == 2 * num_answers
     [step] = (out / "models" / "two").glob("predictions-*")
@@ -77,7 +77,7 @@ def test_prompts_are_chosen_on_dev_and_test_is_asked_with_the_first_and_the_best
     out = tmp_path / "evaluation"
     command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
     command += ["--tasks", "sums", "--out", out, "--model", f"one={model_folder}", "--limit", "4"]
-    done = run_driver(*command, "--prompts", "standard,bare")
+    done = run_here(*command, "--prompts", "standard,bare")
     assert done.returncode == 0, done.stderr
     # The answers do not depend on the prompt, so the first one of the menu is as good as any.
     assert "one: the best prompt on dev is standard (tolerant, mean over tasks: " in done.stdout
@@ -110,7 +110,7 @@ def test_adapters_and_their_base_share_the_engines_of_one_pool(
         models += ["--model", folder]
     out = tmp_path / "evaluation"
     command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
-    done = run_driver(*command, "--tasks", "sums", "--out", out, *models)
+    done = run_here(*command, "--tasks", "sums", "--out", out, *models)
     assert done.returncode == 0, done.stderr
     assert len(Started.read(starts)) == 1
     shares = {}

@@ -23,7 +23,7 @@ from pipelines.planning.hardware import Readiness, engines_of, prepare, refuse_n
 from pipelines.planning.preflight import askings, check_base, describe, engines
 from pipelines.run import Run
 from pipelines.synthesis.chain import Recipe
-from tests.conftest import run_driver, sums
+from tests.conftest import run_driver, run_here, sums
 
 Edit = Callable[[Path], object]
 
@@ -414,7 +414,7 @@ def test_dry_run_refuses_what_the_model_shows(tree: dict[str, Any], tmp_path: Pa
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
     template("Solve this:")(Path(tree["model"]["path"]))
-    result = run_driver("run", path, "--dry-run")
+    result = run_here("run", path, "--dry-run")
     assert result.returncode == InputError.exit_code
     assert "do not contain the question" in result.stderr
     assert "Traceback" not in result.stderr
@@ -426,7 +426,7 @@ def test_training_that_no_node_holds_is_refused_before_the_first_generation(
 ) -> None:
     wide = {"num_workers": "auto", "cpus_per_worker": 1, "lora": {"rank": 1 << 30}}
     tree = scripted_config | {"training": scripted_config["training"] | wide | {"method": "lora"}}
-    result = run_driver("run", write_config(tree))
+    result = run_here("run", write_config(tree))
     assert result.returncode == InputError.exit_code
     assert "GiB" in result.stderr
     assert "Traceback" not in result.stderr

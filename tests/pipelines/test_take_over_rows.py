@@ -22,7 +22,7 @@ from pipelines.steps import paths
 from pipelines.steps.paths import _has_same_paths
 from pipelines.synthesis.handler import PATHS_SCHEMA, SynthesizePaths
 from pipelines.synthesis.reasoning_path import PATH_TYPE
-from tests.conftest import ledger_rows, run_driver
+from tests.conftest import ledger_rows, run_here
 from tests.pipelines.test_chain import QUESTION, Stages, recipe
 
 SCHEMA = ledger_schema([])
@@ -149,7 +149,7 @@ def test_run_with_more_samples_generates_only_the_further_ones(
     def paths_of(**synthesis: Any) -> tuple[dict[str, Any], int]:
         log.write_text("")
         tree = scripted_config | {"synthesis": scripted_config["synthesis"] | synthesis}
-        result = run_driver("run", write_config(tree), "--until", "paths")
+        result = run_here("run", write_config(tree), "--until", "paths")
         assert result.returncode == 0, result.stderr
         folders = (tmp_path / "runs" / "scripted").glob("round_0/paths-*")
         newest = max(folders, key=lambda folder: (folder / "manifest.json").stat().st_mtime_ns)
