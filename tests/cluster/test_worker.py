@@ -197,6 +197,39 @@ def test_worker_whose_engine_dies_saves_its_rows_and_the_question_to_blame_is_fo
     asyncio.run(scenario())
 
 
+def test_worker_whose_engine_died_does_not_blame_a_question_that_waited_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    both = asyncio.Event()
+
+    async def answer(number: str) -> str:
+        asked.append(number)
+        if len(asked) == 2:
+            both.set()
+        await both.wait()
+        if number == asked[0]:
+            raise EngineDiedError("out of memory")
+        await asyncio.sleep(0 if len(asked) > 3 else 600)
+        return f"answer {number}"
+
+    job, chunks = planned(Folder.open(str(tmp_path)), answer, [2])
+    board = LocalBoard()
+
+    async def scenario() -> None:
+        await do_until_exit(make_worker(job, board), chunks, monkeypatch)
+        bad, good = asked
+        await do_until_exit(make_worker(job, board), chunks, monkeypatch)
+        assert asked == [bad, good, bad], "the other one was waiting when the engine died"
+        assert await do_until_exit(make_worker(job, board), chunks, monkeypatch) == chunks
+        assert texts(job) == {
+            f"d/{bad}": "its engine died 2 times while answering it",
+            f"d/{good}": f"answer {good}",
+        }
+
+    asyncio.run(scenario())
+
+
 def test_worker_marks_a_question_whose_handler_fails_and_does_the_others(tmp_path: Path) -> None:
     async def answer(number: str) -> str:
         if number == "1":

