@@ -16,7 +16,7 @@ from evaluation.statistics import (
     paired_difference,
     split_half_reliability,
 )
-from pipelines.report.arms import arm_of, arms_of, partners_of
+from pipelines.report.arms import OverSeeds, arm_of, arms_of, claims_over_seeds, partners_of
 from pipelines.report.comparisons import detectable, p_of_interval
 from pipelines.report.content import as_columns, report_data
 from pipelines.report.execution import MOST_POINTS, rate_rows, thinned, training_rows
@@ -65,6 +65,14 @@ def test_p_value_of_an_interval_is_close_to_the_exact_one() -> None:
     found = p_of_interval(paired_difference(base, tuned))
     assert found == pytest.approx(exact_mcnemar(base, tuned), rel=0.35)
     assert p_of_interval(Interval(0.0, -0.1, 0.1)) == 1.0
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.0, 1.0), (0.25, 0.0)])
+def test_p_value_of_what_never_varies_is_that_of_its_value(gain: float, expected: float) -> None:
+    assert p_of_interval(Interval(gain, gain, gain)) == expected
+    same = OverSeeds("a", "a", "gain", "in_domain", "strict", 100, {"one": gain, "two": gain})
+    [claim] = claims_over_seeds([same])
+    assert (claim.difference, claim.p_value) == (Interval(gain, gain, gain), expected)
 
 
 def test_reliability_is_high_for_groups_that_differ_and_low_for_chance() -> None:
