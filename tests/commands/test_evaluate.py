@@ -78,7 +78,12 @@ def test_prompts_are_chosen_on_dev_and_test_is_asked_with_the_first_and_the_best
     out = tmp_path / "evaluation"
     command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
     command += ["--tasks", "sums", "--out", out, "--model", f"one={model_folder}", "--limit", "4"]
-    done = run_driver(*command, "--prompts", "standard,bare")
+    command += ["--prompts", "standard,bare"]
+    chosen = run_driver(*command, "--split", "dev")
+    assert chosen.returncode == 0, chosen.stderr
+    assert "one: the best prompt on dev is standard" in chosen.stdout
+    assert not out.exists()
+    done = run_driver(*command)
     assert done.returncode == 0, done.stderr
     # The answers do not depend on the prompt, so the first one of the menu is as good as any.
     assert "one: the best prompt on dev is standard (tolerant, mean over tasks: " in done.stdout
