@@ -165,16 +165,34 @@ def test_examination_of_a_run_is_that_of_its_predictions() -> None:
     assert content_of(sampled) != content_of(EvaluationSettings())
 
 
+def scripted_settings(folder: Path, num_test: int) -> EvaluateSettings:
+    tree = {
+        "run": "evaluation",
+        "questions": {"datasets": sums("sums", 0, num_train=0, num_dev=0, num_test=num_test)},
+        "engine": SCRIPTED_ENGINE,
+        "storage": {"root": str(folder), "cache": str(folder / "cache")},
+    }
+    return settings_of(EvaluateSettings, tree, "test")
+
+
+def test_evaluation_without_a_question_is_refused_before_anything_starts(
+    model: Path, tmp_path: Path
+) -> None:
+    settings = scripted_settings(tmp_path, num_test=0)
+    [asked] = examined_models([str(model)], settings.engine, settings.storage.cache)
+    models = [(asked, settings.evaluation)]
+    with (
+        kept_log("evaluate") as log,
+        pytest.raises(InputError, match="there is no question to ask; ask another split or other"),
+        begin_examination(settings, models, log),
+    ):
+        pytest.fail("it has begun")
+
+
 def test_evaluation_says_what_it_does_not_check_and_stops_between_two_models(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree = {
-        "run": "evaluation",
-        "questions": {"datasets": sums("sums", 0, num_train=0, num_dev=0, num_test=2)},
-        "engine": SCRIPTED_ENGINE,
-        "storage": {"root": str(tmp_path), "cache": str(tmp_path / "cache")},
-    }
-    settings = settings_of(EvaluateSettings, tree, "test")
+    settings = scripted_settings(tmp_path, num_test=2)
     [asked] = examined_models([f"tiny={model_folder}"], settings.engine, settings.storage.cache)
     stop = StopRequest()
     stop.set()
