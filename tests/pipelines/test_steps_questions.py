@@ -143,7 +143,7 @@ def test_questions_of_an_earlier_version_without_the_extent_of_dev_are_read_agai
 ) -> None:
     settings = settings_of(folder)
     first = store(settings, run)
-    known = run.read_json("questions.json")
+    known: dict[str, Any] = run.read_json("questions.json") or {}
     del known["facts"]["extents"]["dev"], known["fingerprint"]
     run.write_json("questions.json", known | {"fingerprint": fingerprint(known)})
     assert store(settings, run) == first
