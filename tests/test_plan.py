@@ -39,23 +39,16 @@ def test_plan_probes_twenty_questions_that_the_run_then_keeps(
     assert re.search(r"\| generations +\| 24\d", first.stdout), first.stdout
     folder = run_folder(scripted_config)
     assert num_rows(folder) == 20
-    row = re.search(r"\| hours +\| (\S+) \[\S+, (\S+)\]", first.stdout)
-    assert row, first.stdout
-    perhaps = f"budget.max_hours={(float(row[1]) + float(row[2])) / 2}"
-    again = run_driver("plan", path, "--set", perhaps)
-    *lines, warning = again.stdout.splitlines()
-    assert lines[-20:] == first.stdout.splitlines()[-20:]
-    assert warning.startswith("budget: the run is estimated to take ")
-    assert warning.endswith(", which may not be enough")
+    again = run_driver("plan", path)
+    assert again.stdout.splitlines()[-20:] == first.stdout.splitlines()[-20:]
     assert num_rows(folder) == 20
     assert "| generations " in log_of(folder, "plan")
 
     refused = run_driver("run", path, "--set", "budget.max_hours=1e-6", "--until", "paths")
     assert refused.returncode == 2
     assert "budget.max_hours" in refused.stderr
-    done = run_driver("run", path, "--set", perhaps, "--until", "paths")
+    done = run_driver("run", path, "--set", "budget.max_hours=10", "--until", "paths")
     assert done.returncode == 0, done.stderr
-    assert warning in done.stdout
     assert num_rows(folder) == 24
 
 
