@@ -26,6 +26,7 @@ from cluster.inference.pool import (
     _check_complete,
     _consume,
     _have_stopped,
+    _WorkerPlacement,
     engines_need,
     finish_job,
     place_engines,
@@ -253,6 +254,20 @@ def test_pool_whose_workers_die_without_a_word_ends_with_the_error_of_ray(
     exits = settings(options={"poison_exit": "What is 3 + 5"}, max_restarts=0)
     with pytest.raises(ray.exceptions.RayError):
         run_jobs(MODEL, [job], exits, stop=StopRequest(), progress_every_s=1)
+
+
+def test_pool_says_that_it_waits_for_the_gpus_of_a_lost_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ray tells the state of a group, of which a test would have to kill a node."""
+    state = {"state": "CREATED"}
+    monkeypatch.setattr("ray.util.placement_group_table", lambda _: state)
+    monkeypatch.setattr("cluster.inference.pool.free_nodes", lambda: [{"GPU": 3.0}, {"CPU": 8.0}])
+    placement = _WorkerPlacement.__new__(_WorkerPlacement)
+    placement._group = object()
+    assert placement.lost() == ""
+    state["state"] = "RESCHEDULING"
+    assert placement.lost() == "waiting for the GPUs of a lost node: 3 free"
 
 
 def test_pool_passes_on_a_ctrl_c_that_nobody_asked_its_workers_to_stop_for() -> None:
