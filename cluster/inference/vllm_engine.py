@@ -142,10 +142,10 @@ class VLLMEngine:
 
     async def loaded_weights(self) -> list[dict[str, dict[str, str]]]:
         """See `TellsWeights`; loads the adapters first. Raises `EngineDiedError`."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         if not self._has_digests:
             return []
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         try:
             for request in self._adapters.values():
                 await self._llm.add_lora(request)

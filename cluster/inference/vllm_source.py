@@ -220,10 +220,7 @@ _TYPES = ("Literal[", "dict[", "list[", "str |", "int |")
 
 
 def _config_files() -> list[str]:
-    found = importlib.util.find_spec("vllm")
-    if found is None or found.origin is None:
-        return []
-    below = Path(found.origin).parent
+    below = _package()
     return sorted(str(file.relative_to(below)) for file in below.glob("config/*.py"))
 
 
@@ -233,10 +230,15 @@ def _names(node: ast.Assign) -> Iterator[str]:
 
 @functools.cache
 def _parsed(file: str) -> ast.Module:
-    found = importlib.util.find_spec("vllm")
-    if found is None or found.origin is None:
-        return ast.Module([], [])
     try:
-        return ast.parse((Path(found.origin).parent / file).read_text(encoding="utf-8"))
+        return ast.parse((_package() / file).read_text(encoding="utf-8"))
     except (OSError, SyntaxError):
         return ast.Module([], [])
+
+
+def _package() -> Path:
+    """The folder of vLLM's source. Raises `FileNotFoundError` where vLLM is not installed."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        raise FileNotFoundError("vLLM is not installed")
+    return Path(found.origin).parent

@@ -26,8 +26,6 @@ def hub_errors(
     kinds: tuple[type[Exception], ...] = (*own, OSError, ValueError, RuntimeError, *also)
     try:
         yield
-    except InputError:
-        raise
     except kinds as error:
         raise InputError(f"{field} {name!r}: {_reason(error)}, or {instead}") from error
 

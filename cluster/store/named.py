@@ -81,10 +81,6 @@ def _kind_of(argument: str, folder: Folder) -> pyarrow.fs.FileType:
         return filesystem.get_file_info(posixpath.normpath(folder.path)).type
     except InputError as error:
         raise InputError(f"{argument}: {error}") from error
-    except NotADirectoryError as error:
-        raise InputError(
-            f"{argument} {folder.uri}: a part of the path is a file; correct the path"
-        ) from error
     except OSError as error:
         raise InputError(
             f"{argument} {folder.uri} cannot be reached: {one_line(error.__cause__ or error)}; "

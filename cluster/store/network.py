@@ -328,8 +328,6 @@ class _Upload:
         return self._data.write(data)
 
     def close(self) -> None:
-        if self.closed:
-            return
         self.closed = True
         try:
             self._store.wait_out(self._upload, self._path)

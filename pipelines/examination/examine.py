@@ -124,6 +124,8 @@ def begin_examination(
         arguments = (settings.questions, folder, settings.run, every_s)
         facts = run_apart(questions_step.store_questions, *arguments)
         say(questions_step.summary(facts))
+        if not facts.num_kept("dev", "test"):
+            raise InputError("there is no question to ask; ask another split or other tasks")
         if folder.claim is None:
             folder = stack.enter_context(hold(folder, take_over=take_over))
             log.keep_in(folder)
@@ -271,9 +273,7 @@ def _job(examination: Examination, planned: PlannedModel) -> GenerationJob:
 
 def _score(examination: Examination) -> list[Measure]:
     answered = {planned.examined.name: planned.step.folder for planned in examination.models}
-    measures = run_task(score_models, examination.asked(), answered)
-    if not measures:
-        raise InputError("there is no question to score; ask another split or other tasks")
+    measures: list[Measure] = run_task(score_models, examination.asked(), answered)
     step = examination.scores
     if not step.is_done:
         step.folder.write_table("scores.parquet", measures_table(measures))

@@ -7,7 +7,6 @@ waits.
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,18 +59,16 @@ def prepare(run: Run, stop: StopRequest, until: str | None = None) -> None:
         say(line)
     wait_for_hardware(run, stop, until)
     check_nodes(run, to_train="model" in to_make)
-    if "model" in to_make:
-        shape = _shape(run, seen)
-        check_training_fits(run.config.training, shape, read_nodes())
+    if seen and "model" in to_make:
+        check_training_fits(run.config.training, shape_of(seen, run.base.path), read_nodes())
 
 
-def _shape(run: Run, seen: Base | None) -> ModelShape | None:
-    """The model's sizes; None for an unsupported architecture."""
-    if seen is None:
+def shape_of(seen: Base, name: str) -> ModelShape | None:
+    """The sizes of the base model with this name; None for an unsupported architecture."""
+    try:
+        return ModelShape.from_config(seen.config, name=name)
+    except InputError:
         return None
-    with contextlib.suppress(InputError):
-        return ModelShape.from_config(seen.config, name=run.base.path)
-    return None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from evaluation.question import Question
 from pipelines.generate import run_engines
 from pipelines.plan import first_round, lay_out_rounds
 from pipelines.planning.estimate import (
+    Budget,
     Estimate,
     PlannedTraining,
     ProbedPredictions,
@@ -176,6 +177,10 @@ def keep_to_budget(run: Run, stop: StopRequest) -> None:
     budget = run.config.budget
     if not budget.can_refuse or first_round(run).paths.is_done:
         return
-    estimate = estimate_run_from_probe(run, stop)
+    tell_budget(estimate_run_from_probe(run, stop), budget)
+
+
+def tell_budget(estimate: Estimate, budget: Budget) -> None:
+    """Say what may exceed the budget. Raises `OverBudgetError` for what does."""
     for warning in check_budget(estimate, budget):
         say(f"budget: {warning}")

@@ -5,7 +5,7 @@ Keys and passwords are taken out, and of each path only its last part stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -55,20 +55,10 @@ def provenance(run: StoredRun) -> dict[str, Any]:
         "versions": {str(name): str(number) for name, number in versions.items()},
         "commands": [redacted(command) for command in run.commands()],
         "prompts": [
-            {"name": name, "text": text} for name, text in _flat_texts(content.get("prompts"))
+            {"name": str(name), "text": str(text)}
+            for name, text in (content.get("prompts") or {}).items()
         ],
         "guidelines": [
             {"guideline_id": str(name), "text": str(text)} for name, text in guidelines.items()
         ],
     }
-
-
-def _flat_texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(tree, str):
-        yield above, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _flat_texts(value, f"{above}.{key}".lstrip("."))
-    elif isinstance(tree, Sequence):
-        for number, value in enumerate(tree):
-            yield from _flat_texts(value, f"{above}.{number}")

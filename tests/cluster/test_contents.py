@@ -536,3 +536,14 @@ def test_ledger_whose_list_of_files_that_count_is_torn_is_damaged(tmp_path: Path
         (Path(step.path) / opened).write_bytes(b'{"files')
         with pytest.raises(DamagedFileError, match=rf"{opened} is damaged"):
             Ledger.read(step)
+
+
+def test_manifest_that_does_not_say_what_its_step_was_made_from_is_refused(tmp_path: Path) -> None:
+    step = Step.below(Folder.open(str(tmp_path)), "paths", {"seed": 1})
+    step.commit(made=[])
+    assert check_steps([step]) == []
+    manifest = step.manifest() or {}
+    step.folder.commit({name: of for name, of in manifest.items() if name != "content"})
+    sentence = f"{step.folder.uri} has changed: {MANIFEST} belongs to another step"
+    with pytest.raises(DamagedFileError, match=re.escape(sentence)):
+        check_steps([step])

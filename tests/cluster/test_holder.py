@@ -275,6 +275,19 @@ def test_interruption_that_comes_while_the_command_ends_does_not_hide_why(
         pass
 
 
+def test_ctrl_c_that_comes_while_the_command_ends_is_passed_on(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt_late(beat: Any) -> None:
+        beat._ended.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.1)
+
+    monkeypatch.setattr(cluster.store.holder._Beat, "run", interrupt_late)
+    with pytest.raises(KeyboardInterrupt), hold(run):
+        pass
+
+
 def test_killed_holder_is_followed_at_once(
     shared_run: Folder, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ ASK = """
 import json, sys
 from cluster.errors import InputError
 from cluster.models.hub import check_hub_model, hub_file
+from cluster.models.model import read_template
 from evaluation.reading.hub_rows import load_hub_split
 
 def ask_dataset(name):
@@ -59,10 +60,15 @@ def ask_file(name):
     if file := hub_file(name, "chat_template.jinja"):
         raise InputError(file.read_text())
 
+def ask_template(name):
+    if (template := read_template(name)) is not None:
+        raise InputError(template)
+
 said = {}
 for key, ask, name in json.loads(sys.argv[1]):
     try:
-        {"model": check_hub_model, "dataset": ask_dataset, "file": ask_file}[ask](name)
+        asks = {"model": check_hub_model, "dataset": ask_dataset, "file": ask_file}
+        (asks | {"template": ask_template})[ask](name)
         said[key] = None
     except InputError as error:
         said[key] = str(error)
@@ -97,6 +103,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     questions += [("no name", "model", "owner/-- ")]
     questions += [(f"dataset {n}", "dataset", f"owner/{n}") for n in ("gated", "missing")]
     questions += [(f"file of {n}", "file", f"owner/{n}") for n in ("fine", "empty", "gated")]
+    questions += [(f"template of {n}", "template", f"owner/{n}") for n in ("fine", "empty")]
     with ThreadingHTTPServer(("127.0.0.1", 0), RefusingHub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         home = tmp_path_factory.mktemp("hub")
@@ -134,6 +141,11 @@ def test_small_file_is_there_or_not_and_only_a_refusal_is_an_error(said: dict[st
     assert "access to it is restricted" in said["file of gated"]
 
 
+def test_template_of_a_hub_model_is_asked_of_the_hub(said: dict[str, str]) -> None:
+    assert said["template of fine"] == ""  # the hub's file is empty
+    assert said["template of empty"] is None
+
+
 @pytest.mark.parametrize("name", ["gated", "missing"])
 def test_refusal_of_a_dataset_is_one_sentence(said: dict[str, str], name: str) -> None:
     assert f"owner/{name}" in said[f"dataset {name}"]
@@ -160,11 +172,20 @@ def test_model_that_was_downloaded_before_needs_no_hub(tmp_path: Path) -> None:
     }
 
 
-def test_run_of_a_hub_model_without_a_hub_ends_with_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "regenesis.py", "run", "configs/paper_mistral.yaml"]
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["run", "configs/paper_mistral.yaml"], "model.path"),
+        (["evaluate", "--tasks", "svamp", "--model", "mistralai/Mistral-7B-Instruct-v0.3"],
+         "--model"),
+    ],
+)  # fmt: skip
+def test_command_on_a_hub_model_without_a_hub_ends_with_one_sentence(
+    tmp_path: Path, command: list[str], named: str
+) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     ran = subprocess.run(
-        [*command, "--set", f"storage.root={tmp_path}"],
+        [sys.executable, "regenesis.py", *command, "--set", f"storage.root={tmp_path}"],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -175,4 +196,4 @@ def test_run_of_a_hub_model_without_a_hub_ends_with_one_sentence(tmp_path: Path)
     assert ran.returncode == 2
     (sentence,) = ran.stderr.splitlines()
     assert "mistralai/Mistral-7B-Instruct-v0.3" in sentence
-    assert "model.path" in sentence
+    assert named in sentence

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs
 import pytest
 
 import regenesis
@@ -232,6 +233,36 @@ def test_unfinished_file_on_a_machine_without_proc_goes_by_its_age_alone(
     write_old(file, age_s=700)
     [leftover] = find_leftovers(run)
     assert leftover.files == (f"round_0/{file.name}",)
+
+
+def test_unfinished_file_that_is_finished_while_files_are_looked_for_is_no_leftover(
+    tmp_path: Path,
+) -> None:
+    for name in (".writing-0123456789abcdef", ".writing-0123456789abcdee"):
+        write_old(tmp_path / name, age_s=700)
+    files = unfinished.left_behind(tmp_path, before=time.time() - 600)
+    first = next(files)
+    [other] = [file for file in tmp_path.iterdir() if file != first]
+    other.rename(tmp_path / "table.parquet")
+    assert list(files) == []
+
+
+def test_run_on_a_store_has_no_unfinished_files_on_a_disk(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = Path(run.path).parent
+    monkeypatch.chdir(parent)  # where a folder of this machine has the path that is meant there
+    store = pyarrow.fs.SubTreeFileSystem(str(parent), pyarrow.fs.LocalFileSystem())
+    write_old(Path(run.path) / ".writing-0123456789abcdef", age_s=700)
+    assert found(Folder(store, "run")) == [superseded_paths()]
+
+
+def test_superseded_step_of_an_earlier_version_goes_though_it_lists_no_files(run: Folder) -> None:
+    step = run.child(superseded_paths())
+    manifest = step.manifest() or {}
+    step.commit({name: of for name, of in manifest.items() if name not in ("files", "xxh3")})
+    step.write_bytes("notes.txt", b"of whom is not known")
+    assert found(run) == [superseded_paths()]
 
 
 def test_unfinished_file_in_a_step_that_goes_is_no_file_of_a_user(run: Folder) -> None:

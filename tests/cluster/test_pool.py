@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +22,11 @@ from cluster.gpus import free_nodes, total
 from cluster.inference.engine import EngineSettings
 from cluster.inference.job import GenerationJob
 from cluster.inference.pool import (
+    ASK_EVERY_S,
     _check_complete,
+    _consume,
     _have_stopped,
+    _WorkerPlacement,
     engines_need,
     finish_job,
     place_engines,
@@ -223,6 +229,86 @@ def test_pool_bound_holds_over_a_stop_and_a_higher_one_goes_on(
     run_jobs(MODEL, [higher], settings(**SLOW), stop=StopRequest(), progress_every_s=1)
     assert_ends_at(job, 2 * BOUND)
     assert [row for row in rows(job) if row in first] == first
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_pool_shows_a_bar_for_each_dataset_on_a_terminal(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    job = predictions_job(Folder.open(str(tmp_path)))
+    run_jobs(MODEL, [job], settings(), stop=StopRequest(), progress_every_s=1)
+    bars = re.findall(r"^.*\bd\b.* 12/12", terminal.getvalue(), re.MULTILINE)
+    assert bars, terminal.getvalue()
+
+
+def test_pool_whose_workers_die_without_a_word_ends_with_the_error_of_ray(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    job = predictions_job(Folder.open(str(tmp_path)))
+    exits = settings(options={"poison_exit": "What is 3 + 5"}, max_restarts=0)
+    with pytest.raises(ray.exceptions.RayError):
+        run_jobs(MODEL, [job], exits, stop=StopRequest(), progress_every_s=1)
+
+
+def test_pool_says_that_it_waits_for_the_gpus_of_a_lost_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ray tells the state of a group, of which a test would have to kill a node."""
+    state = {"state": "CREATED"}
+    monkeypatch.setattr("ray.util.placement_group_table", lambda _: state)
+    monkeypatch.setattr("cluster.inference.pool.free_nodes", lambda: [{"GPU": 3.0}, {"CPU": 8.0}])
+    placement = _WorkerPlacement.__new__(_WorkerPlacement)
+    placement._group = object()
+    assert placement.lost() == ""
+    state["state"] = "RESCHEDULING"
+    assert placement.lost() == "waiting for the GPUs of a lost node: 3 free"
+
+
+def test_pool_passes_on_a_ctrl_c_that_nobody_asked_its_workers_to_stop_for() -> None:
+    def interrupted() -> Iterator[dict[str, Any]]:
+        yield {}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _consume(SimpleNamespace(iter_rows=interrupted), None, StopRequest())
+
+
+class BusyBoard:
+    """Of workers that have not saved their rows so far."""
+
+    def __init__(self) -> None:
+        self._num_asked = 0
+
+    def stop(self) -> bool:
+        self._num_asked += 1
+        return False
+
+    def num_asked(self) -> int:
+        return self._num_asked
+
+
+def test_pool_that_is_done_while_its_workers_are_asked_to_stop_has_ended(ray_cluster: str) -> None:
+    board = ray.remote(num_cpus=0)(BusyBoard).remote()
+    stop = StopRequest()
+    stop.set()
+
+    def rows_while_asked() -> Iterator[dict[str, Any]]:
+        while not ray.get(board.num_asked.remote()):
+            time.sleep(0.05)
+        yield {}
+
+    _consume(SimpleNamespace(iter_rows=rows_while_asked), board, stop)
+    time.sleep(2 * ASK_EVERY_S)
+    asked = ray.get(board.num_asked.remote())
+    time.sleep(2 * ASK_EVERY_S)
+    assert ray.get(board.num_asked.remote()) == asked, "nobody is asked any more"
+    ray.kill(board)
 
 
 def test_pool_engine_that_cannot_start_ends_with_its_reason(

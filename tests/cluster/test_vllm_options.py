@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -22,7 +23,7 @@ from cluster.inference.engine import (
     check_engine_options,
     make_engine,
 )
-from cluster.inference.vllm_engine import _completions
+from cluster.inference.vllm_engine import VLLMEngine, _completions, all_arguments
 from cluster.inference.vllm_options import check_sampling
 from cluster.settings import content_of, fingerprint
 
@@ -37,6 +38,7 @@ def settings(**options: Any) -> EngineSettings:
         ({}, None),
         ({"load_format": "safetensors", "config_format": "hf"}, None),
         ({"load_format": "AUTO"}, None),
+        ({"moe_backend": "Deep-Gemm"}, None),  # vLLM makes it deep_gemm itself
         ({"load_format": "fastsafetensors"}, None),
         ({"load_format": "runai_streamer"}, None),
         ({"quantization": "fp8", "kv_cache_dtype": "fp8"}, None),
@@ -198,3 +200,20 @@ def test_answer_that_vllm_gave_up_is_a_failed_generation() -> None:
     for reason in ("abort", "error"):
         with pytest.raises(GenerationError, match=f"vLLM ended the answer with '{reason}'"):
             _completions(answered(reason), 3)
+
+
+def test_engine_with_a_worker_extension_of_ones_own_tells_no_weights() -> None:
+    own = settings(worker_extension_cls="mine.Extension", load_format="safetensors")
+    arguments = all_arguments("model", own)
+    assert arguments["worker_extension_cls"] == "mine.Extension"
+    assert arguments["load_format"] == "safetensors"
+    engine = VLLMEngine.__new__(VLLMEngine)  # which has asked its arguments whether it can tell
+    engine._has_digests = False
+    assert asyncio.run(engine.loaded_weights()) == []
+
+
+def test_processes_that_vllm_no_longer_knows_have_no_exit_codes() -> None:
+    """A later vLLM may keep them elsewhere, and why an engine died is told all the same."""
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._llm = SimpleNamespace(engine_core=SimpleNamespace())
+    assert engine._exit_codes() == ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.fs
 import pytest
@@ -28,6 +29,8 @@ from cluster.models.weight_digests import (
 from cluster.session import StopRequest
 from cluster.store.folder import Folder
 from cluster.store.step import Step
+from pipelines.run import Run
+from pipelines.steps import model as model_step
 from tests.cluster.test_pool import paths_job, rows, settings
 
 LINEAR = "model.layers.1.mlp.up_proj.weight"
@@ -138,6 +141,18 @@ def test_model_to_be_trained_further_is_compared_tensor_by_tensor(tuned: Model) 
     alter(Path(tuned.path))
     with pytest.raises(InputError, match=f"{LINEAR} differs, 1 of"):
         check_saved(tuned)
+
+
+def test_training_of_a_round_begins_with_the_weights_that_the_last_one_saved(
+    tuned: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_step, "run_task", lambda function, *given: function(*given))
+    monkeypatch.setattr(model_step, "fine_tune", lambda *_, **__: pytest.fail("it was trained"))
+    alter(Path(tuned.path))
+    missing = SimpleNamespace(model=SimpleNamespace(is_done=False), dataset=None)
+    round_: Any = SimpleNamespace(branches=(missing,), start=tuned)
+    with pytest.raises(InputError, match=f"{LINEAR} differs, 1 of"):
+        model_step.make(cast(Run, None), round_, StopRequest())
 
 
 def test_model_that_no_run_saved_is_compared_with_nothing_before_it_is_trained(

@@ -197,6 +197,42 @@ def test_worker_whose_engine_dies_saves_its_rows_and_the_question_to_blame_is_fo
     asyncio.run(scenario())
 
 
+def test_worker_whose_engine_died_does_not_blame_a_question_that_waited_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    both = asyncio.Event()
+
+    async def answer(number: str) -> str:
+        """The first engine dies of one of two questions, the second of the one that it tries."""
+        asked.append(number)
+        if len(asked) > 3:
+            return f"answer {number}"
+        if len(asked) == 2:
+            both.set()
+            await asyncio.sleep(600)
+        await both.wait()
+        await asyncio.sleep(0.3)  # so that the other one waits for its turn
+        raise EngineDiedError("out of memory")
+
+    job, chunks = planned(Folder.open(str(tmp_path)), answer, [1, 1])
+    board = LocalBoard()
+
+    async def scenario() -> None:
+        for number in (2, 3):
+            await do_until_exit(make_worker(job, board), chunks, monkeypatch)
+            assert len(asked) == number, "the other one was waiting when the engine died"
+        done = await do_until_exit(make_worker(job, board), chunks, monkeypatch)
+        assert done == chunks
+        bad, good = asked[2:]
+        assert texts(job) == {
+            f"d/{bad}": "its engine died 2 times while answering it",
+            f"d/{good}": f"answer {good}",
+        }
+
+    asyncio.run(scenario())
+
+
 def test_worker_marks_a_question_whose_handler_fails_and_does_the_others(tmp_path: Path) -> None:
     async def answer(number: str) -> str:
         if number == "1":

@@ -62,6 +62,9 @@ def test_models_of_a_run_are_compared_with_its_base(
     assert "| +75.0 " in strict
     assert "| 0.2500 | 0.2500 " in strict
     assert "| +0.0 " in compare(capsys, run, "--reading", "tolerant")
+    refused = compare(capsys, run, "--reading", "forced")
+    assert refused.startswith("2: ")
+    assert "base has no answer with the reading forced; ask the model again" in refused
 
 
 def test_part_of_a_run_is_found_with_the_step_that_the_run_uses(run: Path) -> None:

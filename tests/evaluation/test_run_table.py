@@ -106,6 +106,26 @@ def test_how_they_answered_and_the_notes(models: dict[str, list[Prediction]]) ->
     assert max(map(len, text.split("\n"))) <= 120
 
 
+def test_mean_over_three_tasks_is_told_without_each_of_them() -> None:
+    def model(right: dict[str, int]) -> list[Prediction]:
+        """So many right ones of the four answers to each task."""
+        return [
+            Prediction(
+                question(task, n), f"\\boxed{{{int(n < number)}}}", finish_reason="stop"
+            ).graded()
+            for task, number in right.items()
+            for n in range(4)
+        ]
+
+    base = model({"a": 0, "b": 0, "c": 0})
+    text = format_run({"base": base, "round 0": model({"a": 4, "b": 2, "c": 0})})
+    said = " ".join(text.split("\n\n")[-1].replace("\N{NO-BREAK SPACE}", " ").split())
+    assert (
+        "in_domain/mean counts each task once; the difference of round 0 (strict, tolerant) "
+        "without one task: a +25.0 +25.0, b +50.0 +50.0, c +75.0 +75.0."
+    ) in said
+
+
 def test_commonest_answer_of_each_kind_is_a_baseline(models: dict[str, list[Prediction]]) -> None:
     def with_kind(prediction: Prediction) -> Prediction:
         kind = str(int(prediction.question.question_id[-3:]) % 2)

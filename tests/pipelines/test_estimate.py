@@ -27,6 +27,7 @@ from pipelines.planning.estimate import (
     format_estimate,
     student_t_95,
 )
+from pipelines.planning.probe import tell_budget
 
 FEW = ProbedPredictions((10, 10))
 NO_ANSWERS = ProbedPredictions(())
@@ -422,13 +423,15 @@ def test_without_a_price_cost_is_in_gpu_hours_and_without_gpus_in_seconds() -> N
     assert laptop.cost_per_accepted.value == pytest.approx(60.0)
 
 
-def test_budget_is_checked_against_the_central_estimate() -> None:
+def test_budget_is_checked_against_the_central_estimate(capsys: pytest.CaptureFixture[str]) -> None:
     got = estimate(*[question(num, 1) for num in (80, 90, 100, 110, 120)], num_questions={"a": 900})
     value, _, high = ends(got.hours)
     assert check_budget(got, Budget()) == []
     assert check_budget(got, Budget(max_hours=high + 0.1)) == []
     (warning,) = check_budget(got, Budget(max_hours=value))
     assert "may not be enough" in warning
+    tell_budget(got, Budget(max_hours=value))
+    assert capsys.readouterr().out == f"budget: {warning}\n"
     with pytest.raises(InputError, match=r"estimated to take 12\.5 \[.*\] hours, but") as error:
         check_budget(got, Budget(max_hours=value - 0.1))
     assert "budget.max_hours is 12.4" in str(error.value)

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import InputError, InterruptedRunError
+from cluster.events import kept_log
 from cluster.inference.engine import EngineSettings
-from cluster.settings import content_of
+from cluster.session import StopRequest
+from cluster.settings import content_of, settings_of
 from evaluation.predictions import EvaluationSettings
 from pipelines.examination.datasets import asked_datasets
+from pipelines.examination.examine import begin_examination, examine
 from pipelines.examination.models import examined_models
-from pipelines.examination.settings import ExaminationSettings, load_settings
+from pipelines.examination.settings import EvaluateSettings, ExaminationSettings, load_settings
+from tests.conftest import SCRIPTED_ENGINE, sums
 
 ENGINE = EngineSettings(use_gpu=False, options={"block_size": 32}, max_num_seqs=7)
 
@@ -159,3 +163,45 @@ def test_examination_of_a_run_is_that_of_its_predictions() -> None:
     assert content_of(ExaminationSettings()) == content_of(EvaluationSettings())
     sampled = ExaminationSettings.model_validate({"samples": {"number": 2}})
     assert content_of(sampled) != content_of(EvaluationSettings())
+
+
+def scripted_settings(folder: Path, num_test: int) -> EvaluateSettings:
+    tree = {
+        "run": "evaluation",
+        "questions": {"datasets": sums("sums", 0, num_train=0, num_dev=0, num_test=num_test)},
+        "engine": SCRIPTED_ENGINE,
+        "storage": {"root": str(folder), "cache": str(folder / "cache")},
+    }
+    return settings_of(EvaluateSettings, tree, "test")
+
+
+def test_evaluation_without_a_question_is_refused_before_anything_starts(
+    model: Path, tmp_path: Path
+) -> None:
+    settings = scripted_settings(tmp_path, num_test=0)
+    [asked] = examined_models([str(model)], settings.engine, settings.storage.cache)
+    models = [(asked, settings.evaluation)]
+    with (
+        kept_log("evaluate") as log,
+        pytest.raises(InputError, match="there is no question to ask; ask another split or other"),
+        begin_examination(settings, models, log),
+    ):
+        pytest.fail("it has begun")
+
+
+def test_evaluation_says_what_it_does_not_check_and_stops_between_two_models(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = scripted_settings(tmp_path, num_test=2)
+    [asked] = examined_models([f"tiny={model_folder}"], settings.engine, settings.storage.cache)
+    stop = StopRequest()
+    stop.set()
+    models = [(asked, settings.evaluation)]
+    with kept_log("evaluate") as log, begin_examination(settings, models, log) as examination:
+        step = examination.questions_step
+        manifest = step.manifest() or {}
+        step.folder.commit({name: of for name, of in manifest.items() if name != "files"})
+        with pytest.raises(InterruptedRunError, match="stopped between two models"):
+            examine(examination, stop)
+    told = capsys.readouterr().out
+    assert f"note: {step.folder.uri} was finished by an earlier version, which listed no" in told

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import DamagedFileError, InputError
 from cluster.inference.engine import Completion, EngineSettings, GenerationError, SamplingSettings
 from cluster.inference.job import Slots
 from cluster.models.model import Model
@@ -315,3 +315,14 @@ def test_step_writes_a_file_that_a_user_can_name(tmp_path: Path) -> None:
     assert again.guidelines == expected
     assert (further := Expansion.of(again)) is not None
     assert further.ids() == ["proposed-03", "proposed-04"]
+
+
+@pytest.mark.parametrize("data", [None, b"- {id: a", b"\xff"])
+def test_proposed_guidelines_that_are_gone_or_damaged_are_named(
+    tmp_path: Path, data: bytes | None
+) -> None:
+    folder = Folder.open(str(tmp_path))
+    if data is not None:
+        folder.write_bytes("guidelines.yaml", data)
+    with pytest.raises(DamagedFileError, match=r"/guidelines\.yaml is damaged or missing"):
+        read_step_guidelines(folder)

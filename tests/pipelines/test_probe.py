@@ -7,15 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cluster.errors import InputError
 from cluster.inference.schedule import Questions, chunk_folder
+from cluster.session import StopRequest
 from cluster.store.folder import Folder
-from cluster.store.ledger import PartWriter
+from cluster.store.ledger import Ledger, PartWriter
 from evaluation.question import Question, question_table
+from pipelines.plan import lay_out_rounds
 from pipelines.planning.estimate import PlannedTraining
-from pipelines.planning.probe import planned_training, read_probed_paths
+from pipelines.planning.probe import (
+    PROBE_FILE,
+    _probe_speed,
+    planned_training,
+    read_probed_paths,
+)
 from pipelines.selection.filters import ExampleSettings
 from pipelines.synthesis.handler import PATHS_SCHEMA, count_paths
 from pipelines.synthesis.reasoning_path import ReasoningPath
+from tests.conftest import SCRIPTED_ENGINE, scripted_tree, sums
+from tests.test_rounds import begin
 from training.settings import TrainingSettings
 
 QUESTION = Question("d/train/1", "d", "train", "in_domain", "What is 2 + 2?", "4", "number")
@@ -80,3 +92,20 @@ def test_majority_is_accepted_where_no_truth_is_known(tmp_path: Path) -> None:
     unlabelled = replace(QUESTION, answer="")
     one = probed(tmp_path, ["5", "5", "4", "5"], unlabelled, verdict="majority")
     assert (one.num_accepted, one.num_kept) == (3, 3)
+
+
+def test_paths_of_another_engine_are_probed_beside_the_predictions_and_nothing_left_is_told(
+    ray_cluster: str, tmp_path: Path, model_folder: Path
+) -> None:
+    tree = scripted_tree(tmp_path, model_folder)
+    tree["questions"] = {"datasets": sums("sums", 0, num_train=2, num_dev=0, num_test=1)}
+    tree["synthesis"] = {"guidelines_per_question": 1, "engine": {**SCRIPTED_ENGINE}}
+    run = begin(tree)
+    round_ = next(lay_out_rounds(run))
+    speed = _probe_speed(run, round_, StopRequest())
+    assert speed.tokens_per_s > 0
+    steps = (round_.paths, run.base_predictions)
+    assert [Ledger.read(step.folder).index.num_rows for step in steps] == [2, 1]
+    round_.paths.folder.delete_files([PROBE_FILE])
+    with pytest.raises(InputError, match="nothing is left to generate in round 0"):
+        _probe_speed(run, round_, StopRequest())

@@ -573,6 +573,7 @@ def test_hint_names_the_setting(
             {"answer_type": "choice", "option_letters": "keep"},
             "B",
         ),
+        (XY | {"answer": "y"}, {"answer_type": "choice", "option_letters": "strip"}, "B"),
         (
             {"p": "x", "q": "y", "r": None, "answer": "B"},
             {"answer_type": "choice", "columns": {"choices": ["p", "q", "r"]}},

@@ -252,6 +252,11 @@ def test_swap_that_cannot_swap_is_refused(settings: dict[str, Any], said: str) -
         recipe(swap_adaptations="guidelines", **settings)
 
 
+def test_adaptations_are_not_left_unswapped_without_the_other_questions() -> None:
+    with pytest.raises(ValueError, match="swap_adaptations: questions needs the other question"):
+        paths_of(recipe(swap_adaptations="questions"), None)
+
+
 def test_adaptation_of_a_first_pass_is_followed_in_a_pass_with_a_hint() -> None:
     plan = recipe(swap_adaptations="guidelines", hint_stages=["structure"])
     question = replace(QUESTIONS[0], answer="7")

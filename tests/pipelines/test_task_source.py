@@ -14,6 +14,7 @@ from cluster.settings import load_settings
 from evaluation.question import SPLITS
 from pipelines.questions.loading import QuestionSet, QuestionSettings, load_questions
 from pipelines.questions.task_listing import format_task, format_tasks
+from pipelines.steps.questions import summary
 
 
 def settings_of(folder: Path, **datasets: Any) -> QuestionSettings:
@@ -128,6 +129,7 @@ def test_wrong_rows_that_are_let_go_are_reported_by_dataset(tmp_path: Path) -> N
     assert [q.question for q in loaded.questions("test")] == ["!"]
     (complaint,) = loaded.wrong_rows["gsm8k"]
     assert "test.jsonl:1, column 'answer' does not end with ####" in complaint
+    assert f"questions: gsm8k: a row is SKIPPED: {complaint}" in summary(loaded.facts())
     assert "wrong: " + complaint in format_task("gsm8k", str(tmp_path))
 
 

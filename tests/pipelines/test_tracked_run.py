@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pipelines.tracked_run as tracking_of_runs
 from cluster.events import kept_log, read_events, record, timed
 from cluster.store.folder import MANIFEST, Folder
 from cluster.tracking import TENSORBOARD, TrackingSettings
@@ -136,6 +138,34 @@ def test_tracker_that_fails_is_told_once_and_the_command_goes_on(
     _command(run, TrackingSettings(wandb_project="p"), rates=3)
     assert capsys.readouterr().out.count("Weights & Biases failed") == 1
     assert len(_points(run)["scores/test/in_domain/tuned"]) == 1
+
+
+def test_tracker_that_takes_nothing_any_more_does_not_keep_the_command_from_ending(
+    run: StoredRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = threading.Event()
+    package = types.ModuleType("wandb")
+    package.init = lambda **_: answers.wait(60)  # type: ignore[attr-defined]
+    package.Settings = dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr(tracking_of_runs, "CLOSE_S", 0.1)
+    try:
+        _command(run, TrackingSettings(tensorboard=False, wandb_project="p"))
+        assert "the trackers did not take the last numbers within 0 s" in capsys.readouterr().out
+    finally:
+        answers.set()
+        for thread in threading.enumerate():
+            if thread.name == "tracking":
+                thread.join()
+
+
+def test_step_of_which_no_time_is_recorded_is_sent_first(run: StoredRun) -> None:
+    folder = run.step("round_0/examples")
+    manifest = {k: v for k, v in (folder.manifest() or {}).items() if k != "finished_at"}
+    folder.commit(manifest)
+    _command(run)
+    steps = {name: min(points) for name, points in _points(run).items()}
+    assert steps["examples/num_examples"] == min(steps.values())
 
 
 def test_manifest_that_cannot_be_read_ends_the_tracking_and_not_the_command(

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from benchmarks.report import write_run
 from cluster.store.folder import Folder
+from cluster.store.ledger import Ledger, PartWriter
+from evaluation.predictions import PREDICTIONS_SCHEMA
 from pipelines.report.page import assemble
 from pipelines.report.paths.chunks import Chunk, Gathered, Limits, index_of, pack, split
 from pipelines.report.paths.parts import browser_data
-from pipelines.report.paths.reading import path_records
+from pipelines.report.paths.reading import answer_records, path_records
 from pipelines.report.paths.records import Line, utf16_length
+from pipelines.report.paths.selection import SortedTable
 from pipelines.stored_run import StoredRun
-from tests.finished_run import FinishedRun
+from regenesis import main
+from tests.commands.conftest import copied_run as copied_run
+from tests.finished_run import FinishedRun, folder_of
 from tests.report.browser import Browser
 from tests.report.pages import hostile_record
 from tests.report.test_paths import opened, pane_of, shown_number, wait_for
@@ -118,12 +125,57 @@ def test_examples_of_the_benchmarks_run_are_found_in_its_sorted_files(tmp_path: 
         "no_answer": 200,
         "truncated": 200,
     }
+    assert list(answer_records(StoredRun.read(str(tmp_path / "bench")), "bench")) == []
     for record in records:
         examples = record.content["examples"]
         assert len(examples) == (record.line.outcome == "kept")
         for example in examples:  # without a tokenizer the texts of the messages are shown
             assert example["learned"] == record.content["stages"][-1]["text"]
             assert example["num_learned_tokens"] == 300
+
+
+@pytest.mark.parametrize("length", [1, 5000])
+def test_rows_are_found_by_their_ids_however_long_these_are(tmp_path: Path, length: int) -> None:
+    folder = Folder.open(str(tmp_path))
+    ids = [f"{n}" * length for n in range(6)]
+    for number, own in enumerate((ids[:3], ids[3:])):
+        table = pa.table({"example_id": own, "form": [f"form {each[0]}" for each in own]})
+        folder.write_table(f"train-{number:05d}.parquet", table)
+    table = SortedTable(folder, ["example_id", "form"])
+    assert [row["form"] for row in table.rows([ids[4], ids[1], "9"])] == ["form 1", "form 4"]
+    assert list(table.rows([])) == []  # of questions whose paths all failed
+
+
+def test_questions_that_only_the_tuned_model_has_answered_so_far_have_records(
+    copied_run: Callable[[], FinishedRun],
+) -> None:
+    run = copied_run()
+    folder = folder_of(run, "base/predictions")
+    rows = [row for row in Ledger.read(Folder.open(str(folder))).rows() if row["split"] == "test"]
+    for file in folder.iterdir():
+        file.unlink()
+    PartWriter(
+        Folder.open(str(folder)).child("parts/000000-000001-aaaa/0"), PREDICTIONS_SCHEMA
+    ).write(rows[:3])
+    records = list(answer_records(StoredRun.read(run.folder), "finished"))
+    asked = run.steps["round_0/predictions"].folder
+    answered = [str(row["question_id"]) for row in Ledger.read(asked).rows()]
+    assert sorted(each.question["question_id"] for each in records) == sorted(answered)
+    steps = [[each["step"] for each in record.content["answers"]] for record in records]
+    assert steps[:3] == [["base/predictions", "round_0/predictions"]] * 3
+    assert set(map(tuple, steps[3:])) == {("round_0/predictions",)}
+
+
+def test_run_that_has_just_begun_has_a_report_without_paths(
+    copied_run: Callable[[], FinishedRun], tmp_path: Path
+) -> None:
+    run = copied_run()
+    for name in ("round_0", "base"):
+        shutil.rmtree(Path(run.folder.path) / name)
+    file = tmp_path / "report.html"
+    assert main(["report", run.folder.uri, "-o", str(file)]) == 0
+    assert 'id="data-report"' in file.read_text()
+    assert 'id="data-paths"' not in file.read_text()
 
 
 def test_sample_is_stated_and_the_parts_have_all_paths(

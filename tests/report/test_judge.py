@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,7 @@ from pipelines.stored_run import StoredRun
 from pipelines.synthesis.reasoning_path import ReasoningPath
 from regenesis import main
 from tests.commands.conftest import copied_run as copied_run
-from tests.finished_run import FinishedRun, _map_here
+from tests.finished_run import FinishedRun, _map_here, folder_of
 from tests.report.browser import Browser
 from tests.report.test_paths import wait_for
 
@@ -237,6 +238,26 @@ def test_bad_file_is_refused_in_one_sentence(
     assert not Path(finished_run.folder.path, "judgements").exists()
 
 
+def test_file_that_no_sheet_can_have_saved_is_not_read(
+    finished_run: FinishedRun, tmp_path: Path, capsys: Capture
+) -> None:
+    with (tmp_path / "judgements.json").open("wb") as file:
+        file.truncate(20_000_001)
+    given = str(tmp_path / "judgements.json")
+    assert main(["judge-import", finished_run.folder.uri, given]) == 2
+    assert f"{given} is too large for a file of judgements" in capsys.readouterr().err
+
+
+def test_run_without_a_finished_path_has_no_sheet(
+    copied_run: Copy, tmp_path: Path, capsys: Capture
+) -> None:
+    run = copied_run()
+    shutil.rmtree(folder_of(run, "round_0/paths"))
+    assert main(["judge", run.folder.uri, "-o", str(tmp_path / "judge.html")]) == 2
+    assert "has no finished path to judge so far; run it first" in capsys.readouterr().err
+    assert not (tmp_path / "judge.html").exists()
+
+
 def test_missing_file_is_refused(finished_run: FinishedRun, capsys: Capture) -> None:
     assert main(["judge-import", finished_run.folder.uri, "nowhere.json"]) == 2
     assert "nowhere.json cannot be read" in capsys.readouterr().err
@@ -307,6 +328,9 @@ def test_other_file_of_vetoes_is_refused(finished_run: FinishedRun, tmp_path: Pa
         (str(tmp_path / "nowhere.parquet"), "nowhere.parquet is missing"),
         (str(examples), "is no table of judgements"),
         (str(folder / "manifest.json"), "is damaged"),
+        (str(folder / "dropped"), r"dropped cannot be read \(.*\); correct the path"),
+        (3, "vetoes are named as a file that `judge-import` wrote"),
+        (f"{folder}/", "vetoes are named as a file that `judge-import` wrote"),
     ):
         with pytest.raises((InputError, ValueError), match=expected):
             ExampleSettings(vetoes=given)  # type: ignore[arg-type]

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import pytest
 
+from cluster.store.folder import Folder
+from cluster.store.step import STEPS_FILE
+from evaluation.predictions import Prediction
+from evaluation.question import Question
 from evaluation.statistics import (
     Interval,
     detectable_difference,
@@ -16,11 +21,13 @@ from evaluation.statistics import (
     paired_difference,
     split_half_reliability,
 )
-from pipelines.report.arms import arm_of, arms_of, partners_of
-from pipelines.report.comparisons import detectable, p_of_interval
+from pipelines.report.answers import ModelAnswers
+from pipelines.report.arms import OverSeeds, arm_of, arms_of, claims_over_seeds, partners_of
+from pipelines.report.comparisons import declared_comparisons, detectable, p_of_interval
 from pipelines.report.content import as_columns, report_data
 from pipelines.report.execution import MOST_POINTS, rate_rows, thinned, training_rows
 from pipelines.report.verdict import Claim, judge, verdict_of
+from pipelines.report.write import write_own_report
 from pipelines.stored_run import StoredRun
 from tests.report.invented_run import DECISION, Invented, invented_run, with_decision
 
@@ -65,6 +72,14 @@ def test_p_value_of_an_interval_is_close_to_the_exact_one() -> None:
     found = p_of_interval(paired_difference(base, tuned))
     assert found == pytest.approx(exact_mcnemar(base, tuned), rel=0.35)
     assert p_of_interval(Interval(0.0, -0.1, 0.1)) == 1.0
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.0, 1.0), (0.25, 0.0)])
+def test_p_value_of_what_never_varies_is_that_of_its_value(gain: float, expected: float) -> None:
+    assert p_of_interval(Interval(gain, gain, gain)) == expected
+    same = OverSeeds("a", "a", "gain", "in_domain", "strict", 100, {"one": gain, "two": gain})
+    [claim] = claims_over_seeds([same])
+    assert (claim.difference, claim.p_value) == (Interval(gain, gain, gain), expected)
 
 
 def test_reliability_is_high_for_groups_that_differ_and_low_for_chance() -> None:
@@ -266,3 +281,39 @@ def test_settings_and_places_are_redacted(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
     assert "/models/" not in text
     assert Invented().name in text
+
+
+def test_models_that_were_asked_nothing_in_common_are_not_compared() -> None:
+    def model(run: str, *numbers: int) -> ModelAnswers:
+        asked = [
+            Question(f"t/test/{n}", "t", "test", "in_domain", f"{n}?", "1", "number")
+            for n in numbers
+        ]
+        predictions = [Prediction(each, "1", finish_reason="stop").graded() for each in asked]
+        return ModelAnswers(run, "round 0", "round_0/predictions", 0, None, predictions)
+
+    one, two, three = model("one", 1, 2), model("two", 2, 3), model("three", 3)
+    runs = {"one": [one], "two": [two], "three": [three]}
+    declared = declared_comparisons(runs, {"two": "one", "three": "one"})
+    assert [each.name for each in declared] == ["two (round 0) \N{MINUS SIGN} one (round 0)"]
+
+
+def test_report_of_ones_own_is_written_beside_the_results_and_its_failure_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invented_run(tmp_path, rounds=1, num_train=2, num_test=2)
+    file = Path(run.folder.path) / "report.html"
+    store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    write_own_report(Folder(store, "invented"))
+    assert capsys.readouterr().out == ""  # a browser could not open it in a store
+    assert not file.exists()
+    write_own_report(run.folder)
+    assert capsys.readouterr().out == f"open {file}\n"
+    assert "data-report" in file.read_text()
+    file.unlink()
+    run.folder.delete_files([STEPS_FILE])
+    write_own_report(run.folder)
+    said = capsys.readouterr().out
+    assert said.startswith("note: the report could not be written (")
+    assert said.endswith("); the results are complete\n")
+    assert not file.exists()

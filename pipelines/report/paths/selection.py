@@ -54,17 +54,15 @@ class SortedTable:
 
 
 def _range_of(folder: Folder, name: str) -> tuple[str, str]:
-    """The least and the greatest id of a file, by its statistics where it has them. Statistics may
-    be cut, so the greatest is extended."""
+    """The least and the greatest id of a file, by its statistics where it has them: long ids have
+    none. Statistics may be cut, so the greatest is extended."""
     try:
         file = folder.open_parquet(name)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        found = [group.column(0).statistics for group in groups if group.num_rows]
+        found = [group.column(0).statistics for group in groups]
     except BROKEN_PARQUET as error:
         raise DamagedFileError(f"{folder.uri}/{name} is damaged ({error})") from error
-    if not found:
-        return "\U0010ffff", ""
-    if any(each is None or not each.has_min_max for each in found):
+    if not found or any(each is None or not each.has_min_max for each in found):
         return "", "\U0010ffff"
     return min(each.min for each in found), f"{max(each.max for each in found)}\U0010ffff"
 
