@@ -22,7 +22,7 @@ from cluster.store.ledger import Ledger
 from regenesis import main
 from tests.chaos import sums_config
 from tests.cluster.s3_proxy import CountingProxy
-from tests.conftest import LOCAL_CLUSTER, REPOSITORY, SCRIPTED_ENGINE
+from tests.conftest import REPOSITORY, SCRIPTED_ENGINE
 
 KEY_ID, SECRET, TOKEN = "AKIACANARYCANARY", "canary/secret/in/the/environment", "hf_canaryofthejob"
 KEYS = (KEY_ID, SECRET, TOKEN)
@@ -88,7 +88,7 @@ class Drivers:
 
 @pytest.fixture
 def drivers(
-    s3_proxy: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_proxy: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: str
 ) -> Iterator[Drivers]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -98,7 +98,8 @@ def drivers(
     tree = sums_config(tmp_path, NUM_TRAIN, 1) | {
         "synthesis": {"guidelines_per_question": 3},
         "engine": SCRIPTED_ENGINE | {"options": {"latency_s": 1.0}},
-        "cluster": {**LOCAL_CLUSTER},
+        # The driver of a job starts no Ray.
+        "cluster": {"address": ray_cluster, "progress_every_s": 1.0},
         "storage": {"root": address, "cache": str(tmp_path / "cache")},
     }
     config = tmp_path / "config.yaml"
