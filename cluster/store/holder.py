@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import HeldError, StorageError, TakenOverError
+from cluster.errors import HeldError, InputError, StorageError, TakenOverError
 from cluster.secrets import hide_arguments
 from cluster.store.folder import HOLDERS, OPENED, Claim, Folder
 from cluster.store.unfinished import left_behind, machine, started
@@ -111,15 +111,30 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
         if beat.lost:
             raise beat.lost
     except BaseException as error:
-        if isinstance(beat.lost or error, TakenOverError):
+        lost = beat.lost or _lost(held, error)
+        if isinstance(lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
-        if beat.lost:
-            raise beat.lost from error
+        if lost:
+            raise lost from error
         raise
     finally:
         if beat.lost is None:
             with contextlib.suppress(OSError):
                 holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
+
+
+def _lost(held: Folder, error: BaseException) -> TakenOverError | StorageError | None:
+    """Why the run is no longer held, where that is what a missing file means: the next beat, which
+    would tell, may be seconds away."""
+    if not isinstance(error, OSError | InputError):
+        return None
+    try:
+        held.waiting(AT_ONCE_S).check_claim()
+    except (TakenOverError, StorageError) as lost:
+        return None if isinstance(lost.__cause__, OSError) else lost
+    except OSError:  # it cannot be read either
+        pass
+    return None
 
 
 @contextlib.contextmanager

@@ -215,14 +215,11 @@ def check_run_folder(folder: Folder, run: str) -> bool:
 
 
 def claim_run_folder(folder: Folder, run: str) -> None:
-    """Make the folder this run's, or confirm that it is. Raises `InputError` when it cannot be."""
-    if check_run_folder(folder, run):
-        return
-    try:
+    """Make the folder this run's, or confirm that it is. Raises `InputError` when something else is
+    there, and `StorageError` when it cannot be written."""
+    if not check_run_folder(folder, run):
         folder.write_json(RUN_FILE, {"run": run, "made_by": "regenesis"})
         folder.sync([RUN_FILE])
-    except OSError as error:
-        raise InputError(f"the run folder {folder.uri} cannot be written: {error}") from error
 
 
 def write_steps(run: Folder, names: Sequence[str]) -> None:
