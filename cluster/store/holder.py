@@ -110,8 +110,10 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
                 beat.stop()
         if beat.lost:
             raise beat.lost
+        if isinstance(lost := _lost(held), StorageError):
+            raise lost
     except BaseException as error:
-        lost = beat.lost or _lost(held, error)
+        lost = beat.lost or (_lost(held) if isinstance(error, OSError | InputError) else None)
         if isinstance(lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
         if lost:
@@ -120,18 +122,22 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
     finally:
         if beat.lost is None:
             with contextlib.suppress(OSError):
-                holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
+                _release(holders.waiting(AT_ONCE_S), mine)
 
 
-def _lost(held: Folder, error: BaseException) -> TakenOverError | StorageError | None:
-    """Why the run is no longer held, where that is what a missing file means: the next beat, which
-    would tell, may be seconds away."""
-    if not isinstance(error, OSError | InputError):
-        return None
+def _release(holders: Folder, mine: Holder) -> None:
+    """Let the next command take the run, unless its folder was removed: that is not begun anew."""
+    if mine.file_name in holders.file_names(".json"):
+        holders.create(mine.released_name, b"")
+
+
+def _lost(held: Folder) -> TakenOverError | StorageError | None:
+    """Why the run is no longer held, where that is known before the next beat would tell."""
     try:
         held.waiting(AT_ONCE_S).check_claim()
     except (TakenOverError, StorageError) as lost:
-        return None if isinstance(lost.__cause__, OSError) else lost
+        if not isinstance(lost.__cause__, OSError):  # otherwise it is only unreachable
+            return lost
     except OSError:  # it cannot be read either
         pass
     return None

@@ -24,7 +24,7 @@ from cluster.store.contents import (
     own_files,
     wrong_files,
 )
-from cluster.store.folder import MANIFEST, Folder
+from cluster.store.folder import HOLDERS, MANIFEST, STEP_NAME, Folder
 
 R = TypeVar("R")
 
@@ -206,12 +206,21 @@ def check_run_folder(folder: Folder, run: str) -> bool:
         raise InputError(f"the run folder {folder.uri} cannot be read: {error}") from error
     if isinstance(owner, dict) and owner.get("run") == run:
         return True
-    if owner is None and (is_empty or folder.walk() == [RUN_FILE]):  # the disk was full
+    if owner is None and (is_empty or all(map(_is_left_over, folder.walk()))):
         return False
     raise InputError(
         f"the run folder {folder.uri} holds something else (no {RUN_FILE} of the run {run!r}); "
         "choose another storage.root or run"
     )
+
+
+def _is_left_over(file: str) -> bool:
+    """Whether a command may have left this file where there is no run: the disk was full before the
+    run was begun, or the folder was removed while the command still wrote to it."""
+    *above, name = file.split("/")
+    if not above:
+        return name in (RUN_FILE, STEPS_FILE)
+    return above[0] == HOLDERS or any(map(STEP_NAME.fullmatch, above))
 
 
 def claim_run_folder(folder: Folder, run: str) -> None:
