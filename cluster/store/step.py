@@ -219,8 +219,15 @@ def _is_left_over(file: str) -> bool:
     run was begun, or the folder was removed while the command still wrote to it."""
     *above, name = file.split("/")
     if not above:
-        return name in (RUN_FILE, STEPS_FILE)
-    return above[0] == HOLDERS or any(map(STEP_NAME.fullmatch, above))
+        return name in _OF_RUNS
+    return above[0] in _OF_RUNS or any(map(STEP_NAME.fullmatch, above))
+
+
+_OF_RUNS = (
+    *(RUN_FILE, STEPS_FILE, "engine_dtype.json", "template.json"),
+    *(HOLDERS, "logs", "tensorboard"),
+)
+"""Files and folders that a command writes beside the steps while it works on a run."""
 
 
 def claim_run_folder(folder: Folder, run: str) -> None:

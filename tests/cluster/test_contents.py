@@ -465,6 +465,16 @@ def test_run_folder_removed_under_a_command_is_said_for_a_file_that_is_missed(
         miss_a_file()
 
 
+def test_what_a_command_left_in_place_of_a_removed_run_is_no_other_thing(tmp_path: Path) -> None:
+    run = Folder.open(str(tmp_path / "run"))
+    for name in ("engine_dtype.json", "tensorboard/a", "round_0/paths-0123456789ab/opened-1.json"):
+        run.write_bytes(name, b"{}")
+    assert not check_run_folder(run, "run")
+    run.write_bytes("round_0/notes.txt", b"of somebody else")
+    with pytest.raises(InputError, match="holds something else"):
+        check_run_folder(run, "run")
+
+
 def test_run_folder_removed_under_a_command_is_said(tmp_path: Path) -> None:
     run = Folder.open(str(tmp_path / "run"))
 
