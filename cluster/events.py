@@ -96,11 +96,13 @@ class KeptLog(logging.Handler):
         self._title = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{command}"
         self._held_back: list[logging.LogRecord] = []
         self._files: _LocalFiles | _RemoteFiles | None = None
+        self._place = ""
         self._has_complained = False
 
     def keep_in(self, run: Folder) -> None:
         """Write to the folder of this run from now on, and what was held back first."""
         self.acquire()
+        self._place = run.child(LOGS).uri
         try:
             folder = _new_folder(run.child(LOGS), self._title)
             self._files = _LocalFiles(folder) if folder.is_local else _RemoteFiles(run, folder)
@@ -127,7 +129,8 @@ class KeptLog(logging.Handler):
     def _complain(self, error: OSError) -> None:
         if not self._has_complained:
             self._has_complained = True
-            print(f"the log cannot be written: {error}", file=sys.stderr, flush=True)
+            why = error.strerror or error
+            print(f"the log in {self._place} cannot be written: {why}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """End the writing; what was logged until now is in the folder."""

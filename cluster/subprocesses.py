@@ -12,17 +12,19 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, ParamSpec, TypeVar
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StorageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_PASSED_ON = (InputError, StorageError)
 
 
 def run_apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a function of a module in a new process and wait for it.
 
-    Raises the `InputError` that the function raised. Any other error is printed with its traceback
-    in the subprocess and raised as a `RuntimeError` here; so is a killed subprocess.
+    Raises the `InputError` or `StorageError` that the function raised. Any other error is printed
+    with its traceback in the subprocess and raised as a `RuntimeError` here; so is a killed
+    subprocess.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -37,7 +39,7 @@ def run_apart(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     finally:
         process.kill()  # it has answered already, or Ctrl-C has interrupted the wait
         process.join()
-    if isinstance(outcome, InputError):
+    if isinstance(outcome, _PASSED_ON):
         raise outcome
     result: R = outcome
     return result
@@ -53,7 +55,7 @@ def _answer(
     outcome: Any
     try:
         outcome = function(*args, **kwargs)
-    except InputError as error:
+    except _PASSED_ON as error:
         outcome = error
     with suppress(BrokenPipeError):
         sender.send(outcome)

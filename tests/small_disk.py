@@ -13,7 +13,7 @@ import pytest
 SHELL = """
 mount -t tmpfs -o "size=$1" tmpfs "$2" || exit 1
 echo mounted
-while read -r options; do mount -o "$options" "$2" && echo done || echo failed; done
+while read -r command; do eval "$command" && echo done || echo failed; done
 """
 WAYS = (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"])
 """In the mount namespace of a child: first as any user may, then as an administrator."""
@@ -27,10 +27,22 @@ class SmallDisk:
     _child: subprocess.Popen[str]
 
     def mount_again(self, options: str) -> None:
-        """Change how it is mounted, for example to `remount,bind,ro`."""
+        """Change how it is mounted, for example to `remount,bind,ro`, while no file is open."""
+        self._do(f'mount -o {options} "$2"')
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Within the block it is read-only, also while files are open; those can be written on."""
+        self._do('mount --bind "$2" "$2" && mount -o remount,bind,ro "$2"')
+        try:
+            yield
+        finally:
+            self._do('umount "$2"')
+
+    def _do(self, command: str) -> None:
         assert self._child.stdin
         assert self._child.stdout
-        self._child.stdin.write(f"{options}\n")
+        self._child.stdin.write(f"{command}\n")
         self._child.stdin.flush()
         assert self._child.stdout.readline() == "done\n"
 

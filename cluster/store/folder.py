@@ -205,14 +205,20 @@ class Folder:
         return sum(info.size or 0 for info in self.filesystem.get_file_info(paths))
 
     def delete_files(self, names: Iterable[str]) -> None:
-        """Remove files by their relative paths; a file that is gone is not an error."""
+        """Remove files by their relative paths; a file that is gone is not an error.
+
+        Raises `StorageError` with the file.
+        """
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
+            with self._storing(name, "cannot be removed"), contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(posixpath.join(self.path, name))
 
     def delete(self) -> None:
-        """Remove the folder and everything in it; a missing folder is not an error."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the folder and everything in it; a missing folder is not an error.
+
+        Raises `StorageError`.
+        """
+        with self._storing("", "cannot be removed"), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.path)
 
     def delete_if_empty(self) -> None:
@@ -247,14 +253,17 @@ class Folder:
     @contextlib.contextmanager
     def writing(self, name: str, num_bytes: int) -> Iterator[None]:
         """Within the block a file of it is written. Raises `StorageError` for an `OSError`."""
+        with self._storing(name, f"({num_bytes} bytes) cannot be written"):
+            yield
+
+    @contextlib.contextmanager
+    def _storing(self, name: str, failure: str) -> Iterator[None]:
         try:
             yield
         except InputError:
             raise
         except StoreAwayError as error:
-            raise StorageError(
-                f"{posixpath.join(self.uri, name)} ({num_bytes} bytes) cannot be written: {error}"
-            ) from error
+            raise StorageError(f"{self._named(name)} {failure}: {error}") from error
         except OSError as error:
             fix = (
                 "Free some space or restore the permission to write, then"
@@ -262,10 +271,14 @@ class Folder:
                 else "When the storage answers again,"
             )
             raise StorageError(
-                f"{posixpath.join(self.uri, name)} ({num_bytes} bytes) cannot be written: "
+                f"{self._named(name)} {failure}: "
                 f"{error.strerror or one_line(error)}; finished work is kept. {fix} repeat the "
                 "command"
             ) from error
+
+    def _named(self, name: str) -> str:
+        """The address of one of its files, or its own."""
+        return posixpath.join(self.uri, name) if name else self.uri
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless its name exists; returns whether it was written.

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import HeldError, StorageError, TakenOverError
+from cluster.errors import HeldError, InputError, StorageError, TakenOverError
 from cluster.secrets import hide_arguments
 from cluster.store.folder import HOLDERS, OPENED, Claim, Folder
 from cluster.store.unfinished import left_behind, machine, started
@@ -110,16 +110,37 @@ def hold(run: Folder, *, take_over: bool = False) -> Iterator[Folder]:
                 beat.stop()
         if beat.lost:
             raise beat.lost
+        if isinstance(lost := _lost(held), StorageError):
+            raise lost
     except BaseException as error:
-        if isinstance(beat.lost or error, TakenOverError):
+        lost = beat.lost or (_lost(held) if isinstance(error, OSError | InputError) else None)
+        if isinstance(lost or error, TakenOverError):
             raise TakenOverError(_taken_over(run)) from error
-        if beat.lost:
-            raise beat.lost from error
+        if lost:
+            raise lost from error
         raise
     finally:
         if beat.lost is None:
             with contextlib.suppress(OSError):
-                holders.waiting(AT_ONCE_S).create(mine.released_name, b"")
+                _release(holders.waiting(AT_ONCE_S), mine)
+
+
+def _release(holders: Folder, mine: Holder) -> None:
+    """Let the next command take the run, unless its folder was removed: that is not begun anew."""
+    if mine.file_name in holders.file_names(".json"):
+        holders.create(mine.released_name, b"")
+
+
+def _lost(held: Folder) -> TakenOverError | StorageError | None:
+    """Why the run is no longer held, where that is known before the next beat would tell."""
+    try:
+        held.waiting(AT_ONCE_S).check_claim()
+    except (TakenOverError, StorageError) as lost:
+        if not isinstance(lost.__cause__, OSError):  # otherwise it is only unreachable
+            return lost
+    except OSError:  # it cannot be read either
+        pass
+    return None
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from cluster.store.contents import (
     own_files,
     wrong_files,
 )
-from cluster.store.folder import MANIFEST, Folder
+from cluster.store.folder import HOLDERS, MANIFEST, STEP_NAME, Folder
 
 R = TypeVar("R")
 
@@ -206,7 +206,7 @@ def check_run_folder(folder: Folder, run: str) -> bool:
         raise InputError(f"the run folder {folder.uri} cannot be read: {error}") from error
     if isinstance(owner, dict) and owner.get("run") == run:
         return True
-    if owner is None and (is_empty or folder.walk() == [RUN_FILE]):  # the disk was full
+    if owner is None and (is_empty or all(map(_is_left_over, folder.walk()))):
         return False
     raise InputError(
         f"the run folder {folder.uri} holds something else (no {RUN_FILE} of the run {run!r}); "
@@ -214,15 +214,28 @@ def check_run_folder(folder: Folder, run: str) -> bool:
     )
 
 
+def _is_left_over(file: str) -> bool:
+    """Whether a command may have left this file where there is no run: the disk was full before the
+    run was begun, or the folder was removed while the command still wrote to it."""
+    *above, name = file.split("/")
+    if not above:
+        return name in _OF_RUNS
+    return above[0] in _OF_RUNS or any(map(STEP_NAME.fullmatch, above))
+
+
+_OF_RUNS = (
+    *(RUN_FILE, STEPS_FILE, "engine_dtype.json", "template.json"),
+    *(HOLDERS, "logs", "tensorboard"),
+)
+"""Files and folders that a command writes beside the steps while it works on a run."""
+
+
 def claim_run_folder(folder: Folder, run: str) -> None:
-    """Make the folder this run's, or confirm that it is. Raises `InputError` when it cannot be."""
-    if check_run_folder(folder, run):
-        return
-    try:
+    """Make the folder this run's, or confirm that it is. Raises `InputError` when something else is
+    there, and `StorageError` when it cannot be written."""
+    if not check_run_folder(folder, run):
         folder.write_json(RUN_FILE, {"run": run, "made_by": "regenesis"})
         folder.sync([RUN_FILE])
-    except OSError as error:
-        raise InputError(f"the run folder {folder.uri} cannot be written: {error}") from error
 
 
 def write_steps(run: Folder, names: Sequence[str]) -> None:

@@ -66,8 +66,11 @@ def all_paths(run: StoredRun) -> pa.Table:
 
 def tables_of_paths(run: StoredRun, paths: pa.Table) -> dict[str, pa.Table]:
     """The tables that are made of a run's paths; empty ones where it has none."""
+    facts, settings = _examples_facts(run), run.config.get("examples") or {}
+    selections = {number: (of_round, settings) for number, of_round in facts.items()}
     return {
-        "funnel": tables.funnel(paths, _num_questions(run), _examples_facts(run)),
+        "funnel": tables.funnel(paths, _num_questions(run), facts),
+        "filters": tables.filters(paths, selections),
         "guideline_yield": tables.guideline_yield(paths),
         "guideline_credit": tables.guideline_credit(paths),
         "guideline_reliability": guideline_reliability(paths),
@@ -251,12 +254,21 @@ def _predictions(run: StoredRun, step: str) -> dict[str, Prediction]:
 
 # --- text --------------------------------------------------------------------------------------
 
-_SHORT = ("funnel", "guideline_reliability", "coverage", "diversity", "lengths", "changes")
+_SHORT = (
+    "funnel",
+    "filters",
+    "guideline_reliability",
+    "coverage",
+    "diversity",
+    "lengths",
+    "changes",
+)
 _MOST_ROWS = 40
 _ORDER = {"guideline_yield": "shrunk_share", "guideline_credit": "credit"}
 """The column by which a long table is sorted, from the largest."""
 _TITLES = {
-    "funnel": "How many are left after each stage",
+    "funnel": "Questions, paths and examples, and why paths were dropped",
+    "filters": "Paths that are left after each filter, in their order",
     "guideline_yield": "Share of right paths of each guideline, best first",
     "guideline_credit": "Questions that each guideline solved, and those it alone solved",
     "guideline_reliability": "Whether other questions would rank the guidelines alike",

@@ -30,6 +30,7 @@ from evaluation.statistics import (
     shrunk_shares,
     wilson_interval,
 )
+from pipelines.selection.funnel import FINISHED, PATHS, READ, RIGHT, stages_left
 
 PATHS_TABLE = pa.schema(
     [
@@ -49,6 +50,8 @@ PATHS_TABLE = pa.schema(
         ("num_path_tokens", pa.int32()),  # in the last stage
     ]
 )
+Selected = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""The manifest of the examples of a round, empty if they are not finished, and their settings."""
 PLAIN = "(none)"
 """Shown for a path that was made without a guideline."""
 QUANTILES = (0.1, 0.5, 0.9)
@@ -84,7 +87,8 @@ def _first_tries(paths: pa.Table) -> pa.Table:
 
 def guideline_yield(paths: pa.Table) -> pa.Table:
     """For each round, dataset, kind and guideline: paths, right ones, their share with a 95 %
-    interval, and the share shrunk towards that of all guidelines on the same questions.
+    interval, the share shrunk towards that of all guidelines on the same questions, the mean length
+    of the right paths and the share cut off (null where there is no such path).
 
     Only the first pass counts: later ones are of unsolved questions, or were shown the answer.
     """
@@ -97,7 +101,7 @@ def guideline_yield(paths: pa.Table) -> pa.Table:
         right = np.array([is_right[of_one].sum() for _, of_one in found])
         tries = np.array([len(of_one) for _, of_one in found])
         shrunk = shrunk_shares(right, tries)
-        for number, (guideline_id, _) in enumerate(found):
+        for number, (guideline_id, of_one) in enumerate(found):
             low, high = wilson_interval(int(right[number]), int(tries[number]))
             rows.append(
                 {
@@ -111,9 +115,22 @@ def guideline_yield(paths: pa.Table) -> pa.Table:
                     "low": low,
                     "high": high,
                     "shrunk_share": float(shrunk[number]),
+                    **_lengths_of(group.take(of_one)),
                 }
             )
     return pa.Table.from_pylist(rows, _YIELD)
+
+
+def _lengths_of(paths: pa.Table) -> dict[str, float | None]:
+    """The mean tokens of the right paths' last stage, and the share of the paths that a token limit
+    cut off among those that did not fail; None where there is none of them."""
+    tokens, right = paths.column("num_path_tokens").to_numpy(), _right(paths)
+    made = ~paths.column("is_failed").to_numpy()
+    cut = ~paths.column("is_finished").to_numpy()[made]
+    return {
+        "right_tokens": float(tokens[right].mean()) if right.any() else None,
+        "cut_off_share": float(cut.mean()) if made.any() else None,
+    }
 
 
 _YIELD = pa.schema(
@@ -128,6 +145,8 @@ _YIELD = pa.schema(
         ("low", pa.float64()),
         ("high", pa.float64()),
         ("shrunk_share", pa.float64()),
+        ("right_tokens", pa.float64()),
+        ("cut_off_share", pa.float64()),
     ]
 )
 
@@ -409,6 +428,54 @@ _FUNNEL = pa.schema(
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("number", pa.int64()),
+    ]
+)
+
+
+def filters(paths: pa.Table, selections: Mapping[int, Selected]) -> pa.Table:
+    """For each round and dataset, the paths that are left after each filter, in their order.
+
+    `dropped` is the difference to the stage before, and `share` what is left of it. The numbers are
+    those of the manifest of the examples, which judges with today's grader. A round without one has
+    the paths so far, and which are finished, read and right as they were stored (`is_so_far`).
+    """
+    rows: list[dict[str, Any]] = []
+    right, finished = _right(paths), paths.column("is_finished").to_numpy()
+    read = finished & _is_read(paths)
+    for (round_, dataset), places in _groups(paths, ("round", "dataset")):
+        manifest, settings = selections.get(round_, ({}, {}))
+        facts = manifest.get("datasets", {}).get(dataset)
+        if facts is not None:
+            left = stages_left(facts, settings)
+        else:
+            stored = ((FINISHED, finished), (READ, read), (RIGHT, read & right))
+            left = [(PATHS, len(places)), *((s.name, int(of[places].sum())) for s, of in stored)]
+        before = left[0][1]
+        for stage, number in left:
+            rows.append(
+                {
+                    "round": round_,
+                    "dataset": dataset,
+                    "stage": stage,
+                    "number": number,
+                    "dropped": before - number,
+                    "share": number / before if before else None,
+                    "is_so_far": facts is None,
+                }
+            )
+            before = number
+    return pa.Table.from_pylist(rows, _FILTERS)
+
+
+_FILTERS = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("dataset", pa.string()),
+        ("stage", pa.string()),
+        ("number", pa.int64()),
+        ("dropped", pa.int64()),
+        ("share", pa.float64()),
+        ("is_so_far", pa.bool_()),
     ]
 )
 

@@ -135,6 +135,7 @@ _LIMITS: Mapping[str, Limit] = {
     "over_max_examples": _within_max_examples,
 }
 """The limits in order, by the reason that each gives."""
+REASONS = tuple(_LIMITS)
 
 
 def _num_examples(kept: Sequence[Kept]) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StorageError
 from cluster.inference.progress import format_seconds
 from cluster.settings import fingerprint, versioned
 from cluster.store.folder import Folder
@@ -61,7 +61,8 @@ def step_of(run: Folder, questions: QuestionFacts) -> Step:
 def make(config: Config, run: Folder) -> QuestionFacts:
     """Claim the run's folder and store its questions, in a subprocess that frees its memory.
 
-    Raises `InputError` for an invalid question, in which case nothing is left behind.
+    Raises `InputError` for an invalid question, in which case nothing is left behind, and
+    `StorageError` when the folder cannot be written.
     """
     every_s = config.cluster.progress_every_s
     facts = run_apart(store_questions, config.questions, run, config.run, every_s)
@@ -90,7 +91,8 @@ def store_questions(
     """Load the questions of a run and finish its `questions` step, unless it is still valid.
 
     The folder becomes that of the run once the questions are valid. Raises `InputError` as
-    `load_questions` does, and when the folder belongs to something else or cannot be written.
+    `load_questions` does, and when the folder belongs to something else or cannot be read, and
+    `StorageError` when it cannot be written.
     """
     origin = questions_origin(settings)
     with _keeping(run):
@@ -118,6 +120,8 @@ def store_questions(
 def _keeping(run: Folder) -> Iterator[None]:
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
         raise InputError(f"the run folder {run.uri} cannot be used: {error}") from error
 

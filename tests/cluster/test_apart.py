@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from cluster.errors import InputError
+from cluster.errors import InputError, StorageError
 from cluster.subprocesses import run_apart
 
 
@@ -17,6 +17,10 @@ def process_and_sum(*numbers: int, factor: int) -> tuple[int, int]:
 
 def refuse(name: str) -> None:
     raise InputError(f"{name}, line 3: no question; write one")
+
+
+def fill_the_disk(name: str) -> None:
+    raise StorageError(f"{name} (7 bytes) cannot be written")
 
 
 def fail() -> None:
@@ -36,6 +40,12 @@ def test_result_comes_from_another_process() -> None:
 def test_input_error_is_raised_as_it_was() -> None:
     with pytest.raises(InputError, match=r"^a\.jsonl, line 3: no question; write one$"):
         run_apart(refuse, "a.jsonl")
+
+
+def test_storage_error_is_raised_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StorageError, match=r"^runs/a \(7 bytes\) cannot be written$"):
+        run_apart(fill_the_disk, "runs/a")
+    assert capfd.readouterr().err == ""
 
 
 def test_other_error_leaves_its_trace_where_it_happened(capfd: pytest.CaptureFixture[str]) -> None:

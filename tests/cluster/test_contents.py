@@ -437,6 +437,44 @@ def test_disk_that_became_read_only_is_named(disk: SmallDisk, write: str) -> Non
         WRITES[write](Folder.open(str(disk.path / "run")))
 
 
+@pytest.mark.parametrize("remove", [lambda f: f.delete(), lambda f: f.delete_files(["a.json"])])
+def test_file_that_cannot_be_removed_is_named(
+    disk: SmallDisk, remove: Callable[[Folder], None]
+) -> None:
+    folder = Folder.open(str(disk.path / "run"))
+    folder.write_json("a.json", {})
+    disk.mount_again("remount,bind,ro")
+    named = f"{folder.uri}.* cannot be removed: .*Read-only file system"
+    with pytest.raises(StorageError, match=named):
+        remove(folder)
+
+
+def test_run_folder_removed_under_a_command_is_said_for_a_file_that_is_missed(
+    tmp_path: Path,
+) -> None:
+    """The next beat, which would tell, is seconds away."""
+    run = Folder.open(str(tmp_path / "run"))
+
+    def miss_a_file() -> None:
+        with hold(run) as held:
+            held.write_json("a.json", {})
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+            held.read_bytes("a.json")
+
+    with pytest.raises(StorageError, match="was removed while"):
+        miss_a_file()
+
+
+def test_what_a_command_left_in_place_of_a_removed_run_is_no_other_thing(tmp_path: Path) -> None:
+    run = Folder.open(str(tmp_path / "run"))
+    for name in ("engine_dtype.json", "tensorboard/a", "round_0/paths-0123456789ab/opened-1.json"):
+        run.write_bytes(name, b"{}")
+    assert not check_run_folder(run, "run")
+    run.write_bytes("round_0/notes.txt", b"of somebody else")
+    with pytest.raises(InputError, match="holds something else"):
+        check_run_folder(run, "run")
+
+
 def test_run_folder_removed_under_a_command_is_said(tmp_path: Path) -> None:
     run = Folder.open(str(tmp_path / "run"))
 

@@ -119,6 +119,20 @@ def test_guideline_yield_is_a_recount() -> None:
         low, high = sorted((mean, row["share"]))
         assert low - 1e-9 <= row["shrunk_share"] <= high + 1e-9
         assert row["low"] <= row["share"] <= row["high"]
+        own = [
+            path
+            for path in flat(hinted=False)
+            if all(path[name] == row[name] for name in ("dataset", "kind", "guideline_id"))
+        ]
+        right_paths = [path for path in own if path["verdict"] == "correct"]
+        if right_paths:
+            tokens = [path["generations"][-1]["num_tokens"] for path in right_paths]
+            assert row["right_tokens"] == pytest.approx(np.mean(tokens))
+        else:
+            assert row["right_tokens"] is None
+        ends = [p["generations"][-1]["finish_reason"] for p in own if not p["error"]]
+        expected = ends.count("length") / len(ends) if ends else None
+        assert row["cut_off_share"] == (None if expected is None else pytest.approx(expected))
 
 
 def test_guideline_credit_and_unique_solves_are_a_recount() -> None:
@@ -263,3 +277,4 @@ def test_tables_of_no_path_are_empty() -> None:
     assert [make(empty).num_rows for make in made] == [0, 0, 0, 0]
     assert tables.unsolved_questions(empty).num_rows == 0
     assert tables.diversity(empty, {}).num_rows == 0
+    assert tables.filters(empty, {}).num_rows == 0

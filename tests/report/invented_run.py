@@ -54,6 +54,8 @@ class Invented:
     """How much more often the model of each round is right in domain."""
     is_finished: bool = True
     """Else the last round has only half of its paths."""
+    own_reason: str = ""
+    """Why a filter of one's own drops paths; empty without one."""
 
     def datasets(self) -> dict[str, tuple[str, tuple[str, ...], float]]:
         """The domain, the kinds and the base's share of right answers, by name."""
@@ -96,7 +98,7 @@ def write_invented_run(root: Path, what: Invented) -> Folder:
             break
         _write_ledger(paths, rows, PATHS_SCHEMA, Questions(questions.folder, ("train",)))
         examples, model = Step.below(below, "examples", {}), Step.below(below, "model", {})
-        examples.commit(**_examples(rows))
+        examples.commit(**_examples(rows, what.own_reason))
         model.commit(
             num_examples=300,
             num_steps=60,
@@ -243,7 +245,7 @@ def _path(
     }
 
 
-def _examples(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _examples(rows: Sequence[Mapping[str, Any]], own_reason: str) -> dict[str, Any]:
     datasets: dict[str, dict[str, Any]] = {}
     for row in rows:
         facts = datasets.setdefault(
@@ -251,15 +253,37 @@ def _examples(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             {"num_paths": 0, "num_kept_paths": 0, "num_examples": 0, "expected_lucky_share": 0.02}
             | {"dropped": {}, "overlaps_with": {}},
         )
-        right = sum(path["verdict"] == "correct" for path in row["paths"])
-        kept = min(3, right)
+        reasons = why_dropped(row["paths"], own_reason)
+        kept = len(row["paths"]) - len(reasons)
         facts["num_paths"] += len(row["paths"])
         facts["num_kept_paths"] += kept
         facts["num_examples"] += kept
-        for reason, number in (("wrong", len(row["paths"]) - right), ("limit", right - kept)):
-            facts["dropped"][reason] = facts["dropped"].get(reason, 0) + number
+        for reason in reasons:
+            facts["dropped"][reason] = facts["dropped"].get(reason, 0) + 1
     total = sum(facts["num_examples"] for facts in datasets.values())
     return {"num_examples": total, "num_paths": 1, "num_kept_paths": total, "datasets": datasets}
+
+
+def why_dropped(paths: Sequence[Mapping[str, Any]], own_reason: str = "") -> list[str]:
+    """The reasons for which paths of one question are dropped; of the right ones three are kept,
+    and some leak or repeat others. With `own_reason`, a filter of one's own drops some, too."""
+    reasons = [path["verdict"] for path in paths if path["verdict"] != "correct"]
+    kept = 0
+    for path in paths:
+        if path["verdict"] != "correct":
+            continue
+        drawn = random.Random(path["path_id"]).random()
+        if drawn < 0.08:
+            reasons.append("leak_guideline" if drawn < 0.06 else "leak_structure")
+        elif own_reason and drawn < 0.2:
+            reasons.append(own_reason)
+        elif drawn < 0.3:
+            reasons.append("duplicate")
+        elif kept == 3:
+            reasons.append("over_max_per_question")
+        else:
+            kept += 1
+    return reasons
 
 
 def _predictions(

@@ -217,6 +217,59 @@ def test_a_cell_of_the_heat_map_filters_the_paths(report: Write, chromium: Brows
     )
 
 
+def test_funnel_shows_every_filter_in_order_and_what_is_not_known_so_far(
+    report: Write, chromium: Browser
+) -> None:
+    chromium.open(report({}, {"name": "own", "own_reason": "too many lists", "is_finished": False}))
+    heads = (
+        "return [...document.querySelector('#funnel thead').rows[0].cells].map((c) => c.innerText)"
+    )
+    shown = ["paths", "finished", "answer read", "right", "not leaked", "other filters", "unique"]
+    heads_shown = chromium.run(heads)
+    start = heads_shown.index("paths")
+    assert heads_shown[start:] == [*shown, "kept", "examples"]
+    text = chromium.text("#funnel")
+    assert "own: round 1, so far" in text
+    assert "No examples have been selected so far (own: round 1)" in text
+    left = chromium.run("return records(readData('report').tables.filters)")
+    for run, round_ in (("invented", 0), ("own", 0), ("own", 1)):
+        own = [row for row in left if (row["run"], row["round"]) == (run, round_)]
+        for stage in ("paths", "not leaked", "unique", "kept"):
+            if numbers := [row["number"] for row in own if row["stage"] == stage]:
+                assert str(sum(numbers)) in chromium.text("#funnel figure")
+    chromium.run("document.querySelector('#funnel .csv').click()")
+    chromium.wait(lambda: (chromium.downloads / "filters.csv").exists())
+    with (chromium.downloads / "filters.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(left)
+
+
+def test_heat_map_shows_yield_length_or_what_was_cut_off(report: Write, chromium: Browser) -> None:
+    chromium.open(report({}))
+    buttons = "#guidelines [aria-label='What the cells show'] button"
+    names = chromium.run(
+        "return [...document.querySelectorAll(arguments[0])].map((b) => b.textContent)", buttons
+    )
+    assert names == ["yield", "length", "cut off"]
+    rows = chromium.run("return records(readData('report').tables.guideline_yield)")
+    for name, key in (("length", "right_tokens"), ("cut off", "cut_off_share")):
+        chromium.run(
+            "const b = [...document.querySelectorAll(arguments[0])]"
+            ".find((each) => each.textContent === arguments[1]); b.focus(); b.click();",
+            buttons,
+            name,
+        )
+        cells = chromium.run(
+            "return [...document.querySelectorAll('#guidelines a.heat')].map((a) => a.textContent)"
+        )
+        of_round = [row for row in rows if row["round"] == 0 and row[key] is not None]
+        times = 1 if name == "length" else 100
+        expected = sorted(round(times * row[key]) for row in of_round)
+        assert len(cells) == len(expected)
+        assert sorted(map(int, cells)) == pytest.approx(expected, abs=1)
+        assert chromium.run("return document.activeElement.getAttribute('aria-pressed')") == "true"
+        assert name in chromium.text("#guidelines caption")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
 def test_page_fits_the_window_in_both_colours(

@@ -1,38 +1,38 @@
 "use strict";
 // From questions to examples: the funnel, the guidelines, and what more paths would solve.
 
-const STAGES = [
-  ["paths", "paths"],
-  ["finished", "ended by themselves"],
-  ["read", "answer read"],
-  ["right", "right"],
-  ["kept", "kept"],
-];
-
 function drawFunnel(root, report) {
-  const funnel = records(report.tables.funnel);
-  if (funnel.length === 0) {
+  const [funnel, left] = [records(report.tables.funnel), records(report.tables.filters)];
+  if (left.length === 0) {
     root.append(nothing("There is no reasoning path so far."));
     return;
   }
-  const rows = funnelRows(funnel);
-  for (const each of funnelTotals(report, rows)) root.append(each);
+  const rows = funnelRows(funnel, left);
+  const stages = stagesInOrder(rows.map((row) => [...row.stages.keys()]));
+  root.append(funnelFigure(report, rows, stages));
   const isMany = distinct(rows, "round").length > 1;
   const columns = [
     { label: "dataset", key: "dataset", kind: "text" },
     ...columnsOf("run:run"),
     ...(isMany ? columnsOf("round:round:count") : []),
     ...columnsOf("questions:questions:count", "solved, %:solved_share:share"),
-    ...STAGES.map(([key, name]) => ({
-      label: name, key, kind: "count", cell: (row) => bar(row[key], row.paths),
-    })),
+    ...stages.map((stage) => ({ label: stage, key: `of ${stage}`, kind: "count", cell: (row) => bar(row.stages, stage) })),
     ...columnsOf("examples:examples:count"),
   ];
   root.append(
-    dataTable("funnel", "How many are left after each stage, by dataset", columns, rows, { csv: funnel }),
+    dataTable("filters", "How many are left after each filter, by dataset", columns, rows, { csv: left }),
   );
+  const begun = rows.filter((row) => row.is_so_far);
+  if (begun.length > 0) root.append(soFarNote(report, begun));
   const dropped = funnel.filter((row) => row.stage === "dropped" && row.number > 0);
   if (dropped.length > 0) root.append(droppedFigure(report, dropped));
+  root.append(
+    dataTable(
+      "funnel", "Questions, paths and examples, and why paths were dropped",
+      columnsOf("dataset:dataset", "run:run", "round:round:count", "stage:stage", "reason:reason", "number:number:count"),
+      funnel, { folded: true },
+    ),
+  );
   const examples = records(report.tables.examples);
   if (examples.length > 0)
     root.append(
@@ -50,75 +50,115 @@ function drawFunnel(root, report) {
     );
 }
 
-function funnelRows(funnel) {
+/** A row for each run, round and dataset; `stages` has what is left after each, in their order. */
+function funnelRows(funnel, left) {
   const found = new Map();
-  for (const row of funnel) {
-    const key = JSON.stringify([row.run, row.round, row.dataset]);
-    if (!found.has(key)) found.set(key, { dataset: row.dataset, run: row.run, round: row.round });
-    if (row.stage !== "dropped") found.get(key)[row.stage] = row.number;
+  const rowOf = ({ run, round, dataset }) => {
+    const key = JSON.stringify([run, round, dataset]);
+    if (!found.has(key)) found.set(key, { dataset, run, round, stages: new Map() });
+    return found.get(key);
+  };
+  for (const row of left) {
+    const own = rowOf(row);
+    own.is_so_far = row.is_so_far;
+    own.stages.set(row.stage, row);
+    own[`of ${row.stage}`] = row.number;
   }
+  for (const row of funnel) if (row.stage !== "dropped") rowOf(row)[row.stage] = row.number;
   return [...found.values()].map((row) => ({
     ...row,
     solved_share: row["with paths"] ? row.solved / row["with paths"] : null,
   }));
 }
 
-/** A number with a bar of its share. */
-function bar(number, whole) {
-  if (number === undefined || number === null) return "";
+/** The stages of several lists, each in its own order: a new one is put behind the one before it. */
+function stagesInOrder(lists) {
+  const found = [];
+  for (const list of lists)
+    list.forEach((stage, place) => {
+      if (!found.includes(stage)) found.splice(place === 0 ? 0 : found.indexOf(list[place - 1]) + 1, 0, stage);
+    });
+  return found;
+}
+
+/** How many are left after a stage, their share of the stage before, and a bar of that of all. */
+function bar(stages, stage) {
+  const row = stages.get(stage);
+  if (row === undefined) return "";
+  const all = stages.get("paths").number;
   const drawn = element("span", { class: "bar", "aria-hidden": "true" });
-  drawn.style.setProperty("width", `${whole ? (100 * number) / whole : 0}%`);
-  const share = whole ? ` ${percent(number / whole, 0)} %` : "";
-  return element("span", { class: "barred" }, drawn, element("span", {}, `${count(number)}${share}`));
+  drawn.style.setProperty("width", `${all ? (100 * row.number) / all : 0}%`);
+  const share = stage === "paths" || row.share === null ? "" : ` ${percent(row.share, 0)} %`;
+  return element("span", { class: "barred" }, drawn, element("span", {}, `${count(row.number)}${share}`));
+}
+
+function soFarNote(report, rows) {
+  const names = new Set(rows.map((row) => roundName(report, row)));
+  const note = `No examples have been selected so far (${[...names].join(", ")}), so the stages after "right" are not known.`;
+  return element("p", { class: "note" }, note);
+}
+
+function roundName(report, row) {
+  return isOnly(report) ? `round ${row.round}` : `${label(row.run, 40)}: round ${row.round}`;
 }
 
 /** The funnel of each run and round over all datasets, as a chart. */
-function funnelTotals(report, rows) {
-  const groups = new Map();
-  for (const row of rows) {
-    const name = isOnly(report) ? `round ${row.round}` : `${row.run}: round ${row.round}`;
-    const sums = groups.get(name) ?? {};
-    for (const [key] of STAGES) if (row[key] !== undefined) sums[key] = (sums[key] ?? 0) + row[key];
-    groups.set(name, sums);
+function funnelFigure(report, rows, stages) {
+  const points = [];
+  const series = new Set();
+  for (const [run, round] of distinctPairs(rows)) {
+    const own = rows.filter((row) => row.run === run && row.round === round);
+    const isSoFar = own.some((row) => row.is_so_far);
+    const name = `${roundName(report, own[0])}${isSoFar ? ", so far" : ""}`;
+    series.add(name);
+    let before = null;
+    for (const stage of stages.filter((each) => own.some((row) => row.stages.has(each)))) {
+      const number = leftAfter(own, stages, stage);
+      const all = points.find((point) => point.series === name)?.number ?? number;
+      points.push({
+        series: name, stage, number, share: all ? number / all : 0,
+        text: before ? `${count(number)} (${percent(number / before, 0)} %)` : count(number),
+      });
+      before = number;
+    }
   }
-  const points = [...groups].flatMap(([name, sums]) =>
-    STAGES.filter(([key]) => sums[key] !== undefined).map(([key, title]) => ({
-      series: name, stage: title, number: sums[key], share: sums.paths ? sums[key] / sums.paths : 0,
-    })),
+  const colors = colorsOf(series);
+  return figure(
+    "From paths to examples",
+    "What is left after each filter, in their order; all datasets together. Bars are shares of all paths; the numbers in brackets, of the stage before.",
+    (width) => {
+      const isWide = width >= 680;
+      return plot(width, {
+        height: 30 + stages.length * (18 * series.size + (isWide ? 16 : 26)),
+        marginLeft: isWide ? 150 : 10,
+        marginRight: 110,
+        marginTop: isWide ? 6 : 16,
+        marginBottom: 10,
+        x: { axis: null, domain: [0, 1] },
+        fy: { domain: stages, axis: null, padding: isWide ? 0.25 : 0.4 },
+        y: { axis: null, domain: [...series], padding: 0.12 },
+        marks: [
+          Plot.barX(points, { fy: "stage", y: "series", x: "share", fill: (row) => colors.get(row.series) }),
+          Plot.text(points, {
+            fy: "stage", y: "series", x: "share", dx: 6, textAnchor: "start", fill: "currentColor",
+            text: "text",
+          }),
+          Plot.text(stages, {
+            fy: (stage) => stage, text: (stage) => stage, textAnchor: "start",
+            frameAnchor: isWide ? "left" : "top-left", dx: isWide ? -150 : 0, dy: isWide ? 0 : -14,
+            fill: "currentColor",
+          }),
+        ],
+      });
+    },
+    series.size > 1 ? colors : null,
   );
-  const colors = colorsOf(groups.keys());
-  return [
-    figure(
-      "From paths to examples",
-      "All datasets together; shares are of all paths.",
-      (width) => {
-        const isWide = width >= 680;
-        return plot(width, {
-          height: 30 + STAGES.length * (18 * groups.size + (isWide ? 16 : 26)),
-          marginLeft: isWide ? 150 : 10,
-          marginRight: 110,
-          marginTop: 6,
-          marginBottom: 10,
-          x: { axis: null, domain: [0, 1] },
-          fy: { domain: STAGES.map(([, title]) => title), axis: null, padding: isWide ? 0.25 : 0.4 },
-          y: { axis: null, domain: [...groups.keys()], padding: 0.12 },
-          marks: [
-            Plot.barX(points, { fy: "stage", y: "series", x: "share", fill: (row) => colors.get(row.series) }),
-            Plot.text(points, {
-              fy: "stage", y: "series", x: "share", dx: 6, textAnchor: "start", fill: "currentColor",
-              text: (row) => `${count(row.number)} (${percent(row.share, 0)} %)`,
-            }),
-            Plot.text(STAGES, {
-              fy: (stage) => stage[1], text: (stage) => stage[1], textAnchor: "start",
-              frameAnchor: isWide ? "left" : "top-left", dx: isWide ? -150 : 0, dy: isWide ? 0 : -14,
-              fill: "currentColor",
-            }),
-          ],
-        });
-      },
-      groups.size > 1 ? colors : null,
-    ),
-  ];
+}
+
+/** The sum over the datasets; one that does not have the stage has what the stage before left. */
+function leftAfter(rows, stages, stage) {
+  const upTo = stages.slice(0, stages.indexOf(stage) + 1).reverse();
+  return rows.reduce((sum, row) => sum + row.stages.get(upTo.find((each) => row.stages.has(each))).number, 0);
 }
 
 function droppedFigure(report, dropped) {
@@ -174,7 +214,7 @@ function drawGuidelines(root, report) {
   }
   const keys = distinctPairs(yields);
   const tabs = keys.map(([run, round]) => [
-    isOnly(report) ? `round ${round}` : `${label(run, 40)}: round ${round}`,
+    roundName(report, { run, round }),
     () => heatMap(report, yields, run, round),
   ]);
   root.append(switcher("Run and round", tabs));
@@ -184,14 +224,59 @@ function distinctPairs(rows) {
   return [...new Set(rows.map((row) => JSON.stringify([row.run, row.round])))].map((key) => JSON.parse(key));
 }
 
+const MEASURES = [
+  {
+    title: "yield", key: "shrunk_share", shown: (value) => percent(value, 0),
+    note:
+      "Cells are shares of right paths in percent, shrunk towards that of all guidelines by how little " +
+      "they differ beyond chance.",
+    text: (row) =>
+      `${count(row.num_right)} of ${count(row.num_paths)} right, ` +
+      `${percent(row.share)} % [${percent(row.low)}, ${percent(row.high)}]`,
+  },
+  {
+    title: "length", key: "right_tokens", shown: (value) => count(Math.round(value)),
+    note: "Cells are the mean length of the right paths, in tokens of their solutions.",
+    text: (row) => `${count(Math.round(row.right_tokens))} tokens, mean of ${plural(row.num_right, "right path")}`,
+  },
+  {
+    title: "cut off", key: "cut_off_share", shown: (value) => percent(value, 0),
+    note: "Cells are the share of paths, in percent, that a limit of tokens cut off; failed ones are left out.",
+    text: (row) => `${percent(row.cut_off_share)} % of ${plural(row.num_paths, "path")} cut off`,
+  },
+];
+
 function heatMap(report, yields, run, round) {
   const own = (rows) => rows.filter((row) => row.run === run && row.round === round);
   const found = own(yields);
+  const measures = MEASURES.filter(({ key }) => found.some((row) => hasValue(row[key])));
   const credit = own(records(report.tables.guideline_credit));
+  const tabs = measures.map((measure) => [
+    measure.title,
+    () => [
+      element(
+        "p", { class: "note" },
+        `${measure.note} Alone: questions that no other guideline solved. Credit: each solved question, ` +
+          "shared among the guidelines that solved it (Shapley). A click shows the paths.",
+      ),
+      heatTable(found, credit, measure, yields),
+    ],
+  ]);
+  return [
+    switcher("What the cells show", tabs),
+    reliabilityNote(own(records(report.tables.guideline_reliability))),
+  ];
+}
+
+function hasValue(value) {
+  return value !== null && value !== undefined;
+}
+
+function heatTable(found, credit, measure, yields) {
   const kinds = [...new Set(found.map(kindOf))].sort();
   const cells = new Map(found.map((row) => [`${row.guideline_id}\n${kindOf(row)}`, row]));
-  const shares = found.map((row) => row.shrunk_share);
-  const ends = [Math.min(...shares), Math.max(...shares)];
+  const values = found.map((row) => row[measure.key]).filter(hasValue);
+  const ends = [Math.min(...values), Math.max(...values)];
   const rows = distinct(found, "guideline_id").map((id) => {
     const of_one = found.filter((row) => row.guideline_id === id);
     const credits = credit.filter((row) => row.guideline_id === id);
@@ -204,33 +289,25 @@ function heatMap(report, yields, run, round) {
       num_solved_alone: total(credits, "num_solved_alone"),
       credit: total(credits, "credit"),
     };
-    for (const kind of kinds) row[`of ${kind}`] = cells.get(`${id}\n${kind}`)?.shrunk_share ?? null;
+    for (const kind of kinds) row[`of ${kind}`] = cells.get(`${id}\n${kind}`)?.[measure.key] ?? null;
     return row;
   });
   const columns = [
     { label: "guideline", key: "guideline_id", kind: "id", cell: (row) => guidelineLink(row) },
     ...kinds.map((kind) => ({
       label: label(kind, 30), key: `of ${kind}`, kind: "share",
-      cell: (row) => heatCell(cells.get(`${row.guideline_id}\n${kind}`), ends),
+      cell: (row) => heatCell(cells.get(`${row.guideline_id}\n${kind}`), measure, ends),
     })),
     ...columnsOf(
       "right, %:yield:share", "paths:num_paths:count", "solved:num_solved:count",
       "alone:num_solved_alone:count", "credit:credit:number",
     ),
   ];
-  const note =
-    "Cells are shares of right paths in percent, shrunk towards that of all guidelines by how little " +
-    "they differ beyond chance. Alone: questions that no other guideline solved. Credit: each solved " +
-    "question, shared among the guidelines that solved it (Shapley). A click shows the paths.";
-  return [
-    element("p", { class: "note" }, note),
-    dataTable("guideline_yield", "Guidelines by kind of question", columns, rows, {
-      sort: ["credit", true],
-      limit: 30,
-      csv: yields,
-    }),
-    reliabilityNote(own(records(report.tables.guideline_reliability))),
-  ];
+  return dataTable("guideline_yield", `Guidelines by kind of question: ${measure.title}`, columns, rows, {
+    sort: ["credit", true],
+    limit: 30,
+    csv: yields,
+  });
 }
 
 function kindOf(row) {
@@ -242,15 +319,14 @@ function guidelineLink(row) {
   return element("a", { href }, label(row.guideline_id, 40));
 }
 
-function heatCell(row, [low, high]) {
-  if (!row) return "";
-  const text =
-    `${label(row.guideline_id, 40)}, ${label(kindOf(row), 40)}: ${count(row.num_right)} of ` +
-    `${count(row.num_paths)} right, ${percent(row.share)} % [${percent(row.low)}, ${percent(row.high)}]`;
+function heatCell(row, measure, [low, high]) {
+  if (!row || !hasValue(row[measure.key])) return "";
+  const value = row[measure.key];
+  const text = `${label(row.guideline_id, 40)}, ${label(kindOf(row), 40)}: ${measure.text(row)}`;
   const href =
     `#filter=guideline:${encodeURIComponent(row.guideline_id)}&dataset:${encodeURIComponent(row.dataset)}`;
-  const cell = element("a", { href, class: "heat", title: text, "aria-label": text }, percent(row.shrunk_share, 0));
-  const height = high > low ? (row.shrunk_share - low) / (high - low) : 0;
+  const cell = element("a", { href, class: "heat", title: text, "aria-label": text }, measure.shown(value));
+  const height = high > low ? (value - low) / (high - low) : 0;
   cell.style.setProperty("--heat", `${Math.round(10 + 90 * height)}%`);
   return cell;
 }
