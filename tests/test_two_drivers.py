@@ -30,15 +30,20 @@ NUM_TRAIN = 8
 PATIENCE_S = 400
 HOUR_S = 3600
 
-SHIFTED = f"""
-import runpy, sys, time
-real, gmtime, shift = time.time, time.gmtime, float(sys.argv.pop(1))
-time.time = lambda: real() + shift
-time.gmtime = lambda *seconds: gmtime(*seconds or [time.time()])
-sys.argv[0] = {str(REPOSITORY / "regenesis.py")!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
+SHIFTED = """
+import sys, time, types
+import regenesis
+sys.argv[0], shift = "regenesis.py", float(sys.argv.pop(1))
+clock = types.SimpleNamespace(**vars(time))
+clock.time = lambda: time.time() + shift
+clock.gmtime = lambda *seconds: time.gmtime(*seconds or [clock.time()])
+shifted = [each for each in sys.modules.values() if getattr(each, "time", None) is time]
+for module in shifted:
+    if module.__name__.startswith(("cluster.", "pipelines.")):
+        module.time = clock
+sys.exit(regenesis.main(sys.argv[1:]))
 """
-"""The driver with another clock."""
+"""The driver whose modules see another clock."""
 
 
 @dataclass
@@ -90,9 +95,10 @@ class Drivers:
 def drivers(
     s3_proxy: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: str
 ) -> Iterator[Drivers]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    of_the_job = {"runtime_env": {"env_vars": {"HF_TOKEN": TOKEN}}}
+    keys = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET}
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    of_the_job = {"runtime_env": {"env_vars": keys | {"HF_TOKEN": TOKEN}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(of_the_job))  # as Ray's jobs do
     address = s3_proxy.uri(f"bucket/{tmp_path.name}")
     tree = sums_config(tmp_path, NUM_TRAIN, 1) | {

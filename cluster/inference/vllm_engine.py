@@ -107,7 +107,7 @@ class VLLMEngine:
         self._has_digests = bool(_digest_arguments(settings.options))
         folders = list(dict.fromkeys([*filter(None, [settings.adapter]), *adapters]))
         if folders:
-            arguments = adapter_arguments(folders) | arguments
+            arguments = adapter_arguments(folders, settings.use_gpu) | arguments
         self._adapters = _adapter_requests(folders)
         self._adapter = self._adapters.get(settings.adapter or "")
         # vLLM's processes do not notice when this process dies.
@@ -123,6 +123,11 @@ class VLLMEngine:
         """Refuse options that vLLM does not know, and options with which an engine cannot prove
         that it serves a model that the run trained. Raises `InputError`."""
         _check_options(settings.options)
+        if not settings.use_gpu and "max_loras" in settings.options:
+            raise InputError(
+                f"engine.options.max_loras {settings.options['max_loras']!r}: on CPUs the number "
+                "of adapters decides it (see adapter_arguments); leave the option out"
+            )
         known = vllm_source.dtypes()
         if known and settings.dtype not in known:
             raise InputError(
@@ -354,7 +359,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             )
 
 
-def adapter_arguments(adapters: Sequence[str]) -> dict[str, Any]:
+def adapter_arguments(adapters: Sequence[str], use_gpu: bool) -> dict[str, Any]:
     """The engine arguments for some LoRA adapters: the largest rank among them, and their number.
 
     They are checked first, because an adapter that vLLM cannot load would end the engine in the
@@ -365,10 +370,15 @@ def adapter_arguments(adapters: Sequence[str]) -> dict[str, Any]:
     checked = {adapter: _peft_of(adapter) for adapter in adapters}
     # vLLM supports only some ranks; a smaller adapter is padded.
     rank = max(_rank(peft) for peft in checked.values())
+    slots = min(len(adapters), MAX_ADAPTERS_IN_BATCH)
+    if not use_gpu:
+        # On CPUs, vLLM computes a request without an adapter with the adapter in the last slot when
+        # others in the batch have one. So the last slot stays empty.
+        slots = len(adapters) + 1
     return {
         "enable_lora": True,
-        "max_loras": min(len(adapters), MAX_ADAPTERS_IN_BATCH),
-        "max_cpu_loras": len(adapters),
+        "max_loras": slots,
+        "max_cpu_loras": max(slots, len(adapters)),
         "max_lora_rank": min(known for known in get_args(MaxLoRARanks) if known >= rank),
     }
 

@@ -291,13 +291,19 @@ def test_engine_has_room_for_the_largest_rank_and_for_all_adapters(
         config = {"r": 1, "lora_alpha": 8, "target_modules": ["q_proj"]}
         pattern = {"rank_pattern": {"q_proj": rank}}
         (folder / "adapter_config.json").write_text(json.dumps(config | pattern))
-    arguments = adapter_arguments(list(map(str, folders)))
-    assert arguments == {
-        "enable_lora": True,
-        "max_lora_rank": max_rank,
-        "max_loras": min(len(ranks), 8),
-        "max_cpu_loras": len(ranks),
-    }
+    of_all = {"enable_lora": True, "max_lora_rank": max_rank}
+    on_gpus = adapter_arguments(list(map(str, folders)), use_gpu=True)
+    in_batch = {"max_loras": min(len(ranks), 8), "max_cpu_loras": len(ranks)}
+    assert on_gpus == of_all | in_batch
+    on_cpus = adapter_arguments(list(map(str, folders)), use_gpu=False)
+    assert on_cpus == of_all | dict.fromkeys(["max_loras", "max_cpu_loras"], len(ranks) + 1)
+
+
+def test_engine_number_of_adapters_in_a_batch_is_not_chosen_on_cpus() -> None:
+    options = {"max_loras": 2}
+    VLLMEngine.check_settings(EngineSettings(options=options), False)
+    with pytest.raises(InputError, match=r"engine\.options\.max_loras 2: on CPUs the number"):
+        VLLMEngine.check_settings(EngineSettings(options=options, use_gpu=False), False)
 
 
 def save_adapter(model_folder: Path, folder: Path, rank: int, seed: int) -> Path:
@@ -391,16 +397,17 @@ def test_engine_serves_its_model_and_adapters_of_several_ranks_in_one_batch(
         sampling = SamplingSettings(temperature=0.0, max_tokens=16)
         served = [shared.engine, *map(shared.engine.with_adapter, adapters)]
 
-        async def chat_all() -> list[list[int]]:
-            answers = await asyncio.gather(*(each.chat(messages, sampling, 0) for each in served))
-            return [completion.token_ids for (completion,) in answers]
+        async def chat_all(order: Sequence[int]) -> list[list[int]]:
+            chats = (served[each].chat(messages, sampling, 0) for each in order)
+            return [completion.token_ids[:12] for (completion,) in await asyncio.gather(*chats)]
 
-        expected = [greedy_ids(AutoModelForCausalLM.from_pretrained(model_folder), ids, 16)]
+        expected = [greedy_ids(AutoModelForCausalLM.from_pretrained(model_folder), ids, 12)]
         for adapter in adapters:
             base = AutoModelForCausalLM.from_pretrained(model_folder)
-            expected.append(greedy_ids(PeftModel.from_pretrained(base, adapter), ids, 16))
-        assert shared.run(chat_all()) == expected
+            expected.append(greedy_ids(PeftModel.from_pretrained(base, adapter), ids, 12))
         assert len(set(map(tuple, expected))) == 3
+        for order in ([0], [0, 1, 2], [2, 1, 0], [0, 1], [2, 0, 0]):
+            assert shared.run(chat_all(order)) == [expected[each] for each in order]
         digests = {adapter: digest_folder(Path(adapter)) for adapter in adapters}
         report = {"model": digest_folder(model_folder)} | digests
         assert shared.run(shared.engine.loaded_weights()) == [report]
