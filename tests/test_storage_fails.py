@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +22,9 @@ import yaml
 
 import cluster.store.holder
 import pipelines.plan
-import regenesis
-from cluster.session import StopRequest, configure_ray_data
 from cluster.store.folder import OPENED
 from pipelines.steps import examples, model, paths, predictions, questions, scores
-from tests.conftest import ledger_rows, scripted_tree
+from tests.conftest import ledger_rows, run_here, scripted_on
 from tests.small_disk import SmallDisk, small_disk
 
 pytestmark = pytest.mark.slow
@@ -62,7 +58,6 @@ class Trial:
     disk: SmallDisk
     config: Path
     patch: pytest.MonkeyPatch
-    capture: pytest.CaptureFixture[str]
     output: str = ""
     kept: dict[str, bytes] = field(default_factory=dict)
     """The durable files when the step began."""
@@ -93,17 +88,14 @@ class Trial:
 
     def run(self, until: str | None, fails: Callable[[], Any] | None = None) -> int:
         """The command up to a step; `fails` is called when that step, or the report, begins."""
-        self.capture.readouterr()
         with self.patch.context() as patch:
             if fails is not None:
                 owner = STEPS[until] if until else pipelines.plan
                 name = "make" if until else "write_own_report"
                 patch.setattr(owner, name, self._failing(fails, getattr(owner, name)))
-            arguments = ["run", str(self.config), *(["--until", until] if until else [])]
-            code = regenesis.main(arguments)
-        told = self.capture.readouterr()
-        self.output = f"{told.out}{told.err}"
-        return code
+            done = run_here("run", self.config, *(["--until", until] if until else []))
+        self.output = f"{done.stdout}{done.stderr}"
+        return done.returncode
 
     def _failing(self, fails: Callable[[], Any], step: Callable[..., Any]) -> Callable[..., Any]:
         def both(*arguments: Any) -> Any:
@@ -166,26 +158,13 @@ def what_made(step: str, run: Path) -> Any:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.parquet")}
 
 
-@contextlib.contextmanager
-def _session(settings: Any) -> Iterator[StopRequest]:
-    """What `ray_session` does besides joining Ray, which this process has done."""
-    configure_ray_data()
-    stop = StopRequest()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    stop.install()
-    try:
-        yield stop
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
-def tree(model_folder: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The config; its runs are in a folder that is of no use."""
+def tree(
+    model_folder: Path, ray_cluster: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The config of the undisturbed run."""
     root = tmp_path_factory.mktemp("whole")
-    of_cluster = {"cluster": {"address": ray_cluster, "progress_every_s": 1.0}}
-    return scripted_tree(root, model_folder) | of_cluster | {"run": "trial"}
+    return scripted_on(ray_cluster, root, model_folder) | {"run": "trial"}
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +173,8 @@ def whole(tree: dict[str, Any]) -> Path:
     root = Path(tree["storage"]["root"])
     config = root.parent / "config.yaml"
     config.write_text(yaml.safe_dump(tree))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regenesis, "ray_session", _session)
-        assert regenesis.main(["run", str(config)]) == 0
+    done = run_here("run", config)
+    assert done.returncode == 0, done.stderr
     return root / "trial"
 
 
@@ -205,15 +183,11 @@ def trial(
     tree: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> Iterator[Trial]:
     with small_disk(tmp_path / "disk", "24m") as disk:
         storage = {**tree["storage"], "root": str(disk.path / "runs")}
         config = tmp_path / "config.yaml"
         config.write_text(yaml.safe_dump(tree | {"storage": storage}))
-        monkeypatch.setattr(regenesis, "ray_session", _session)
-        # Ray's handlers keep the stream of the test in which they were made.
-        monkeypatch.setattr(logging, "raiseExceptions", False)
         # Each command is a process of its own for the next one, which need not wait for it.
         began = iter(range(10**6))
         this = cluster.store.holder.this_process
@@ -222,7 +196,7 @@ def trial(
             "this_process",
             lambda: this() | {"started": f"command {next(began)}"},
         )
-        yield Trial(disk, config, monkeypatch, capfd)
+        yield Trial(disk, config, monkeypatch)
 
 
 @pytest.mark.parametrize("step", STEPS)
