@@ -7,15 +7,13 @@ The tuned model is a copy of the base; another name makes the engine answer bett
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
-import pipelines.selection.select_examples as selection
 from cluster.inference.schedule import Questions, summarize
 from cluster.models.model import Model
 from cluster.settings import settings_of
@@ -93,17 +91,15 @@ def write_finished_run(root: Path, model: Path) -> FinishedRun:
             PREDICTIONS_SCHEMA,
         )
         _write_ledger(steps[f"{name}/predictions"], predicted, PREDICTIONS_SCHEMA, held_out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "map_blocks", _map_here)
-        facts = select_step_examples(
-            steps["round_0/paths"].folder,
-            train,
-            held_out,
-            config.examples,
-            base,
-            {},
-            steps["round_0/examples"].folder,
-        )
+    facts = select_step_examples(
+        steps["round_0/paths"].folder,
+        train,
+        held_out,
+        config.examples,
+        base,
+        {},
+        steps["round_0/examples"].folder,
+    )
     steps["round_0/examples"].commit(**facts)
     shutil.copytree(model, steps["round_0/model"].folder.path)
     steps["round_0/model"].commit(
@@ -152,11 +148,6 @@ def _write_ledger(
     PartWriter(step.folder.child("parts/000000-000001-aaaa/0"), schema).write(rows)
     totals = summarize(compact(step.folder, schema), asked.keys())
     step.commit(rows=totals, last_execution=EXECUTION)
-
-
-def _map_here(function: Callable[..., pa.Table], blocks: Sequence[pa.Table], *args: Any) -> Any:
-    """`cluster.remote.map_blocks` in this process."""
-    return [function(block, *args) for block in blocks]
 
 
 def folder_of(run: FinishedRun, name: str) -> Path:

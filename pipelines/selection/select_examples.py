@@ -452,7 +452,11 @@ def _map_ledger(ledger: Ledger, selector: tuple[Any, ...]) -> Tables:
     tables: Tables = {kind: [schema.empty_table()] for kind, schema in _SCHEMAS.items()}
     indices = [of_file.index for of_file in ledger.split()]
     empty = replace(ledger, index=ledger.index.slice(length=0))
-    for block in map_blocks(_select_block, indices, empty, *selector):
+    if len(indices) == 1:  # a worker would import the tokenizer's packages again, for no gain
+        blocks = [_select_block(indices[0], empty, *selector)]
+    else:
+        blocks = map_blocks(_select_block, indices, empty, *selector)
+    for block in blocks:
         for kind in tables:
             rows = pc.list_flatten(block.column(kind)).combine_chunks()
             tables[kind].append(pa.Table.from_struct_array(rows))

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 
-import pipelines.selection.select_examples as selection
 from cluster.errors import InputError
 from cluster.inference.schedule import Questions
 from cluster.models.model import Model
@@ -28,7 +27,7 @@ from pipelines.stored_run import StoredRun
 from pipelines.synthesis.reasoning_path import ReasoningPath
 from regenesis import main
 from tests.commands.conftest import copied_run as copied_run
-from tests.finished_run import FinishedRun, _map_here, folder_of
+from tests.finished_run import FinishedRun, folder_of
 from tests.report.browser import Browser
 from tests.report.test_paths import wait_for
 
@@ -269,7 +268,7 @@ def test_missing_file_is_refused(finished_run: FinishedRun, capsys: Capture) -> 
 
 
 def test_vetoed_paths_are_dropped_and_their_place_is_filled(
-    copied_run: Copy, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    copied_run: Copy, tmp_path: Path, model_folder: Path
 ) -> None:
     run = copied_run()
     table = imported(run, tmp_path, lambda n: "no" if n % 2 else "yes")
@@ -277,7 +276,6 @@ def test_vetoed_paths_are_dropped_and_their_place_is_filled(
     verdicts = verdicts_of(run)
     assert {verdicts[path_id] for path_id in rejected} >= {"correct"}
     settings = ExampleSettings(vetoes=str(table))  # type: ignore[arg-type]
-    monkeypatch.setattr(selection, "map_blocks", _map_here)
 
     def select(settings: ExampleSettings) -> dict[str, int]:
         questions = run.steps["questions"].folder

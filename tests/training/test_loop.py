@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -296,6 +298,70 @@ def test_a_checkpoint_without_a_state_is_named(
     assert _load_checkpoint(engine, PlacedTraining()) == Progress()
     with pytest.raises(RuntimeError, match=f"{tmp_path} has no state; delete that folder"):
         _load_checkpoint(engine, PlacedTraining())
+
+
+def _once(job: TrainingJob, fit: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Train once as the driver does, where Ray Train would end with what `fit` does."""
+
+    def interrupt(metrics: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    def trainer(placed: TrainingJob) -> Any:
+        return SimpleNamespace(fit=lambda: fit(placed.board))
+
+    monkeypatch.setattr(fine_tune, "_trainer", trainer)
+    return fine_tune._train_once(job, interrupt)
+
+
+def _result(**facts: Any) -> Callable[[Any], Any]:
+    return lambda board: SimpleNamespace(return_value=facts)
+
+
+def _failure(error: Exception) -> Callable[[Any], Any]:
+    def fail(board: Any) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_ends_a_training_is_raised_by_its_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray.train import WorkerGroupError
+
+    few, bug = InputError("too few examples"), ZeroDivisionError()
+    ends: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
+        (_result(refused="too long"), InputError, "too long"),
+        (_result(unwritten="no space"), StorageError, "no space"),
+        (_failure(OSError(errno.EIO, "Input/output error")), StorageError, "Input/output error"),
+        (_failure(WorkerGroupError("failed", {0: few})), InputError, "too few examples"),
+        (_failure(WorkerGroupError("failed", {0: bug})), WorkerGroupError, "failed"),
+    ]
+    for fit, kind, sentence in ends:
+        with pytest.raises(kind, match=sentence):
+            _once(_job(tmp_path), fit, monkeypatch)
+    assert _once(_job(tmp_path), _result(next_step=6), monkeypatch) == {"next_step": 6}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ctrl_c_after_the_first_step_waits_for_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    kept: list[int] = []
+
+    def fit(board: Any) -> Any:
+        for step in itertools.count(1):
+            if ray.get(board.put.remote({"step": step})):
+                kept.append(step)
+                return SimpleNamespace(return_value={})
+
+    with pytest.raises(KeyboardInterrupt):
+        _once(_job(tmp_path), fit, monkeypatch)
+    assert kept, "the workers were told to stop, and waited for"
+    assert "training: writing a checkpoint, then stopping" in capsys.readouterr().err
 
 
 def test_a_training_that_had_to_end_continues_until_its_last_step(
