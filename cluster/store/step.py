@@ -216,10 +216,13 @@ def check_run_folder(folder: Folder, run: str) -> bool:
 
 def _is_left_over(file: str) -> bool:
     """Whether a command may have left this file where there is no run: the disk was full before the
-    run was begun, or the folder was removed while the command still wrote to it."""
+    run was begun, or the folder was removed while the command still wrote to it. A finished step is
+    no such thing; its run has only lost its file."""
     *above, name = file.split("/")
     if not above:
         return name in _OF_RUNS
+    if name == MANIFEST:
+        return False
     return above[0] in _OF_RUNS or any(map(STEP_NAME.fullmatch, above))
 
 

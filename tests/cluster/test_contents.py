@@ -470,9 +470,11 @@ def test_what_a_command_left_in_place_of_a_removed_run_is_no_other_thing(tmp_pat
     for name in ("engine_dtype.json", "tensorboard/a", "round_0/paths-0123456789ab/opened-1.json"):
         run.write_bytes(name, b"{}")
     assert not check_run_folder(run, "run")
-    run.write_bytes("round_0/notes.txt", b"of somebody else")
-    with pytest.raises(InputError, match="holds something else"):
-        check_run_folder(run, "run")
+    for name in ("round_0/notes.txt", "round_0/paths-0123456789ab/manifest.json"):
+        run.write_bytes(name, b"{}")  # of somebody else, or of a run that lost its file
+        with pytest.raises(InputError, match="holds something else"):
+            check_run_folder(run, "run")
+        run.delete_files([name])
 
 
 def test_run_folder_removed_under_a_command_is_said(tmp_path: Path) -> None:
