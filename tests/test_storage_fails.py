@@ -188,7 +188,7 @@ def trial(
         storage = {**tree["storage"], "root": str(disk.path / "runs")}
         config = tmp_path / "config.yaml"
         config.write_text(yaml.safe_dump(tree | {"storage": storage}))
-        # Each command is a process of its own for the next one, which need not wait for it.
+        # To the next command, each one looks like another process that has ended: it need not wait.
         began = iter(range(10**6))
         this = cluster.store.holder.this_process
         monkeypatch.setattr(

@@ -125,8 +125,8 @@ class VLLMEngine:
         _check_options(settings.options)
         if not settings.use_gpu and "max_loras" in settings.options:
             raise InputError(
-                f"engine.options.max_loras {settings.options['max_loras']!r}: on CPUs the number "
-                "of adapters decides it (see adapter_arguments); leave the option out"
+                f"engine.options.max_loras {settings.options['max_loras']!r}: on CPUs it "
+                "follows from the number of adapters; leave the option out"
             )
         known = vllm_source.dtypes()
         if known and settings.dtype not in known:

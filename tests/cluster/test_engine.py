@@ -302,7 +302,7 @@ def test_engine_has_room_for_the_largest_rank_and_for_all_adapters(
 def test_engine_number_of_adapters_in_a_batch_is_not_chosen_on_cpus() -> None:
     options = {"max_loras": 2}
     VLLMEngine.check_settings(EngineSettings(options=options), False)
-    with pytest.raises(InputError, match=r"engine\.options\.max_loras 2: on CPUs the number"):
+    with pytest.raises(InputError, match=r"engine\.options\.max_loras 2: on CPUs it follows"):
         VLLMEngine.check_settings(EngineSettings(options=options, use_gpu=False), False)
 
 
